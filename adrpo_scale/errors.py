@@ -1,0 +1,45 @@
+"""Named errors. Each message gives the value, what was expected and what to do about it.
+
+The command line prints the message alone, without a traceback, and exits with 2; anything that is
+not an `AdrpoError` is a fault of this package and keeps its traceback.
+"""
+
+
+class AdrpoError(Exception):
+    """Base of every error that a user can cause and mend."""
+
+
+class ConfigError(AdrpoError):
+    """A setting is unknown, of the wrong type, or contradicts another one."""
+
+
+class PromptError(AdrpoError):
+    """A prompt file is missing, empty or not in a known format."""
+
+
+class ModelNotFoundError(AdrpoError):
+    """A model folder or hub id cannot be read here."""
+
+
+class WeightsError(AdrpoError):
+    """Weights on disk do not cover the model's parameters exactly."""
+
+
+class RewardError(AdrpoError):
+    """A reward cannot be built, or answered with something that is not one number per sample."""
+
+
+class GroupError(AdrpoError):
+    """A group does not hold exactly G samples."""
+
+
+class RunFolderError(AdrpoError):
+    """A run folder cannot be used as asked."""
+
+
+class NonFiniteError(AdrpoError):
+    """Too many updates in a row had a gradient that is not finite."""
+
+
+class LimitReached(AdrpoError):
+    """A limit of the section [limits] was crossed; the run stopped on purpose."""

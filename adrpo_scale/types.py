@@ -1,0 +1,147 @@
+"""What flows through the loop: frozen dataclasses, no behaviour beyond looking things up.
+
+Legend of shape suffixes, used everywhere:
+
+    P  prompts of one iteration          N  rows (samples) held by this rank, or of a micro-batch
+    G  samples per prompt (a group)      K  completion tokens of all rows of a micro-batch, packed
+    S  = P*G, samples of one iteration   R  reward functions
+
+Sample `s` of an iteration belongs to the prompt at place `s // G` of that iteration and is member
+`s % G` of its group. Ids are int64 wherever they travel: never hashes, never floats.
+
+Worked example, P = 2 prompts with G = 3 samples on 2 ranks:
+
+    rank 0 rolls out   sample_ids_N = [0, 1, 2]   prompt_ids_N = [17, 17, 17]
+    rank 1 rolls out   sample_ids_N = [3, 4, 5]   prompt_ids_N = [4, 4, 4]
+    every rank sees    Rewards.total_PG  = [[.1, .5, .3], [.2, .2, .2]]
+                       Credit.weight_S   = [-.2, .2, 0, 0, 0, 0]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt of a prompt file.
+
+    id: its place in the file (int64); text: what the model is given; metadata: whatever else the
+    file says of it (GenEval's `include`, DrawBench's category, a reference answer, ...).
+    """
+
+    id: int
+    text: str
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class DrawKey:
+    """Which random numbers a pass uses; with a sample id it names one draw (see `seeding`).
+
+    update: index of the optimizer step inside the iteration; draw: index of the (t, x0) draw.
+    """
+
+    seed: int
+    iteration: int
+    update: int = 0
+    draw: int = 0
+
+
+@dataclass(frozen=True)
+class Rows:
+    """N samples as a struct of arrays, on one rank.
+
+    sample_ids_N, prompt_ids_N: int64 [N] on the CPU. tensors: the domain's own, dim 0 = N (flow:
+    `x1` [N, C, H, W]; tokens: prompt and completion ids), on the compute device.
+    """
+
+    sample_ids_N: Tensor
+    prompt_ids_N: Tensor
+    tensors: Mapping[str, Tensor]
+
+    def __len__(self) -> int:
+        return len(self.sample_ids_N)
+
+    def take(self, index: Tensor | slice) -> Rows:
+        """The rows at `index` (int64 [M] on the CPU, or a slice), in that order."""
+        return Rows(
+            self.sample_ids_N[index],
+            self.prompt_ids_N[index],
+            {
+                name: tensor[index if isinstance(index, slice) else index.to(tensor.device)]
+                for name, tensor in self.tensors.items()
+            },
+        )
+
+
+@dataclass(frozen=True)
+class Rewards:
+    """Scores of all samples of one iteration, the same on every rank.
+
+    per_reward_RPG: float64 [R, P, G], one plane per reward function in config order.
+    weights_R: float64 [R]. total_PG: float64 [P, G], the weighted sum.
+    mask_PG: bool [P, G], False where a reward raised or was not finite: such a sample counts
+    nowhere. prompt_ids_P: int64 [P].
+    """
+
+    names: Sequence[str]
+    weights_R: Tensor
+    per_reward_RPG: Tensor
+    total_PG: Tensor
+    mask_PG: Tensor
+    prompt_ids_P: Tensor
+
+
+@dataclass(frozen=True)
+class Credit:
+    """What an algorithm decides about S samples (or, after `take`, about N rows); all [S].
+
+    weight: A, how hard to push the sample up or down (float64). weight_clipped: A_clip.
+    beta: how hard to hold it to the reference (beta0 - A_clip for ADRPO). pair_id: int64, equal
+    for the winner and the loser of a pair, -1 elsewhere. include: float64, 1 or 0; a row with 0
+    (masked, or filler that keeps ranks in step) adds nothing to the loss.
+    """
+
+    weight: Tensor
+    weight_clipped: Tensor
+    beta: Tensor
+    pair_id: Tensor
+    include: Tensor
+
+    def take(self, index: Tensor) -> Credit:
+        """Credit of the samples at `index` (int64 [M])."""
+        return Credit(
+            self.weight[index],
+            self.weight_clipped[index],
+            self.beta[index],
+            self.pair_id[index],
+            self.include[index],
+        )
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a domain measures of the N rows of a micro-batch, with gradient where it matters.
+
+    score_N: mean log-likelihood per token, or minus the mean squared error per latent element.
+    divergence_N: mean per token or per latent element; None where the reference pass was skipped.
+    score_sum_N, ref_score_N, ref_score_sum_N: only where `Algorithm.needs` names them.
+    logp_K, logp_old_K: float32 [K] log-probabilities of the completion tokens of all rows packed
+    together, divergence_K: [K], segment_K: int64 [K], the row of each token. None in domains
+    without a likelihood.
+    """
+
+    score_N: Tensor
+    divergence_N: Tensor | None = None
+    score_sum_N: Tensor | None = None
+    ref_score_N: Tensor | None = None
+    ref_score_sum_N: Tensor | None = None
+    logp_K: Tensor | None = None
+    logp_old_K: Tensor | None = None
+    segment_K: Tensor | None = None
+    divergence_K: Tensor | None = None
