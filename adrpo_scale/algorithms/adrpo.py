@@ -1,0 +1,40 @@
+"""ADRPO (arXiv 2510.18053, eq. 4-7, Algorithm 1): the divergence penalty of each sample is
+beta0 - A_clip, weaker where the sample was good, stronger where it was bad.
+
+Flow matching (eq. 6): A_clip · |v - u|² + (beta0 - A_clip) · |v - v_ref|², which equals, up to a
+constant, beta0 · |v - v*|² with v* = v_ref + (A_clip / beta0) · (u - v_ref): the policy is pulled
+at most max|A_clip| / beta0 of the way towards or away from its own sample.
+
+Tokens (eq. 7): the clipped ratio with the unclipped A, plus (beta0 - A_clip) · KL.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from adrpo_scale.algorithms.base import GroupRelative, GroupRelativeConfig, Kind
+from adrpo_scale.settings import setting
+
+
+class AdrpoConfig(GroupRelativeConfig):
+    name: Literal["adrpo"] = setting("adrpo", "Adaptive Divergence Regularized Policy Optimization")
+
+
+class Adrpo(GroupRelative):
+    Config: ClassVar[type[AdrpoConfig]] = AdrpoConfig
+
+    def __init__(self, config: AdrpoConfig, kind: Kind) -> None:
+        super().__init__(config, kind)
+        if kind == "tokens" and config.advantage_max > config.beta0:
+            warnings.warn(
+                f"algorithm.advantage_max = {config.advantage_max} exceeds beta0 = {config.beta0}: "
+                "the divergence coefficient of good samples is negative, and -KL has no lower "
+                "bound (the paper's table 3 goes to 2 * beta0)",
+                stacklevel=2,
+            )
+
+    def beta(self, advantage_clipped: Tensor) -> Tensor:
+        return self.config.beta0 - advantage_clipped

@@ -1,0 +1,81 @@
+"""Group advantages, in float64 on the gathered rewards, so every rank computes the same bits.
+
+A masked sample leaves its group's mean and standard deviation and gets advantage 0; so does every
+sample of a group with fewer than two samples left or with equal rewards. Nothing here is NaN.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from adrpo_scale.types import Rewards
+
+Baseline = Literal["group", "batch"]
+Scale = Literal["none", "group_std", "global_std"]
+Combine = Literal["sum", "normalise_each"]
+
+EPS = 1e-4  # added to standard deviations (paper, section 3.3; GRPO)
+
+
+def masked_mean(values: Tensor, mask: Tensor, dim: int | tuple[int, ...]) -> Tensor:
+    """Mean of the unmasked values along `dim`, kept as size 1; 0 where none is left."""
+    kept = torch.where(mask, values, 0.0)
+    return kept.sum(dim, keepdim=True) / mask.sum(dim, keepdim=True).clamp(min=1)
+
+
+def masked_std(values: Tensor, mask: Tensor, dim: int | tuple[int, ...]) -> Tensor:
+    """Standard deviation (ddof 1) of the unmasked values along `dim`; 0 below two of them."""
+    squares = torch.where(mask, (values - masked_mean(values, mask, dim)) ** 2, 0.0)
+    return (squares.sum(dim, keepdim=True) / (mask.sum(dim, keepdim=True) - 1).clamp(min=1)).sqrt()
+
+
+def is_degenerate(values: Tensor, mask: Tensor, dim: int | tuple[int, ...]) -> Tensor:
+    """Whether fewer than two values are left along `dim` or all of them are equal (kept dim)."""
+    high = torch.where(mask, values, -torch.inf).amax(dim, keepdim=True)
+    low = torch.where(mask, values, torch.inf).amin(dim, keepdim=True)
+    return (mask.sum(dim, keepdim=True) < 2) | (high <= low)
+
+
+def advantages(
+    rewards_PG: Tensor,
+    mask_PG: Tensor,
+    *,
+    baseline: Baseline = "group",
+    scale: Scale = "none",
+) -> Tensor:
+    """A = (R - V(c)) / scale, float64 [P, G] (paper, sections 3.2 and 3.3).
+
+    rewards_PG: float64 [P, G]; mask_PG: bool [P, G].
+    baseline: V(c) is the mean of the prompt's group, or of the whole batch (Algorithm 1's formula
+    can be read so).
+    scale: "none" (the paper's text for flow matching), "group_std" (GRPO's, std + 1e-4), or
+    "global_std" (one std over the batch).
+    """
+    over: int | tuple[int, ...] = 1 if baseline == "group" else (0, 1)
+    centred = rewards_PG - masked_mean(rewards_PG, mask_PG, over)
+    if scale != "none":
+        spread_over: int | tuple[int, ...] = 1 if scale == "group_std" else (0, 1)
+        centred = centred / (masked_std(rewards_PG, mask_PG, spread_over) + EPS)
+    # An exact 0 for equal rewards: rounding in the mean, or with the batch's mean a real distance,
+    # would otherwise be scaled up by 1 / eps.
+    degenerate = is_degenerate(rewards_PG, mask_PG, over)
+    if scale == "group_std":
+        degenerate = degenerate | is_degenerate(rewards_PG, mask_PG, 1)
+    return torch.where(mask_PG & ~degenerate, centred, 0.0)
+
+
+def combined(rewards: Rewards, how: Combine = "sum") -> Tensor:
+    """One reward per sample out of R weighted ones, float64 [P, G].
+
+    "sum": the weighted sum. "normalise_each": each reward is first centred and scaled by its
+    group's std, so that weights compare rewards of different size.
+    """
+    if how == "sum":
+        return rewards.total_PG
+    planes = [
+        advantages(plane, rewards.mask_PG, scale="group_std") for plane in rewards.per_reward_RPG
+    ]
+    return torch.einsum("r,rpg->pg", rewards.weights_R, torch.stack(planes))

@@ -1,0 +1,100 @@
+"""DPO (arXiv 2305.18290) and Diffusion-DPO (arXiv 2311.12908) on pairs of one group.
+
+The k-th best sample of a group is paired with its k-th worst; a tie gives no pair. With
+
+    margin = (score - ref_score) of the winner - (score - ref_score) of the loser
+
+the loss of a pair is -log sigmoid(beta · margin) on tokens, with summed log-probabilities, and
+-log sigmoid(beta / 2 · margin) on flow matching, with score = minus the mean squared error;
+winner and loser share t and x0. Online: pairs of fresh rollouts. Offline: pairs rolled out once
+from the reference (`rollouts = "reference"`, a pool of `pool` iterations used again and again).
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import model_validator
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from adrpo_scale.algorithms.advantages import combined
+from adrpo_scale.algorithms.base import (
+    Algorithm,
+    AlgorithmConfig,
+    Kind,
+    included_sum,
+    plain_credit,
+)
+from adrpo_scale.settings import setting
+from adrpo_scale.types import Credit, Rewards, Terms
+
+
+class DpoConfig(AlgorithmConfig):
+    name: Literal["dpo"] = setting("dpo", "Direct Preference Optimization, on pairs of a group")
+    beta: float = setting(
+        2000.0, "sharpness of the preference (flow: thousands, tokens: 0.1)", gt=0
+    )
+    pairs_per_group: int = setting(1, "pairs made of each group, best with worst first", ge=1)
+    rollouts: Literal["policy", "reference"] = setting(
+        "policy", "online pairs from the policy, or offline ones rolled out once from the reference"
+    )
+    pool: int = setting(0, "offline: iterations of rollouts that are made once and reused", ge=0)
+
+    @model_validator(mode="after")
+    def _pool_goes_with_offline(self) -> DpoConfig:
+        if (self.rollouts == "reference") != (self.pool > 0):
+            raise ValueError(
+                f'pool = {self.pool} with rollouts = "{self.rollouts}": offline pairs need a pool '
+                "of at least 1 iteration, and online ones have none (pool = 0)"
+            )
+        return self
+
+
+class Dpo(Algorithm):
+    Config: ClassVar[type[DpoConfig]] = DpoConfig
+    rows_per_unit = 2
+
+    def __init__(self, config: DpoConfig, kind: Kind) -> None:
+        super().__init__(config, kind)
+        self.config = config
+        self.rollouts = config.rollouts
+        self.rollout_pool = config.pool
+        self.needs = frozenset({"ref_score"} if kind == "flow" else {"score_sum", "ref_score_sum"})
+
+    def credit(self, rewards: Rewards) -> Credit:
+        """weight is +1 for winners, -1 for losers; pair_id is the winner's sample id."""
+        total_PG = combined(rewards, self.config.combine)
+        size = total_PG.shape[1]
+        weight = torch.zeros(total_PG.numel(), dtype=torch.float64)
+        pair_id = torch.full((total_PG.numel(),), -1, dtype=torch.int64)
+        for p, (row, mask) in enumerate(zip(total_PG, rewards.mask_PG, strict=True)):
+            members = mask.nonzero().flatten()
+            ranked = members[row[members].argsort(descending=True, stable=True)].tolist()
+            for k in range(min(self.config.pairs_per_group, len(ranked) // 2)):
+                winner, loser = ranked[k], ranked[-1 - k]
+                if row[winner] > row[loser]:
+                    ids = torch.tensor([p * size + winner, p * size + loser])
+                    weight[ids] = torch.tensor([1.0, -1.0], dtype=torch.float64)
+                    pair_id[ids] = ids[0]
+        plain = plain_credit(weight, self.config.beta, rewards)
+        return Credit(weight, weight, plain.beta, pair_id, plain.include)
+
+    def select(self, rewards: Rewards, credit: Credit) -> Tensor:
+        """Winner, loser, winner, loser, ..."""
+        winners = (credit.weight > 0).nonzero().flatten()
+        losers = (credit.weight < 0).nonzero().flatten()
+        by_pair = losers[credit.pair_id[losers].argsort()]
+        return torch.stack([winners, by_pair], 1).flatten()
+
+    def loss(self, terms: Terms, credit: Credit) -> Tensor:
+        if self.kind == "flow":
+            score, reference, beta = terms.score_N, terms.ref_score_N, self.config.beta / 2
+        else:
+            assert terms.score_sum_N is not None
+            score, reference, beta = terms.score_sum_N, terms.ref_score_sum_N, self.config.beta
+        assert reference is not None
+        winner, loser = (score - reference).unflatten(0, (-1, 2)).unbind(1)
+        winners = credit.take(torch.arange(0, len(credit.include), 2))
+        return included_sum(-logsigmoid(beta * (winner - loser)), winners)

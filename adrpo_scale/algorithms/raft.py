@@ -1,0 +1,46 @@
+"""RAFT (arXiv 2304.06767): supervised training on the best sample of each group, no divergence.
+
+A group whose samples are all masked has no winner; of equal winners the first is taken.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from adrpo_scale.algorithms.advantages import combined
+from adrpo_scale.algorithms.base import (
+    Algorithm,
+    AlgorithmConfig,
+    Kind,
+    included_sum,
+    plain_credit,
+)
+from adrpo_scale.settings import setting
+from adrpo_scale.types import Credit, Rewards, Terms
+
+
+class RaftConfig(AlgorithmConfig):
+    name: Literal["raft"] = setting("raft", "Reward rAnked FineTuning: the best of each group")
+
+
+class Raft(Algorithm):
+    Config: ClassVar[type[RaftConfig]] = RaftConfig
+
+    def __init__(self, config: RaftConfig, kind: Kind) -> None:
+        super().__init__(config, kind)
+        self.config = config
+
+    def credit(self, rewards: Rewards) -> Credit:
+        total_PG = combined(rewards, self.config.combine)
+        best_P = torch.where(rewards.mask_PG, total_PG, -torch.inf).argmax(1)
+        weight_PG = torch.zeros_like(total_PG).scatter(1, best_P[:, None], 1.0)
+        return plain_credit((weight_PG * rewards.mask_PG).flatten(), 0.0, rewards)
+
+    def select(self, rewards: Rewards, credit: Credit) -> Tensor:
+        return credit.weight.nonzero().flatten()
+
+    def loss(self, terms: Terms, credit: Credit) -> Tensor:
+        return included_sum(-terms.score_N, credit)
