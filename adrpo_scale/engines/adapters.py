@@ -1,0 +1,56 @@
+"""LoRA adapters through peft, on the real library's classes; off, they leave the reference."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import peft
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
+from adrpo_scale.models import LoraConfig
+
+BASE_MARK = ".base_layer"  # peft moves a wrapped layer's own weights under this name
+
+
+def add_adapters(model: nn.Module, config: LoraConfig, targets: tuple[str, ...]) -> None:
+    """Wraps the target layers of `model` in place and freezes everything but the adapters."""
+    model.requires_grad_(False)
+    lora = peft.LoraConfig(
+        r=config.rank, lora_alpha=config.alpha, target_modules=config.targets or list(targets)
+    )
+    # On the meta device like the model: the engine gives them memory and values.
+    peft.inject_adapter_in_model(lora, model, low_cpu_mem_usage=True)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(is_adapter(name))
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a parameter's name is one of an adapter's."""
+    return ".lora_A." in name or ".lora_B." in name
+
+
+def original_name(name: str) -> str:
+    """The parameter's name before adapters were added."""
+    return name.replace(BASE_MARK, "")
+
+
+@contextmanager
+def adapters_off(model: nn.Module) -> Iterator[None]:
+    """Inside, forward passes use the base weights alone.
+
+    peft's own switch also flips requires_grad of every adapter parameter, which would invalidate
+    what a sharding engine recorded of it; only the flag that forward reads is set here.
+    """
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    if not layers:
+        raise ValueError("adapters_off() on a model without adapters would change nothing")
+    before = [layer._disable_adapters for layer in layers]
+    for layer in layers:
+        layer._disable_adapters = True
+    try:
+        yield
+    finally:
+        for layer, value in zip(layers, before, strict=True):
+            layer._disable_adapters = value

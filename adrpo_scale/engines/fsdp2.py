@@ -1,0 +1,277 @@
+"""PyTorch FSDP2: shard degree 1 (replicate), `node` (shard inside the node, replicate across) or
+`all`.
+
+Sharded (`node`, `all`): every block and the root are `fully_shard` units; trained parameters are
+float32, cast to the compute dtype when gathered, gradients reduced in float32. FSDP averages
+gradients over ranks and the loss is already divided by the global count, so backward multiplies
+by the number of ranks.
+
+Replicated (1): the model is left as it is, without FSDP's hooks and copies, and `step` sums the
+gradients once, in one flat float32 buffer. With bfloat16 compute a float32 master copy of each
+trained parameter collects the gradients and is what the optimizer steps.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import ClassVar, Literal
+
+import torch
+import torch.distributed as td
+from accelerate import init_empty_weights
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+from adrpo_scale import dist
+from adrpo_scale.engines.adapters import add_adapters, is_adapter, original_name
+from adrpo_scale.engines.base import Engine, EngineConfig, OptimizerConfig, StepResult
+from adrpo_scale.errors import ConfigError
+from adrpo_scale.models import DTYPES, ModelSpec
+from adrpo_scale.settings import setting
+from adrpo_scale.weights import check_coverage, initial_uniform
+
+
+class Fsdp2Config(EngineConfig):
+    name: Literal["fsdp2"] = setting("fsdp2", "PyTorch FSDP2")
+    shard: Literal[1, "node", "all"] = setting(
+        1, '1: replicate; "node": shard inside a node, replicate across; "all": shard over all'
+    )
+    reduce_every_micro_batch: bool = setting(
+        False, "sharded: hold only sharded gradients while accumulating; more communication"
+    )
+
+
+class Fsdp2Engine(Engine):
+    Config: ClassVar[type[Fsdp2Config]] = Fsdp2Config
+
+    def __init__(self, config: Fsdp2Config, optimizer: OptimizerConfig, seed: int) -> None:
+        self.config, self.optimizer_config, self.seed = config, optimizer, seed
+        self.dtype = DTYPES[config.dtype]
+        kind = config.torch_device()
+        local = dist.rank_facts().local_rank
+        self.device = torch.device(kind, local) if kind == "cuda" else torch.device(kind)
+        self.mesh = build_mesh(config.shard, kind)
+        if kind == "cpu":
+            torch.set_num_threads(config.threads)
+        if config.deterministic:
+            # cuBLAS reads this when its first handle is made; unset, matmuls would raise.
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True)
+        self._trained: dict[str, nn.Parameter] = {}
+        self._masters: dict[str, Tensor] = {}
+
+    def build_policy(self, spec: ModelSpec) -> nn.Module:
+        model = self._build(spec, trained=True)
+        self._policy = model
+        self._trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        self._check_trained_parameters()
+        if self.mesh is None and self.dtype != torch.float32:
+            self._add_masters()
+        self._optimizer = torch.optim.AdamW(
+            list(self._stepped().values()),
+            betas=(self.optimizer_config.beta1, self.optimizer_config.beta2),
+            eps=self.optimizer_config.eps,
+            weight_decay=self.optimizer_config.weight_decay,
+            fused=True,
+        )
+        return model
+
+    def build_frozen(self, spec: ModelSpec) -> nn.Module:
+        return self._build(spec, trained=False)
+
+    def _build(self, spec: ModelSpec, *, trained: bool) -> nn.Module:
+        """Meta model → adapters → dtypes → shards → memory → weights, in this order: parameters
+        that are added after sharding would be plain tensors whose gradients nobody reduces."""
+        with init_empty_weights(include_buffers=False):
+            model = spec.build()
+        model.requires_grad_(trained)
+        if trained and spec.lora is not None:
+            add_adapters(model, spec.lora, spec.lora_targets)
+        for parameter in model.parameters():
+            keep_float32 = parameter.requires_grad and self.mesh is not None
+            parameter.data = parameter.data.to(torch.float32 if keep_float32 else self.dtype)
+        if trained and self.config.activation_checkpointing:
+            spec.checkpoint_activations(model)
+        if self.mesh is not None:
+            self._shard(model, spec.blocks)
+        model._apply(self._materialised)
+        self._load(model, spec)
+        return model.train(trained)
+
+    def _shard(self, model: nn.Module, blocks: tuple[str, ...]) -> None:
+        # Inputs are not cast: a timestep of 1000·sigma in bfloat16 would be off by up to 4.
+        policy = MixedPrecisionPolicy(
+            param_dtype=self.dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
+        )
+        units = [m for m in model.modules() if type(m).__name__ in blocks]
+        for unit in [*units, model]:
+            fully_shard(unit, mesh=self.mesh, reshard_after_forward=True, mp_policy=policy)
+
+    def _materialised(self, tensor: Tensor) -> Tensor:
+        """Memory for a meta parameter; buffers, which are real already, move to the device."""
+        if tensor.is_meta:
+            return torch.empty_like(tensor, device=self.device)
+        return tensor.to(self.device)
+
+    @torch.no_grad()
+    def _load(self, model: nn.Module, spec: ModelSpec) -> None:
+        state = dict(model.named_parameters())
+        persistent = set(model.state_dict())
+        state |= {n: b for n, b in model.named_buffers() if n in persistent}
+        base = {original_name(n) for n in state if not is_adapter(n)}
+        check_coverage(base, spec.weights.names(), spec.weights.folder)
+        for name, tensor in state.items():
+            local, start, stop = local_rows(tensor)
+            if not is_adapter(name):
+                local.copy_(spec.weights.read(original_name(name), start, stop))
+            elif ".lora_A." in name:
+                whole = initial_uniform(name, tensor.shape, tensor.shape[1], self.seed)
+                local.copy_(whole[start:stop])
+            else:
+                local.zero_()
+
+    def _check_trained_parameters(self) -> None:
+        if not self._trained:
+            raise ConfigError("nothing to train: no parameter of the model requires a gradient")
+        plain = [n for n, p in self._trained.items() if not isinstance(p, DTensor)]
+        assert self.mesh is None or not plain, f"trained but not sharded: {plain[:3]}"
+
+    def _add_masters(self) -> None:
+        """float32 copies of the trained parameters; gradients are moved to them as they appear,
+        so that accumulation over micro-batches happens in float32."""
+        for name, parameter in self._trained.items():
+            master = self._masters[name] = parameter.detach().float().clone()
+
+            def collect(p: Tensor, master: Tensor = master) -> None:
+                assert p.grad is not None
+                gradient = p.grad.float()
+                master.grad = gradient if master.grad is None else master.grad.add_(gradient)
+                p.grad = None
+
+            parameter.register_post_accumulate_grad_hook(collect)
+
+    def _stepped(self) -> dict[str, Tensor]:
+        """What the optimizer steps, by name."""
+        return dict(self._masters) if self._masters else dict(self._trained)
+
+    @contextmanager
+    def sampling(self, *models: nn.Module) -> Iterator[None]:
+        units = [u for m in models for u in m.modules() if isinstance(u, FSDPModule)]
+        with torch.no_grad():
+            for unit in units:
+                unit.set_reshard_after_forward(False, recurse=False)
+                unit.unshard()
+            try:
+                yield
+            finally:
+                for unit in units:
+                    unit.reshard()
+                    unit.set_reshard_after_forward(True, recurse=False)
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        if self.mesh is None:
+            loss.backward()
+            return
+        assert isinstance(self._policy, FSDPModule)
+        self._policy.set_requires_gradient_sync(last or self.config.reduce_every_micro_batch)
+        self._policy.set_is_last_backward(last)
+        (loss * dist.world_size()).backward()
+
+    @torch.no_grad()
+    def step(self, learning_rate: float) -> StepResult:
+        stepped = list(self._stepped().values())
+        if self.mesh is None:
+            sum_gradients(stepped)
+        norm = global_norm([p.grad for p in stepped if p.grad is not None])
+        finite = bool(torch.isfinite(norm))
+        if finite:
+            scale = min(1.0, self.optimizer_config.max_grad_norm / (float(norm) + 1e-6))
+            if scale < 1.0:
+                torch._foreach_mul_([p.grad for p in stepped if p.grad is not None], scale)
+            for group in self._optimizer.param_groups:
+                group["lr"] = learning_rate
+            self._optimizer.step()
+            self.publish()
+        self._optimizer.zero_grad(set_to_none=True)
+        return StepResult(float(norm), skipped=not finite)
+
+    def trained_slices(self) -> dict[str, Tensor]:
+        return {n: local_rows(p.detach())[0] for n, p in self._stepped().items()}
+
+    @torch.no_grad()
+    def publish(self) -> None:
+        if self._masters:
+            live = [self._trained[n].data for n in self._masters]
+            torch._foreach_copy_(live, list(self._masters.values()))
+
+    def whole_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        for name, parameter in self._stepped().items():
+            tensor = parameter.detach()
+            whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+            yield name, whole.float().cpu()
+
+    @torch.no_grad()
+    def load_whole(self, name: str, tensor: Tensor) -> None:
+        local, start, stop = local_rows(self._stepped()[name].detach())
+        local.copy_(tensor[start:stop])
+        self.publish()
+
+
+def build_mesh(shard: Literal[1, "node", "all"], device: str) -> DeviceMesh | None:
+    """(replicate, shard) mesh of all ranks, or None where nothing is sharded.
+
+    Raises ConfigError if nodes hold different numbers of ranks.
+    """
+    world = dist.world_size()
+    if shard == 1 or world == 1:
+        return None
+    degree = world if shard == "all" else dist.rank_facts().local_world
+    if world % degree:
+        raise ConfigError(
+            f'engine.shard = "node" with {world} ranks and {degree} on this node: every node must '
+            'run the same number of ranks; use engine.shard = "all" or ask for equal nodes'
+        )
+    if degree == 1:
+        return None
+    if degree == world:
+        return init_device_mesh(device, (world,), mesh_dim_names=("shard",))
+    return init_device_mesh(
+        device, (world // degree, degree), mesh_dim_names=("replicate", "shard")
+    )
+
+
+def local_rows(tensor: Tensor) -> tuple[Tensor, int, int | None]:
+    """(this rank's part, first row, row after the last) of a parameter sharded on dim 0."""
+    if not isinstance(tensor, DTensor):
+        return tensor, 0, None
+    shape, offset = compute_local_shape_and_global_offset(
+        tensor.shape, tensor.device_mesh, tensor.placements
+    )
+    start = offset[0] if shape[0] else 0
+    return tensor.to_local(), start, start + shape[0]
+
+
+def sum_gradients(parameters: list[Tensor]) -> None:
+    """All-reduces the gradients in one flat float32 buffer, in place.
+
+    A parameter without a gradient on this rank counts as zero: another rank may have one.
+    """
+    if dist.world_size() == 1:
+        return
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    flat = torch.cat([g.flatten() for g in gradients])
+    td.all_reduce(flat)
+    parts = flat.split([p.numel() for p in parameters])
+    for parameter, part in zip(parameters, parts, strict=True):
+        parameter.grad = part.view_as(parameter)
+
+
+def global_norm(gradients: list[Tensor]) -> Tensor:
+    """Euclidean norm over all gradients and ranks, the same number on every rank."""
+    norm = torch.nn.utils.get_total_norm(gradients)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm

@@ -1,0 +1,51 @@
+"""What a domain asks an engine to build: the model's class, its weights, its adapters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from pydantic import model_validator
+from torch import nn
+
+from adrpo_scale.settings import Section, setting
+from adrpo_scale.weights import SafetensorsFolder
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class LoraConfig(Section):
+    """Low-rank adapters (peft). The reference is then the same model with adapters off."""
+
+    rank: int = setting(32, "rank r of the adapters", ge=1)
+    alpha: float = setting(32.0, "scaling is alpha / rank", gt=0)
+    targets: list[str] = setting([], "module names to adapt; empty: the domain's attention layers")
+    dropout: float = setting(0.0, "refused above 0", ge=0)
+
+    @model_validator(mode="after")
+    def _dropout_is_zero(self) -> LoraConfig:
+        if self.dropout > 0:
+            raise ValueError(
+                f"dropout = {self.dropout}: policy and reference must see the same function, and a "
+                "resumed run the same randomness; set it to 0"
+            )
+        return self
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What a domain asks an engine to build.
+
+    build: makes the model of the real library's class; called with parameters on the meta device.
+    weights: where its tensors are read from. blocks: class names of the repeated blocks, each a
+    sharding unit. lora: (settings, target module names), or None for full training.
+    checkpoint_activations: switches the library's own activation checkpointing on.
+    """
+
+    build: Callable[[], nn.Module]
+    weights: SafetensorsFolder
+    blocks: tuple[str, ...]
+    lora: LoraConfig | None = None
+    lora_targets: tuple[str, ...] = ()
+    checkpoint_activations: Callable[[nn.Module], None] = field(default=lambda model: None)

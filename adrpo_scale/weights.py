@@ -1,0 +1,139 @@
+"""Reads tensors, and slices of them, out of a folder of safetensors.
+
+A rank reads only the rows that it holds: no process ever has the whole model in memory, and no
+pickle is read. Also finds a model by folder, `demo:` name or hub id.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from adrpo_scale.errors import ModelNotFoundError, WeightsError
+from adrpo_scale.paths import resolve_path
+from adrpo_scale.seeding import Purpose, derive_seed
+
+
+class SafetensorsFolder:
+    """The tensors of all safetensors files of one folder, by name.
+
+    stem: the file name without suffix, e.g. "diffusion_pytorch_model"; `stem.safetensors` or the
+    files that `stem.safetensors.index.json` lists are read. Raises ModelNotFoundError where
+    neither is there.
+    """
+
+    def __init__(self, folder: Path, stem: str) -> None:
+        self.folder = folder
+        index = folder / f"{stem}.safetensors.index.json"
+        single = folder / f"{stem}.safetensors"
+        if index.is_file():
+            self._file_of = json.loads(index.read_text())["weight_map"]
+        elif single.is_file():
+            with safe_open(single, "pt") as file:
+                self._file_of = dict.fromkeys(file.keys(), single.name)
+        else:
+            raise ModelNotFoundError(
+                f"{folder} holds neither {single.name} nor {index.name}; weights are read from "
+                "safetensors only: save them with `save_pretrained`, or download the variant of "
+                "the model that has them"
+            )
+        missing = {name for name in self._file_of.values() if not (folder / name).is_file()}
+        if missing:
+            raise ModelNotFoundError(
+                f"{folder} is half there: {index.name} lists {', '.join(sorted(missing))}, which "
+                "is missing; download the model again"
+            )
+        self._open: dict[str, safe_open] = {}
+
+    def names(self) -> set[str]:
+        return set(self._file_of)
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
+        """Rows [start, stop) of dim 0 of a tensor (all of it by default), on the CPU.
+
+        Raises WeightsError for an unknown name.
+        """
+        if name not in self._file_of:
+            raise WeightsError(
+                f"{self.folder} has no tensor {name!r} among its {len(self._file_of)}; "
+                "is it the weights of another architecture?"
+            )
+        file_name = self._file_of[name]
+        if file_name not in self._open:
+            self._open[file_name] = safe_open(self.folder / file_name, "pt")
+        piece = self._open[file_name].get_slice(name)
+        if not piece.get_shape():
+            return self._open[file_name].get_tensor(name)
+        return piece[start:stop]
+
+    def shape(self, name: str) -> list[int]:
+        """Global shape of a tensor."""
+        self.read(name, 0, 0)
+        return self._open[self._file_of[name]].get_slice(name).get_shape()
+
+
+def check_coverage(expected: Iterable[str], available: Iterable[str], where: Path) -> None:
+    """Raises WeightsError unless the folder's tensors are exactly the model's.
+
+    Loading with `strict=False` has left models half uninitialised elsewhere, with no message.
+    """
+    wanted, there = set(expected), set(available)
+    if wanted == there:
+        return
+    missing, extra = sorted(wanted - there), sorted(there - wanted)
+    raise WeightsError(
+        f"weights in {where} do not fit the model: {len(missing)} missing {missing[:3]}, "
+        f"{len(extra)} unknown {extra[:3]}; use the config.json that belongs to these weights"
+    )
+
+
+def find_model(name: str, allow_patterns: Sequence[str] | None = None) -> Path:
+    """The local folder of a model: a folder, `demo:NAME`, or a hub id.
+
+    A hub id is looked up in the local cache first and downloaded only if the hub may be reached.
+    Raises ModelNotFoundError, with how to bring the model here, where it cannot be had.
+    """
+    if name.startswith("demo:"):
+        return resolve_path(name)
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise ModelNotFoundError(f"model folder {name!r} is not there; give a folder or a hub id")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    patterns = list(allow_patterns) if allow_patterns else None
+    try:
+        return Path(snapshot_download(name, allow_patterns=patterns, local_files_only=True))
+    except LocalEntryNotFoundError:
+        pass  # not in the cache: try the hub below
+    try:
+        return Path(snapshot_download(name, allow_patterns=patterns))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        cache = os.environ.get("HF_HOME", "~/.cache/huggingface")
+        raise ModelNotFoundError(
+            f"model {name!r} is neither a folder here nor in the cache {cache}, and the hub cannot "
+            f"be asked ({type(error).__name__}). Compute nodes often have no internet: on a login "
+            f"node, accept the model's terms on its page, run `hf auth login` and `hf download "
+            f"{name}`, and point HF_HOME of the job at the same cache"
+        ) from error
+
+
+def initial_uniform(name: str, shape: Sequence[int], fan_in: int, seed: int) -> Tensor:
+    """Kaiming-uniform values (a = √5) of a whole tensor, float32, from a seed of its own.
+
+    Initialised whole and cut afterwards: random values drawn shard by shard would depend on the
+    number of ranks (and repeat on every rank where the shards' generators agree).
+    """
+    generator = torch.Generator().manual_seed(
+        derive_seed(seed, int(Purpose.PARAMETER_INIT), text=name)
+    )
+    bound = fan_in**-0.5
+    return torch.empty(*shape).uniform_(-bound, bound, generator=generator)
