@@ -1,0 +1,160 @@
+"""Prompt embeddings of Stable Diffusion 3: computed once, kept on disk, shared by all ranks.
+
+Rank 0 encodes what is missing and then drops the encoders (T5 alone is 9 GB); every rank maps the
+files. A cached embedding is found again only if text, encoder and tokenizer files, sequence length,
+precision and the version of this code are the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from adrpo_scale import dist
+from adrpo_scale.errors import ModelNotFoundError
+
+VERSION = 1  # raise it when the way embeddings are computed changes
+ENCODE_BATCH = 16
+
+
+def cache_folder() -> Path:
+    """$ADRPO_CACHE/embeddings, else ~/.cache/adrpo_scale/embeddings; all nodes must see it."""
+    root = os.environ.get("ADRPO_CACHE") or Path.home() / ".cache" / "adrpo_scale"
+    return Path(root) / "embeddings"
+
+
+def file_hash(path: Path, known: dict[str, str]) -> str:
+    """SHA-256 of a file; remembered in `known` under path, size and modification time, because
+    reading the 9 GB of T5 at every start would take longer than loading it."""
+    stat = path.stat()
+    label = f"{path}:{stat.st_size}:{stat.st_mtime_ns}"
+    if label not in known:
+        with path.open("rb") as file:
+            known[label] = hashlib.file_digest(file, "sha256").hexdigest()
+    return known[label]
+
+
+def encoder_fingerprint(model: Path, t5: bool, max_sequence_length: int, dtype: str) -> str:
+    """Hash of everything but the text that an embedding depends on."""
+    folders = ["text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"]
+    folders += ["text_encoder_3", "tokenizer_3"] if t5 else []
+    memory = cache_folder() / "file-hashes.json"
+    known = json.loads(memory.read_text()) if memory.is_file() else {}
+    before = len(known)
+    parts = [f"v{VERSION}", str(max_sequence_length), dtype]
+    for folder in folders:
+        files = sorted(p for p in (model / folder).glob("*") if p.is_file())
+        if not files:
+            raise ModelNotFoundError(
+                f"{model} has no {folder}/: a Stable Diffusion 3 pipeline folder is expected"
+                + ("; without T5, set domain.t5 = false" if folder.endswith("_3") else "")
+            )
+        parts += [f"{folder}/{p.name}={file_hash(p, known)}" for p in files]
+    if len(known) > before:
+        write_atomically(memory, json.dumps(known).encode())
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Another process never sees half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part.write_bytes(data)
+    part.replace(path)
+
+
+class PromptEmbeddings:
+    """Embeddings by prompt text: `sequence` [L, D] and `pooled` [D_pooled], on the CPU."""
+
+    def __init__(self, by_text: dict[str, dict[str, Tensor]]) -> None:
+        self._by_text = by_text
+
+    def batch(self, texts: Sequence[str], device: torch.device) -> tuple[Tensor, Tensor]:
+        """(sequence [N, L, D], pooled [N, D_pooled]) on `device`. KeyError for an unknown text."""
+        entries = [self._by_text[text] for text in texts]
+        stacked = [torch.stack([e[name] for e in entries]) for name in ("sequence", "pooled")]
+        return stacked[0].to(device), stacked[1].to(device)
+
+
+def load_embeddings(
+    model: Path,
+    texts: Sequence[str],
+    *,
+    t5: bool,
+    max_sequence_length: int,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> PromptEmbeddings:
+    """Embeddings of `texts`, encoding those that no earlier run has left on disk. Collective."""
+    unique = sorted(set(texts))
+
+    def encode_missing() -> dict[str, Path]:
+        fingerprint = encoder_fingerprint(model, t5, max_sequence_length, str(dtype))
+        files = {text: embedding_file(fingerprint, text) for text in unique}
+        missing = [text for text in unique if not files[text].is_file()]
+        if missing:
+            _encode(
+                model,
+                {text: files[text] for text in missing},
+                t5,
+                max_sequence_length,
+                device,
+                dtype,
+            )
+        return files
+
+    files = dist.run_on_main(encode_missing)
+    absent = [path for path in files.values() if not path.is_file()]
+    if absent:
+        raise ModelNotFoundError(
+            f"rank 0 wrote prompt embeddings that this node does not see, e.g. {absent[0]}; "
+            "point ADRPO_CACHE at a folder that all nodes share"
+        )
+    # load_file maps the file, so the ranks of a node share one copy in the page cache.
+    return PromptEmbeddings({text: load_file(path) for text, path in files.items()})
+
+
+def embedding_file(fingerprint: str, text: str) -> Path:
+    digest = hashlib.sha256(f"{fingerprint}\n{text}".encode()).hexdigest()
+    return cache_folder() / digest[:2] / f"{digest}.safetensors"
+
+
+@torch.no_grad()
+def _encode(
+    model: Path,
+    files: dict[str, Path],
+    t5: bool,
+    max_sequence_length: int,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> None:
+    from diffusers import StableDiffusion3Pipeline
+
+    without = {} if t5 else {"text_encoder_3": None, "tokenizer_3": None}
+    pipeline = StableDiffusion3Pipeline.from_pretrained(
+        model, transformer=None, vae=None, torch_dtype=dtype, local_files_only=True, **without
+    ).to(device)
+    texts = list(files)
+    for start in range(0, len(texts), ENCODE_BATCH):
+        chunk = texts[start : start + ENCODE_BATCH]
+        sequence, _, pooled, _ = pipeline.encode_prompt(
+            prompt=chunk,
+            prompt_2=None,
+            prompt_3=None,
+            device=device,
+            do_classifier_free_guidance=False,
+            max_sequence_length=max_sequence_length,
+        )
+        for text, row, pooled_row in zip(chunk, sequence.cpu(), pooled.cpu(), strict=True):
+            path = files[text]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part = path.with_suffix(f".{os.getpid()}.part")
+            save_file({"sequence": row.contiguous(), "pooled": pooled_row.contiguous()}, part)
+            part.replace(path)

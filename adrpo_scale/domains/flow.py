@@ -1,0 +1,270 @@
+"""Flow matching on Stable Diffusion 3 (paper, eq. 5 and 6, Algorithm 1).
+
+Paper's time: t = 0 is noise, t = 1 is data, x_t = (1 - t)·x0 + t·x1, the velocity is u = x1 - x0.
+diffusers' time: sigma = 1 - t, and the network predicts -u at timestep 1000·sigma. `velocity` is
+the one place where the two meet; everything else here is in the paper's time.
+
+    score      = - mean over latent elements of (v - u)²
+    divergence =   mean over latent elements of (v - v_ref)²
+
+Same x0, t and x_t for the policy, the reference and both terms. Rollouts solve dx = v dt with
+Euler steps; training terms use the conditional velocity without guidance.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import model_validator
+from torch import Tensor, nn
+
+from adrpo_scale.domains.base import Domain, DomainConfig, Reference
+from adrpo_scale.domains.embeddings import load_embeddings
+from adrpo_scale.errors import ConfigError, ModelNotFoundError
+from adrpo_scale.models import DTYPES, LoraConfig, ModelSpec
+from adrpo_scale.seeding import Purpose, normal, uniform
+from adrpo_scale.settings import REQUIRED, Section, setting
+from adrpo_scale.types import DrawKey, Prompt, Rows, Terms
+from adrpo_scale.weights import SafetensorsFolder, find_model
+
+ATTENTION = (
+    "to_q",
+    "to_k",
+    "to_v",
+    "to_out.0",
+    "to_add_out",
+    "add_q_proj",
+    "add_k_proj",
+    "add_v_proj",
+)
+WEIGHTS = "diffusion_pytorch_model"
+
+
+class SolverConfig(Section):
+    """How samples are made. Results depend on it, so every config states it."""
+
+    steps: int = setting(28, "Euler steps", ge=1)
+    guidance: float = setting(4.5, "classifier-free guidance scale; 1 means none", ge=0)
+
+
+class FlowConfig(DomainConfig):
+    name: Literal["flow"] = setting("flow", "flow matching: Stable Diffusion 3")
+    model: str = setting(REQUIRED, "diffusers pipeline folder, hub id, or demo:image")
+    train: Literal["lora", "full"] = setting(
+        "lora", "adapters, or all parameters of the transformer", paper="section 4.1"
+    )
+    lora: LoraConfig | None = setting(None, "adapter settings, with train = lora only")
+    t5: bool = setting(True, "use the third text encoder (T5)")
+    max_sequence_length: int = setting(256, "tokens of the T5 part of a prompt embedding", ge=1)
+    height: int = setting(512, "image height in pixels", ge=1)
+    width: int = setting(512, "image width in pixels", ge=1)
+    rollout: SolverConfig = setting(SolverConfig(), "solver of rollouts")
+    evaluation: SolverConfig = setting(SolverConfig(), "solver of evaluation and of `sample`")
+    noise: Literal["independent", "rollout"] = setting(
+        "independent", "x0 of training: drawn afresh, or the one that generated the sample"
+    )
+    decode_chunk: int = setting(8, "latents decoded at once", ge=1)
+    vae_dtype: Literal["float32", "bfloat16"] = setting("float32", "precision of the VAE")
+
+    @model_validator(mode="after")
+    def _lora_goes_with_lora(self) -> FlowConfig:
+        if self.train == "full" and self.lora is not None:
+            raise ValueError(
+                '[domain.lora] together with train = "full": remove the section, or train adapters '
+                'with train = "lora"'
+            )
+        return self
+
+
+class FlowDomain(Domain):
+    kind: Literal["flow", "tokens"] = "flow"
+    Config: ClassVar[type[FlowConfig]] = FlowConfig
+
+    def __init__(self, config: FlowConfig) -> None:
+        self.config = config
+        parts = ["transformer", "vae", "scheduler", "text_encoder", "text_encoder_2"]
+        parts += ["tokenizer", "tokenizer_2", *(["text_encoder_3", "tokenizer_3"] * config.t5)]
+        patterns = ["model_index.json", *(f"{part}/*" for part in parts)]
+        self.folder = find_model(config.model, patterns)
+        self._transformer_config = self._read("transformer")
+        vae, scheduler = self._read("vae"), self._read("scheduler")
+        self.shift = float(scheduler.get("shift", 1.0))
+        self.latent_shape = self._latent_shape(2 ** (len(vae["block_out_channels"]) - 1))
+
+    def _read(self, part: str) -> dict[str, Any]:
+        name = "scheduler_config.json" if part == "scheduler" else "config.json"
+        path = self.folder / part / name
+        if not path.is_file():
+            raise ModelNotFoundError(
+                f"domain.model = {self.config.model!r}: {part}/{name} is missing; a diffusers "
+                "Stable Diffusion 3 pipeline folder or hub id is expected"
+            )
+        return json.loads(path.read_text())
+
+    def _latent_shape(self, vae_factor: int) -> tuple[int, int, int]:
+        config, transformer = self.config, self._transformer_config
+        multiple = vae_factor * transformer["patch_size"]
+        for name, size in (("height", config.height), ("width", config.width)):
+            largest = multiple * transformer["pos_embed_max_size"]
+            if size % multiple or size > largest:
+                raise ConfigError(
+                    f"domain.{name} = {size}: this model takes multiples of {multiple} pixels up "
+                    f"to {largest}"
+                )
+        return transformer["in_channels"], config.height // vae_factor, config.width // vae_factor
+
+    def policy_spec(self) -> ModelSpec:
+        lora = self.config.lora or LoraConfig()
+        return self._spec(lora if self.config.train == "lora" else None)
+
+    def reference_spec(self) -> ModelSpec | None:
+        return None if self.config.train == "lora" else self._spec(None)
+
+    def _spec(self, lora: LoraConfig | None) -> ModelSpec:
+        from diffusers import SD3Transformer2DModel
+
+        return ModelSpec(
+            build=lambda: SD3Transformer2DModel.from_config(self._transformer_config),
+            weights=SafetensorsFolder(self.folder / "transformer", WEIGHTS),
+            blocks=("JointTransformerBlock",),
+            lora=lora,
+            lora_targets=ATTENTION,
+            checkpoint_activations=lambda model: model.enable_gradient_checkpointing(),
+        )
+
+    def prepare(self, prompts: Sequence[Prompt], device: torch.device, dtype: torch.dtype) -> None:
+        from diffusers import AutoencoderKL
+
+        self.device, self.dtype = device, dtype
+        self._text = {prompt.id: prompt.text for prompt in prompts}
+        self._embeddings = load_embeddings(
+            self.folder,
+            [*self._text.values(), ""],  # "" is the unconditional side of guidance
+            t5=self.config.t5,
+            max_sequence_length=self.config.max_sequence_length,
+            device=device,
+            dtype=dtype,
+        )
+        vae = AutoencoderKL.from_pretrained(
+            self.folder / "vae", torch_dtype=DTYPES[self.config.vae_dtype], local_files_only=True
+        )
+        self._vae = vae.to(device).requires_grad_(False).eval()
+
+    @torch.no_grad()
+    def sample(
+        self,
+        policy: nn.Module,
+        prompts_N: Sequence[Prompt],
+        sample_ids_N: Tensor,
+        key: DrawKey,
+        *,
+        evaluation: bool = False,
+    ) -> Rows:
+        solver = self.config.evaluation if evaluation else self.config.rollout
+        purpose = Purpose.EVALUATION if evaluation else Purpose.ROLLOUT_NOISE
+        x0 = normal(key, sample_ids_N.tolist(), purpose, self.latent_shape).to(self.device)
+        tensors = {"x1": x0}
+        if len(prompts_N):
+            tensors["x1"] = self._solve(policy, x0, [p.text for p in prompts_N], solver)
+        if self.config.noise == "rollout":
+            tensors["x0"] = x0
+        ids = torch.tensor([p.id for p in prompts_N], dtype=torch.int64)
+        return Rows(sample_ids_N, ids, tensors)
+
+    def _solve(
+        self, policy: nn.Module, x: Tensor, texts: Sequence[str], solver: SolverConfig
+    ) -> Tensor:
+        """x1 [N, C, H, W] from x0 by Euler steps along the guided velocity."""
+        guided = solver.guidance != 1.0
+        sequence, pooled = self._embeddings.batch(
+            [*texts, *[""] * len(texts)] if guided else texts, self.device
+        )
+        times = solver_times(solver.steps, self.shift).tolist()
+        for t, t_next in itertools.pairwise(times):
+            t_N = torch.full((len(sequence),), t, device=self.device)
+            v = self.velocity(policy, torch.cat([x, x]) if guided else x, t_N, sequence, pooled)
+            if guided:
+                conditional, unconditional = v.chunk(2)
+                v = unconditional + solver.guidance * (conditional - unconditional)
+            x = x + (t_next - t) * v
+        return x
+
+    def velocity(
+        self, model: nn.Module, x: Tensor, t_N: Tensor, sequence: Tensor, pooled: Tensor
+    ) -> Tensor:
+        """v(x, t) in the paper's time, float32 [N, C, H, W]; the only place that knows sigma."""
+        prediction = model(
+            hidden_states=x.to(self.dtype),
+            timestep=1000.0 * (1.0 - t_N),
+            encoder_hidden_states=sequence.to(self.dtype),
+            pooled_projections=pooled.to(self.dtype),
+            return_dict=False,
+        )[0]
+        return -prediction.float()
+
+    @torch.no_grad()
+    def artifacts(self, rows: Rows) -> list[np.ndarray]:
+        images: list[np.ndarray] = []
+        config = self._vae.config
+        for latents in rows.tensors["x1"].split(self.config.decode_chunk):
+            scaled = latents.to(self._vae.dtype) / config.scaling_factor + config.shift_factor
+            decoded = self._vae.decode(scaled, return_dict=False)[0].float()
+            pixels = ((decoded / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+            images += list(pixels.permute(0, 2, 3, 1).cpu().numpy())
+        return images
+
+    def terms(
+        self,
+        policy: nn.Module,
+        reference: Reference,
+        rows: Rows,
+        noise_ids_N: Tensor,
+        key: DrawKey,
+        needs: frozenset[str],
+    ) -> Terms:
+        x1 = rows.tensors["x1"]
+        ids = noise_ids_N.tolist()
+        if self.config.noise == "rollout":
+            x0 = rows.tensors["x0"]
+        else:
+            x0 = normal(key, ids, Purpose.TRAIN_NOISE, self.latent_shape).to(x1.device)
+        t_N = uniform(key, ids, Purpose.TRAIN_TIME).to(x1.device)
+        t = t_N.view(-1, 1, 1, 1)
+        x_t, u = (1 - t) * x0 + t * x1, x1 - x0
+        texts = [self._text[i] for i in rows.prompt_ids_N.tolist()]
+        sequence, pooled = self._embeddings.batch(texts, x1.device)
+        v_ref = None
+        if needs & {"divergence", "ref_score"}:
+            with torch.no_grad(), reference() as model:
+                v_ref = self.velocity(model, x_t, t_N, sequence, pooled)
+        v = self.velocity(policy, x_t, t_N, sequence, pooled)
+        return Terms(
+            score_N=-mean_square(v - u),
+            divergence_N=None if v_ref is None else mean_square(v - v_ref),
+            ref_score_N=None if v_ref is None else -mean_square(v_ref - u),
+        )
+
+    def divergence_metrics(self, terms: Terms) -> dict[str, Tensor]:
+        """`w2_sum`: the sum over latent elements of (v - v_ref)², the W2 bound of a sample."""
+        assert terms.divergence_N is not None
+        return {"w2_sum": terms.divergence_N * float(np.prod(self.latent_shape))}
+
+
+def mean_square(difference: Tensor) -> Tensor:
+    """[N]: mean over latent elements of the squares of [N, C, H, W]."""
+    return difference.square().flatten(1).mean(1)
+
+
+def solver_times(steps: int, shift: float) -> Tensor:
+    """t_0 = 0 … t_steps = 1 in the paper's time, float64 [steps + 1].
+
+    Uniform in sigma, shifted once: sigma' = shift·sigma / (1 + (shift - 1)·sigma). diffusers'
+    `set_timesteps(N)` shifts twice and spends its last step between sigma = .001 and 0.
+    """
+    sigma = 1 - torch.arange(steps + 1, dtype=torch.float64) / steps
+    return 1 - shift * sigma / (1 + (shift - 1) * sigma)

@@ -1,0 +1,1 @@
+"""Rewards: artifacts and their prompts → one number per sample."""

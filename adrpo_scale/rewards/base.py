@@ -1,0 +1,88 @@
+"""The contract of a reward, and scoring that a bad sample cannot stop.
+
+A reward is built once per rank and called with a batch of what the domain made (`Domain.artifacts`)
+and the prompts it was made for; it returns one number per sample. If it raises, the batch is scored
+one by one to find the culprits; a sample whose reward raises or is not finite is masked on every
+rank, and the log names its prompt.
+"""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from adrpo_scale.errors import RewardError
+from adrpo_scale.settings import Section, setting
+from adrpo_scale.types import Prompt
+
+log = logging.getLogger(__name__)
+
+
+class RewardConfig(Section):
+    """What every reward has."""
+
+    name: str | None = setting(None, "its name in the logs; the kind if not given")
+    weight: float = setting(1.0, "its weight in the sum")
+    use: Literal["training", "evaluation"] = setting(
+        "training", "evaluation: reported there and never trained on"
+    )
+
+    @property
+    def label(self) -> str:
+        return self.name or str(getattr(self, "kind", "reward"))
+
+
+class Reward(ABC):
+    """See the module docstring."""
+
+    def __init__(self, config: RewardConfig) -> None:
+        self.label, self.weight = config.label, config.weight
+
+    @abstractmethod
+    def __call__(self, artifacts: Sequence[Any], prompts: Sequence[Prompt]) -> Tensor:
+        """Float tensor [N]; N ≥ 1."""
+
+
+def score(reward: Reward, artifacts: Sequence[Any], prompts: Sequence[Prompt]) -> Tensor:
+    """float64 [N] on the CPU, NaN where the reward raised or was not finite."""
+    if not artifacts:
+        return torch.empty(0, dtype=torch.float64)
+    try:
+        values = checked(reward, artifacts, prompts)
+    except Exception as error:
+        # Third-party code on generated input: one bad sample must not end a run of days.
+        if len(artifacts) == 1:
+            log.warning(
+                "reward %s raised on %s: %r; masked", reward.label, named(prompts[0]), error
+            )
+            return torch.full((1,), torch.nan, dtype=torch.float64)
+        pairs = zip(artifacts, prompts, strict=True)
+        return torch.cat([score(reward, [artifact], [prompt]) for artifact, prompt in pairs])
+    for index in (~values.isfinite()).nonzero().flatten().tolist():
+        log.warning(
+            "reward %s is %s on %s; masked",
+            reward.label,
+            float(values[index]),
+            named(prompts[index]),
+        )
+    return torch.where(values.isfinite(), values, torch.nan)
+
+
+def checked(reward: Reward, artifacts: Sequence[Any], prompts: Sequence[Prompt]) -> Tensor:
+    """The reward's answer as float64 [N]; RewardError if it is anything else."""
+    values = torch.as_tensor(reward(artifacts, prompts)).detach().cpu().double()
+    if values.shape != (len(artifacts),):
+        raise RewardError(
+            f"reward {reward.label} gave shape {tuple(values.shape)} for {len(artifacts)} samples; "
+            "one number per sample is expected"
+        )
+    return values
+
+
+def named(prompt: Prompt) -> str:
+    return f"prompt {prompt.id} {prompt.text[:80]!r}"

@@ -1,0 +1,42 @@
+"""Any function of yours as a reward: `kind = "function"`, `path = "my_module:my_function"`.
+
+It is called as `function(artifacts, prompts)` with a list of uint8 images [H, W, 3] (or texts) and
+a list of `Prompt`, and returns one number per sample (a list, an array or a tensor).
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from adrpo_scale.errors import RewardError
+from adrpo_scale.rewards.base import Reward, RewardConfig
+from adrpo_scale.settings import REQUIRED, setting
+from adrpo_scale.types import Prompt
+
+
+class FunctionRewardConfig(RewardConfig):
+    kind: Literal["function"] = setting("function", "a function by import path")
+    path: str = setting(REQUIRED, "module:function, importable from where the run starts")
+
+
+class FunctionReward(Reward):
+    Config: ClassVar[type[FunctionRewardConfig]] = FunctionRewardConfig
+
+    def __init__(self, config: FunctionRewardConfig, device: torch.device) -> None:
+        super().__init__(config)
+        module, _, attribute = config.path.partition(":")
+        try:
+            self._function = getattr(importlib.import_module(module), attribute)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise RewardError(
+                f"rewards.path = {config.path!r} cannot be imported ({error}); give "
+                "module:function and put the module's folder on PYTHONPATH"
+            ) from error
+
+    def __call__(self, artifacts: Sequence[Any], prompts: Sequence[Prompt]) -> Tensor:
+        return torch.as_tensor(self._function(list(artifacts), list(prompts)))

@@ -1,0 +1,149 @@
+"""Image rewards: CLIP score (transformers or open_clip weights) and the demo's exact checker."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from adrpo_scale.demo.image_task import check
+from adrpo_scale.errors import ModelNotFoundError
+from adrpo_scale.rewards.base import Reward, RewardConfig
+from adrpo_scale.settings import REQUIRED, setting
+from adrpo_scale.types import Prompt
+from adrpo_scale.weights import find_model
+
+
+class ClipRewardConfig(RewardConfig):
+    kind: Literal["clip"] = setting("clip", "CLIP score, 100 · cosine", paper="section 4.1")
+    model: str = setting(
+        REQUIRED,
+        "transformers: folder, hub id or demo:NAME; open_clip: architecture, hf-hub:ID or "
+        "local-dir:FOLDER",
+    )
+    backend: Literal["transformers", "open_clip"] = setting("transformers", "who wrote the weights")
+    pretrained: str | None = setting(None, "open_clip: weights tag or file for an architecture")
+    batch: int = setting(32, "images scored at once", ge=1)
+
+
+class ClipEncoder(ABC):
+    """Unnormalised CLIP embeddings."""
+
+    @abstractmethod
+    def images(self, images: Sequence[Image.Image]) -> Tensor:
+        """[N, D] float32."""
+
+    @abstractmethod
+    def texts(self, texts: Sequence[str]) -> Tensor:
+        """[N, D] float32."""
+
+
+class TransformersClip(ClipEncoder):
+    def __init__(self, name: str, device: torch.device) -> None:
+        from transformers import CLIPModel, CLIPProcessor
+
+        folder = find_model(name, ["*.json", "*.txt", "*.safetensors"])
+        self._device = device
+        self._model = CLIPModel.from_pretrained(folder, use_safetensors=True, dtype=torch.float32)
+        self._model.to(device).requires_grad_(False).eval()
+        self._processor = CLIPProcessor.from_pretrained(folder)
+
+    def images(self, images: Sequence[Image.Image]) -> Tensor:
+        inputs = self._processor.image_processor(list(images), return_tensors="pt")
+        return _pooled(self._model.get_image_features(inputs["pixel_values"].to(self._device)))
+
+    def texts(self, texts: Sequence[str]) -> Tensor:
+        inputs = self._processor.tokenizer(
+            list(texts), padding=True, truncation=True, return_tensors="pt"
+        ).to(self._device)
+        return _pooled(self._model.get_text_features(**inputs))
+
+
+def _pooled(features: Any) -> Tensor:
+    """transformers 5 wraps the embedding in an output object; before, it was the tensor."""
+    return features if isinstance(features, Tensor) else features.pooler_output
+
+
+class OpenClip(ClipEncoder):
+    def __init__(self, name: str, pretrained: str | None, device: torch.device) -> None:
+        import open_clip
+
+        try:
+            self._model, self._preprocess = open_clip.create_model_from_pretrained(
+                name, pretrained=pretrained, device=device
+            )
+        except (RuntimeError, OSError, ValueError) as error:
+            raise ModelNotFoundError(
+                f"open_clip cannot load {name!r} (pretrained = {pretrained!r}): {error}; give "
+                "local-dir:FOLDER, hf-hub:ID of a cached model, or an architecture and a weights file"
+            ) from error
+        self._model.requires_grad_(False).eval()
+        self._tokenizer = open_clip.get_tokenizer(name)
+        self._device = device
+
+    def images(self, images: Sequence[Image.Image]) -> Tensor:
+        pixels = torch.stack([self._preprocess(image) for image in images])
+        return self._model.encode_image(pixels.to(self._device)).float()
+
+    def texts(self, texts: Sequence[str]) -> Tensor:
+        return self._model.encode_text(self._tokenizer(list(texts)).to(self._device)).float()
+
+
+class ClipReward(Reward):
+    """100 · cosine of image and prompt embedding (arXiv 2104.08718 without its clamp at 0)."""
+
+    Config: ClassVar[type[ClipRewardConfig]] = ClipRewardConfig
+
+    def __init__(self, config: ClipRewardConfig, device: torch.device) -> None:
+        super().__init__(config)
+        self.config = config
+        if config.backend == "transformers":
+            self._encoder: ClipEncoder = TransformersClip(config.model, device)
+        else:
+            self._encoder = OpenClip(config.model, config.pretrained, device)
+        self._text_cache: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def embed(self, images: Sequence[np.ndarray]) -> Tensor:
+        """Unnormalised image embeddings, float32 [N, D] on the CPU."""
+        parts = [
+            self._encoder.images([Image.fromarray(i) for i in images[k : k + self.config.batch]])
+            for k in range(0, len(images), self.config.batch)
+        ]
+        return torch.cat(parts).cpu()
+
+    @torch.no_grad()
+    def __call__(self, artifacts: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> Tensor:
+        texts = [prompt.text for prompt in prompts]
+        new = sorted(set(texts) - set(self._text_cache))
+        if new:
+            self._text_cache |= dict(zip(new, self._encoder.texts(new).cpu(), strict=True))
+        text_embeddings = torch.stack([self._text_cache[text] for text in texts])
+        cosine = (normalize(self.embed(artifacts), dim=1) * normalize(text_embeddings, dim=1)).sum(
+            1
+        )
+        return 100.0 * cosine
+
+
+class GlyphCheckerConfig(RewardConfig):
+    kind: Literal["glyph_checker"] = setting("glyph_checker", "the image demo's exact checker")
+
+
+class GlyphChecker(Reward):
+    """1.0 where a demo image shows what its prompt says, else 0.0."""
+
+    Config: ClassVar[type[GlyphCheckerConfig]] = GlyphCheckerConfig
+
+    def __init__(self, config: GlyphCheckerConfig, device: torch.device) -> None:
+        super().__init__(config)
+
+    def __call__(self, artifacts: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> Tensor:
+        return torch.tensor(
+            [float(check(a, p.text)) for a, p in zip(artifacts, prompts, strict=True)]
+        )
