@@ -1,0 +1,5 @@
+"""`python -m adrpo_scale`, which is also what torchrun starts."""
+
+from adrpo_scale.cli import main
+
+main()

@@ -1,0 +1,165 @@
+"""The command `adrpo-scale`: verbs, and errors as one message without a traceback.
+
+Heavy imports are inside the verbs, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from adrpo_scale.errors import (
+    AdrpoError,
+    ConfigError,
+    GroupError,
+    LimitReached,
+    NonFiniteError,
+    PromptError,
+)
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Fine-tune generative models with ADRPO and its baselines, sharded over many GPUs.",
+)
+demo_app = typer.Typer(no_args_is_help=True, help="The small demos that ship with the package.")
+app.add_typer(demo_app, name="demo")
+
+ConfigPath = Annotated[
+    Path, typer.Argument(help="TOML file of the run, e.g. configs/sd3/adrpo.toml")
+]
+SetOption = Annotated[
+    list[str], typer.Option("--set", help="Override a setting: section.key=value; repeatable.")
+]
+
+
+@app.command()
+def train(
+    config: ConfigPath,
+    run_dir: Annotated[
+        Path | None, typer.Option(help="Run folder; default runs/<config>-<hash of settings>.")
+    ] = None,
+    set_: SetOption = [],  # noqa: B006 (typer copies it)
+) -> None:
+    """Train: one process, or as many as torchrun or srun start.
+
+    Example:
+        [cyan]torchrun --nproc-per-node 2 -m adrpo_scale train configs/demo/image_adrpo.toml
+        --set seed=1[/cyan]
+    """
+    from adrpo_scale import life
+    from adrpo_scale.config import load_config
+
+    loaded = load_config(config, set_)
+    life.train(loaded, run_dir)
+
+
+@app.command()
+def sample(
+    run_or_model: Annotated[str, typer.Argument(help="Run folder, pipeline folder or hub id.")],
+    prompts: Annotated[Path, typer.Option(help="Prompt file in any format of [prompts].")],
+    to: Annotated[Path, typer.Option(help="Folder for the pictures.")],
+    per_prompt: Annotated[int, typer.Option(help="Samples per prompt.", min=1)] = 4,
+    seed: Annotated[int, typer.Option(help="Seed of the noise.", min=0)] = 0,
+    weights: Annotated[str, typer.Option(help="trained or ema (of a run).")] = "trained",
+    set_: SetOption = [],  # noqa: B006
+) -> None:
+    """Sample pictures from a finished run, or from a model as it is.
+
+    Example:
+        [cyan]adrpo-scale sample runs/demo --prompts my_prompts.txt --to pictures[/cyan]
+    """
+    from adrpo_scale import life
+
+    if weights not in ("trained", "ema"):
+        raise ConfigError(f"--weights {weights!r}: expected trained or ema")
+    life.sample(run_or_model, prompts, to, per_prompt, seed, weights, set_)
+
+
+@app.command("config")
+def show_config(
+    config: Annotated[Path | None, typer.Argument(help="TOML file of a run.")] = None,
+    diff: Annotated[Path | None, typer.Option(help="Show only what differs from this one.")] = None,
+    schema: Annotated[bool, typer.Option(help="Print the JSON schema for editors.")] = False,
+    set_: SetOption = [],  # noqa: B006
+) -> None:
+    """Show every setting: value, where it comes from, what it means.
+
+    Example:
+        [cyan]adrpo-scale config configs/sd3/adrpo.toml --diff configs/sd3/grpo.toml[/cyan]
+    """
+    from adrpo_scale import config_view
+    from adrpo_scale.config import load_config
+    from adrpo_scale.metrics import console
+
+    if schema:
+        print(json.dumps(config_view.schema(), indent=2))
+        return
+    if config is None:
+        raise ConfigError("adrpo-scale config needs a CONFIG, or --schema")
+    loaded = load_config(config, set_)
+    if diff is not None:
+        console.print(config_view.difference_table(loaded, load_config(diff)))
+    else:
+        console.print(config_view.config_table(loaded))
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders.")],
+    curves: Annotated[Path | None, typer.Option(help="Also draw the curves into this PNG.")] = None,
+) -> None:
+    """Compare runs: a Markdown table of their last three evaluations, a line per algorithm.
+
+    Example:
+        [cyan]adrpo-scale report runs/image_adrpo-* runs/image_grpo-* --curves curves.png[/cyan]
+    """
+    from adrpo_scale.evaluation import figures, tables
+
+    rows = [tables.read_rows(run) for run in runs]
+    print(tables.markdown(tables.comparison(rows)))
+    if curves is not None:
+        figures.curves(rows, curves)
+
+
+@demo_app.command("build")
+def build_demo(
+    name: Annotated[str, typer.Argument(help="image")],
+    to: Annotated[Path | None, typer.Option(help="Folder; default: the shipped assets.")] = None,
+) -> None:
+    """Build a demo's small models and prompts again, from code and pinned seeds.
+
+    Example:
+        [cyan]adrpo-scale demo build image --to /tmp/image-demo[/cyan]
+    """
+    from adrpo_scale.demo.image_build import build_image
+    from adrpo_scale.paths import ASSETS
+
+    builders = {"image": build_image}
+    if name not in builders:
+        raise ConfigError(f"demo {name!r} is not known; known: {', '.join(builders)}")
+    builders[name](to or ASSETS / name)
+
+
+# Raised alike on every rank, so rank 0's message is enough.
+_AGREED = (ConfigError, PromptError, GroupError, LimitReached, NonFiniteError)
+
+
+def main() -> None:
+    """Runs the command. Exit codes: 0 done, 2 an error of the user's to mend, 3 a limit reached."""
+    from adrpo_scale.dist import rank_facts
+
+    try:
+        app()
+    except AdrpoError as error:
+        facts = rank_facts()
+        if facts.is_main or not isinstance(error, _AGREED):
+            who = "" if facts.world == 1 else f"[rank {facts.rank}] "
+            print(f"{who}error: {error}", file=sys.stderr)
+        sys.exit(3 if isinstance(error, LimitReached) else 2)

@@ -1,0 +1,78 @@
+"""A config as people read it: every key with its value, source and meaning; differences; schema."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel
+from rich.table import Table
+
+from adrpo_scale.config import LoadedConfig, RunConfig
+from adrpo_scale.settings import Section
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One key. value: as in TOML; source: file, --set, "paper, place" or default."""
+
+    path: str
+    value: str
+    source: str
+    meaning: str
+
+
+def entries(loaded: LoadedConfig) -> list[Entry]:
+    """Every key of a config, in declaration order."""
+    return list(_section_entries(loaded, loaded.config, ""))
+
+
+def _section_entries(loaded: LoadedConfig, section: BaseModel, prefix: str) -> Iterator[Entry]:
+    for name, info in type(section).model_fields.items():
+        path, value = f"{prefix}{name}", getattr(section, name)
+        if isinstance(value, Section):
+            yield from _section_entries(loaded, value, f"{path}.")
+        elif isinstance(value, list) and value and isinstance(value[0], Section):
+            for number, item in enumerate(value):
+                yield from _section_entries(loaded, item, f"{path}.{number}.")
+        else:
+            yield Entry(path, _toml(value), loaded.source(path, info), info.description or "")
+
+
+def _toml(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f'"{value}"' if isinstance(value, str) else str(value)
+
+
+def config_table(loaded: LoadedConfig) -> Table:
+    table = Table(
+        "key", "value", "from", "meaning", title=f"{loaded.name}-{loaded.config.digest()}"
+    )
+    for entry in entries(loaded):
+        table.add_row(entry.path, entry.value, entry.source, entry.meaning)
+    return table
+
+
+def differences(one: LoadedConfig, other: LoadedConfig) -> list[tuple[str, str, str]]:
+    """(key, value here, value there) of every key that differs; "–" where a key is not there."""
+    here = {entry.path: entry.value for entry in entries(one)}
+    there = {entry.path: entry.value for entry in entries(other)}
+    keys = list(dict.fromkeys([*here, *there]))
+    pairs = [(key, here.get(key, "–"), there.get(key, "–")) for key in keys]
+    return [pair for pair in pairs if pair[1] != pair[2]]
+
+
+def difference_table(one: LoadedConfig, other: LoadedConfig) -> Table:
+    table = Table("key", one.name, other.name, title="settings that differ")
+    for row in differences(one, other):
+        table.add_row(*row)
+    return table
+
+
+def schema() -> dict[str, Any]:
+    """JSON schema of a config file, for editors (e.g. taplo's `#:schema` line)."""
+    return RunConfig.model_json_schema()

@@ -1,0 +1,181 @@
+"""Evaluation during training: fixed prompts, fixed noise, the same numbers at any world size.
+
+Each split's prompts get `samples_per_prompt` samples whose noise depends on `seed` alone, so two
+evaluations differ by the policy and by nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from adrpo_scale import dist
+from adrpo_scale.domains.base import Domain, Reference
+from adrpo_scale.engines.base import Engine
+from adrpo_scale.errors import ConfigError
+from adrpo_scale.evaluation.diversity import mean_pairwise_cosine, mean_pairwise_l2
+from adrpo_scale.evaluation.grids import picture_grid
+from adrpo_scale.rewards.base import Reward
+from adrpo_scale.rollout import gather_rewards, sample_block, score_block
+from adrpo_scale.seeding import Purpose, permutation
+from adrpo_scale.settings import Section, setting
+from adrpo_scale.types import DrawKey, Prompt, Rewards, Rows
+
+THUMBNAIL = 64  # pixels; pixel diversity is measured on pictures reduced to this
+GRID_COLUMNS = 6
+GRID_ROWS = 6
+EVALUATION = -1  # the "iteration" of draws that must be the same at every evaluation
+
+
+class EvaluationConfig(Section):
+    every: int = setting(
+        10, "iterations between evaluations, first and last included; 0: never", ge=0
+    )
+    prompts: int = setting(12, "prompts per split", ge=1)
+    samples_per_prompt: int = setting(12, "samples per prompt; diversity needs two", ge=2)
+    weights: Literal["raw", "ema"] = setting("raw", "which weights are evaluated")
+    seed: int = setting(0, "seed of the fixed noise and of the choice of prompts")
+
+    def is_due(self, iteration: int, last: int) -> bool:
+        """Whether to evaluate when `iteration` iterations are done."""
+        return self.every > 0 and (iteration % self.every == 0 or iteration == last)
+
+
+@dataclass(frozen=True)
+class Result:
+    """metrics: name → (value, how many samples or prompts it averages). grid: None on ranks > 0."""
+
+    metrics: dict[str, tuple[float, int]]
+    grid: Image.Image | None
+
+
+class Evaluator:
+    """Evaluates the policy on splits of prompts. Every method is collective."""
+
+    def __init__(
+        self,
+        config: EvaluationConfig,
+        domain: Domain,
+        engine: Engine,
+        rewards: Sequence[Reward],
+        trained_on: set[str],
+        splits: dict[str, list[Prompt]],
+        chunk: int,
+        frozen: Sequence[nn.Module] = (),
+    ) -> None:
+        """rewards: all of them; trained_on: labels of those in the weighted sum `reward`;
+        frozen: the reference, where it is a model of its own. Raises ConfigError if a split has
+        fewer samples than there are ranks."""
+        self.config, self.domain, self.engine, self.chunk = config, domain, engine, chunk
+        self.rewards, self.trained_on, self.frozen = rewards, trained_on, frozen
+        self.splits = {name: self._choose(prompts) for name, prompts in splits.items() if prompts}
+        for name, prompts in self.splits.items():
+            if len(prompts) * config.samples_per_prompt < dist.world_size():
+                raise ConfigError(
+                    f"evaluation of {name}: {len(prompts)} prompts × {config.samples_per_prompt} "
+                    f"samples are fewer than the {dist.world_size()} processes; raise "
+                    "evaluation.samples_per_prompt"
+                )
+
+    def _choose(self, prompts: Sequence[Prompt]) -> list[Prompt]:
+        order = permutation(len(prompts), self.config.seed, int(Purpose.EVALUATION)).tolist()
+        return [prompts[i] for i in order[: self.config.prompts]]
+
+    def evaluate(self, policy: nn.Module, reference: Reference, split: str) -> Result:
+        """Metrics and picture grid of one split."""
+        prompts, size = self.splits[split], self.config.samples_per_prompt
+        key = DrawKey(self.config.seed, EVALUATION)
+        # Everything that runs a model is in here: ranks need not then run it equally often.
+        with self.engine.sampling(policy, *self.frozen):
+            rows = sample_block(
+                self.domain, policy, prompts, size, key, self.chunk, evaluation=True
+            )
+            divergence = self._divergence_metrics(policy, reference, rows, key)
+        artifacts = self.domain.artifacts(rows)
+        prompts_N = [prompts[int(s) // size] for s in rows.sample_ids_N]
+        scores_NR = score_block(self.rewards, artifacts, prompts_N)
+        scored = gather_rewards(rows, scores_NR, self.rewards, prompts, size)
+        metrics = self._reward_metrics(scored) | divergence
+        grid = None
+        if self.domain.kind == "flow":
+            metrics |= self._diversity_metrics(artifacts, len(prompts), size)
+            grid = image_grid(rows, artifacts, prompts, scored)
+        return Result(metrics, grid)
+
+    def _reward_metrics(self, scored: Rewards) -> dict[str, tuple[float, int]]:
+        trained = torch.tensor([name in self.trained_on for name in scored.names])
+        weights_R = scored.weights_R * trained
+        total_PG = torch.einsum("r,rpg->pg", weights_R, scored.per_reward_RPG)
+        planes = {"reward": total_PG}
+        if len(scored.names) > 1:
+            planes |= dict(zip(scored.names, scored.per_reward_RPG, strict=True))
+        return {name: finite_mean(plane) for name, plane in planes.items()}
+
+    def _divergence_metrics(
+        self, policy: nn.Module, reference: Reference, rows: Rows, key: DrawKey
+    ) -> dict[str, tuple[float, int]]:
+        parts: dict[str, list[Tensor]] = {}
+        for start in range(0, len(rows), self.chunk):
+            part = rows.take(slice(start, start + self.chunk))
+            terms = self.domain.terms(
+                policy, reference, part, part.sample_ids_N, key, frozenset({"divergence"})
+            )
+            for name, values in self.domain.divergence_metrics(terms).items():
+                parts.setdefault(name, []).append(values.double().cpu())
+        return {n: finite_mean(dist.gather_rows(torch.cat(v))) for n, v in parts.items()}
+
+    def _diversity_metrics(
+        self, images: Sequence[np.ndarray], prompts: int, size: int
+    ) -> dict[str, tuple[float, int]]:
+        """Needs the samples in order of their ids, as blocks are."""
+        thumbnails = dist.gather_rows(pixels(images)).unflatten(0, (prompts, size))
+        found = {"pixel_diversity": mean_pairwise_l2(thumbnails / 255.0)}
+        embedder = next((r for r in self.rewards if hasattr(r, "embed")), None)
+        if embedder is not None:
+            features = dist.gather_rows(embedder.embed(images)).unflatten(0, (prompts, size))
+            found["clip_diversity_l2"] = mean_pairwise_l2(features)
+            found["clip_diversity_cosine"] = mean_pairwise_cosine(features)
+        return {name: finite_mean(values) for name, values in found.items()}
+
+
+def finite_mean(values: Tensor) -> tuple[float, int]:
+    """(mean of the finite values, their number); (nan, 0) without any."""
+    finite = values[values.isfinite()]
+    return (float(finite.double().mean()), finite.numel()) if finite.numel() else (float("nan"), 0)
+
+
+def pixels(images: Sequence[np.ndarray]) -> Tensor:
+    """uint8 [N, h·w·3] of the pictures, reduced to at most THUMBNAIL pixels a side."""
+    flat = []
+    for image in images:
+        picture = Image.fromarray(image)
+        picture.thumbnail((THUMBNAIL, THUMBNAIL))
+        flat.append(torch.from_numpy(np.asarray(picture).copy()).flatten())
+    return torch.stack(flat)
+
+
+def image_grid(
+    rows: Rows, images: Sequence[Any], prompts_P: Sequence[Prompt], scored: Rewards
+) -> Image.Image | None:
+    """Picture grid of the first prompts and samples, on rank 0; None elsewhere. Collective."""
+    size = scored.mask_PG.shape[1]
+    shown = [
+        (int(s), images[n])
+        for n, s in enumerate(rows.sample_ids_N)
+        if int(s) // size < GRID_ROWS and int(s) % size < GRID_COLUMNS
+    ]
+    every = dict(pair for part in dist.gather_objects(shown) for pair in part)
+    if not dist.is_main():
+        return None
+    n_prompts, columns = min(GRID_ROWS, len(prompts_P)), min(GRID_COLUMNS, size)
+    return picture_grid(
+        [[every[p * size + g] for g in range(columns)] for p in range(n_prompts)],
+        [prompt.text for prompt in prompts_P[:n_prompts]],
+        scored.total_PG[:n_prompts, :columns].tolist(),
+    )

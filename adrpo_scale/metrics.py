@@ -1,0 +1,158 @@
+"""What a run leaves behind to look at: JSONL, TensorBoard, and the line on the terminal.
+
+Only rank 0 writes; the other ranks hold a `MetricsLog` that does nothing, so the loop has no
+conditionals. One JSON object per iteration in `metrics.jsonl`, one per evaluated number in
+`eval.jsonl`; numbers that are not finite or were not measured are null.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from adrpo_scale import dist
+from adrpo_scale.settings import Section, setting
+
+console = Console()
+
+
+class LoggingConfig(Section):
+    pictures_every: int = setting(
+        20, "iterations between picture grids of rollouts in TensorBoard; 0: never", ge=0
+    )
+    histograms_every: int = setting(
+        5, "iterations between histograms of advantages and betas; 0: never", ge=0
+    )
+    divergence_every: int = setting(
+        10,
+        "where no beta needs the reference, iterations between passes that log it; 0: never",
+        ge=0,
+    )
+
+
+def is_due(every: int, iteration: int) -> bool:
+    return every > 0 and iteration % every == 0
+
+
+def setup_logging(run: Path) -> None:
+    """Warnings of rank 0 on the terminal, every rank's messages in `logs/rank-NNN.log`."""
+    folder = run / "logs"
+    folder.mkdir(parents=True, exist_ok=True)
+    file = logging.FileHandler(folder / f"rank-{dist.rank():03d}.log")
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handlers: list[logging.Handler] = [file]
+    if dist.is_main():
+        screen = RichHandler(console=console, show_path=False, show_time=False, markup=False)
+        screen.setLevel(logging.WARNING)
+        handlers.append(screen)
+    logging.basicConfig(level=logging.INFO, handlers=handlers, force=True)
+    logging.captureWarnings(True)
+
+
+class MetricsLog:
+    """See the module docstring. Use as a context manager: the terminal line is live inside."""
+
+    def __init__(self, run: Path, iterations: int, start: int = 0) -> None:
+        self.run, self.iterations, self.start = run, iterations, start
+        self._on = dist.is_main()
+        self._live = self._on and console.is_terminal
+        if self._on:
+            # Imported here: it takes a second that the other ranks need not spend.
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._tensorboard = SummaryWriter(run / "tensorboard")
+            self._progress = Progress(
+                TextColumn("iteration {task.completed}/{task.total}"),
+                BarColumn(bar_width=20),
+                TextColumn("{task.fields[line]}"),
+                TimeRemainingColumn(),
+                console=console,
+                disable=not self._live,
+            )
+            self._task = self._progress.add_task("", total=iterations, completed=start, line="")
+
+    def __enter__(self) -> MetricsLog:
+        if self._on:
+            self._progress.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._on:
+            self._progress.stop()
+            self._tensorboard.close()
+
+    def iteration(
+        self, record: Mapping[str, Any], histograms: Mapping[str, np.ndarray] | None = None
+    ) -> None:
+        """One line of `metrics.jsonl`; `record` holds `iteration`. histograms: name → values."""
+        if not self._on:
+            return
+        self._append("metrics.jsonl", [record])
+        step = int(record["iteration"])
+        for name, value in record.items():
+            if isinstance(value, int | float) and name != "iteration" and math.isfinite(value):
+                self._tensorboard.add_scalar(f"train/{name}", value, step)
+        for name, values in (histograms or {}).items():
+            self._tensorboard.add_histogram(f"train/{name}", values, step)
+        line = progress_line(record)
+        self._progress.update(self._task, completed=step, line=line)
+        if not self._live:
+            console.print(f"iteration {step}/{self.iterations}  {line}", highlight=False)
+
+    def evaluation(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Rows of `eval.jsonl`."""
+        if not self._on:
+            return
+        self._append("eval.jsonl", rows)
+        for row in rows:
+            if row["value"] is not None and math.isfinite(row["value"]):
+                name = f"eval_{row['split']}/{row['metric']}"
+                self._tensorboard.add_scalar(name, row["value"], row["iteration"])
+        self._tensorboard.flush()
+
+    def picture(self, tag: str, picture: Any, iteration: int, file: str | None = None) -> None:
+        """A PIL image into TensorBoard, and as `samples/<file>` where a name is given."""
+        if not self._on or picture is None:
+            return
+        self._tensorboard.add_image(tag, np.asarray(picture), iteration, dataformats="HWC")
+        if file is not None:
+            (self.run / "samples").mkdir(exist_ok=True)
+            picture.save(self.run / "samples" / file)
+
+    def _append(self, name: str, records: Sequence[Mapping[str, Any]]) -> None:
+        with (self.run / name).open("a") as file:
+            file.writelines(
+                json.dumps(finite(record), allow_nan=False) + "\n" for record in records
+            )
+
+
+def finite(record: Mapping[str, Any]) -> dict[str, Any]:
+    """`record` with null for every float that JSON cannot write."""
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in record.items()
+    }
+
+
+def progress_line(record: Mapping[str, Any]) -> str:
+    """What a person watches: reward, beta range, divergence, samples per second."""
+
+    def shown(name: str, digits: int) -> str:
+        value = record.get(name)
+        return "–" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
+
+    return (
+        f"reward {shown('reward', 2)}  "
+        f"beta {shown('beta_min', 2)}…{shown('beta_max', 2)}  "
+        f"divergence {shown('divergence', 4)}  "
+        f"{shown('samples_per_second', 1)} samples/s"
+    )

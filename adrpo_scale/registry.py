@@ -1,0 +1,38 @@
+"""One dict from name to class per kind. Adding a component means adding a line here.
+
+Each class carries its config class as `Config`.
+"""
+
+from __future__ import annotations
+
+from adrpo_scale.algorithms.adrpo import Adrpo
+from adrpo_scale.algorithms.base import Algorithm
+from adrpo_scale.algorithms.dpo import Dpo
+from adrpo_scale.algorithms.grpo import Grpo
+from adrpo_scale.algorithms.orw_cfm_w2 import OrwCfmW2
+from adrpo_scale.algorithms.raft import Raft
+from adrpo_scale.domains.base import Domain
+from adrpo_scale.domains.flow import FlowDomain
+from adrpo_scale.engines.base import Engine
+from adrpo_scale.engines.fsdp2 import Fsdp2Engine
+from adrpo_scale.rewards.base import Reward
+from adrpo_scale.rewards.function import FunctionReward
+from adrpo_scale.rewards.image import ClipReward, GlyphChecker
+
+DOMAINS: dict[str, type[Domain]] = {"flow": FlowDomain}
+
+ALGORITHMS: dict[str, type[Algorithm]] = {
+    "adrpo": Adrpo,
+    "grpo": Grpo,
+    "orw_cfm_w2": OrwCfmW2,
+    "raft": Raft,
+    "dpo": Dpo,
+}
+
+ENGINES: dict[str, type[Engine]] = {"fsdp2": Fsdp2Engine}
+
+REWARDS: dict[str, type[Reward]] = {
+    "clip": ClipReward,
+    "glyph_checker": GlyphChecker,
+    "function": FunctionReward,
+}

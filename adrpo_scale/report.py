@@ -1,0 +1,132 @@
+"""The numbers of one iteration: what credit was given, what the updates did, where time went."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adrpo_scale import dist
+from adrpo_scale.algorithms.advantages import is_degenerate
+from adrpo_scale.algorithms.base import Algorithm, GroupRelative
+from adrpo_scale.types import Credit, Rewards, Terms
+
+SMALL_ADVANTAGE = 0.05
+MANY_DEGENERATE = 0.5
+
+
+class Stopwatch:
+    """Wall seconds by phase, and CPU seconds of this process."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._seconds: dict[str, float] = {}
+        self._start, self._cpu = time.perf_counter(), time.process_time()
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)  # kernels still running belong to this phase
+        self._seconds[phase] = self._seconds.get(phase, 0.0) + time.perf_counter() - start
+
+    def record(self, samples: int) -> dict[str, float]:
+        wall = time.perf_counter() - self._start
+        phases = {
+            f"seconds_{p}": self._seconds.get(p, 0.0) for p in ("rollout", "reward", "update")
+        }
+        return {
+            **phases,
+            "seconds": wall,
+            "cpu_seconds": time.process_time() - self._cpu,
+            "samples_per_second": samples / wall,
+        }
+
+
+class Tally:
+    """Sums over an iteration's micro-batches and steps, reduced over ranks once at the end."""
+
+    def __init__(self) -> None:
+        self._sums: Tensor | None = None  # loss, divergence, rows with a divergence
+        self._norms: list[float] = []
+        self._rate = math.nan
+        self._skipped = 0
+
+    def add(self, loss: Tensor, terms: Terms, credit: Credit) -> None:
+        parts = [loss.detach().float(), loss.new_zeros(()), loss.new_zeros(())]
+        if terms.divergence_N is not None:
+            include = credit.include.to(terms.divergence_N)
+            parts[1:] = [(terms.divergence_N.detach() * include).sum(), include.sum()]
+        sums = torch.stack(parts)
+        self._sums = sums if self._sums is None else self._sums + sums
+
+    def add_step(self, grad_norm: float, rate: float, skipped: bool) -> None:
+        self._norms.append(grad_norm)
+        self._rate = rate
+        self._skipped += skipped
+
+    def record(self) -> dict[str, Any]:
+        """Collective. loss: mean over the steps; null where nothing was trained on, divergence
+        where it was not measured."""
+        sums = torch.zeros(3) if self._sums is None else self._sums
+        loss, divergence, rows = dist.all_sum(sums.double().cpu()).tolist()
+        steps = len(self._norms)
+        return {
+            "loss": loss / steps if steps else None,
+            "divergence": divergence / rows if rows else None,
+            "grad_norm": sum(self._norms) / steps if steps else None,
+            "learning_rate": self._rate if steps else None,
+            "updates": steps,
+            "updates_skipped": self._skipped,
+        }
+
+
+def credit_record(rewards: Rewards, credit: Credit) -> dict[str, Any]:
+    """Statistics of rewards, advantages and betas over the samples that are not masked."""
+    kept = rewards.mask_PG.flatten()
+    total = rewards.total_PG.flatten()[kept]
+    weight, clipped, beta = credit.weight[kept], credit.weight_clipped[kept], credit.beta[kept]
+    some = len(total) > 0
+    record = {
+        "reward": float(total.mean()) if some else None,
+        "reward_std": float(total.std()) if len(total) > 1 else None,
+        "advantage_abs_mean": float(weight.abs().mean()) if some else None,
+        "advantage_clip_fraction": float((weight != clipped).double().mean()) if some else None,
+        "beta_mean": float(beta.mean()) if some else None,
+        "beta_min": float(beta.min()) if some else None,
+        "beta_max": float(beta.max()) if some else None,
+        "masked": int((~kept).sum()),
+        "degenerate_groups": float(
+            is_degenerate(rewards.total_PG, rewards.mask_PG, 1).double().mean()
+        ),
+    }
+    if len(rewards.names) > 1:
+        for name, plane in zip(rewards.names, rewards.per_reward_RPG, strict=True):
+            values = plane.flatten()[kept]
+            record[f"reward_{name}"] = float(values.mean()) if some else None
+    return record
+
+
+def warnings_of(record: dict[str, Any], algorithm: Algorithm) -> Iterator[tuple[str, str]]:
+    """(kind, text) of everything in an iteration's record that a person should know."""
+    size = record["advantage_abs_mean"]
+    if isinstance(algorithm, GroupRelative) and size is not None and size < SMALL_ADVANTAGE:
+        yield (
+            "small advantages",
+            f"mean |A| is {size:.3g}, below {SMALL_ADVANTAGE}: almost nothing is learned. Rewards "
+            'are expected on a 0-100 scale, or use algorithm.scale = "group_std"',
+        )
+    if record["degenerate_groups"] > MANY_DEGENERATE:
+        yield (
+            "degenerate groups",
+            f"{record['degenerate_groups']:.0%} of the groups have equal rewards or fewer than two "
+            "samples left: they teach nothing. Raise prompts.group_size or choose a finer reward",
+        )
+    if record["masked"]:
+        yield "masked", f"{record['masked']} samples are masked because a reward failed; see logs/"

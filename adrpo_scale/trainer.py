@@ -1,0 +1,280 @@
+"""The one training loop: roll out, score, give credit, exchange, update, log, evaluate.
+
+It knows domains, algorithms, engines and rewards by their contracts alone, and every decision that
+could differ between ranks (what is trained on, whether a step is skipped, when to stop) is made
+from numbers that are the same on every rank.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adrpo_scale import dist
+from adrpo_scale.algorithms.base import Algorithm
+from adrpo_scale.batches import Minibatch, build_minibatches
+from adrpo_scale.domains.base import Domain, Reference
+from adrpo_scale.ema import Ema
+from adrpo_scale.engines.base import Engine, OptimizerConfig
+from adrpo_scale.errors import LimitReached, NonFiniteError
+from adrpo_scale.evaluation.evaluator import Evaluator, image_grid
+from adrpo_scale.metrics import LoggingConfig, MetricsLog, is_due
+from adrpo_scale.prompts import PromptStream
+from adrpo_scale.report import Stopwatch, Tally, credit_record, warnings_of
+from adrpo_scale.rewards.base import Reward
+from adrpo_scale.rollout import gather_rewards, sample_block, score_block
+from adrpo_scale.settings import Section, setting
+from adrpo_scale.types import Credit, DrawKey, Prompt, Rewards, Rows
+
+log = logging.getLogger(__name__)
+
+
+class LimitsConfig(Section):
+    """When to stop on purpose, with the reason."""
+
+    max_divergence: float | None = setting(None, "stop above this mean divergence", gt=0)
+    min_reward: float | None = setting(None, "stop below this mean reward")
+    max_nonfinite_updates: int = setting(5, "stop after this many skipped updates in a row", ge=1)
+
+
+@dataclass
+class Counters:
+    """Where a run is; all of its state beside weights and optimizer moments."""
+
+    iteration: int = 0
+    cursor: int = 0  # prompts consumed
+    step: int = 0  # optimizer steps, skipped ones included
+    nonfinite_in_a_row: int = 0
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One iteration's rollout on this rank, with everybody's rewards."""
+
+    prompts_P: Sequence[Prompt]
+    rows: Rows
+    artifacts: Sequence[Any]
+    rewards: Rewards
+
+
+@dataclass
+class Trainer:
+    """Everything a run consists of, assembled by `build.build_trainer`."""
+
+    seed: int
+    iterations: int
+    group_size: int
+    chunk: int
+    domain: Domain
+    algorithm: Algorithm
+    engine: Engine
+    policy: nn.Module
+    reference: Reference
+    rewards: Sequence[Reward]
+    stream: PromptStream
+    optimizer: OptimizerConfig
+    limits: LimitsConfig
+    logging: LoggingConfig
+    log: MetricsLog
+    evaluator: Evaluator
+    ema: Ema | None
+    identity: dict[str, Any]  # run, algorithm, seed: in every row of eval.jsonl
+    run: Path
+    counters: Counters = field(default_factory=Counters)
+
+    def train(self) -> None:
+        """Runs to the last iteration. Raises LimitReached or NonFiniteError when it must stop."""
+        self._pool: dict[int, Scored] = {}
+        self._warned: set[str] = set()
+        with self.log:
+            self._maybe_evaluate()
+            while self.counters.iteration < self.iterations:
+                record = self._iterate()
+                self._maybe_evaluate()
+                self._check_limits(record)
+
+    def _iterate(self) -> dict[str, Any]:
+        iteration, watch, tally = self.counters.iteration, Stopwatch(self.engine.device), Tally()
+        scored = self._rollout(iteration, watch)
+        with watch("update"):
+            credit = self.algorithm.credit(scored.rewards)
+            minibatches = build_minibatches(
+                scored.rows,
+                self.algorithm.select(scored.rewards, credit),
+                credit,
+                scored.rewards.prompt_ids_P.repeat_interleave(self.group_size),
+                rows_per_unit=self.algorithm.rows_per_unit,
+                minibatches=self.optimizer.minibatches,
+                micro_batch=self.optimizer.micro_batch,
+            )
+            needs = self._needs(credit, iteration)
+            for update in range(self.optimizer.updates):
+                for k, minibatch in enumerate(minibatches):
+                    step = update * self.optimizer.minibatches + k
+                    key = DrawKey(self.seed, iteration, update=step)
+                    self._update(minibatch, key, needs, tally, scored.prompts_P)
+        self.counters.iteration += 1
+        self.counters.cursor += self.stream.per_iteration
+        return self._report(scored, credit, tally, watch)
+
+    def _rollout(self, iteration: int, watch: Stopwatch) -> Scored:
+        """Samples and rewards of one iteration; offline, of the pool's place for it."""
+        pool = self.algorithm.rollout_pool
+        place = iteration % pool if pool else iteration
+        if place in self._pool:
+            return self._pool[place]
+        prompts_P = self.stream.at(place * self.stream.per_iteration)
+        offline = self.algorithm.rollouts == "reference"
+        with watch("rollout"), self.reference() if offline else nullcontext(self.policy) as model:
+            with self.engine.sampling(model):
+                rows = sample_block(
+                    self.domain,
+                    model,
+                    prompts_P,
+                    self.group_size,
+                    DrawKey(self.seed, place),
+                    self.chunk,
+                )
+            artifacts = self.domain.artifacts(rows)
+        with watch("reward"):
+            prompts_N = [prompts_P[int(s) // self.group_size] for s in rows.sample_ids_N]
+            scores_NR = score_block(self.rewards, artifacts, prompts_N)
+            rewards = gather_rewards(rows, scores_NR, self.rewards, prompts_P, self.group_size)
+        scored = Scored(prompts_P, rows, artifacts, rewards)
+        if pool:
+            self._pool[place] = scored
+        return scored
+
+    def _needs(self, credit: Credit, iteration: int) -> frozenset[str]:
+        """What to measure. Where every beta is 0 the divergence costs a pass of the reference that
+        the loss does not need, so it is measured only now and then, for the log."""
+        needs = self.algorithm.needs
+        if "divergence" in needs and not bool(credit.beta.any()):
+            needs = needs - {"divergence"}
+        if is_due(self.logging.divergence_every, iteration):
+            needs = needs | {"divergence"}
+        return needs
+
+    def _update(
+        self,
+        minibatch: Minibatch,
+        key: DrawKey,
+        needs: frozenset[str],
+        tally: Tally,
+        prompts_P: Sequence[Prompt],
+    ) -> None:
+        """One optimizer step. The loss is divided by the global count before backward, so neither
+        the number of ranks nor the micro-batch size changes it."""
+        draws = self.optimizer.draws_per_sample
+        counts = [
+            self.algorithm.row_counts(m.credit, m.rows.tensors.get("lengths")) for m in minibatch
+        ]
+        count = float(dist.all_sum(torch.cat(counts).sum())) * draws
+        passes = [(micro, draw) for micro in minibatch for draw in range(draws)]
+        for place, (micro, draw) in enumerate(passes):
+            terms = self.domain.terms(
+                self.policy,
+                self.reference,
+                micro.rows,
+                micro.noise_ids_N,
+                replace(key, draw=draw),
+                needs,
+            )
+            loss = self.algorithm.loss(terms, micro.credit) / max(count, 1e-12)
+            self.engine.backward(loss, last=place == len(passes) - 1)
+            tally.add(loss, terms, micro.credit)
+        rate = self.optimizer.rate_at(self.counters.step, self.total_steps)
+        result = self.engine.step(rate)
+        self.counters.step += 1
+        tally.add_step(result.grad_norm, rate, result.skipped)
+        if result.skipped:
+            self._count_nonfinite(result.grad_norm, prompts_P)
+        else:
+            self.counters.nonfinite_in_a_row = 0
+            if self.ema is not None:
+                self.ema.update()
+
+    @property
+    def total_steps(self) -> int:
+        return self.iterations * self.optimizer.updates * self.optimizer.minibatches
+
+    def _count_nonfinite(self, norm: float, prompts_P: Sequence[Prompt]) -> None:
+        self.counters.nonfinite_in_a_row += 1
+        in_a_row, iteration = self.counters.nonfinite_in_a_row, self.counters.iteration
+        log.warning("iteration %d: gradient norm is %s, update skipped", iteration, norm)
+        if in_a_row >= self.limits.max_nonfinite_updates:
+            names = "; ".join(f"{p.id} {p.text[:60]!r}" for p in prompts_P)
+            raise NonFiniteError(
+                f"iteration {iteration}: {in_a_row} updates in a row had a gradient norm of {norm} "
+                f"(limits.max_nonfinite_updates = {self.limits.max_nonfinite_updates}). Prompts: "
+                f"{names}. Lower optimizer.learning_rate, or look at the rewards of these prompts"
+            )
+
+    def _report(
+        self, scored: Scored, credit: Credit, tally: Tally, watch: Stopwatch
+    ) -> dict[str, Any]:
+        """Writes the iteration's line, histograms and pictures; returns the line."""
+        done = self.counters.iteration
+        record = {
+            "iteration": done,
+            **credit_record(scored.rewards, credit),
+            **tally.record(),
+            "samples": scored.rewards.mask_PG.numel(),
+            **watch.record(scored.rewards.mask_PG.numel()),
+        }
+        for kind, text in warnings_of(record, self.algorithm):
+            if kind not in self._warned:
+                self._warned.add(kind)  # said once: it stays visible in metrics.jsonl
+                log.warning("iteration %d: %s", done, text)
+        histograms: dict[str, Any] = {}
+        if is_due(self.logging.histograms_every, done):
+            kept = credit.include > 0
+            histograms = {"advantage": credit.weight[kept], "beta_sample": credit.beta[kept]}
+        self.log.iteration(record, {n: v.numpy() for n, v in histograms.items() if len(v)})
+        if is_due(self.logging.pictures_every, done) and self.domain.kind == "flow":
+            grid = image_grid(scored.rows, scored.artifacts, scored.prompts_P, scored.rewards)
+            self.log.picture("rollouts", grid, done)
+        return record
+
+    def _maybe_evaluate(self) -> None:
+        done, config = self.counters.iteration, self.evaluator.config
+        if not config.is_due(done, self.iterations):
+            return
+        averaged = self.ema if config.weights == "ema" else None
+        with averaged.applied() if averaged is not None else nullcontext():
+            for split in self.evaluator.splits:
+                result = self.evaluator.evaluate(self.policy, self.reference, split)
+                self.log.evaluation(
+                    [
+                        self.identity
+                        | {"iteration": done, "split": split, "metric": metric}
+                        | {"value": value, "n": n}
+                        for metric, (value, n) in result.metrics.items()
+                    ]
+                )
+                self.log.picture(f"eval_{split}", result.grid, done, f"{split}-{done:06d}.png")
+
+    def _check_limits(self, record: dict[str, Any]) -> None:
+        limits, divergence = self.limits, record["divergence"]
+        if limits.max_divergence is not None and (divergence or 0.0) > limits.max_divergence:
+            raise LimitReached(
+                f"iteration {record['iteration']}: divergence {divergence:.4g} is above "
+                f"limits.max_divergence = {limits.max_divergence}; the policy has drifted away"
+            )
+        reward = record["reward"]
+        if limits.min_reward is not None and reward is not None and reward < limits.min_reward:
+            raise LimitReached(
+                f"iteration {record['iteration']}: mean reward {reward:.4g} is below "
+                f"limits.min_reward = {limits.min_reward}; training has collapsed"
+            )
+
+    def trained_tensors(self) -> dict[str, Tensor]:
+        """Every trained parameter in full, float32, on rank 0 (empty elsewhere). Collective."""
+        return {n: t for n, t in self.engine.whole_tensors() if dist.is_main()}
