@@ -50,7 +50,7 @@ def train(
     """Train: one process, or as many as torchrun or srun start.
 
     Example:
-        [cyan]torchrun --nproc-per-node 2 -m adrpo_scale train configs/demo/image_adrpo.toml
+        [cyan]torchrun --standalone --nproc-per-node 2 -m adrpo_scale train configs/demo/image_adrpo.toml
         --set seed=1[/cyan]
     """
     from adrpo_scale import life

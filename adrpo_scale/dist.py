@@ -68,7 +68,7 @@ def rank_facts(env: Mapping[str, str] = os.environ) -> RankFacts:
         )
     else:
         return RankFacts()
-    if not (0 <= facts.rank < facts.world and 0 <= facts.local_rank < facts.local_world):
+    if not 0 <= facts.local_rank < facts.local_world <= facts.world > facts.rank >= 0:
         raise ConfigError(
             f"{facts.launcher} says rank {facts.rank} of {facts.world}, local rank "
             f"{facts.local_rank} of {facts.local_world}: a rank must be below its count. "

@@ -14,7 +14,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
+import transformers
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -56,6 +58,8 @@ def setup_logging(run: Path) -> None:
         handlers.append(screen)
     logging.basicConfig(level=logging.INFO, handlers=handlers, force=True)
     logging.captureWarnings(True)
+    for library in (diffusers.utils.logging, transformers.utils.logging):
+        library.disable_progress_bar()  # they would break the terminal's one line
 
 
 class MetricsLog:

@@ -90,10 +90,10 @@ class GroupRelativeConfig(AlgorithmConfig):
         ge=0,
     )
     advantage_min: float = setting(
-        -1.0, "A_min: lower clip of the advantage (tokens: -0.04)", paper="section 4.1", le=0
+        -1.0, "A_min: lower clip of the advantage (tokens: -0.04)", paper="section 4.1"
     )
     advantage_max: float = setting(
-        1.0, "A_max: upper clip of the advantage (tokens: 0.04)", paper="section 4.1", ge=0
+        1.0, "A_max: upper clip of the advantage (tokens: 0.04)", paper="section 4.1"
     )
     baseline: Baseline = setting(
         "group", "V(c): mean reward of the prompt's group, or of the batch", paper="section 4.1"
@@ -109,12 +109,11 @@ class GroupRelativeConfig(AlgorithmConfig):
 
     @model_validator(mode="after")
     def _clip_range_is_ordered(self) -> GroupRelativeConfig:
-        if self.advantage_min == self.advantage_max == 0:
-            return self  # the documented reduction of ADRPO to GRPO
-        if self.advantage_min >= self.advantage_max:
+        if not self.advantage_min <= 0 <= self.advantage_max:
             raise ValueError(
-                f"advantage_min = {self.advantage_min} is not below advantage_max = "
-                f"{self.advantage_max}: the clip range is reversed or empty"
+                f"advantage_min = {self.advantage_min}, advantage_max = {self.advantage_max}: the clip "
+                "range is reversed or leaves out 0, the advantage of a group of equal rewards; "
+                "expected advantage_min <= 0 <= advantage_max"
             )
         return self
 

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from accelerate import init_empty_weights
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -135,12 +136,16 @@ def _encode(
     device: torch.device,
     dtype: torch.dtype,
 ) -> None:
-    from diffusers import StableDiffusion3Pipeline
+    from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 
     without = {} if t5 else {"text_encoder_3": None, "tokenizer_3": None}
     pipeline = StableDiffusion3Pipeline.from_pretrained(
-        model, transformer=None, vae=None, torch_dtype=dtype, local_files_only=True, **without
+        model, transformer=None, vae=None, dtype=dtype, local_files_only=True, **without
     ).to(device)
+    # Without T5 the pipeline asks the transformer's config how wide its zeros must be.
+    transformer_config = SD3Transformer2DModel.load_config(model / "transformer")
+    with init_empty_weights():
+        pipeline.transformer = SD3Transformer2DModel.from_config(transformer_config)
     texts = list(files)
     for start in range(0, len(texts), ENCODE_BATCH):
         chunk = texts[start : start + ENCODE_BATCH]

@@ -151,7 +151,7 @@ class FlowDomain(Domain):
             dtype=dtype,
         )
         vae = AutoencoderKL.from_pretrained(
-            self.folder / "vae", torch_dtype=DTYPES[self.config.vae_dtype], local_files_only=True
+            self.folder / "vae", dtype=DTYPES[self.config.vae_dtype], local_files_only=True
         )
         self._vae = vae.to(device).requires_grad_(False).eval()
 

@@ -113,8 +113,10 @@ class Evaluator:
         weights_R = scored.weights_R * trained
         total_PG = torch.einsum("r,rpg->pg", weights_R, scored.per_reward_RPG)
         planes = {"reward": total_PG}
-        if len(scored.names) > 1:
-            planes |= dict(zip(scored.names, scored.per_reward_RPG, strict=True))
+        several = len(self.trained_on) > 1
+        for name, plane in zip(scored.names, scored.per_reward_RPG, strict=True):
+            if several or name not in self.trained_on:  # the only reward is in `reward` already
+                planes[name] = plane
         return {name: finite_mean(plane) for name, plane in planes.items()}
 
     def _divergence_metrics(

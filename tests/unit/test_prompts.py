@@ -324,7 +324,7 @@ def test_build_prompts(tmp_path: Path) -> None:
     whole = load_prompts(train)
     assert build_prompts(PromptsConfig(train=train)) == (whole, [])
     by_file = build_prompts(PromptsConfig(train=train, held_out=held_out))
-    assert by_file == (whole, [Prompt(0, "hare")])
+    assert by_file == (whole, [Prompt(20, "hare")])  # ids go on where those of train end
     by_share = build_prompts(PromptsConfig(train=train, held_out_share=0.25, split_seed=3))
     assert by_share == split(whole, 0.25, 3)
 
