@@ -98,11 +98,10 @@ class LoadedConfig:
     config: RunConfig
     given: Mapping[str, str]
 
-    def source(self, path: str, info: FieldInfo) -> str:
-        if path in self.given:
-            return self.given[path]
-        paper = paper_place(info)
-        return f"paper, {paper}" if paper else "default"
+    def source(self, path: str, value: Any, info: FieldInfo) -> str:
+        """file, --set or default, and the place in the paper if the value is the paper's."""
+        given, paper = self.given.get(path, "default"), paper_place(info)
+        return f"{given}: paper, {paper}" if paper and value == info.default else given
 
 
 def paper_place(info: FieldInfo) -> str | None:

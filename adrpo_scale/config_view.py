@@ -15,7 +15,8 @@ from adrpo_scale.settings import Section
 
 @dataclass(frozen=True)
 class Entry:
-    """One key. value: as in TOML; source: file, --set, "paper, place" or default."""
+    """One key. value: as in TOML; source: file, --set or default, and the paper's place where the value is
+    the paper's."""
 
     path: str
     value: str
@@ -37,7 +38,9 @@ def _section_entries(loaded: LoadedConfig, section: BaseModel, prefix: str) -> I
             for number, item in enumerate(value):
                 yield from _section_entries(loaded, item, f"{path}.{number}.")
         else:
-            yield Entry(path, _toml(value), loaded.source(path, info), info.description or "")
+            yield Entry(
+                path, _toml(value), loaded.source(path, value, info), info.description or ""
+            )
 
 
 def _toml(value: Any) -> str:
@@ -49,9 +52,10 @@ def _toml(value: Any) -> str:
 
 
 def config_table(loaded: LoadedConfig) -> Table:
-    table = Table(
-        "key", "value", "from", "meaning", title=f"{loaded.name}-{loaded.config.digest()}"
-    )
+    table = Table(title=f"{loaded.name}-{loaded.config.digest()}")
+    for name in ("key", "value", "from"):
+        table.add_column(name, overflow="fold", no_wrap=name == "key")
+    table.add_column("meaning", ratio=1)
     for entry in entries(loaded):
         table.add_row(entry.path, entry.value, entry.source, entry.meaning)
     return table

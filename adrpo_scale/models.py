@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from pydantic import model_validator
@@ -48,4 +49,4 @@ class ModelSpec:
     blocks: tuple[str, ...]
     lora: LoraConfig | None = None
     lora_targets: tuple[str, ...] = ()
-    checkpoint_activations: Callable[[nn.Module], None] = field(default=lambda model: None)
+    checkpoint_activations: Callable[[Any], None] = field(default=lambda model: None)

@@ -25,7 +25,7 @@ def setting(default: Any, meaning: str, *, paper: str | None = None, **limits: A
 
     default: the value when the TOML file is silent; `REQUIRED` if it may not be.
     meaning: one line that `adrpo-scale config` shows.
-    paper: where the paper (arXiv 2510.18053) gives the default, e.g. "section 4.1"; None if the
+    paper: where the paper (arXiv 2510.18053) gives the default, e.g. "Algorithm 1"; None if the
     default is our own choice.
     limits: pydantic's ge, gt, le, lt, min_length, ...
     """

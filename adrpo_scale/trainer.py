@@ -88,11 +88,11 @@ class Trainer:
     identity: dict[str, Any]  # run, algorithm, seed: in every row of eval.jsonl
     run: Path
     counters: Counters = field(default_factory=Counters)
+    _pool: dict[int, Scored] = field(default_factory=dict)  # offline rollouts, by place
+    _warned: set[str] = field(default_factory=set)
 
     def train(self) -> None:
         """Runs to the last iteration. Raises LimitReached or NonFiniteError when it must stop."""
-        self._pool: dict[int, Scored] = {}
-        self._warned: set[str] = set()
         with self.log:
             self._maybe_evaluate()
             while self.counters.iteration < self.iterations:
@@ -238,7 +238,7 @@ class Trainer:
             kept = credit.include > 0
             histograms = {"advantage": credit.weight[kept], "beta_sample": credit.beta[kept]}
         self.log.iteration(record, {n: v.numpy() for n, v in histograms.items() if len(v)})
-        if is_due(self.logging.pictures_every, done) and self.domain.kind == "flow":
+        if is_due(self.logging.pictures_every, done) and self.domain.makes_pictures:
             grid = image_grid(scored.rows, scored.artifacts, scored.prompts_P, scored.rewards)
             self.log.picture("rollouts", grid, done)
         return record

@@ -17,7 +17,7 @@ Baseline = Literal["group", "batch"]
 Scale = Literal["none", "group_std", "global_std"]
 Combine = Literal["sum", "normalise_each"]
 
-EPS = 1e-4  # added to standard deviations (paper, section 3.3; GRPO)
+EPS = 1e-4  # added to standard deviations (GRPO)
 
 
 def masked_mean(values: Tensor, mask: Tensor, dim: int | tuple[int, ...]) -> Tensor:
@@ -46,7 +46,7 @@ def advantages(
     baseline: Baseline = "group",
     scale: Scale = "none",
 ) -> Tensor:
-    """A = (R - V(c)) / scale, float64 [P, G] (paper, sections 3.2 and 3.3).
+    """A = (R - V(c)) / scale, float64 [P, G] (Algorithm 1; GRPO).
 
     rewards_PG: float64 [P, G]; mask_PG: bool [P, G].
     baseline: V(c) is the mean of the prompt's group, or of the whole batch (Algorithm 1's formula

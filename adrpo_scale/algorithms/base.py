@@ -86,20 +86,22 @@ class GroupRelativeConfig(AlgorithmConfig):
     beta0: float = setting(
         1.0,
         "baseline regularisation coefficient (the paper: 1 for flow matching, 0.04 for tokens)",
-        paper="section 4.1",
+        paper="image experiments",
         ge=0,
     )
     advantage_min: float = setting(
-        -1.0, "A_min: lower clip of the advantage (tokens: -0.04)", paper="section 4.1"
+        -1.0, "A_min: lower clip of the advantage (tokens: -0.04)", paper="image experiments"
     )
     advantage_max: float = setting(
-        1.0, "A_max: upper clip of the advantage (tokens: 0.04)", paper="section 4.1"
+        1.0, "A_max: upper clip of the advantage (tokens: 0.04)", paper="image experiments"
     )
     baseline: Baseline = setting(
-        "group", "V(c): mean reward of the prompt's group, or of the batch", paper="section 4.1"
+        "group",
+        "V(c): mean reward of the prompt's group, or of the batch",
+        paper="image experiments",
     )
     scale: Scale = setting(
-        "none", "what the advantage is divided by (tokens: group_std)", paper="section 3.2"
+        "none", "what the advantage is divided by (tokens: group_std)", paper="Algorithm 1"
     )
     clip_low: float = setting(0.2, "tokens: the ratio is clipped below 1 - clip_low", ge=0, lt=1)
     clip_high: float = setting(0.2, "tokens: the ratio is clipped above 1 + clip_high", ge=0)

@@ -27,7 +27,7 @@ from adrpo_scale.types import Credit, Rewards, Terms
 class OrwCfmW2Config(AlgorithmConfig):
     name: Literal["orw_cfm_w2"] = setting("orw_cfm_w2", "online reward-weighted flow matching + W2")
     tau: float = setting(1.0, "inverse temperature of the weights exp(tau * R)", ge=0)
-    beta: float = setting(1.0, "coefficient of the divergence", paper="appendix B.1.1", ge=0)
+    beta: float = setting(1.0, "coefficient of the divergence", ge=0)
     scale: Scale = setting("none", "what R is divided by before tau: nothing or a std")
 
 

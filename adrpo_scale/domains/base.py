@@ -33,6 +33,7 @@ class DomainConfig(Section):
 
 class Domain(ABC):
     kind: Literal["flow", "tokens"]  # which surrogate algorithms use
+    makes_pictures: bool = False  # whether artifacts are pictures: grids and image diversities
 
     @abstractmethod
     def policy_spec(self) -> ModelSpec:

@@ -56,7 +56,7 @@ class FlowConfig(DomainConfig):
     name: Literal["flow"] = setting("flow", "flow matching: Stable Diffusion 3")
     model: str = setting(REQUIRED, "diffusers pipeline folder, hub id, or demo:image")
     train: Literal["lora", "full"] = setting(
-        "lora", "adapters, or all parameters of the transformer", paper="section 4.1"
+        "lora", "adapters, or all parameters of the transformer", paper="image experiments"
     )
     lora: LoraConfig | None = setting(None, "adapter settings, with train = lora only")
     t5: bool = setting(True, "use the third text encoder (T5)")
@@ -83,6 +83,7 @@ class FlowConfig(DomainConfig):
 
 class FlowDomain(Domain):
     kind: Literal["flow", "tokens"] = "flow"
+    makes_pictures = True
     Config: ClassVar[type[FlowConfig]] = FlowConfig
 
     def __init__(self, config: FlowConfig) -> None:

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -91,6 +91,7 @@ class StepResult:
 class Engine(ABC):
     """See the module docstring. One engine holds one policy and any number of frozen models."""
 
+    Config: ClassVar[Any]  # the engine's config class
     device: torch.device
     dtype: torch.dtype
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.distributed as td
@@ -47,7 +47,7 @@ class Fsdp2Config(EngineConfig):
 
 
 class Fsdp2Engine(Engine):
-    Config: ClassVar[type[Fsdp2Config]] = Fsdp2Config
+    Config: ClassVar[Any] = Fsdp2Config
 
     def __init__(self, config: Fsdp2Config, optimizer: OptimizerConfig, seed: int) -> None:
         self.config, self.optimizer_config, self.seed = config, optimizer, seed
@@ -120,7 +120,7 @@ class Fsdp2Engine(Engine):
 
     @torch.no_grad()
     def _load(self, model: nn.Module, spec: ModelSpec) -> None:
-        state = dict(model.named_parameters())
+        state: dict[str, Tensor] = dict(model.named_parameters())
         persistent = set(model.state_dict())
         state |= {n: b for n, b in model.named_buffers() if n in persistent}
         base = {original_name(n) for n in state if not is_adapter(n)}

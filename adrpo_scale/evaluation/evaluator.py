@@ -103,7 +103,7 @@ class Evaluator:
         scored = gather_rewards(rows, scores_NR, self.rewards, prompts, size)
         metrics = self._reward_metrics(scored) | divergence
         grid = None
-        if self.domain.kind == "flow":
+        if self.domain.makes_pictures:
             metrics |= self._diversity_metrics(artifacts, len(prompts), size)
             grid = image_grid(rows, artifacts, prompts, scored)
         return Result(metrics, grid)

@@ -21,7 +21,7 @@ from adrpo_scale.weights import find_model
 
 
 class ClipRewardConfig(RewardConfig):
-    kind: Literal["clip"] = setting("clip", "CLIP score, 100 · cosine", paper="section 4.1")
+    kind: Literal["clip"] = setting("clip", "CLIP score, 100 · cosine", paper="image experiments")
     model: str = setting(
         REQUIRED,
         "transformers: folder, hub id or demo:NAME; open_clip: architecture, hf-hub:ID or "
