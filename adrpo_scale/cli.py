@@ -26,9 +26,15 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
-    help="Fine-tune generative models with ADRPO and its baselines, sharded over many GPUs.",
+    help="Fine-tune generative models with ADRPO and its baselines, sharded over many GPUs.\n\n"
+    "Example:\n    [cyan]adrpo-scale train configs/demo/image_adrpo.toml[/cyan]",
 )
-demo_app = typer.Typer(no_args_is_help=True, help="The small demos that ship with the package.")
+demo_app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    help="The small demos that ship with the package.\n\n"
+    "Example:\n    [cyan]adrpo-scale demo build image --to /tmp/image-demo[/cyan]",
+)
 app.add_typer(demo_app, name="demo")
 
 ConfigPath = Annotated[
@@ -50,8 +56,8 @@ def train(
     """Train: one process, or as many as torchrun or srun start.
 
     Example:
-        [cyan]torchrun --standalone --nproc-per-node 2 -m adrpo_scale train configs/demo/image_adrpo.toml
-        --set seed=1[/cyan]
+        [cyan]torchrun --standalone --nproc-per-node 2 -m adrpo_scale
+        train configs/demo/image_adrpo.toml --set seed=1[/cyan]
     """
     from adrpo_scale import life
     from adrpo_scale.config import load_config

@@ -149,7 +149,7 @@ def parse_override(text: str) -> tuple[str, Any]:
 
 
 def assign(data: dict[str, Any], key: str, value: Any) -> None:
-    """Sets data[a][b][...] for key "a.b..."; list items by number."""
+    """Sets data[a][b][...] for key "a.b..."; list items by number; `null` removes the key."""
     *parents, last = key.split(".")
     place: Any = data
     for parent in parents:
@@ -161,6 +161,8 @@ def assign(data: dict[str, Any], key: str, value: Any) -> None:
             raise ConfigError(f"--set {key}: {parent} is a value, not a section")
     if isinstance(place, list):
         place[_index(place, last, key)] = value
+    elif value == "null":  # TOML has no null, and a section must be removable from the shell
+        place.pop(last, None)
     else:
         place[last] = value
 

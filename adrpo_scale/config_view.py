@@ -15,8 +15,9 @@ from adrpo_scale.settings import Section
 
 @dataclass(frozen=True)
 class Entry:
-    """One key. value: as in TOML; source: file, --set or default, and the paper's place where the value is
-    the paper's."""
+    """One key. value: as in TOML; source: file, --set or default, and the paper's place where the
+    value is the paper's.
+    """
 
     path: str
     value: str

@@ -110,7 +110,9 @@ class MetricsLog:
         line = progress_line(record)
         self._progress.update(self._task, completed=step, line=line)
         if not self._live:
-            console.print(f"iteration {step}/{self.iterations}  {line}", highlight=False)
+            console.print(
+                f"iteration {step}/{self.iterations}  {line}", highlight=False, soft_wrap=True
+            )
 
     def evaluation(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Rows of `eval.jsonl`."""

@@ -61,8 +61,8 @@ class FlowConfig(DomainConfig):
     lora: LoraConfig | None = setting(None, "adapter settings, with train = lora only")
     t5: bool = setting(True, "use the third text encoder (T5)")
     max_sequence_length: int = setting(256, "tokens of the T5 part of a prompt embedding", ge=1)
-    height: int = setting(512, "image height in pixels", ge=1)
-    width: int = setting(512, "image width in pixels", ge=1)
+    height: int | None = setting(None, "image height in pixels; the model's own by default", ge=1)
+    width: int | None = setting(None, "image width in pixels; the model's own by default", ge=1)
     rollout: SolverConfig = setting(SolverConfig(), "solver of rollouts")
     evaluation: SolverConfig = setting(SolverConfig(), "solver of evaluation and of `sample`")
     noise: Literal["independent", "rollout"] = setting(
@@ -108,16 +108,18 @@ class FlowDomain(Domain):
         return json.loads(path.read_text())
 
     def _latent_shape(self, vae_factor: int) -> tuple[int, int, int]:
-        config, transformer = self.config, self._transformer_config
+        transformer = self._transformer_config
+        own = transformer["sample_size"] * vae_factor
         multiple = vae_factor * transformer["patch_size"]
-        for name, size in (("height", config.height), ("width", config.width)):
-            largest = multiple * transformer["pos_embed_max_size"]
+        largest = multiple * transformer["pos_embed_max_size"]
+        height, width = self.config.height or own, self.config.width or own
+        for name, size in (("height", height), ("width", width)):
             if size % multiple or size > largest:
                 raise ConfigError(
                     f"domain.{name} = {size}: this model takes multiples of {multiple} pixels up "
                     f"to {largest}"
                 )
-        return transformer["in_channels"], config.height // vae_factor, config.width // vae_factor
+        return transformer["in_channels"], height // vae_factor, width // vae_factor
 
     def policy_spec(self) -> ModelSpec:
         lora = self.config.lora or LoraConfig()
@@ -211,6 +213,8 @@ class FlowDomain(Domain):
     @torch.no_grad()
     def artifacts(self, rows: Rows) -> list[np.ndarray]:
         images: list[np.ndarray] = []
+        if not len(rows):
+            return images  # a VAE with attention cannot decode an empty batch
         config = self._vae.config
         for latents in rows.tensors["x1"].split(self.config.decode_chunk):
             scaled = latents.to(self._vae.dtype) / config.scaling_factor + config.shift_factor

@@ -213,7 +213,7 @@ class Fsdp2Engine(Engine):
         for name, parameter in self._stepped().items():
             tensor = parameter.detach()
             whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-            yield name, whole.float().cpu()
+            yield name, whole.to("cpu", torch.float32, copy=True)
 
     @torch.no_grad()
     def load_whole(self, name: str, tensor: Tensor) -> None:

@@ -81,7 +81,7 @@ class OpenClip(ClipEncoder):
         except (RuntimeError, OSError, ValueError) as error:
             raise ModelNotFoundError(
                 f"open_clip cannot load {name!r} (pretrained = {pretrained!r}): {error}; give "
-                "local-dir:FOLDER, hf-hub:ID of a cached model, or an architecture and a weights file"
+                "local-dir:FOLDER, hf-hub:ID of a cached model, or an architecture + file"
             ) from error
         self._model.requires_grad_(False).eval()
         self._tokenizer = open_clip.get_tokenizer(name)
