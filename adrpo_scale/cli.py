@@ -69,10 +69,10 @@ def train(
 @app.command()
 def sample(
     run_or_model: Annotated[str, typer.Argument(help="Run folder, pipeline folder or hub id.")],
-    prompts: Annotated[Path, typer.Option(help="Prompt file in any format of [prompts].")],
+    prompts: Annotated[Path, typer.Option(help="Prompt file, in any format that training takes.")],
     to: Annotated[Path, typer.Option(help="Folder for the pictures.")],
     per_prompt: Annotated[int, typer.Option(help="Samples per prompt.", min=1)] = 4,
-    seed: Annotated[int, typer.Option(help="Seed of the noise.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the noise.", min=0, max=2**63 - 1)] = 0,
     weights: Annotated[str, typer.Option(help="trained or ema (of a run).")] = "trained",
     set_: SetOption = [],  # noqa: B006
 ) -> None:

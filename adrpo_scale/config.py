@@ -37,7 +37,7 @@ def _union(table: Mapping[str, Any], tag: str) -> Any:
 class RunConfig(Section):
     """Everything a run depends on; its hash is the run's identity."""
 
-    seed: int = setting(0, "seed of every random draw of the run", ge=0)
+    seed: int = setting(0, "seed of every random draw of the run", ge=0, lt=2**63)
     iterations: int = setting(100, "rollouts, each with its updates", ge=0)
     domain: _union(DOMAINS, "name") = setting(REQUIRED, "what is generated")  # type: ignore[valid-type]
     algorithm: _union(ALGORITHMS, "name") = setting(REQUIRED, "what is learned")  # type: ignore[valid-type]

@@ -81,6 +81,7 @@ class MetricsLog:
                 TimeRemainingColumn(),
                 console=console,
                 disable=not self._live,
+                refresh_per_second=2,
             )
             self._task = self._progress.add_task("", total=iterations, completed=start, line="")
 

@@ -113,9 +113,9 @@ class GroupRelativeConfig(AlgorithmConfig):
     def _clip_range_is_ordered(self) -> GroupRelativeConfig:
         if not self.advantage_min <= 0 <= self.advantage_max:
             raise ValueError(
-                f"advantage_min = {self.advantage_min}, advantage_max = {self.advantage_max}: the "
-                "clip range is reversed or leaves out 0, the advantage of a group of equal rewards; "
-                "expected advantage_min <= 0 <= advantage_max"
+                f"advantage_min = {self.advantage_min}, advantage_max = {self.advantage_max}: "
+                "the clip range is reversed or leaves out 0, the advantage of a group of equal "
+                "rewards; expected advantage_min <= 0 <= advantage_max"
             )
         return self
 

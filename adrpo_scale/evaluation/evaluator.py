@@ -40,7 +40,7 @@ class EvaluationConfig(Section):
     prompts: int = setting(12, "prompts per split", ge=1)
     samples_per_prompt: int = setting(12, "samples per prompt; diversity needs two", ge=2)
     weights: Literal["raw", "ema"] = setting("raw", "which weights are evaluated")
-    seed: int = setting(0, "seed of the fixed noise and of the choice of prompts")
+    seed: int = setting(0, "seed of the fixed noise and of the choice of prompts", ge=0, lt=2**63)
 
     def is_due(self, iteration: int, last: int) -> bool:
         """Whether to evaluate when `iteration` iterations are done."""

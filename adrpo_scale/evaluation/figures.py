@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from adrpo_scale.evaluation.tables import COLUMNS, Row
+from adrpo_scale.evaluation.tables import Row, metric_order
 
 
 def curves(runs: Sequence[Sequence[Row]], to: Path) -> None:
@@ -17,8 +17,7 @@ def curves(runs: Sequence[Sequence[Row]], to: Path) -> None:
 
     every = [row for run in runs for row in run if row["value"] is not None]
     known = {row["metric"] for row in every}
-    metrics = list(dict.fromkeys(metric for _, metric in COLUMNS if metric in known))
-    metrics += sorted(known - set(metrics))
+    metrics = metric_order(known)
     figure, axes = pyplot.subplots(
         1, len(metrics), figsize=(3.4 * len(metrics), 3.0), squeeze=False, layout="constrained"
     )

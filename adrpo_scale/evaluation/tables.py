@@ -62,8 +62,15 @@ def _is(row: Row, split: str, metric: str) -> bool:
 def before_after(rows: Sequence[Row]) -> list[tuple[str, str, float | None, float | None]]:
     """(split, metric, before, after) for every metric that the rows hold, in a fixed order."""
     known = {(r["split"], r["metric"]) for r in rows}
-    ordered = [c for c in COLUMNS if c in known] + sorted(known - set(COLUMNS))
+    metrics = metric_order({metric for _, metric in known})
+    ordered = [(s, m) for m in metrics for s in ("train", "held_out") if (s, m) in known]
     return [(s, m, before(rows, s, m), after(rows, s, m)) for s, m in ordered]
+
+
+def metric_order(names: set[str]) -> list[str]:
+    """Known metrics first, in the order of COLUMNS, then the others by name."""
+    first = [m for m in dict.fromkeys(metric for _, metric in COLUMNS) if m in names]
+    return first + sorted(names - set(first))
 
 
 def comparison(runs: Sequence[Sequence[Row]]) -> list[list[str]]:

@@ -2,10 +2,10 @@
 
     python tests/benchmarks/five_algorithms.py [--runs runs/five] [--jobs 1]
 
-Runs `configs/demo/image_*.toml` in one process each and prints a Markdown table: values are means of
-the last three evaluations (iterations 50, 55, 60), averaged over seeds, ± half their range. CPU-seconds
-are the median over iterations of the whole trainer's, evaluation apart. Runs that are there already are
-not repeated.
+Runs `configs/demo/image_*.toml` in one process each and prints a Markdown table: values are means
+of the last three evaluations (iterations 50, 55, 60), averaged over seeds, ± half their range.
+CPU-seconds are the median over iterations of the whole trainer's, evaluation apart. Runs that are
+there already are not repeated.
 """
 
 from __future__ import annotations

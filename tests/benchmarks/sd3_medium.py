@@ -50,6 +50,7 @@ MEDIUM = {
     "pooled_projection_dim": 2048,
     "pos_embed_max_size": 192,
 }
+CLIP_TOKENS = 77  # of SD3's own tokenizers; the demo's are shorter
 # Dense bfloat16 FLOP/s from the vendors' data sheets.
 PEAK = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "A6000": 154.8e12}
 
@@ -76,6 +77,7 @@ def write_pipeline(folder: Path, layers: int, vae_channels: tuple[int, ...]) -> 
     FlowMatchEulerDiscreteScheduler(shift=3.0).save_pretrained(folder / "scheduler")
     for number, width in (("", 768), ("_2", 1280)):
         tokenizer = AutoTokenizer.from_pretrained(resolve_path(f"demo:image/tokenizer{number}"))
+        tokenizer.model_max_length = CLIP_TOKENS
         tokenizer.save_pretrained(folder / f"tokenizer{number}")
         encoder = CLIPTextModelWithProjection(text_config(len(tokenizer), width, tokenizer))
         encoder.save_pretrained(folder / f"text_encoder{number}")
@@ -173,7 +175,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             torch.cuda.reset_peak_memory_stats()
         with trainer.log:
             records = [trainer._iterate() for _ in range(arguments.iterations + 1)][1:]
-        flops = forward_flops(trainer, 77 + config.domain.max_sequence_length)
+        flops = forward_flops(trainer, CLIP_TOKENS + config.domain.max_sequence_length)
         samples = records[0]["samples"]
         update = statistics.median(r["seconds_update"] for r in records)
         name = torch.cuda.get_device_name(0) if cuda else "cpu"
