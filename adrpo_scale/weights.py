@@ -102,18 +102,26 @@ def find_model(name: str, allow_patterns: Sequence[str] | None = None) -> Path:
     if name.startswith("demo:"):
         return resolve_path(name)
     folder = Path(name).expanduser()
-    if folder.is_dir():
+    if name and folder.is_dir():
         return folder
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise ModelNotFoundError(f"model folder {name!r} is not there; give a folder or a hub id")
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+    )
 
     patterns = list(allow_patterns) if allow_patterns else None
     try:
         return Path(snapshot_download(name, allow_patterns=patterns, local_files_only=True))
     except LocalEntryNotFoundError:
         pass  # not in the cache: try the hub below
+    except HFValidationError as error:
+        raise ModelNotFoundError(
+            f"model folder {name!r} is not there, and it is no hub id either: {error}"
+        ) from error
     try:
         return Path(snapshot_download(name, allow_patterns=patterns))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:

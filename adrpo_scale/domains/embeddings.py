@@ -20,6 +20,7 @@ from torch import Tensor
 
 from adrpo_scale import dist
 from adrpo_scale.errors import ModelNotFoundError
+from adrpo_scale.weights import SafetensorsFolder
 
 VERSION = 1  # raise it when the way embeddings are computed changes
 ENCODE_BATCH = 16
@@ -57,6 +58,8 @@ def encoder_fingerprint(model: Path, t5: bool, max_sequence_length: int, dtype: 
                 f"{model} has no {folder}/: a Stable Diffusion 3 pipeline folder is expected"
                 + ("; without T5, set domain.t5 = false" if folder.endswith("_3") else "")
             )
+        if folder.startswith("text_encoder"):
+            SafetensorsFolder(model / folder, "model")  # missing: transformers would try a pickle
         parts += [f"{folder}/{p.name}={file_hash(p, known)}" for p in files]
     if len(known) > before:
         write_atomically(memory, json.dumps(known).encode())

@@ -153,6 +153,7 @@ class FlowDomain(Domain):
             device=device,
             dtype=dtype,
         )
+        SafetensorsFolder(self.folder / "vae", WEIGHTS)  # missing: diffusers would try a pickle
         vae = AutoencoderKL.from_pretrained(
             self.folder / "vae", dtype=DTYPES[self.config.vae_dtype], local_files_only=True
         )

@@ -1,0 +1,49 @@
+"""The image demo as the tests use it: a real Stable Diffusion 3 pipeline of .98 M parameters."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from adrpo_scale.build import build_trainer
+from adrpo_scale.config import RunConfig, load_config
+from adrpo_scale.trainer import Trainer
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+MODEL = "demo:image"
+# A run of seconds: S = 4 prompts x 4 samples, 4 Euler steps, no evaluation.
+SMALL = [
+    "iterations=1",
+    "prompts.per_iteration=4",
+    "prompts.group_size=4",
+    "domain.rollout.steps=4",
+    "domain.evaluation.steps=4",
+    "optimizer.micro_batch=4",
+    "optimizer.updates=1",
+    "evaluation.every=0",
+    "evaluation.prompts=2",
+    "evaluation.samples_per_prompt=3",
+    "logging.pictures_every=0",
+]
+FULL = ["domain.train=full", "domain.lora=null"]  # all parameters instead of adapters
+
+
+def demo_config(algorithm: str = "adrpo", overrides: Sequence[str] = ()) -> RunConfig:
+    """configs/demo/image_<algorithm>.toml cut down to seconds, then `overrides` as in --set."""
+    path = CONFIGS / "demo" / f"image_{algorithm}.toml"
+    return load_config(path, [*SMALL, *overrides]).config
+
+
+def demo_trainer(folder: Path, config: RunConfig) -> Trainer:
+    """The trainer of a run in `folder`, with embeddings cached beside it. Collective."""
+    os.environ["ADRPO_CACHE"] = str(folder.parent / "cache")
+    folder.mkdir(parents=True, exist_ok=True)
+    return build_trainer(config, folder)
+
+
+def records(folder: Path, file: str = "metrics.jsonl") -> list[dict[str, Any]]:
+    """The lines of a run's JSONL file."""
+    return [json.loads(line) for line in (folder / file).read_text().splitlines()]

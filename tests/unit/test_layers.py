@@ -1,0 +1,137 @@
+"""The arrows between modules: imports point downward, and whatever does not is named here."""
+
+from __future__ import annotations
+
+import ast
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[2] / "adrpo_scale"
+LEVELS = [
+    "errors types settings paths seeding dist weights",
+    "models algorithms rewards prompts prompt_files metrics",
+    "domains engines",
+    "batches rollout ema report evaluation",
+    "trainer",
+    "registry config config_view build run_folder sampler life cli __main__",
+]
+LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names.split()}
+ASSEMBLY = 5  # the level that puts the others together; its modules may use each other
+DEMO = "demo"  # a leaf: imports nothing but itself
+DEMO_USERS = {"rewards/image"}  # beside the assembly
+
+# Arrows between modules of one level. Errors, and what level 0 is made of:
+SAME_LEVEL = {
+    ("dist", "errors"),
+    ("paths", "errors"),
+    ("seeding", "types"),
+    ("weights", "errors"),
+    ("weights", "paths"),
+    ("weights", "seeding"),
+    ("prompts", "prompt_files"),  # one thing in two files
+    ("evaluation/evaluator", "rollout"),  # evaluation is a rollout with other settings
+}
+# What the files of one folder share, beside its base.py; such a file imports no sibling but these.
+SHARED = {
+    "algorithms": {"advantages", "tokens"},
+    "domains": {"embeddings"},
+    "engines": {"adapters"},
+    "evaluation": {"diversity", "grids", "tables"},
+    "rewards": set(),
+}
+
+
+def imported(module):
+    """Modules of this package that a module imports, wherever in it the import stands."""
+    found = set()
+    for node in ast.walk(ast.parse((PACKAGE / f"{module}.py").read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}: imports are absolute"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    inside = {name for name in found if name.split(".")[0] == "adrpo_scale"}
+    return {file_of(name.split(".")[1:]) for name in inside}
+
+
+def file_of(parts):
+    """The module in which the dotted name `parts` is."""
+    while parts and not (PACKAGE / "/".join(parts)).with_suffix(".py").is_file():
+        assert not (PACKAGE / "/".join(parts)).is_dir(), f"{parts}: import from its modules"
+        parts = parts[:-1]
+    return "/".join(parts)
+
+
+FILES = [p.relative_to(PACKAGE).with_suffix("").as_posix() for p in sorted(PACKAGE.rglob("*.py"))]
+MODULES = [name for name in FILES if not name.endswith("__init__")]
+ARROWS = [(module, other) for module in FILES for other in sorted(imported(module))]
+
+
+def place(module):
+    """The folder, or the module itself: what a level is a list of."""
+    return module.split("/")[0]
+
+
+def is_allowed(module, other):
+    here, there = place(module), place(other)
+    if DEMO in (here, there):
+        return here == there or module in DEMO_USERS or LEVEL.get(here) == ASSEMBLY
+    if here == there:
+        return other == f"{here}/base" or other.removeprefix(f"{here}/") in SHARED[here]
+    if LEVEL[here] == LEVEL[there]:
+        return LEVEL[here] == ASSEMBLY or (module, other) in SAME_LEVEL
+    return LEVEL[there] < LEVEL[here]
+
+
+def test_every_module_has_a_level():
+    assert {place(module) for module in MODULES} == LEVEL.keys() | {DEMO}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_point_downward(module):
+    wrong = [other for start, other in ARROWS if start == module and not is_allowed(start, other)]
+    assert wrong == []
+
+
+def test_the_exceptions_are_in_use_and_folders_of_one_level_do_not_meet():
+    assert set(ARROWS) >= SAME_LEVEL
+    folders = {place(module) for module in MODULES if "/" in module}
+    for module, other in SAME_LEVEL:
+        assert not {place(module), place(other)} <= folders
+
+
+def test_no_module_imports_itself_by_a_detour():
+    graph = {module: imported(module) for module in FILES}
+    assert list(TopologicalSorter(graph).static_order())
+
+
+def test_init_files_only_describe():
+    for name in set(FILES) - set(MODULES):
+        body = ast.parse((PACKAGE / f"{name}.py").read_text()).body
+        assert all(isinstance(node, ast.Expr | ast.Assign) for node in body), name
+
+
+def used_names(module):
+    """Dotted names that a module imports or calls, e.g. "torch.load"."""
+    for node in ast.walk(ast.parse((PACKAGE / f"{module}.py").read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Attribute):
+            yield ast.unparse(node)
+
+
+def test_nothing_reads_or_writes_pickles():
+    """`dist` alone knows pickle: it tries whether an error survives a collective, in memory."""
+    forbidden = ("pickle", "dill", "joblib", "shelve", "torch.load", "torch.save", "numpy.load")
+    forbidden += ("cloudpickle", "np.load", "np.save")
+    users = {m for m in FILES for name in used_names(m) if name.startswith(forbidden)}
+    assert users <= {"dist"}
+    assert {name for name in used_names("dist") if name.startswith(forbidden)} == {
+        "pickle",
+        "pickle.loads",
+        "pickle.dumps",
+    }
