@@ -15,9 +15,11 @@ REQUIRED: Any = ...
 
 
 class Section(BaseModel):
-    """Strict and frozen; int is accepted for float and nothing else is converted."""
+    """Strict and frozen; int is accepted for float, nothing else is converted, no nan or inf."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, validate_default=True)
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, validate_default=True, allow_inf_nan=False
+    )
 
 
 def setting(default: Any, meaning: str, *, paper: str | None = None, **limits: Any) -> Any:

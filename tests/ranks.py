@@ -38,8 +38,8 @@ PRELOAD = [
     "transformers.models.qwen3.modeling_qwen3",
     "peft",
     "pytest",
-    "adrpo_scale.algorithms.base",
-    "adrpo_scale.dist",
+    "torch.utils.tensorboard",
+    "adrpo_scale.build",
     "tests.ranks",
 ]
 # Read at import, so they must be set before the forkserver imports anything.

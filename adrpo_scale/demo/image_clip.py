@@ -27,7 +27,7 @@ from transformers import (
     T5TokenizerFast,
 )
 
-from adrpo_scale.demo.image_task import CELL, GRID, SIZE, ImagePrompt, enumerate_prompts, render
+from adrpo_scale.demo.image_task import CELL, SIZE, ImagePrompt, enumerate_prompts, render
 
 TOKENS = 12  # of a prompt in either tokenizer; the longest prompt of the task needs 10
 WIDTH = 64  # hidden size of both towers
@@ -43,7 +43,6 @@ class ClipRecipe:
     learning_rate: float = 2e-3
     warmup: int = 50
     noise: float = 0.15  # largest standard deviation of pixel noise, in units of [-1, 1]
-    tint: float = 0.08  # the same for noise shared by a cell's pixels, one value a channel
 
 
 def _words() -> list[str]:
@@ -57,7 +56,7 @@ def _learn_merges(words: Sequence[str]) -> list[tuple[str, str]]:
     give different token ids.
     """
     pieces = [[*word[:-1], word[-1] + "</w>"] for word in words]
-    merges = []
+    merges: list[tuple[str, str]] = []
     while True:
         counts = Counter(pair for word in pieces for pair in itertools.pairwise(word))
         if not counts:
@@ -134,23 +133,10 @@ def _build_config(tokenizer: CLIPTokenizer) -> CLIPConfig:
     return CLIPConfig(text_config=text, vision_config=vision, projection_dim=PROJECTION)
 
 
-def _disturb(pixels: Tensor, recipe: ClipRecipe) -> Tensor:
-    """Add pixel noise and uneven backgrounds to images [N, 3, 20, 20], more to some than to others.
-
-    Without it, tints of one grey level move the reward by several points: reinforcement learning
-    would learn to tint.
-    """
-    amount = torch.rand(2, len(pixels), 1, 1, 1)
-    tint = torch.randn(len(pixels), 3, GRID, GRID)
-    tint = tint.repeat_interleave(CELL, dim=2).repeat_interleave(CELL, dim=3)
-    noise = recipe.noise * amount[0] * torch.randn_like(pixels)
-    return pixels + noise + recipe.tint * amount[1] * tint
-
-
 def train_clip(seed: int, recipe: ClipRecipe, log: Callable[[str], object]) -> CLIPModel:
     """Train the CLIP on rendered images; returns it in eval mode, float32, frozen.
 
-    The images are disturbed as those of a sampler are, see `_disturb`.
+    Pixel noise, more on some images than on others: the reward must rank a sampler's images.
     """
     torch.manual_seed(seed)
     prompts = enumerate_prompts()
@@ -166,9 +152,8 @@ def train_clip(seed: int, recipe: ClipRecipe, log: Callable[[str], object]) -> C
     for step in range(recipe.steps):
         rows = rng.choice(len(prompts), size=recipe.batch, replace=False)
         pixels = to_pixels(images[rows, rng.integers(images.shape[1], size=recipe.batch)])
-        pixels = pixels + torch.rand(recipe.batch, 1, 1, 1) * recipe.noise * torch.randn_like(
-            pixels
-        )
+        amount = recipe.noise * torch.rand(recipe.batch, 1, 1, 1)
+        pixels = pixels + amount * torch.randn_like(pixels)
         out = model(input_ids=ids_PT[rows], pixel_values=pixels, return_loss=True)
         optimizer.zero_grad(set_to_none=True)
         out.loss.backward()

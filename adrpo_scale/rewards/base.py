@@ -2,7 +2,7 @@
 
 A reward is built once per rank and called with a batch of what the domain made (`Domain.artifacts`)
 and the prompts it was made for; it returns one number per sample. If it raises, the batch is scored
-one by one to find the culprits; a sample whose reward raises or is not finite is masked on every
+one by one to find the culprits. A sample whose reward raises or is not finite is masked on every
 rank, and the log names its prompt.
 """
 
@@ -54,6 +54,8 @@ def score(reward: Reward, artifacts: Sequence[Any], prompts: Sequence[Prompt]) -
         return torch.empty(0, dtype=torch.float64)
     try:
         values = checked(reward, artifacts, prompts)
+    except RewardError:
+        raise  # not a bad sample but a reward that breaks the contract on every sample
     except Exception as error:
         # Third-party code on generated input: one bad sample must not end a run of days.
         if len(artifacts) == 1:

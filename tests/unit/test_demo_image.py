@@ -230,6 +230,6 @@ def test_base_model_leaves_room_to_improve():
     base = _generate(False, texts)
     real = render_dataset(PROMPTS, copies=1, seed=4)[:, 0]
     accuracy = np.mean([check(image, text) for image, text in zip(base, texts, strict=True)])
-    assert 0.15 < accuracy < 0.45
+    assert 0.08 < accuracy < 0.45
     floor = _rewards(real, texts[137:] + texts[:137]).mean()
     assert floor + 30 < _rewards(base, texts).mean() < _rewards(real, texts).mean() - 12
