@@ -11,7 +11,6 @@ that float64 and int64 arrive as they were sent; rows of samples travel on the d
 from __future__ import annotations
 
 import os
-import pickle
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,7 +22,7 @@ import torch
 import torch.distributed as td
 from torch import Tensor
 
-from adrpo_scale.errors import ConfigError
+from adrpo_scale.errors import AdrpoError, ConfigError
 
 # Step ids from here up are Slurm's own pseudo-steps: batch script, extern, interactive salloc.
 _FIRST_PSEUDO_STEP = 0xFFFFFFF0
@@ -251,9 +250,8 @@ def run_on_main(build: Any) -> Any:
 
 
 def _portable(error: Exception | None) -> Exception | None:
-    """`error`, or its text in a RuntimeError where it does not survive pickling (HTTP clients')."""
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:
-        return RuntimeError(f"{type(error).__name__} on rank 0: {error}")
-    return error
+    """What other ranks raise: our own errors as they are, of any other the text. Exceptions of
+    other libraries (HTTP clients') may not survive the way, and the ranks would hang."""
+    if error is None or isinstance(error, AdrpoError):
+        return error
+    return RuntimeError(f"{type(error).__name__} on rank 0: {error}")
