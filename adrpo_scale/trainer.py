@@ -239,7 +239,9 @@ class Trainer:
             histograms = {"advantage": credit.weight[kept], "beta_sample": credit.beta[kept]}
         self.log.iteration(record, {n: v.numpy() for n, v in histograms.items() if len(v)})
         if is_due(self.logging.pictures_every, done) and self.domain.makes_pictures:
-            grid = image_grid(scored.rows, scored.artifacts, scored.prompts_P, scored.rewards)
+            grid = image_grid(
+                scored.rows, scored.artifacts, scored.prompts_P, scored.rewards.total_PG
+            )
             self.log.picture("rollouts", grid, done)
         return record
 

@@ -72,11 +72,6 @@ class SafetensorsFolder:
             return self._open[file_name].get_tensor(name)
         return piece[start:stop]
 
-    def shape(self, name: str) -> list[int]:
-        """Global shape of a tensor."""
-        self.read(name, 0, 0)
-        return self._open[self._file_of[name]].get_slice(name).get_shape()
-
 
 def check_coverage(expected: Iterable[str], available: Iterable[str], where: Path) -> None:
     """Raises WeightsError unless the folder's tensors are exactly the model's.

@@ -101,23 +101,13 @@ class Evaluator:
         prompts_N = [prompts[int(s) // size] for s in rows.sample_ids_N]
         scores_NR = score_block(self.rewards, artifacts, prompts_N)
         scored = gather_rewards(rows, scores_NR, self.rewards, prompts, size)
-        metrics = self._reward_metrics(scored) | divergence
+        planes = reward_planes(scored, self.trained_on)
+        metrics = {name: finite_mean(plane) for name, plane in planes.items()} | divergence
         grid = None
         if self.domain.makes_pictures:
             metrics |= self._diversity_metrics(artifacts, len(prompts), size)
-            grid = image_grid(rows, artifacts, prompts, scored)
+            grid = image_grid(rows, artifacts, prompts, planes["reward"])
         return Result(metrics, grid)
-
-    def _reward_metrics(self, scored: Rewards) -> dict[str, tuple[float, int]]:
-        trained = torch.tensor([name in self.trained_on for name in scored.names])
-        weights_R = scored.weights_R * trained
-        total_PG = torch.einsum("r,rpg->pg", weights_R, scored.per_reward_RPG)
-        planes = {"reward": total_PG}
-        several = len(self.trained_on) > 1
-        for name, plane in zip(scored.names, scored.per_reward_RPG, strict=True):
-            if several or name not in self.trained_on:  # the only reward is in `reward` already
-                planes[name] = plane
-        return {name: finite_mean(plane) for name, plane in planes.items()}
 
     def _divergence_metrics(
         self, policy: nn.Module, reference: Reference, rows: Rows, key: DrawKey
@@ -146,6 +136,19 @@ class Evaluator:
         return {name: finite_mean(values) for name, values in found.items()}
 
 
+def reward_planes(scored: Rewards, trained_on: set[str]) -> dict[str, Tensor]:
+    """[P, G] by metric name: `reward`, the weighted sum of the rewards trained on, and every other
+    reward by its own name (those trained on too, where they are several)."""
+    # Left out rather than weighted 0: a failed evaluation-only reward is NaN, and 0 · NaN is NaN.
+    trained = torch.tensor([name in trained_on for name in scored.names])
+    total_PG = torch.einsum("r,rpg->pg", scored.weights_R[trained], scored.per_reward_RPG[trained])
+    planes = {"reward": total_PG}
+    for name, plane in zip(scored.names, scored.per_reward_RPG, strict=True):
+        if len(trained_on) > 1 or name not in trained_on:
+            planes[name] = plane
+    return planes
+
+
 def finite_mean(values: Tensor) -> tuple[float, int]:
     """(mean of the finite values, their number); (nan, 0) without any."""
     finite = values[values.isfinite()]
@@ -163,10 +166,12 @@ def pixels(images: Sequence[np.ndarray]) -> Tensor:
 
 
 def image_grid(
-    rows: Rows, images: Sequence[Any], prompts_P: Sequence[Prompt], scored: Rewards
+    rows: Rows, images: Sequence[Any], prompts_P: Sequence[Prompt], rewards_PG: Tensor
 ) -> Image.Image | None:
-    """Picture grid of the first prompts and samples, on rank 0; None elsewhere. Collective."""
-    size = scored.mask_PG.shape[1]
+    """Picture grid of the first prompts and samples, on rank 0; None elsewhere. Collective.
+
+    rewards_PG: [P, G], the number below each picture."""
+    size = rewards_PG.shape[1]
     shown = [
         (int(s), images[n])
         for n, s in enumerate(rows.sample_ids_N)
@@ -179,5 +184,5 @@ def image_grid(
     return picture_grid(
         [[every[p * size + g] for g in range(columns)] for p in range(n_prompts)],
         [prompt.text for prompt in prompts_P[:n_prompts]],
-        scored.total_PG[:n_prompts, :columns].tolist(),
+        rewards_PG[:n_prompts, :columns].tolist(),
     )
