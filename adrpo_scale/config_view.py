@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import BaseModel
 from rich.table import Table
 
 from adrpo_scale.config import LoadedConfig, RunConfig
-from adrpo_scale.settings import Section
+from adrpo_scale.settings import walk
 
 
 @dataclass(frozen=True)
@@ -27,21 +25,10 @@ class Entry:
 
 def entries(loaded: LoadedConfig) -> list[Entry]:
     """Every key of a config, in declaration order."""
-    return list(_section_entries(loaded, loaded.config, ""))
-
-
-def _section_entries(loaded: LoadedConfig, section: BaseModel, prefix: str) -> Iterator[Entry]:
-    for name, info in type(section).model_fields.items():
-        path, value = f"{prefix}{name}", getattr(section, name)
-        if isinstance(value, Section):
-            yield from _section_entries(loaded, value, f"{path}.")
-        elif isinstance(value, list) and value and isinstance(value[0], Section):
-            for number, item in enumerate(value):
-                yield from _section_entries(loaded, item, f"{path}.{number}.")
-        else:
-            yield Entry(
-                path, _toml(value), loaded.source(path, value, info), info.description or ""
-            )
+    return [
+        Entry(path, _toml(value), loaded.source(path, value, info), info.description or "")
+        for path, value, info, _ in walk(loaded.config)
+    ]
 
 
 def _toml(value: Any) -> str:

@@ -8,8 +8,10 @@ of a domain's row tensors have the same trailing shape on every rank, also with 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -27,12 +29,36 @@ class DomainConfig(Section):
     """What every domain has."""
 
     rollout_chunk: int = setting(
-        16, "samples generated at once on one rank; part of what bf16 results depend on", ge=1
+        16,
+        "samples generated at once on one rank; part of what bf16 results depend on",
+        effect="rounding",
+        ge=1,
     )
+
+
+@dataclass(frozen=True)
+class ExportTarget:
+    """What the trained weights are to the libraries that load an export.
+
+    pipeline, model: class names in diffusers. component: the model's folder in the pipeline; stem:
+    its weight files' name. unused: components that the policy does without. task: the hub's name of
+    what it does. inputs: a small fixed batch of keyword arguments of the model's forward.
+    call: keyword arguments of the pipeline that sample as evaluations do; `steps` are Euler steps.
+    """
+
+    pipeline: str
+    model: str
+    component: str
+    stem: str
+    unused: tuple[str, ...]
+    task: str
+    inputs: Mapping[str, Tensor]
+    call: Mapping[str, Any]
 
 
 class Domain(ABC):
     kind: Literal["flow", "tokens"]  # which surrogate algorithms use
+    folder: Path  # of the base model
     makes_pictures: bool = False  # whether artifacts are pictures: grids and image diversities
 
     @abstractmethod
@@ -43,6 +69,10 @@ class Domain(ABC):
     def reference_spec(self) -> ModelSpec | None:
         """What the engine builds as a second, frozen model; None where adapters are switched off
         instead."""
+
+    @abstractmethod
+    def export_target(self) -> ExportTarget:
+        """What other libraries call the trained model, and how its export is tried out."""
 
     @abstractmethod
     def prepare(self, prompts: Sequence[Prompt], device: torch.device, dtype: torch.dtype) -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -23,7 +23,7 @@ import torch
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from adrpo_scale.domains.base import Domain, DomainConfig, Reference
+from adrpo_scale.domains.base import Domain, DomainConfig, ExportTarget, Reference
 from adrpo_scale.domains.embeddings import load_embeddings
 from adrpo_scale.errors import ConfigError, ModelNotFoundError
 from adrpo_scale.models import DTYPES, LoraConfig, ModelSpec
@@ -54,7 +54,9 @@ class SolverConfig(Section):
 
 class FlowConfig(DomainConfig):
     name: Literal["flow"] = setting("flow", "flow matching: Stable Diffusion 3")
-    model: str = setting(REQUIRED, "diffusers pipeline folder, hub id, or demo:image")
+    model: str = setting(
+        REQUIRED, "diffusers pipeline folder, hub id, or demo:image", effect="content"
+    )
     train: Literal["lora", "full"] = setting(
         "lora", "adapters, or all parameters of the transformer", paper="image experiments"
     )
@@ -64,11 +66,13 @@ class FlowConfig(DomainConfig):
     height: int | None = setting(None, "image height in pixels; the model's own by default", ge=1)
     width: int | None = setting(None, "image width in pixels; the model's own by default", ge=1)
     rollout: SolverConfig = setting(SolverConfig(), "solver of rollouts")
-    evaluation: SolverConfig = setting(SolverConfig(), "solver of evaluation and of `sample`")
+    evaluation: SolverConfig = setting(
+        SolverConfig(), "solver of evaluation and of `sample`", effect="none"
+    )
     noise: Literal["independent", "rollout"] = setting(
         "independent", "x0 of training: drawn afresh, or the one that generated the sample"
     )
-    decode_chunk: int = setting(8, "latents decoded at once", ge=1)
+    decode_chunk: int = setting(8, "latents decoded at once", effect="rounding", ge=1)
     vae_dtype: Literal["float32", "bfloat16"] = setting("float32", "precision of the VAE")
 
     @model_validator(mode="after")
@@ -91,7 +95,8 @@ class FlowDomain(Domain):
         parts = ["transformer", "vae", "scheduler", "text_encoder", "text_encoder_2"]
         parts += ["tokenizer", "tokenizer_2", *(["text_encoder_3", "tokenizer_3"] * config.t5)]
         patterns = ["model_index.json", *(f"{part}/*" for part in parts)]
-        self.folder = find_model(config.model, patterns)
+        # The card and the licence are for exports.
+        self.folder = find_model(config.model, [*patterns, "README.md", "LICENSE*"])
         self._transformer_config = self._read("transformer")
         vae, scheduler = self._read("vae"), self._read("scheduler")
         self.shift = float(scheduler.get("shift", 1.0))
@@ -138,6 +143,23 @@ class FlowDomain(Domain):
             lora=lora,
             lora_targets=ATTENTION,
             checkpoint_activations=lambda model: model.enable_gradient_checkpointing(),
+        )
+
+    def export_target(self) -> ExportTarget:
+        config, solver = self.config, self.config.evaluation
+        call = {"steps": solver.steps, "guidance_scale": solver.guidance}
+        sizes = {"height": config.height, "width": config.width}
+        return ExportTarget(
+            pipeline="StableDiffusion3Pipeline",
+            model="SD3Transformer2DModel",
+            component="transformer",
+            stem=WEIGHTS,
+            unused=() if config.t5 else ("text_encoder_3", "tokenizer_3"),
+            task="text-to-image",
+            inputs=_fixed_inputs(self._transformer_config),
+            call=call
+            | {name: size for name, size in sizes.items() if size is not None}
+            | {"max_sequence_length": config.max_sequence_length},
         )
 
     def prepare(self, prompts: Sequence[Prompt], device: torch.device, dtype: torch.dtype) -> None:
@@ -259,6 +281,19 @@ class FlowDomain(Domain):
         """`w2_sum`: the sum over latent elements of (v - v_ref)², the W2 bound of a sample."""
         assert terms.divergence_N is not None
         return {"w2_sum": terms.divergence_N * float(np.prod(self.latent_shape))}
+
+
+def _fixed_inputs(transformer: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Two rows for the transformer, of at most 4 x 4 patches and 5 tokens, always the same."""
+    side = transformer["patch_size"] * min(4, transformer["pos_embed_max_size"])
+    shapes = {
+        "hidden_states": (2, transformer["in_channels"], side, side),
+        "encoder_hidden_states": (2, 5, transformer["joint_attention_dim"]),
+        "pooled_projections": (2, transformer["pooled_projection_dim"]),
+    }
+    generator = torch.Generator().manual_seed(0)
+    inputs = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    return inputs | {"timestep": torch.tensor([800.0, 200.0])}
 
 
 def mean_square(difference: Tensor) -> Tensor:

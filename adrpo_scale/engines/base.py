@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -20,23 +20,30 @@ from torch import Tensor, nn
 from adrpo_scale.errors import ConfigError
 from adrpo_scale.models import ModelSpec
 from adrpo_scale.settings import Section, setting
+from adrpo_scale.types import FlatRange
 
 
 class EngineConfig(Section):
     """What every engine has."""
 
-    device: Literal["auto", "cpu", "cuda"] = setting("auto", "auto: CUDA where there is one")
+    device: Literal["auto", "cpu", "cuda"] = setting(
+        "auto", "auto: CUDA where there is one", effect="rounding"
+    )
     dtype: Literal["float32", "bfloat16"] = setting(
         "float32", "compute precision; trained weights and reductions stay in float32"
     )
     activation_checkpointing: bool = setting(
-        False, "recompute activations in backward: less memory, about a third more compute"
+        False,
+        "recompute activations in backward: less memory, about a third more compute",
+        effect="rounding",
     )
     deterministic: bool = setting(
-        False, "only deterministic kernels: bit-equal reruns on CUDA, slower"
+        False, "only deterministic kernels: bit-equal reruns on CUDA, slower", effect="rounding"
     )
-    threads: int = setting(1, "CPU threads per process where the model runs on the CPU", ge=1)
-    timeout_seconds: float = setting(1800.0, "how long a collective may wait", gt=0)
+    threads: int = setting(
+        1, "CPU threads per process where the model runs on the CPU", effect="rounding", ge=1
+    )
+    timeout_seconds: float = setting(1800.0, "how long a collective may wait", effect="none", gt=0)
 
     def torch_device(self) -> str:
         if self.device == "auto":
@@ -64,7 +71,9 @@ class OptimizerConfig(Section):
     max_grad_norm: float = setting(1.0, "global gradient norm is clipped to this", gt=0)
     updates: int = setting(1, "passes over each rollout", ge=1)
     minibatches: int = setting(1, "optimizer steps per pass", ge=1)
-    micro_batch: int = setting(8, "rows of one forward and backward on one rank", ge=1)
+    micro_batch: int = setting(
+        8, "rows of one forward and backward on one rank", effect="rounding", ge=1
+    )
     draws_per_sample: int = setting(
         1, "flow: (t, x0) draws per sample and update", paper="Algorithm 1", ge=1
     )
@@ -132,9 +141,18 @@ class Engine(ABC):
         """Makes in-place changes of `trained_slices` take effect in the forward pass."""
 
     @abstractmethod
-    def whole_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Every trained parameter in full, float32 on the CPU, one at a time. Collective."""
+    def layout(self) -> dict[str, FlatRange]:
+        """Where each of `trained_slices` lies in its whole tensor, by name."""
 
     @abstractmethod
-    def load_whole(self, name: str, tensor: Tensor) -> None:
-        """Sets this rank's part of one trained parameter from the full tensor [global shape]."""
+    def moments(self) -> dict[str, dict[str, Tensor]]:
+        """`exp_avg` and `exp_avg_sq`: Adam's moments by name, laid out like `trained_slices` and
+        written to in place. They exist from the start."""
+
+    @abstractmethod
+    def optimizer_steps(self) -> dict[str, int]:
+        """How often Adam has stepped each trained parameter, by name."""
+
+    @abstractmethod
+    def set_optimizer_steps(self, steps: Mapping[str, int]) -> None:
+        """The reverse of `optimizer_steps`."""
