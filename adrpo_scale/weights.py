@@ -6,18 +6,34 @@ pickle is read. Also finds a model by folder, `demo:` name or hub id.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from safetensors import safe_open
 from torch import Tensor
 
 from adrpo_scale.errors import ModelNotFoundError, WeightsError
+from adrpo_scale.file_hashes import file_hashes
 from adrpo_scale.paths import resolve_path
 from adrpo_scale.seeding import Purpose, derive_seed
+
+
+class WeightSource(Protocol):
+    """Tensors by name, read in rows of dim 0."""
+
+    folder: Path
+
+    def names(self) -> set[str]: ...
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor: ...
+
+    def close(self) -> None: ...
 
 
 class SafetensorsFolder:
@@ -54,11 +70,35 @@ class SafetensorsFolder:
     def names(self) -> set[str]:
         return set(self._file_of)
 
+    def sha256(self) -> str:
+        """One hash over all files, by name: what identifies a base model wherever it lies."""
+        paths = [self.folder / name for name in sorted(set(self._file_of.values()))]
+        hashes = file_hashes(paths)
+        lines = "".join(f"{path.name} {hashes[path]}\n" for path in paths)
+        return hashlib.sha256(lines.encode()).hexdigest()
+
+    def close(self) -> None:
+        """Lets go of the files: mapped pages that were read count as this process's memory."""
+        self._open.clear()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """From the file's header. Raises WeightsError for an unknown name."""
+        return tuple(self._file(name).get_slice(name).get_shape())
+
+    def dtype(self, name: str) -> torch.dtype:
+        """As it lies on the disk. Raises WeightsError for an unknown name."""
+        return self.read(name, 0, 0).dtype
+
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
         """Rows [start, stop) of dim 0 of a tensor (all of it by default), on the CPU.
 
         Raises WeightsError for an unknown name.
         """
+        file = self._file(name)
+        piece = file.get_slice(name)
+        return piece[start:stop] if piece.get_shape() else file.get_tensor(name)
+
+    def _file(self, name: str) -> safe_open:
         if name not in self._file_of:
             raise WeightsError(
                 f"{self.folder} has no tensor {name!r} among its {len(self._file_of)}; "
@@ -67,10 +107,7 @@ class SafetensorsFolder:
         file_name = self._file_of[name]
         if file_name not in self._open:
             self._open[file_name] = safe_open(self.folder / file_name, "pt")
-        piece = self._open[file_name].get_slice(name)
-        if not piece.get_shape():
-            return self._open[file_name].get_tensor(name)
-        return piece[start:stop]
+        return self._open[file_name]
 
 
 def check_coverage(expected: Iterable[str], available: Iterable[str], where: Path) -> None:
@@ -127,6 +164,12 @@ def find_model(name: str, allow_patterns: Sequence[str] | None = None) -> Path:
             f"node, accept the model's terms on its page, run `hf auth login` and `hf download "
             f"{name}`, and point HF_HOME of the job at the same cache"
         ) from error
+
+
+def revision_of(folder: Path) -> str | None:
+    """The commit of a snapshot in the hub's cache; None for any other folder."""
+    commit = folder.name if folder.parent.name == "snapshots" else ""
+    return commit if re.fullmatch(r"[0-9a-f]{40}", commit) else None
 
 
 def initial_uniform(name: str, shape: Sequence[int], fan_in: int, seed: int) -> Tensor:

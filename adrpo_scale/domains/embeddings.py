@@ -8,7 +8,6 @@ precision and the version of this code are the same.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from adrpo_scale import dist
 from adrpo_scale.errors import ModelNotFoundError
+from adrpo_scale.file_hashes import cache_root, file_hashes
 from adrpo_scale.weights import SafetensorsFolder
 
 VERSION = 1  # raise it when the way embeddings are computed changes
@@ -28,28 +28,13 @@ ENCODE_BATCH = 16
 
 def cache_folder() -> Path:
     """$ADRPO_CACHE/embeddings, else ~/.cache/adrpo_scale/embeddings; all nodes must see it."""
-    root = os.environ.get("ADRPO_CACHE") or Path.home() / ".cache" / "adrpo_scale"
-    return Path(root) / "embeddings"
-
-
-def file_hash(path: Path, known: dict[str, str]) -> str:
-    """SHA-256 of a file; remembered in `known` under path, size and modification time, because
-    reading the 9 GB of T5 at every start would take longer than loading it."""
-    stat = path.stat()
-    label = f"{path}:{stat.st_size}:{stat.st_mtime_ns}"
-    if label not in known:
-        with path.open("rb") as file:
-            known[label] = hashlib.file_digest(file, "sha256").hexdigest()
-    return known[label]
+    return cache_root() / "embeddings"
 
 
 def encoder_fingerprint(model: Path, t5: bool, max_sequence_length: int, dtype: str) -> str:
     """Hash of everything but the text that an embedding depends on."""
     folders = ["text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"]
     folders += ["text_encoder_3", "tokenizer_3"] if t5 else []
-    memory = cache_folder() / "file-hashes.json"
-    known = json.loads(memory.read_text()) if memory.is_file() else {}
-    before = len(known)
     parts = [f"v{VERSION}", str(max_sequence_length), dtype]
     for folder in folders:
         files = sorted(p for p in (model / folder).glob("*") if p.is_file())
@@ -60,18 +45,8 @@ def encoder_fingerprint(model: Path, t5: bool, max_sequence_length: int, dtype: 
             )
         if folder.startswith("text_encoder"):
             SafetensorsFolder(model / folder, "model")  # missing: transformers would try a pickle
-        parts += [f"{folder}/{p.name}={file_hash(p, known)}" for p in files]
-    if len(known) > before:
-        write_atomically(memory, json.dumps(known).encode())
+        parts += [f"{folder}/{p.name}={digest}" for p, digest in file_hashes(files).items()]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Another process never sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_bytes(data)
-    part.replace(path)
 
 
 class PromptEmbeddings:
