@@ -157,6 +157,14 @@ def barrier() -> None:
         td.barrier()
 
 
+def new_group(timeout_seconds: float) -> Any:
+    """A gloo group of all ranks of its own, for collectives that run beside the loop's (in another
+    thread, or between any two of them); None in a single process. Collective."""
+    if world_size() == 1:
+        return None
+    return td.new_group(backend="gloo", timeout=timedelta(seconds=timeout_seconds))
+
+
 def block(total: int, rank: int, world: int) -> range:
     """The rows of `rank` when `total` rows lie in `world` contiguous blocks.
 
@@ -174,12 +182,12 @@ def all_sum(value: Tensor) -> Tensor:
     return total
 
 
-def all_max(value: Tensor) -> Tensor:
+def all_max(value: Tensor, group: Any = None) -> Tensor:
     """Elementwise maximum over ranks of a tensor of equal shape everywhere."""
     if world_size() == 1:
         return value
     largest = value.clone()
-    td.all_reduce(largest, op=td.ReduceOp.MAX)
+    td.all_reduce(largest, op=td.ReduceOp.MAX, group=group)
     return largest
 
 
@@ -198,21 +206,21 @@ def gather_rows(rows: Tensor) -> Tensor:
     return torch.cat([part[:n] for part, n in zip(parts, counts, strict=True)])
 
 
-def gather_objects(value: Any) -> list[Any]:
+def gather_objects(value: Any, group: Any = None) -> list[Any]:
     """The picklable `value` of every rank, in rank order, on every rank. For small things."""
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()
-    td.all_gather_object(values, value)
+    td.all_gather_object(values, value, group=group)
     return values
 
 
-def broadcast_object(value: Any) -> Any:
+def broadcast_object(value: Any, group: Any = None) -> Any:
     """Rank 0's `value` on every rank."""
     if world_size() == 1:
         return value
     box = [value]
-    td.broadcast_object_list(box, src=0)
+    td.broadcast_object_list(box, src=0, group=group)
     return box[0]
 
 
@@ -231,7 +239,7 @@ def exchange_rows(rows: Tensor, sources: Sequence[Tensor], counts: Sequence[int]
     return incoming
 
 
-def run_on_main(build: Any) -> Any:
+def run_on_main(build: Any, group: Any = None) -> Any:
     """Rank 0's `build()` on every rank; an exception on rank 0 rises on every rank.
 
     Without this the other ranks would wait in the next collective until the timeout.
@@ -243,7 +251,7 @@ def run_on_main(build: Any) -> Any:
             result = build()
         except Exception as caught:
             error = caught
-    result, portable = broadcast_object((result, _portable(error)))
+    result, portable = broadcast_object((result, _portable(error)), group)
     if portable is not None:
         raise error or portable
     return result

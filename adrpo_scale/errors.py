@@ -4,6 +4,8 @@ The command line prints the message alone, without a traceback, and exits with 2
 not an `AdrpoError` is a fault of this package and keeps its traceback.
 """
 
+STOPPED = 85  # exit code: a signal asked for it; start the same command again to go on
+
 
 class AdrpoError(Exception):
     """Base of every error that a user can cause and mend."""
@@ -43,3 +45,32 @@ class NonFiniteError(AdrpoError):
 
 class LimitReached(AdrpoError):
     """A limit of the section [limits] was crossed; the run stopped on purpose."""
+
+
+class CheckpointError(AdrpoError):
+    """A checkpoint cannot be written, is broken, or does not belong to this run."""
+
+
+class DiskSpaceError(AdrpoError):
+    """There is too little room, by the disk or by a quota."""
+
+
+class ExportError(AdrpoError):
+    """An export cannot be made, or did not pass its verification."""
+
+
+class StopRequested(Exception):
+    """A signal asked every rank to stop, and all agreed at the same safe point.
+
+    Not an error: it unwinds the loop. saveable: whether the state is that of an iteration's
+    boundary and can be saved; otherwise the last commit stands.
+    """
+
+    def __init__(self, saveable: bool) -> None:
+        super().__init__("stop requested")
+        self.saveable = saveable
+
+
+def exit_code(error: AdrpoError) -> int:
+    """3: a limit of the config was reached; 2: anything else that a user can mend."""
+    return 3 if isinstance(error, LimitReached) else 2

@@ -145,3 +145,18 @@ class Terms:
     logp_old_K: Tensor | None = None
     segment_K: Tensor | None = None
     divergence_K: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class FlatRange:
+    """Where one rank's slice lies in a whole tensor, flattened in row-major order.
+
+    shape: of the whole tensor. [start, stop): elements of this rank's slice; may be empty.
+    replica of replicas: which of the ranks that hold the very same slice this one is.
+    """
+
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+    replica: int = 0
+    replicas: int = 1

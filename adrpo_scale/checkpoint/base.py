@@ -1,0 +1,216 @@
+"""What a checkpoint is: the settings of saving, and the manifest that makes a folder a checkpoint.
+
+    step-000120/
+      manifest.json            written last; a folder without it is never read
+      rank-000.safetensors     the ranges that rank 0 stored, flat, float32
+      rank-001.safetensors     ...
+
+A tensor is stored as flat ranges [start, stop) of its row-major flattened form, under the key
+`<set>/<name>/<start>-<stop>`. Sets: `policy` (trained parameters), `exp_avg` and `exp_avg_sq`
+(Adam's moments), `ema`. Every element is stored exactly once, whatever the engine and the number
+of ranks were; a reader puts together any other ranges from them. Everything that is not a tensor
+is in the manifest's `document`. The base model's frozen weights are not stored, only what
+identifies them.
+
+`manifest.json` carries the SHA-256 and size of every file, and of itself (over its canonical JSON
+without the field `sha256`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import model_validator
+
+from adrpo_scale.errors import CheckpointError
+from adrpo_scale.settings import Effect, Section, setting
+from adrpo_scale.tensor_files import FileFacts
+
+FORMAT = "adrpo_scale checkpoint"
+VERSION = 1
+MANIFEST = "manifest.json"
+_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+
+
+class CheckpointConfig(Section):
+    """When to save, what to keep, and how long a stop may take."""
+
+    EFFECT: ClassVar[Effect] = "none"
+
+    every_iterations: int = setting(0, "iterations between checkpoints; 0: by time alone", ge=0)
+    every_minutes: float = setting(15.0, "minutes between checkpoints; 0: never by time", ge=0)
+    background: bool = setting(True, "write while training goes on")
+    on_failure: Literal["continue", "stop"] = setting(
+        "continue", "when a save fails: go on with the previous checkpoint, or stop"
+    )
+    keep_last: int = setting(2, "newest checkpoints to keep", ge=1)
+    keep_every: int = setting(0, "also save, and keep, every M-th iteration; 0: none", ge=0)
+    keep_best: int = setting(0, "also save at evaluations, and keep the best k; 0: none", ge=0)
+    best_metric: str = setting("reward", "metric of eval.jsonl that says which are best")
+    best_split: str = setting("held_out", "split of eval.jsonl that says which are best")
+    best_mode: Literal["max", "min"] = setting("max", "whether more or less of it is better")
+    keep_trajectory: int = setting(
+        0, "save weights without optimizer state every M iterations, for good; 0: never", ge=0
+    )
+    quota_command: str | None = setting(
+        None, "shell command that prints free bytes (and free files), where a quota limits"
+    )
+    grace_seconds: float = setting(
+        120.0, "seconds from Slurm's signal to its kill: sbatch --signal=USR1@SECONDS", gt=0
+    )
+    lock_expiry_seconds: float = setting(
+        120.0, "a run folder's owner on another machine counts as dead after this silence", gt=0
+    )
+
+    @model_validator(mode="after")
+    def _some_cadence(self) -> CheckpointConfig:
+        if self.every_iterations == 0 and self.every_minutes == 0:
+            raise ValueError(
+                "every_iterations = 0 and every_minutes = 0: nothing would be saved before the "
+                "end; set one of them"
+            )
+        return self
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Elements [start, stop) of a flattened tensor, and the file that holds them."""
+
+    start: int
+    stop: int
+    file: str
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """shape: of the whole tensor. pieces: sorted, without gap or overlap."""
+
+    shape: tuple[int, ...]
+    pieces: tuple[Piece, ...]
+
+
+Sets = Mapping[str, Mapping[str, StoredTensor]]
+"""Set → tensor name → where it is stored."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """kind: `full` resumes, `weights` has no optimizer state. document: counters, config, base…"""
+
+    kind: str
+    iteration: int
+    files: tuple[FileFacts, ...]
+    sets: Sets
+    document: Mapping[str, Any]
+
+    def to_text(self) -> str:
+        number = {file.name: k for k, file in enumerate(self.files)}
+        sets = {
+            kind: {
+                name: [list(t.shape), [[p.start, p.stop, number[p.file]] for p in t.pieces]]
+                for name, t in tensors.items()
+            }
+            for kind, tensors in self.sets.items()
+        }
+        body = {
+            "format": FORMAT,
+            "version": VERSION,
+            "kind": self.kind,
+            "iteration": self.iteration,
+            "document": self.document,
+            "files": [[file.name, file.bytes, file.sha256] for file in self.files],
+            "sets": sets,
+        }
+        return json.dumps({"sha256": _digest(body), **body}, allow_nan=False) + "\n"
+
+
+def _digest(body: Mapping[str, Any]) -> str:
+    canonical = json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def parse_manifest(text: str, where: Path) -> Manifest:
+    """The manifest in `text`. CheckpointError where it is damaged, of another version, names files
+    outside its folder, or does not cover every element of every tensor exactly once."""
+    try:
+        body = json.loads(text)
+        claimed = body.pop("sha256")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{where} is damaged: {error!r}; it is not readable JSON") from error
+    if body.get("format") != FORMAT:
+        raise CheckpointError(f"{where} is not the manifest of an {FORMAT}")
+    if body.get("version") != VERSION:
+        raise OtherVersionError(
+            f"{where} has format version {body.get('version')}, this package reads {VERSION}; "
+            "install the version of adrpo_scale that wrote it"
+        )
+    if claimed != _digest(body):
+        raise CheckpointError(f"{where} is damaged: its contents do not have the hash it states")
+    try:
+        files = tuple(FileFacts(*entry) for entry in body["files"])
+        check_names([file.name for file in files], where)
+        sets = {
+            kind: {name: _stored(entry, files) for name, entry in tensors.items()}
+            for kind, tensors in body["sets"].items()
+        }
+        manifest = Manifest(body["kind"], body["iteration"], files, sets, body["document"])
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise CheckpointError(f"{where} lacks what a manifest has: {error!r}") from error
+    check_tiling(manifest.sets, where)
+    return manifest
+
+
+class OtherVersionError(CheckpointError):
+    """Written in another version of the format: whole, but not for this package."""
+
+
+def _stored(entry: Sequence[Any], files: Sequence[FileFacts]) -> StoredTensor:
+    shape, pieces = entry
+    found = (Piece(start, stop, files[number].name) for start, stop, number in pieces)
+    return StoredTensor(tuple(shape), tuple(found))
+
+
+def check_names(names: Iterable[str], where: Path) -> None:
+    """Raises CheckpointError unless every name is that of a file in the checkpoint's own folder."""
+    for name in names:
+        if not _FILE_NAME.fullmatch(name):
+            raise CheckpointError(
+                f"{where} names the file {name!r}, which is not a plain name in its own folder; "
+                "such a checkpoint is not read"
+            )
+
+
+def check_tiling(sets: Sets, where: Path) -> None:
+    """Raises CheckpointError unless each tensor's pieces cover it without gap or overlap."""
+    for kind, tensors in sets.items():
+        for name, tensor in tensors.items():
+            end = 0
+            for piece in tensor.pieces:
+                if piece.start != end or piece.stop <= piece.start:
+                    word = "overlap" if piece.start < end else "leave a gap"
+                    raise CheckpointError(
+                        f"{where}: ranges of {kind}/{name} {word} at element {end} "
+                        f"(next range {piece.start}-{piece.stop})"
+                    )
+                end = piece.stop
+            if end != math.prod(tensor.shape):
+                raise CheckpointError(
+                    f"{where}: ranges of {kind}/{name} end at element {end}, the shape "
+                    f"{list(tensor.shape)} has {math.prod(tensor.shape)}"
+                )
+
+
+def key_of(kind: str, name: str, piece: Piece) -> str:
+    """The name of a piece inside its safetensors file."""
+    return f"{kind}/{name}/{piece.start}-{piece.stop}"
+
+
+def folder_name(iteration: int) -> str:
+    return f"step-{iteration:06d}"

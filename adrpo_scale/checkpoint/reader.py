@@ -1,0 +1,100 @@
+"""Reads a committed checkpoint: any range of any tensor, from whichever files hold it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from adrpo_scale.checkpoint.base import MANIFEST, Manifest, Piece, key_of, parse_manifest
+from adrpo_scale.errors import CheckpointError
+from adrpo_scale.tensor_files import FileFacts, file_sha256
+
+
+class Reader:
+    """One checkpoint folder. Raises CheckpointError where it is no committed checkpoint.
+
+    Building one reads the manifest alone; `faults` reads everything.
+    """
+
+    def __init__(self, folder: Path, text: str | None = None) -> None:
+        """text: that of the manifest, where the caller has it already."""
+        self.folder = folder
+        self.text = manifest_text(folder) if text is None else text
+        self.manifest: Manifest = parse_manifest(self.text, folder / MANIFEST)
+        self._open: dict[str, safe_open] = {}
+
+    @property
+    def iteration(self) -> int:
+        return self.manifest.iteration
+
+    def names(self, kind: str = "policy") -> Collection[str]:
+        """Names of the tensors of a set; CheckpointError where there is no such set."""
+        if kind not in self.manifest.sets:
+            raise CheckpointError(
+                f"{self.folder} has no {kind}; it has {', '.join(sorted(self.manifest.sets))}"
+            )
+        return self.manifest.sets[kind].keys()
+
+    def shape(self, name: str, kind: str = "policy") -> tuple[int, ...]:
+        return self.manifest.sets[kind][name].shape
+
+    def read(
+        self, name: str, start: int = 0, stop: int | None = None, kind: str = "policy"
+    ) -> Tensor:
+        """Elements [start, stop) of a flattened tensor, float32 [stop - start] on the CPU."""
+        stored = self.manifest.sets[kind][name]
+        stop = math.prod(stored.shape) if stop is None else stop
+        parts = [
+            self._piece(kind, name, piece, max(start, piece.start), min(stop, piece.stop))
+            for piece in stored.pieces
+            if piece.start < stop and start < piece.stop
+        ]
+        return torch.cat(parts) if parts else torch.empty(0)
+
+    def whole(self, name: str, kind: str = "policy") -> Tensor:
+        """A tensor in its own shape."""
+        return self.read(name, kind=kind).view(self.shape(name, kind))
+
+    def _piece(self, kind: str, name: str, piece: Piece, start: int, stop: int) -> Tensor:
+        try:
+            if piece.file not in self._open:
+                self._open[piece.file] = safe_open(self.folder / piece.file, "pt")
+            stored = self._open[piece.file].get_slice(key_of(kind, name, piece))
+            return stored[start - piece.start : stop - piece.start]
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{self.folder / piece.file} is damaged: {error}") from error
+
+    def close(self) -> None:
+        """Lets go of the files: mapped pages that were read count as this process's memory."""
+        self._open.clear()
+
+    def faults(self, files: Collection[FileFacts] | None = None) -> Iterator[str]:
+        """What is wrong with the files (all by default): missing, truncated, other contents."""
+        for facts in self.manifest.files if files is None else files:
+            path = self.folder / facts.name
+            try:
+                size = path.stat().st_size
+                if size != facts.bytes:
+                    yield f"{path} has {size} bytes, {facts.bytes} were written"
+                elif file_sha256(path) != facts.sha256:
+                    yield f"{path} is damaged: its SHA-256 is not the manifest's"
+            except FileNotFoundError:
+                yield f"{path} is missing"
+            except OSError as error:
+                yield f"{path} cannot be read: {error}"
+
+
+def manifest_text(folder: Path) -> str:
+    try:
+        return (folder / MANIFEST).read_text()
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"{folder} has no {MANIFEST}: it is not a committed checkpoint"
+        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{folder / MANIFEST} cannot be read: {error}") from error

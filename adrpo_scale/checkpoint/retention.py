@@ -1,0 +1,42 @@
+"""Which checkpoints stay. Pure functions of what is there, so a restart changes nothing."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from adrpo_scale.checkpoint.base import CheckpointConfig
+
+
+def kept(
+    iterations: Sequence[int], scores: Mapping[int, float], config: CheckpointConfig
+) -> set[int]:
+    """Iterations whose checkpoints stay: the last N, every M-th, and the best k of those that
+    have a score."""
+    newest = sorted(iterations, reverse=True)
+    stay = set(newest[: config.keep_last])
+    if config.keep_every:
+        stay |= {i for i in iterations if i % config.keep_every == 0}
+    scored = [i for i in newest if i in scores]
+    sign = -1.0 if config.best_mode == "max" else 1.0
+    stay |= set(sorted(scored, key=lambda i: sign * scores[i])[: config.keep_best])
+    return stay
+
+
+def scores_of(lines: Iterable[str], metric: str, split: str) -> dict[int, float]:
+    """Iteration → value of one metric on one split, of lines of `eval.jsonl`."""
+    found: dict[int, float] = {}
+    for line in lines:
+        row = json.loads(line)
+        if (row["metric"], row["split"]) == (metric, split) and row["value"] is not None:
+            found[row["iteration"]] = float(row["value"])
+    return {iteration: value for iteration, value in found.items() if math.isfinite(value)}
+
+
+def read_scores(path: Path, config: CheckpointConfig) -> dict[int, float]:
+    """The scores that `keep_best` goes by; {} where they are not needed or there are none."""
+    if not config.keep_best or not path.is_file():
+        return {}
+    return scores_of(path.read_text().splitlines(), config.best_metric, config.best_split)

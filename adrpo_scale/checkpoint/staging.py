@@ -1,0 +1,90 @@
+"""What this rank stores of every tensor, copied to host memory so that training can go on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from adrpo_scale.tensor_files import TensorHeader
+from adrpo_scale.types import FlatRange
+
+SMALL = 1 << 16  # elements; a slice below this is stored whole by one replica
+
+LocalTensor = tuple[FlatRange, Tensor]
+"""This rank's slice of a tensor, and where it lies in the whole."""
+
+LocalSets = Mapping[str, Mapping[str, LocalTensor]]
+"""Set → tensor name → slice."""
+
+
+@dataclass(frozen=True)
+class StagedPiece:
+    """Elements [start, stop) of the tensor `name` of a set, and their values."""
+
+    kind: str
+    name: str
+    start: int
+    stop: int
+    values: Tensor
+
+    @property
+    def header(self) -> TensorHeader:
+        key = f"{self.kind}/{self.name}/{self.start}-{self.stop}"
+        return TensorHeader(key, self.values.dtype, tuple(self.values.shape))
+
+
+def share(place: FlatRange, number: int) -> tuple[int, int]:
+    """[start, stop) of the elements that this rank stores of its slice of tensor `number`.
+
+    Replicas split a slice evenly; a small one goes whole to one of them in turn, or hundreds of
+    ranks would each store a handful of elements of every bias.
+    """
+    size = place.stop - place.start
+    if size < SMALL:
+        mine = number % place.replicas == place.replica
+        return (place.start, place.stop) if mine else (place.start, place.start)
+    cut = [place.start + size * k // place.replicas for k in (place.replica, place.replica + 1)]
+    return cut[0], cut[1]
+
+
+def stored_bytes(sets: LocalSets) -> int:
+    """What this rank would store of the sets."""
+    return sum(
+        (stop - start) * values.element_size()
+        for tensors in sets.values()
+        for number, (place, values) in enumerate(tensors.values())
+        for start, stop in [share(place, number)]
+    )
+
+
+class Stage:
+    """Host copies, in memory that is kept for the next save: fresh pages cost more than copying."""
+
+    def __init__(self) -> None:
+        self._memory: dict[str, Tensor] = {}
+
+    def copy(self, sets: LocalSets) -> list[StagedPiece]:
+        """Copies this rank's shares; they are valid until the next call."""
+        pieces = []
+        for kind, tensors in sets.items():
+            for number, (name, (place, values)) in enumerate(tensors.items()):
+                start, stop = share(place, number)
+                if start == stop:
+                    continue
+                flat = values.detach().reshape(-1)[start - place.start : stop - place.start]
+                memory = self._room(f"{kind}/{name}", flat)
+                memory.copy_(flat, non_blocking=True)
+                pieces.append(StagedPiece(kind, name, start, stop, memory))
+        if any(piece.values.is_pinned() for piece in pieces):
+            torch.cuda.synchronize()  # the copies above only began
+        return pieces
+
+    def _room(self, key: str, like: Tensor) -> Tensor:
+        memory = self._memory.get(key)
+        if memory is None or memory.shape != like.shape:
+            memory = torch.empty(like.shape, dtype=like.dtype, pin_memory=like.is_cuda)
+            self._memory[key] = memory
+        return memory

@@ -1,0 +1,326 @@
+"""Where a run's checkpoints are, how one is committed, and which one a run goes on from.
+
+A save, all of it collective over a group of its own, in a thread of its own:
+
+    1. rank 0 checks the room and makes `step-000120.tmp/`
+    2. each rank writes its file there and waits until it is on the disk
+    3. sizes, hashes and ranges go to rank 0; if any rank failed, the folder is removed again, every
+       rank knows, and the previous checkpoint is as it was
+    4. rank 0 writes the manifest, last, and renames the folder to `step-000120/`: the commit
+    5. only then are old checkpoints removed
+
+`trajectory/` holds weights without optimizer state in the same format; they are never removed.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adrpo_scale import dist
+from adrpo_scale.checkpoint.base import (
+    MANIFEST,
+    CheckpointConfig,
+    Manifest,
+    OtherVersionError,
+    Piece,
+    StoredTensor,
+    check_tiling,
+    folder_name,
+)
+from adrpo_scale.checkpoint.reader import Reader
+from adrpo_scale.checkpoint.retention import kept, read_scores
+from adrpo_scale.checkpoint.staging import LocalSets, Stage, StagedPiece, stored_bytes
+from adrpo_scale.disk_space import check_space, size_text
+from adrpo_scale.errors import CheckpointError
+from adrpo_scale.files import remove_folder, sync_folder, write_durably
+from adrpo_scale.tensor_files import FileFacts, TensorFileWriter
+
+log = logging.getLogger(__name__)
+
+CHECKPOINTS, TRAJECTORY = "checkpoints", "trajectory"
+FULL, WEIGHTS = "full", "weights"
+_COMMITTED = re.compile(r"step-(\d{6,})")
+_LEFT_OVER = re.compile(r"step-\d{6,}\.(tmp|trash)")
+_SET_ASIDE = ".broken"
+
+
+@dataclass(frozen=True)
+class Saved:
+    """How a save ended. seconds: from the copy to the commit. error: None if it was committed."""
+
+    kind: str
+    iteration: int
+    seconds: float
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class _Report:
+    """What a rank says about its part: the file and its pieces (set, name, start, stop), or what
+    went wrong."""
+
+    facts: FileFacts | None = None
+    pieces: Sequence[tuple[str, str, int, int]] = ()
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class _Job:
+    kind: str
+    iteration: int
+    folder: Path  # where it is to be committed
+    shapes: Mapping[str, Mapping[str, tuple[int, ...]]]  # of everything that must be stored
+    pieces: Sequence[StagedPiece]
+    document: Mapping[str, Any]
+    begin: float
+
+    @property
+    def temporary(self) -> Path:
+        return self.folder.with_name(self.folder.name + ".tmp")
+
+
+class Store:
+    """See the module docstring. Every method is collective and called from the main thread."""
+
+    def __init__(
+        self,
+        run: Path,
+        config: CheckpointConfig,
+        check_owner: Callable[[], None] = lambda: None,
+        timeout_seconds: float = 1800.0,
+    ) -> None:
+        """check_owner: raises where another process owns the run folder by now."""
+        self.run, self.config = run, config
+        self._check_owner = check_owner
+        self._group = dist.new_group(timeout_seconds)
+        self._stages = {FULL: Stage(), WEIGHTS: Stage()}
+        self._thread: threading.Thread | None = None
+        self.ended: list[Saved] = []  # a save may have ended on one rank a moment before another
+
+    def check_room(self, sets: LocalSets) -> None:
+        """Raises DiskSpaceError unless there is room for `keep_last` checkpoints of these sets and
+        the one being written, less those that are there already."""
+        size = sum(dist.gather_objects(stored_bytes(sets)))
+        there = len(dist.run_on_main(lambda: committed(self.run / CHECKPOINTS)))
+        count = max(1, self.config.keep_last + 1 - there)
+        files = count * (dist.world_size() + 2)
+        quota, what = self.config.quota_command, f"{count} checkpoints of {size_text(size)}"
+        folder = self.run / CHECKPOINTS
+        dist.run_on_main(lambda: check_space(folder, count * size, files, quota, what))
+
+    def save(self, kind: str, iteration: int, sets: LocalSets, document: Mapping[str, Any]) -> None:
+        """Copies the sets and writes them, in the background if so configured; waits for the save
+        before. kind: FULL or WEIGHTS. `ended` says how it went."""
+        self.wait()
+        begin = time.perf_counter()
+        parent = self.run / (CHECKPOINTS if kind == FULL else TRAJECTORY)
+        pieces = self._stages[kind].copy(sets)
+        shapes = {
+            part: {name: place.shape for name, (place, _) in tensors.items()}
+            for part, tensors in sets.items()
+        }
+        folder = parent / folder_name(iteration)
+        job = _Job(kind, iteration, folder, shapes, pieces, document, begin)
+        # A daemon: a person who interrupts twice does not wait for it.
+        self._thread = threading.Thread(
+            target=self._carry_out, args=(job,), name="checkpoint", daemon=True
+        )
+        self._thread.start()
+        if not self.config.background:
+            self.wait()
+
+    def wait(self) -> None:
+        """Waits for the save under way, if there is one; then `ended` is the same on every rank."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def _carry_out(self, job: _Job) -> None:
+        error = None
+        try:
+            self._write_and_commit(job)
+        except Exception as caught:
+            # Of any kind: a thread that died silently would leave the other ranks waiting, and the
+            # run believing that it is saved.
+            error = str(caught) or repr(caught)
+            log.error("checkpoint %s was not written: %s", job.folder.name, error)
+        seconds = time.perf_counter() - job.begin
+        self.ended.append(Saved(job.kind, job.iteration, seconds, error))
+
+    def _write_and_commit(self, job: _Job) -> None:
+        """Steps 1 to 5. Raises on every rank alike."""
+        mine = sum(piece.header.bytes for piece in job.pieces)
+        needed = sum(dist.gather_objects(mine, self._group))
+        dist.run_on_main(lambda: self._make_room(job, needed), self._group)
+        reports = dist.gather_objects(self._write_part(job), self._group)
+        failures = [f"rank {r}: {report.error}" for r, report in enumerate(reports) if report.error]
+        if failures:
+            dist.run_on_main(lambda: remove_folder(job.temporary), self._group)
+            raise CheckpointError("; ".join(failures))
+        dist.run_on_main(lambda: self._commit(job, reports), self._group)
+
+    def _make_room(self, job: _Job, needed: int) -> None:
+        files = dist.world_size() + 2
+        quota, what = self.config.quota_command, f"checkpoint {job.folder.name}"
+        check_space(job.folder.parent, needed, files, quota, what)
+        os.makedirs(job.temporary)
+
+    def _write_part(self, job: _Job) -> _Report:
+        if not job.pieces:
+            return _Report()
+        try:
+            # Rank 0 made it; a client of a shared filesystem may not see that yet.
+            os.makedirs(job.temporary, exist_ok=True)
+            path = job.temporary / f"rank-{dist.rank():03d}.safetensors"
+            with TensorFileWriter(path, [piece.header for piece in job.pieces]) as file:
+                for piece in job.pieces:
+                    file.write(piece.values)
+                facts = file.finish()
+            sync_folder(job.temporary)
+        except OSError as error:
+            return _Report(error=f"{error} (checkpoint.on_failure = {self.config.on_failure!r})")
+        return _Report(facts, [(p.kind, p.name, p.start, p.stop) for p in job.pieces])
+
+    def _commit(self, job: _Job, reports: Sequence[_Report]) -> None:
+        """On rank 0 alone."""
+        try:
+            manifest = _assemble(job, reports)
+            check_tiling(manifest.sets, job.temporary)
+            self._check_owner()
+            write_durably(job.temporary / MANIFEST, manifest.to_text().encode())
+            sync_folder(job.temporary)
+            os.rename(job.temporary, job.folder)
+        except BaseException:
+            remove_folder(job.temporary)
+            raise
+        sync_folder(job.folder.parent)
+        size = size_text(sum(file.bytes for file in manifest.files))
+        seconds = time.perf_counter() - job.begin
+        log.info("checkpoint %s committed: %s in %.1f s", job.folder.name, size, seconds)
+        try:
+            self._remove_old(job)
+        except (OSError, ValueError) as error:
+            # What could not be removed is removed after the next commit; this one stands.
+            log.warning("old checkpoints could not be removed: %s", error)
+
+    def _remove_old(self, job: _Job) -> None:
+        if job.kind != FULL:
+            return
+        there = committed(self.run / CHECKPOINTS)
+        stay = kept(list(there), read_scores(self.run / "eval.jsonl", self.config), self.config)
+        for iteration in there.keys() - stay:
+            # A half-removed folder must not look like a broken checkpoint.
+            trash = there[iteration].with_suffix(".trash")
+            os.rename(there[iteration], trash)
+            remove_folder(trash)
+        for broken in (self.run / CHECKPOINTS).glob(f"*{_SET_ASIDE}"):
+            remove_folder(broken)
+
+    def newest(self) -> Reader | None:
+        """The newest checkpoint that is whole, every file of it hashed; None where there is none.
+
+        Broken ones are reported and set aside as `step-NNNNNN.broken`. Raises CheckpointError where
+        there are checkpoints and none is whole, or the newest is of another format version.
+        """
+        broken: list[Path] = []
+        reasons: list[str] = []
+        for folder in dist.run_on_main(lambda: _newest_first(self.run / CHECKPOINTS)):
+            faults, reader = examine(folder)
+            if not faults:
+                dist.run_on_main(lambda: _set_aside(broken))
+                return reader
+            broken.append(folder)
+            reasons += faults
+            if dist.is_main():
+                log.warning("checkpoint %s is broken: %s", folder.name, "; ".join(faults))
+        if broken:
+            raise CheckpointError(
+                f"none of the {len(broken)} checkpoints in {self.run / CHECKPOINTS} is whole: "
+                f"{'; '.join(reasons)}. Nothing was changed; start again with another --run-dir, "
+                "or with --init-from one of trajectory/"
+            )
+        return None
+
+
+def committed(parent: Path) -> dict[int, Path]:
+    """Iteration → folder of what was committed in `checkpoints/` or `trajectory/`."""
+    if not parent.is_dir():
+        return {}
+    matches = ((_COMMITTED.fullmatch(path.name), path) for path in parent.iterdir())
+    return {int(match[1]): path for match, path in matches if match}
+
+
+def _newest_first(parent: Path) -> list[Path]:
+    there = committed(parent)
+    return [there[iteration] for iteration in sorted(there, reverse=True)]
+
+
+def remove_left_overs(run: Path) -> list[str]:
+    """Removes what interrupted saves and removals left; the names of it. On rank 0 alone."""
+    found = [
+        path
+        for parent in (run / CHECKPOINTS, run / TRAJECTORY)
+        if parent.is_dir()
+        for path in sorted(parent.iterdir())
+        if _LEFT_OVER.fullmatch(path.name)
+    ]
+    for path in found:
+        remove_folder(path)
+    return [path.name for path in found]
+
+
+def examine(folder: Path) -> tuple[list[str], Reader | None]:
+    """(everything that is wrong with a checkpoint, its reader). Every rank hashes a part of the
+    files. OtherVersionError where it is of another format version. Collective."""
+    fault, text = dist.run_on_main(lambda: _manifest_text(folder))
+    if fault:
+        return [fault], None
+    reader = Reader(folder, text)
+    files = reader.manifest.files[dist.rank() :: dist.world_size()]
+    faults = [fault for part in dist.gather_objects(list(reader.faults(files))) for fault in part]
+    return faults, reader
+
+
+def _manifest_text(folder: Path) -> tuple[str | None, str]:
+    """(what is wrong, text): rank 0's view is everybody's, shared filesystems show stale ones."""
+    try:
+        return None, Reader(folder).text
+    except OtherVersionError:
+        raise
+    except CheckpointError as error:
+        return str(error), ""
+
+
+def _set_aside(folders: Sequence[Path]) -> None:
+    for folder in folders:
+        aside = folder.with_suffix(_SET_ASIDE)
+        remove_folder(aside)
+        os.rename(folder, aside)
+
+
+def _assemble(job: _Job, reports: Sequence[_Report]) -> Manifest:
+    """The manifest of what all ranks wrote; a tensor that nobody wrote is in it without pieces."""
+    pieces: dict[tuple[str, str], list[Piece]] = {}
+    files = [report.facts for report in reports if report.facts is not None]
+    for report in reports:
+        for part, name, start, stop in report.pieces:
+            assert report.facts is not None
+            pieces.setdefault((part, name), []).append(Piece(start, stop, report.facts.name))
+    sets = {
+        part: {
+            name: StoredTensor(
+                shape, tuple(sorted(pieces.get((part, name), ()), key=lambda piece: piece.start))
+            )
+            for name, shape in shapes.items()
+        }
+        for part, shapes in job.shapes.items()
+    }
+    return Manifest(job.kind, job.iteration, tuple(files), sets, job.document)
