@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from adrpo_scale import dist
+from adrpo_scale.checkpoint.reader import Reader
+from adrpo_scale.checkpoint.store import Store
 from adrpo_scale.config import RunConfig
 from adrpo_scale.domains.base import Domain, Reference
 from adrpo_scale.ema import Ema
 from adrpo_scale.engines.adapters import adapters_off
 from adrpo_scale.engines.base import Engine
+from adrpo_scale.errors import ConfigError
 from adrpo_scale.evaluation.evaluator import Evaluator
+from adrpo_scale.merged import MergedWeights
 from adrpo_scale.metrics import MetricsLog
+from adrpo_scale.models import ModelSpec
+from adrpo_scale.preempt import Signals, Stop
 from adrpo_scale.prompts import PromptStream, build_prompts
 from adrpo_scale.registry import ALGORITHMS, DOMAINS, ENGINES, REWARDS
+from adrpo_scale.resume import check_content, prompts_digest
 from adrpo_scale.rewards.base import Reward
+from adrpo_scale.saver import Saver
 from adrpo_scale.trainer import Trainer
+from adrpo_scale.training_state import TrainingState
+from adrpo_scale.types import Prompt
+from adrpo_scale.weights import SafetensorsFolder, revision_of
 
 
 def build_engine(config: RunConfig) -> Engine:
@@ -35,10 +49,9 @@ def build_rewards(config: RunConfig, engine: Engine) -> list[Reward]:
 
 
 def build_reference(
-    domain: Domain, engine: Engine, policy: nn.Module
+    spec: ModelSpec | None, engine: Engine, policy: nn.Module
 ) -> tuple[Reference, nn.Module | None]:
     """The reference, and its model where it has one of its own (full training)."""
-    spec = domain.reference_spec()
     if spec is None:
         return _adapters_off(policy), None
     frozen = engine.build_frozen(spec)
@@ -58,20 +71,47 @@ def _adapters_off(policy: nn.Module) -> Reference:
     return reference
 
 
-def build_trainer(config: RunConfig, run: Path) -> Trainer:
-    """Everything of a run, loaded and ready. Collective.
+@dataclass(frozen=True)
+class Beginning:
+    """What a life begins with.
+
+    reader: the run's checkpoint to go on from. origin: the checkpoint whose trained weights it
+    starts from (`init_from`). allowed: what `--allow-change` names. signals: who may ask for a
+    stop. store: where checkpoints go; one without an owner by default.
+    """
+
+    reader: Reader | None = None
+    origin: Reader | None = None
+    allowed: Sequence[str] = ()
+    signals: Signals | None = None
+    store: Store | None = None
+
+
+def build_trainer(config: RunConfig, run: Path, beginning: Beginning = Beginning()) -> Trainer:
+    """Everything of a run, loaded and ready, at the iteration where it is to go on. Collective.
 
     Prompt files and model configs are read first, then reward models, then the policy's weights.
     """
     train, held_out = build_prompts(config.prompts)
     domain = build_domain(config)
+    policy_spec, reference_spec = specs_of(domain, config, beginning.origin)
+    constant = dist.run_on_main(lambda: constant_facts(config, run, domain, train, beginning))
+    if beginning.reader is not None:
+        check_content(beginning.reader, constant, beginning.allowed)
     engine = build_engine(config)
     rewards = build_rewards(config, engine)
     domain.prepare([*train, *held_out], engine.device, engine.dtype)
-    policy = engine.build_policy(domain.policy_spec())
-    reference, frozen = build_reference(domain, engine, policy)
+    policy = engine.build_policy(policy_spec)
+    reference, frozen = build_reference(reference_spec, engine, policy)
     trained_on = [r for r, c in zip(rewards, config.rewards, strict=True) if c.use == "training"]
     chunk = config.domain.rollout_chunk
+    ema = Ema(engine, config.ema_decay) if config.ema_decay is not None else None
+    state = TrainingState(engine, ema, constant)
+    log = MetricsLog(run, config.iterations)
+    timeout = config.engine.timeout_seconds
+    store = beginning.store or Store(run, config.checkpoint, timeout_seconds=timeout)
+    saver = Saver(store, config.checkpoint, state, log)
+    _begin(config, state, saver, log, beginning)
     identity: dict[str, Any] = {
         "run": run.name,
         "algorithm": config.algorithm.name,
@@ -94,7 +134,7 @@ def build_trainer(config: RunConfig, run: Path) -> Trainer:
         optimizer=config.optimizer,
         limits=config.limits,
         logging=config.logging,
-        log=MetricsLog(run, config.iterations),
+        log=log,
         evaluator=Evaluator(
             config.evaluation,
             domain,
@@ -105,7 +145,68 @@ def build_trainer(config: RunConfig, run: Path) -> Trainer:
             chunk,
             [frozen] if frozen is not None else [],
         ),
-        ema=Ema(engine, config.ema_decay) if config.ema_decay is not None else None,
+        state=state,
+        saver=saver,
+        stop=Stop(beginning.signals, config.checkpoint.grace_seconds, timeout),
         identity=identity,
         run=run,
     )
+
+
+def specs_of(
+    domain: Domain, config: RunConfig, origin: Reader | None
+) -> tuple[ModelSpec, ModelSpec | None]:
+    """Policy and reference; with rebase_reference both of the origin's trained weights."""
+    policy, reference = domain.policy_spec(), domain.reference_spec()
+    if origin is None or not config.rebase_reference:
+        return policy, reference
+    policy = replace(policy, weights=MergedWeights(policy.weights, origin))
+    if reference is not None:
+        reference = replace(reference, weights=MergedWeights(reference.weights, origin))
+    return policy, reference
+
+
+def constant_facts(
+    config: RunConfig, run: Path, domain: Domain, train: Sequence[Prompt], beginning: Beginning
+) -> dict[str, Any]:
+    """What every checkpoint of a run says of it beside its state. Hashes the base weights."""
+    spec = domain.policy_spec()
+    assert isinstance(spec.weights, SafetensorsFolder)
+    origin = None
+    if beginning.origin is not None:
+        said = beginning.origin.manifest.document["run"]
+        origin = {"run": said, "iteration": beginning.origin.iteration}
+    return {
+        "run": run.name,
+        "identity": config.digest(),
+        "package": version("adrpo_scale"),
+        "world_size": dist.world_size(),
+        "config": config.resolved(),
+        "base": {
+            "model": config.domain.model,
+            "revision": revision_of(domain.folder),
+            "sha256": spec.weights.sha256(),
+        },
+        "lora": spec.lora and {"rank": spec.lora.rank, "alpha": spec.lora.alpha},
+        "prompts": prompts_digest(train),
+        "origin": origin,
+    }
+
+
+def _begin(
+    config: RunConfig, state: TrainingState, saver: Saver, log: MetricsLog, beginning: Beginning
+) -> None:
+    """Brings the state to where the run goes on, or to the weights that it starts from."""
+    reader, origin = beginning.reader, beginning.origin
+    if reader is not None:
+        state.restore(reader)
+        saver.resumed_at(reader.iteration)
+        log.resumed_at(reader.iteration)
+    elif origin is not None and not config.rebase_reference:
+        there, here = origin.manifest.document["lora"], state.constant["lora"]
+        if there != here:
+            raise ConfigError(
+                f"init_from = {config.init_from!r} has adapters {there}, this run {here}: use the "
+                "same domain.train and domain.lora, or rebase_reference = true"
+            )
+        state.start_from(origin)

@@ -13,12 +13,18 @@ from typing import Annotated
 import typer
 
 from adrpo_scale.errors import (
+    STOPPED,
     AdrpoError,
+    CheckpointError,
     ConfigError,
+    DiskSpaceError,
     GroupError,
     LimitReached,
     NonFiniteError,
     PromptError,
+    RunFolderError,
+    StopRequested,
+    exit_code,
 )
 
 app = typer.Typer(
@@ -52,8 +58,21 @@ def train(
         Path | None, typer.Option(help="Run folder; default runs/<config>-<hash of settings>.")
     ] = None,
     set_: SetOption = [],  # noqa: B006 (typer copies it)
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Refuse to go on from a checkpoint.")
+    ] = False,
+    allow_change: Annotated[
+        list[str], typer.Option(help="A setting or section that may change in mid-run; repeatable.")
+    ] = [],  # noqa: B006
+    init_from: Annotated[
+        str | None, typer.Option(help="Start from the weights of RUN or RUN@iteration.")
+    ] = None,
+    rebase_reference: Annotated[
+        bool, typer.Option("--rebase-reference", help="... which become the reference too.")
+    ] = False,
 ) -> None:
-    """Train: one process, or as many as torchrun or srun start.
+    """Train: one process, or as many as torchrun or srun start. Goes on where the run folder's
+    newest checkpoint is. Exit code 85: stopped by a signal, start again to go on.
 
     Example:
         [cyan]torchrun --standalone --nproc-per-node 2 -m adrpo_scale
@@ -62,13 +81,15 @@ def train(
     from adrpo_scale import life
     from adrpo_scale.config import load_config
 
-    loaded = load_config(config, set_)
-    life.train(loaded, run_dir)
+    fork = [f'init_from="{init_from}"'] if init_from is not None else []
+    fork += ["rebase_reference=true"] if rebase_reference else []
+    loaded = load_config(config, [*set_, *fork])
+    life.train(loaded, life.Orders(run_dir, fresh, allow_change))
 
 
 @app.command()
 def sample(
-    run_or_model: Annotated[str, typer.Argument(help="Run folder, pipeline folder or hub id.")],
+    run_or_model: Annotated[str, typer.Argument(help="RUN, RUN@iteration, pipeline or hub id.")],
     prompts: Annotated[Path, typer.Option(help="Prompt file, in any format that training takes.")],
     to: Annotated[Path, typer.Option(help="Folder for the pictures.")],
     per_prompt: Annotated[int, typer.Option(help="Samples per prompt.", min=1)] = 4,
@@ -76,16 +97,16 @@ def sample(
     weights: Annotated[str, typer.Option(help="trained or ema (of a run).")] = "trained",
     set_: SetOption = [],  # noqa: B006
 ) -> None:
-    """Sample pictures from a finished run, or from a model as it is.
+    """Sample pictures from a run's checkpoint, or from a model as it is.
 
     Example:
         [cyan]adrpo-scale sample runs/demo --prompts my_prompts.txt --to pictures[/cyan]
     """
-    from adrpo_scale import life
+    from adrpo_scale import sampler
 
     if weights not in ("trained", "ema"):
         raise ConfigError(f"--weights {weights!r}: expected trained or ema")
-    life.sample(run_or_model, prompts, to, per_prompt, seed, weights, set_)
+    sampler.sample(run_or_model, prompts, to, per_prompt, seed, weights, set_)
 
 
 @app.command("config")
@@ -154,18 +175,30 @@ def build_demo(
 
 
 # Raised alike on every rank, so rank 0's message is enough.
-_AGREED = (ConfigError, PromptError, GroupError, LimitReached, NonFiniteError)
+_AGREED = (
+    CheckpointError,
+    ConfigError,
+    DiskSpaceError,
+    GroupError,
+    LimitReached,
+    NonFiniteError,
+    PromptError,
+    RunFolderError,
+)
 
 
 def main() -> None:
-    """Runs the command. Exit codes: 0 done, 2 an error of the user's to mend, 3 a limit reached."""
+    """Runs the command. Exit codes: 0 done, 2 an error of the user's to mend, 3 a limit reached,
+    85 stopped by a signal."""
     from adrpo_scale.dist import rank_facts
 
     try:
         app()
+    except StopRequested:
+        sys.exit(STOPPED)
     except AdrpoError as error:
         facts = rank_facts()
         if facts.is_main or not isinstance(error, _AGREED):
             who = "" if facts.world == 1 else f"[rank {facts.rank}] "
             print(f"{who}error: {error}", file=sys.stderr)
-        sys.exit(3 if isinstance(error, LimitReached) else 2)
+        sys.exit(exit_code(error))

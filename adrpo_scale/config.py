@@ -18,13 +18,14 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
+from adrpo_scale.checkpoint.base import CheckpointConfig
 from adrpo_scale.engines.base import OptimizerConfig
 from adrpo_scale.errors import ConfigError
 from adrpo_scale.evaluation.evaluator import EvaluationConfig
 from adrpo_scale.metrics import LoggingConfig
 from adrpo_scale.prompts import PromptsConfig
 from adrpo_scale.registry import ALGORITHMS, DOMAINS, ENGINES, REWARDS
-from adrpo_scale.settings import REQUIRED, Section, setting
+from adrpo_scale.settings import REQUIRED, Effect, Section, setting, walk
 from adrpo_scale.trainer import LimitsConfig
 
 
@@ -38,7 +39,13 @@ class RunConfig(Section):
     """Everything a run depends on; its hash is the run's identity."""
 
     seed: int = setting(0, "seed of every random draw of the run", ge=0, lt=2**63)
-    iterations: int = setting(100, "rollouts, each with its updates", ge=0)
+    iterations: int = setting(100, "rollouts, each with its updates", effect="none", ge=0)
+    init_from: str | None = setting(
+        None, "start from the trained weights of RUN or RUN@iteration, with fresh counters"
+    )
+    rebase_reference: bool = setting(
+        False, "with init_from: those weights are the reference too, not the original base"
+    )
     domain: _union(DOMAINS, "name") = setting(REQUIRED, "what is generated")  # type: ignore[valid-type]
     algorithm: _union(ALGORITHMS, "name") = setting(REQUIRED, "what is learned")  # type: ignore[valid-type]
     rewards: list[_union(REWARDS, "kind")] = setting(REQUIRED, "what is good")  # type: ignore[valid-type]
@@ -47,6 +54,7 @@ class RunConfig(Section):
     ema_decay: float | None = setting(None, "moving average of the trained weights", gt=0, lt=1)
     engine: _union(ENGINES, "name") = setting(ENGINES["fsdp2"].Config(), "how models are sharded")  # type: ignore[valid-type]
     evaluation: EvaluationConfig = setting(EvaluationConfig(), "what is measured during training")
+    checkpoint: CheckpointConfig = setting(CheckpointConfig(), "when to save, what to keep")
     limits: LimitsConfig = setting(LimitsConfig(), "when to stop on purpose")
     logging: LoggingConfig = setting(LoggingConfig(), "what is written down, and how often")
 
@@ -70,6 +78,10 @@ class RunConfig(Section):
             raise ValueError(
                 'evaluation.weights = "ema" without ema_decay; set ema_decay, e.g. 0.99'
             )
+        if self.rebase_reference and self.init_from is None:
+            raise ValueError(
+                "rebase_reference without init_from: name the run to start from, or leave it out"
+            )
         # Built here only to let the algorithm refuse settings that its kind of domain rules out.
         table = ALGORITHMS[self.algorithm.name]
         algorithm = table(self.algorithm, DOMAINS[self.domain.name].kind)
@@ -84,10 +96,19 @@ class RunConfig(Section):
         """Every setting, JSON-able, in declaration order."""
         return self.model_dump(mode="json")
 
+    def effects(self) -> dict[str, Effect]:
+        """What each setting changes, by dotted path."""
+        found = {path: effect for path, _, _, effect in walk(self)}
+        if self.optimizer.schedule != "constant":
+            found["iterations"] = "maths"  # the learning rate falls towards the last one
+        return found
+
     def digest(self) -> str:
-        """First 8 hex digits of the SHA-256 of the resolved settings."""
-        canonical = json.dumps(self.resolved(), sort_keys=True)
-        return hashlib.sha256(canonical.encode()).hexdigest()[:8]
+        """8 hex digits: the run's identity, a hash of every setting that changes what is learned.
+        So a run that is made longer, or logs more, is still the same run."""
+        effects, values = self.effects(), dict(leaves(self.resolved()))
+        kept = {path: values[path] for path in values if effects[path] in ("maths", "content")}
+        return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:8]
 
 
 @dataclass(frozen=True)
@@ -165,6 +186,14 @@ def assign(data: dict[str, Any], key: str, value: Any) -> None:
         place.pop(last, None)
     else:
         place[last] = value
+
+
+def overridden(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
+    """The config with further `--set`s."""
+    data = config.resolved()
+    for override in overrides:
+        assign(data, *parse_override(override))
+    return parse_config(data)
 
 
 def _index(items: list[Any], text: str, key: str) -> int:

@@ -1,68 +1,192 @@
-"""What a process does from its start to its end, for the verbs that run models."""
+"""One life of a run: what a process of `train` does from its start to its end."""
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast
 
 from rich.table import Table
-from safetensors.torch import save_file
 
-from adrpo_scale import dist
-from adrpo_scale.build import build_trainer
-from adrpo_scale.config import LoadedConfig, RunConfig, assign, parse_config, parse_override
-from adrpo_scale.errors import LimitReached, NonFiniteError
+from adrpo_scale import dist, life_record
+from adrpo_scale.build import Beginning, build_trainer
+from adrpo_scale.checkpoint.reader import Reader
+from adrpo_scale.checkpoint.store import Store, examine, remove_left_overs
+from adrpo_scale.config import LoadedConfig, RunConfig
+from adrpo_scale.errors import (
+    STOPPED,
+    AdrpoError,
+    CheckpointError,
+    LimitReached,
+    RunFolderError,
+    StopRequested,
+    exit_code,
+)
 from adrpo_scale.evaluation import figures, tables
+from adrpo_scale.life_record import LifeRecord
 from adrpo_scale.metrics import console, setup_logging
-from adrpo_scale.run_folder import default_folder, open_folder
-from adrpo_scale.sampler import config_of, sample_to
+from adrpo_scale.preempt import Signals
+from adrpo_scale.resume import ORIGIN, check_settings, open_checkpoint, pin_origin
+from adrpo_scale.run_folder import cut_back, default_folder, make_folder, write_config
+from adrpo_scale.run_lock import RunLock
 from adrpo_scale.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
 
-def train(loaded: LoadedConfig, run_dir: Path | None) -> None:
-    """One life of a run: folder, models, loop, weights, summary."""
+@dataclass(frozen=True)
+class Orders:
+    """What the command line says about a run beside its settings.
+
+    fresh: refuse to go on from a checkpoint. allowed: settings that may change in mid-run.
+    """
+
+    run_dir: Path | None = None
+    fresh: bool = False
+    allowed: Sequence[str] = ()
+
+
+def train(loaded: LoadedConfig, orders: Orders = Orders()) -> None:
+    """One life of a run, from its folder to its last checkpoint and summary.
+
+    Raises StopRequested after a signal, with everything saved that could be.
+    """
     config = loaded.config
-    run = run_dir or default_folder(loaded.name, config.digest())
+    run = orders.run_dir or default_folder(loaded.name, config.digest())
     if dist.rank_facts().is_main:
         console.print(f"run folder: {run}", highlight=False, soft_wrap=True)
-    device = config.engine.torch_device()
-    with dist.process_group(device, config.engine.timeout_seconds):
-        dist.run_on_main(lambda: open_folder(run, config.resolved()))
-        setup_logging(run)
-        trainer = build_trainer(config, run)
-        log.info("%d trained parameters on this rank", _trained_here(trainer))
+    timeout = config.engine.timeout_seconds
+    with Signals() as signals, dist.process_group(config.engine.torch_device(), timeout):
+        dist.run_on_main(lambda: make_folder(run))
+        lock = RunLock(run, config.checkpoint.lock_expiry_seconds)
+        dist.run_on_main(lock.acquire)
         try:
-            trainer.train()
-        except (LimitReached, NonFiniteError):
-            # Every rank raises these at the same place, so they can still save together.
-            save_weights(trainer)
-            raise
-        save_weights(trainer)
+            setup_logging(run)
+            _live(config, run, orders, signals, lock)
+        finally:
+            if dist.is_main():
+                lock.release()
         if dist.is_main():
             summarise(run)
 
 
-def _trained_here(trainer: Trainer) -> int:
-    return sum(part.numel() for part in trainer.engine.trained_slices().values())
-
-
-def save_weights(trainer: Trainer) -> None:
-    """`weights/trained.safetensors`, and `ema.safetensors` with ema_decay. Collective."""
-    sets = {"trained": trainer.trained_tensors()}
-    if trainer.ema is not None:
-        with trainer.ema.applied():
-            sets["ema"] = trainer.trained_tensors()
-    if dist.is_main():
-        folder = trainer.run / "weights"
-        folder.mkdir(exist_ok=True)
-        for name, tensors in sets.items():
-            save_file(
-                {n: t.contiguous() for n, t in tensors.items()}, folder / f"{name}.safetensors"
+def _live(config: RunConfig, run: Path, orders: Orders, signals: Signals, lock: RunLock) -> None:
+    """From the newest checkpoint to the end, or to a stop."""
+    for name in dist.run_on_main(lambda: remove_left_overs(run)):
+        log.info("removed %s, which an interrupted save left", name)
+    store = Store(run, config.checkpoint, lock.check, config.engine.timeout_seconds)
+    reader = store.newest()
+    notes = _checked_notes(config, run, reader, orders)
+    origin = _origin(config, run, reader)
+    record = _open_record(run, reader, notes)
+    outcome, code, trainer = "failed", 1, None
+    try:
+        trainer = build_trainer(
+            config, run, Beginning(reader, origin, orders.allowed, signals, store)
+        )
+        dist.run_on_main(lambda: _write_start(config, run, trainer))
+        trainer.saver.check_room()
+        _run(trainer)
+        outcome, code = "done", 0
+    except StopRequested:
+        outcome, code = f"stopped by {signals.name}", STOPPED
+        raise
+    except AdrpoError as error:
+        outcome, code = str(error), exit_code(error)
+        raise
+    finally:
+        iteration = trainer.counters.iteration if trainer else -1
+        if record is not None:
+            record.end(outcome, code, iteration, signals.seconds)
+        if signals.name is not None:
+            log.warning(
+                "%s: stopped %.1f s after it (%d signals), at iteration %d",
+                signals.name,
+                signals.seconds,
+                signals.count,
+                iteration,
             )
+
+
+def _run(trainer: Trainer) -> None:
+    """Trains, and saves what stands at the end."""
+    try:
+        trainer.train()
+    except StopRequested as stop:
+        if stop.saveable:
+            trainer.saver.save_now()
+        raise
+    except LimitReached:
+        trainer.saver.save_now()  # every rank raises it at the same iteration's end
+        raise
+    except Exception:
+        trainer.saver.close()  # a save under way is of an earlier state, which stands
+        raise
+    trainer.saver.save_now()
+
+
+def _checked_notes(
+    config: RunConfig, run: Path, reader: Reader | None, orders: Orders
+) -> list[str]:
+    """Raises where the run may not go on as asked; what is to be noted of changed settings."""
+    if reader is None:
+        return []
+    if orders.fresh:
+        raise RunFolderError(
+            f"--fresh, but {run} has a checkpoint of iteration {reader.iteration}: choose another "
+            "--run-dir, or leave --fresh out to go on from it"
+        )
+    notes = check_settings(reader, config, orders.allowed)
+    log.info("going on from iteration %d (%s)", reader.iteration, reader.folder.name)
+    if dist.is_main():
+        done = " (the last one)" if reader.iteration >= config.iterations else ""
+        console.print(f"going on from iteration {reader.iteration}{done}", highlight=False)
+        for note in notes:
+            console.print(f"changed since: {note}", highlight=False, soft_wrap=True)
+    return notes
+
+
+def _origin(config: RunConfig, run: Path, reader: Reader | None) -> Reader | None:
+    """The checkpoint that the run started from, kept inside its folder: the run that it came from
+    may go on, or be deleted."""
+    if config.init_from is None:
+        return None
+    if reader is None:
+        source = config.init_from
+        dist.run_on_main(lambda: pin_origin(open_checkpoint(source), run / ORIGIN))
+    faults, origin = examine(run / ORIGIN)
+    if origin is None or faults:
+        raise CheckpointError(f"init_from = {config.init_from!r}: {'; '.join(faults)}")
+    return origin
+
+
+def _open_record(run: Path, reader: Reader | None, notes: Sequence[str]) -> LifeRecord | None:
+    """This life's record, on rank 0, and what is different from the life before."""
+    environments = dist.gather_objects(life_record.environment())
+    if not dist.is_main():
+        return None
+    for line in life_record.disagreements(environments):
+        log.warning("the ranks differ: %s", line)
+    earlier = life_record.records(run)
+    record = LifeRecord.begin(
+        run,
+        environments,
+        launcher=dist.rank_facts().launcher,
+        resumed_from=reader.iteration if reader else None,
+        changed_settings=notes,
+    )
+    if earlier and reader is not None:
+        before = json.loads(earlier[-1].read_text())
+        for line in life_record.changes(before, record.content):
+            log.warning("other than in the life before: %s", line)
+    return record
+
+
+def _write_start(config: RunConfig, run: Path, trainer: Trainer) -> None:
+    write_config(run, config.resolved())
+    cut_back(run, trainer.counters.iteration, trainer.counters.evaluated)
 
 
 def summarise(run: Path) -> None:
@@ -86,31 +210,3 @@ def summarise(run: Path) -> None:
 
 def _number(value: float | None, sign: str = "") -> str:
     return "–" if value is None else f"{value:{sign}.3f}"
-
-
-def sample(
-    run_or_model: str,
-    prompts: Path,
-    to: Path,
-    per_prompt: int,
-    seed: int,
-    weights: str,
-    overrides: Sequence[str],
-) -> None:
-    """Pictures from a run or a model; see `sampler`."""
-    config, run = config_of(run_or_model, prompts)
-    config = _overridden(config, overrides)
-    with dist.process_group(config.engine.torch_device(), config.engine.timeout_seconds):
-        kind = cast(Literal["trained", "ema"], weights)
-        pictures = sample_to(
-            config, run, prompts, to, per_prompt=per_prompt, seed=seed, weights=kind
-        )
-        if dist.is_main():
-            console.print(f"{len(pictures)} pictures and grid.png in {to}", highlight=False)
-
-
-def _overridden(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
-    data = config.resolved()
-    for override in overrides:
-        assign(data, *parse_override(override))
-    return parse_config(data)

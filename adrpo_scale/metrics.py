@@ -12,7 +12,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import diffusers
 import numpy as np
@@ -22,12 +22,17 @@ from rich.logging import RichHandler
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from adrpo_scale import dist
-from adrpo_scale.settings import Section, setting
+from adrpo_scale.errors import DiskSpaceError
+from adrpo_scale.files import sync_file
+from adrpo_scale.settings import Effect, Section, setting
 
 console = Console()
+JSONL = ("metrics.jsonl", "eval.jsonl")
 
 
 class LoggingConfig(Section):
+    EFFECT: ClassVar[Effect] = "none"
+
     pictures_every: int = setting(
         20, "iterations between picture grids of rollouts in TensorBoard; 0: never", ge=0
     )
@@ -65,29 +70,37 @@ def setup_logging(run: Path) -> None:
 class MetricsLog:
     """See the module docstring. Use as a context manager: the terminal line is live inside."""
 
-    def __init__(self, run: Path, iterations: int, start: int = 0) -> None:
-        self.run, self.iterations, self.start = run, iterations, start
+    def __init__(self, run: Path, iterations: int) -> None:
+        self.run, self.iterations, self.start = run, iterations, 0
         self._on = dist.is_main()
         self._live = self._on and console.is_terminal
-        if self._on:
-            # Imported here: it takes a second that the other ranks need not spend.
-            from torch.utils.tensorboard import SummaryWriter
 
-            self._tensorboard = SummaryWriter(run / "tensorboard")
-            self._progress = Progress(
-                TextColumn("iteration {task.completed}/{task.total}"),
-                BarColumn(bar_width=20),
-                TextColumn("{task.fields[line]}"),
-                TimeRemainingColumn(),
-                console=console,
-                disable=not self._live,
-                refresh_per_second=2,
-            )
-            self._task = self._progress.add_task("", total=iterations, completed=start, line="")
+    def resumed_at(self, iteration: int) -> None:
+        """Before the log is entered: TensorBoard is to forget what came after this iteration."""
+        self.start = iteration
 
     def __enter__(self) -> MetricsLog:
-        if self._on:
-            self._progress.start()
+        if not self._on:
+            return self
+        # Imported here: it takes a second that the other ranks need not spend.
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._tensorboard = SummaryWriter(
+            self.run / "tensorboard", purge_step=self.start + 1 if self.start else 0
+        )
+        self._progress = Progress(
+            TextColumn("iteration {task.completed}/{task.total}"),
+            BarColumn(bar_width=20),
+            TextColumn("{task.fields[line]}"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not self._live,
+            refresh_per_second=2,
+        )
+        self._task = self._progress.add_task(
+            "", total=self.iterations, completed=self.start, line=""
+        )
+        self._progress.start()
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -135,11 +148,24 @@ class MetricsLog:
             (self.run / "samples").mkdir(exist_ok=True)
             picture.save(self.run / "samples" / file)
 
+    def sync(self) -> None:
+        """Waits until every line written so far is on the disk."""
+        if not self._on:
+            return
+        for name in JSONL:
+            if (self.run / name).exists():
+                sync_file(self.run / name)
+
     def _append(self, name: str, records: Sequence[Mapping[str, Any]]) -> None:
-        with (self.run / name).open("a") as file:
-            file.writelines(
-                json.dumps(finite(record), allow_nan=False) + "\n" for record in records
-            )
+        text = "".join(json.dumps(finite(record), allow_nan=False) + "\n" for record in records)
+        try:
+            with (self.run / name).open("a") as file:
+                file.write(text)
+        except OSError as error:
+            raise DiskSpaceError(
+                f"{self.run / name} cannot be written: {error}. Make room and start again: the run "
+                "goes on from its last checkpoint"
+            ) from error
 
 
 def finite(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pydantic import model_validator
 from torch import nn
 
 from adrpo_scale.settings import Section, setting
-from adrpo_scale.weights import SafetensorsFolder
+from adrpo_scale.weights import WeightSource
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -45,7 +45,7 @@ class ModelSpec:
     """
 
     build: Callable[[], nn.Module]
-    weights: SafetensorsFolder
+    weights: WeightSource
     blocks: tuple[str, ...]
     lora: LoraConfig | None = None
     lora_targets: tuple[str, ...] = ()

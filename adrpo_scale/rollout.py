@@ -7,7 +7,7 @@ that every sample of every group is there exactly once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,10 @@ from adrpo_scale.domains.base import Domain
 from adrpo_scale.errors import GroupError
 from adrpo_scale.rewards.base import Reward, score
 from adrpo_scale.types import DrawKey, Prompt, Rewards, Rows
+
+
+def nothing() -> None:
+    """The check of callers that cannot be stopped."""
 
 
 def chunk_count(samples: int, chunk: int) -> int:
@@ -33,14 +37,18 @@ def sample_block(
     group_size: int,
     key: DrawKey,
     chunk: int,
+    check: Callable[[], None] = nothing,
     *,
     evaluation: bool = False,
 ) -> Rows:
-    """This rank's block of the P·G samples. Call it inside `engine.sampling()`."""
+    """This rank's block of the P·G samples. Call it inside `engine.sampling()`.
+
+    check: called before every chunk, equally often on every rank; a stop may rise from it."""
     samples = len(prompts_P) * group_size
     mine = dist.block(samples, dist.rank(), dist.world_size())
     parts = []
     for k in range(chunk_count(samples, chunk)):
+        check()
         ids = list(mine)[k * chunk : (k + 1) * chunk]
         prompts_N = [prompts_P[s // group_size] for s in ids]
         ids_N = torch.tensor(ids, dtype=torch.int64)
@@ -58,12 +66,23 @@ def concatenate(parts: Sequence[Rows]) -> Rows:
 
 
 def score_block(
-    rewards: Sequence[Reward], artifacts: Sequence[Any], prompts_N: Sequence[Prompt]
+    rewards: Sequence[Reward],
+    artifacts: Sequence[Any],
+    prompts_N: Sequence[Prompt],
+    samples: int,
+    chunk: int,
+    check: Callable[[], None] = nothing,
 ) -> Tensor:
-    """float64 [N, R] of this rank's samples, NaN where a reward failed."""
-    if not rewards:
-        return torch.empty(len(artifacts), 0, dtype=torch.float64)
-    return torch.stack([score(reward, artifacts, prompts_N) for reward in rewards], 1)
+    """float64 [N, R] of this rank's samples, NaN where a reward failed; chunk by chunk, as
+    `sample_block` made them. samples: S, of all ranks."""
+    parts = []
+    for k in range(chunk_count(samples, chunk)):
+        check()
+        part = slice(k * chunk, (k + 1) * chunk)
+        columns = [score(reward, artifacts[part], prompts_N[part]) for reward in rewards]
+        size = len(artifacts[part])
+        parts.append(torch.stack(columns, 1) if columns else torch.empty(size, 0).double())
+    return torch.cat(parts)
 
 
 def gather_rewards(

@@ -1,54 +1,74 @@
-"""The folder of a run: where it is, what is in it, and what happens when it is there already."""
+"""The folder of a run: where it is, whose it is, and how it is cut back to a checkpoint."""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from adrpo_scale.errors import RunFolderError
+from adrpo_scale.files import replace_file, replace_json
 
-OUTPUTS = (
-    "config.json",
-    "metrics.jsonl",
-    "eval.jsonl",
-    "tensorboard",
-    "samples",
-    "logs",
-    "weights",
-    "curves.png",
-)
+# What a start makes before `config.json`, which makes a folder that of a run.
+EARLY = ("lock.json", "logs", "lives", "origin")
 
 
 def default_folder(name: str, digest: str) -> Path:
-    """$ADRPO_RUNS/<config name>-<digest of the settings>; ADRPO_RUNS is `runs` by default."""
+    """$ADRPO_RUNS/<config name>-<the run's identity>; ADRPO_RUNS is `runs` by default."""
     return Path(os.environ.get("ADRPO_RUNS", "runs")) / f"{name}-{digest}"
 
 
-def open_folder(run: Path, resolved: dict[str, Any]) -> None:
-    """Makes `run` ready for a new start and writes `config.json`; call it on rank 0 alone.
-
-    What an earlier start left is moved to `attempts/NN`, never overwritten. Raises RunFolderError
-    if the folder holds something else, or cannot be written.
-    """
-    if run.is_dir() and any(run.iterdir()) and not (run / "config.json").is_file():
+def make_folder(run: Path) -> None:
+    """Makes the folder, on rank 0 alone. Raises RunFolderError if it holds something that is not a
+    run, or cannot be made."""
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        others = [path for path in run.iterdir() if not path.name.startswith(EARLY)]
+    except OSError as error:
+        raise _not_writable(run, error) from error
+    if others and not (run / "config.json").is_file():
         raise RunFolderError(
             f"{run} is not empty and not the folder of a run; choose another --run-dir"
         )
+
+
+def write_config(run: Path, resolved: dict[str, Any]) -> None:
+    """`config.json`, on rank 0 alone."""
     try:
-        run.mkdir(parents=True, exist_ok=True)
-        earlier = [run / name for name in OUTPUTS if (run / name).exists()]
-        if earlier:
-            attempts = run / "attempts"
-            attempts.mkdir(exist_ok=True)
-            place = attempts / f"{len(list(attempts.iterdir())) + 1:02d}"
-            place.mkdir()
-            for path in earlier:
-                path.rename(place / path.name)
-        (run / "config.json").write_text(json.dumps(resolved, indent=2) + "\n")
+        replace_json(run / "config.json", resolved)
     except OSError as error:
-        raise RunFolderError(
-            f"run folder {run} cannot be written ({error}); choose another --run-dir "
-            "or set ADRPO_RUNS"
-        ) from error
+        raise _not_writable(run, error) from error
+
+
+def _not_writable(run: Path, error: OSError) -> RunFolderError:
+    return RunFolderError(
+        f"run folder {run} cannot be written ({error}); choose another --run-dir or set ADRPO_RUNS"
+    )
+
+
+def cut_back(run: Path, iteration: int, evaluated: int) -> None:
+    """Takes out of the JSONL files what came after a checkpoint, on rank 0 alone: the run repeats
+    it. iteration: the checkpoint's; evaluated: the last iteration whose evaluation it has done."""
+    _keep(run / "metrics.jsonl", lambda row: row["iteration"] <= iteration)
+    _keep(run / "eval.jsonl", lambda row: row["iteration"] <= min(iteration, evaluated))
+
+
+def _keep(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
+    if not path.is_file():
+        return
+    text = path.read_text(errors="replace")
+    lines = [line for line in text.splitlines() if _is_whole(line) and wanted(json.loads(line))]
+    kept = "".join(line + "\n" for line in lines)
+    if kept != text:
+        replace_file(path, kept.encode())
+
+
+def _is_whole(line: str) -> bool:
+    """False for a line that the process died in the middle of."""
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True

@@ -4,66 +4,100 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 from PIL import Image
-from safetensors.torch import load_file
 from torch import nn
 
 from adrpo_scale import dist
-from adrpo_scale.build import build_domain, build_engine
-from adrpo_scale.config import RunConfig, parse_config
+from adrpo_scale.build import build_domain, build_engine, specs_of
+from adrpo_scale.checkpoint.base import MANIFEST
+from adrpo_scale.checkpoint.reader import Reader
+from adrpo_scale.config import RunConfig, overridden, parse_config
 from adrpo_scale.domains.base import Domain
 from adrpo_scale.engines.base import Engine
-from adrpo_scale.errors import RunFolderError
 from adrpo_scale.evaluation.grids import picture_grid
+from adrpo_scale.metrics import console
 from adrpo_scale.prompts import load_prompts
+from adrpo_scale.resume import open_checkpoint, origin_of
 from adrpo_scale.rollout import sample_block
+from adrpo_scale.training_state import TrainingState
 from adrpo_scale.types import DrawKey, Prompt
 
 GRID_PROMPTS = 12
 
 
-def config_of(run_or_model: str, prompts: Path) -> tuple[RunConfig, Path | None]:
-    """(settings, run folder) of a run; of a model: settings for sampling alone, and None."""
-    folder = Path(run_or_model)
-    if (folder / "config.json").is_file() and not (folder / "model_index.json").is_file():
-        config = parse_config(json.loads((folder / "config.json").read_text()))
-        return config, folder
-    return parse_config(
-        {
-            "domain": {"name": "flow", "model": run_or_model, "train": "full"},
-            "algorithm": {"name": "raft"},  # not used: nothing is trained
-            "rewards": [{"kind": "function", "path": "not:used"}],
-            "prompts": {"train": str(prompts)},
-        }
-    ), None
+@dataclass(frozen=True)
+class Source:
+    """What pictures are sampled from: settings, and the checkpoint, or None of a plain model."""
+
+    config: RunConfig
+    reader: Reader | None
+
+
+def find_source(run_or_model: str, prompts: Path) -> Source:
+    """A run (RUN or RUN@iteration), a checkpoint folder, or a model with settings for sampling."""
+    folder = Path(run_or_model.rpartition("@")[0] if "@" in run_or_model else run_or_model)
+    if (
+        any((folder / name).is_file() for name in ("config.json", MANIFEST))
+        and not (folder / "model_index.json").is_file()
+    ):
+        reader = open_checkpoint(run_or_model)
+        return Source(parse_config(reader.manifest.document["config"]), reader)
+    return Source(
+        parse_config(
+            {
+                "domain": {"name": "flow", "model": run_or_model, "train": "full"},
+                "algorithm": {"name": "raft"},  # not used: nothing is trained
+                "rewards": [{"kind": "function", "path": "not:used"}],
+                "prompts": {"train": str(prompts)},
+            }
+        ),
+        None,
+    )
 
 
 def load_policy(
-    domain: Domain, engine: Engine, run: Path | None, weights: Literal["trained", "ema"]
+    source: Source, domain: Domain, engine: Engine, weights: Literal["trained", "ema"]
 ) -> nn.Module:
-    """The policy with a run's weights, or the plain model. RunFolderError if there are none."""
-    if run is None:
+    """The policy of a checkpoint, or the plain model. CheckpointError if it has no such weights."""
+    reader = source.reader
+    if reader is None:
         spec = domain.reference_spec() or domain.policy_spec()
         return engine.build_frozen(spec)
-    path = run / "weights" / f"{weights}.safetensors"
-    if not path.is_file():
-        raise RunFolderError(
-            f"{path} is not there: the run has not finished"
-            + (", or has no ema_decay" if weights == "ema" else "")
-        )
-    policy = engine.build_policy(domain.policy_spec())
-    for name, tensor in load_file(path).items():
-        engine.load_whole(name, tensor)
+    spec, _ = specs_of(domain, source.config, origin_of(reader))
+    policy = engine.build_policy(spec)
+    part = "policy" if weights == "trained" else "ema"
+    TrainingState(engine, None).load(part, engine.trained_slices(), reader)
+    engine.publish()
     return policy.eval()
 
 
+def sample(
+    run_or_model: str,
+    prompts: Path,
+    to: Path,
+    per_prompt: int,
+    seed: int,
+    weights: str,
+    overrides: Sequence[str],
+) -> None:
+    """The verb: joins the process group and writes the pictures."""
+    source = find_source(run_or_model, prompts)
+    source = replace(source, config=overridden(source.config, overrides))
+    engine = source.config.engine
+    with dist.process_group(engine.torch_device(), engine.timeout_seconds):
+        kind = cast(Literal["trained", "ema"], weights)
+        pictures = sample_to(source, prompts, to, per_prompt=per_prompt, seed=seed, weights=kind)
+        if dist.is_main():
+            console.print(f"{len(pictures)} pictures and grid.png in {to}", highlight=False)
+
+
 def sample_to(
-    config: RunConfig,
-    run: Path | None,
+    source: Source,
     prompts_file: Path,
     to: Path,
     *,
@@ -73,10 +107,10 @@ def sample_to(
 ) -> list[Path]:
     """Writes PROMPT-SAMPLE.png files, grid.png and samples.jsonl into `to`; returns the pictures'
     paths on rank 0. Collective."""
-    prompts = load_prompts(prompts_file)
+    prompts, config = load_prompts(prompts_file), source.config
     domain, engine = build_domain(config), build_engine(config)
     domain.prepare(prompts, engine.device, engine.dtype)
-    policy = load_policy(domain, engine, run, weights)
+    policy = load_policy(source, domain, engine, weights)
     with engine.sampling(policy):
         rows = sample_block(
             domain,

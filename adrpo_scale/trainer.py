@@ -8,29 +8,33 @@ from numbers that are the same on every rank.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from adrpo_scale import dist
 from adrpo_scale.algorithms.base import Algorithm
 from adrpo_scale.batches import Minibatch, build_minibatches
 from adrpo_scale.domains.base import Domain, Reference
-from adrpo_scale.ema import Ema
 from adrpo_scale.engines.base import Engine, OptimizerConfig
 from adrpo_scale.errors import LimitReached, NonFiniteError
 from adrpo_scale.evaluation.evaluator import Evaluator, image_grid
 from adrpo_scale.metrics import LoggingConfig, MetricsLog, is_due
+from adrpo_scale.preempt import Stop
 from adrpo_scale.prompts import PromptStream
 from adrpo_scale.report import Stopwatch, Tally, credit_record, warnings_of
 from adrpo_scale.rewards.base import Reward
 from adrpo_scale.rollout import gather_rewards, sample_block, score_block
-from adrpo_scale.settings import Section, setting
+from adrpo_scale.saver import Saver
+from adrpo_scale.settings import Effect, Section, setting
+from adrpo_scale.training_state import Counters, TrainingState
 from adrpo_scale.types import Credit, DrawKey, Prompt, Rewards, Rows
 
 log = logging.getLogger(__name__)
@@ -39,19 +43,11 @@ log = logging.getLogger(__name__)
 class LimitsConfig(Section):
     """When to stop on purpose, with the reason."""
 
+    EFFECT: ClassVar[Effect] = "none"
+
     max_divergence: float | None = setting(None, "stop above this mean divergence", gt=0)
     min_reward: float | None = setting(None, "stop below this mean reward")
     max_nonfinite_updates: int = setting(5, "stop after this many skipped updates in a row", ge=1)
-
-
-@dataclass
-class Counters:
-    """Where a run is; all of its state beside weights and optimizer moments."""
-
-    iteration: int = 0
-    cursor: int = 0  # prompts consumed
-    step: int = 0  # optimizer steps, skipped ones included
-    nonfinite_in_a_row: int = 0
 
 
 @dataclass(frozen=True)
@@ -84,20 +80,28 @@ class Trainer:
     logging: LoggingConfig
     log: MetricsLog
     evaluator: Evaluator
-    ema: Ema | None
+    state: TrainingState
+    saver: Saver
+    stop: Stop
     identity: dict[str, Any]  # run, algorithm, seed: in every row of eval.jsonl
     run: Path
-    counters: Counters = field(default_factory=Counters)
     _pool: dict[int, Scored] = field(default_factory=dict)  # offline rollouts, by place
     _warned: set[str] = field(default_factory=set)
+    _step_seconds: float = 0.0  # of the slowest optimizer step so far
+
+    @property
+    def counters(self) -> Counters:
+        return self.state.counters
 
     def train(self) -> None:
-        """Runs to the last iteration. Raises LimitReached or NonFiniteError when it must stop."""
+        """Runs to the last iteration. Raises StopRequested when a signal asked for it, and
+        LimitReached, NonFiniteError or CheckpointError when it must stop."""
         with self.log:
             self._maybe_evaluate()
             while self.counters.iteration < self.iterations:
                 record = self._iterate()
-                self._maybe_evaluate()
+                evaluated = self._maybe_evaluate()
+                self.saver.maybe_save(evaluated)
                 self._check_limits(record)
 
     def _iterate(self) -> dict[str, Any]:
@@ -115,11 +119,16 @@ class Trainer:
                 micro_batch=self.optimizer.micro_batch,
             )
             needs = self._needs(credit, iteration)
-            for update in range(self.optimizer.updates):
-                for k, minibatch in enumerate(minibatches):
-                    step = update * self.optimizer.minibatches + k
-                    key = DrawKey(self.seed, iteration, update=step)
-                    self._update(minibatch, key, needs, tally, scored.prompts_P)
+            steps = [
+                (update * self.optimizer.minibatches + k, minibatch)
+                for update in range(self.optimizer.updates)
+                for k, minibatch in enumerate(minibatches)
+            ]
+            for done, (step, minibatch) in enumerate(steps):
+                key = DrawKey(self.seed, iteration, update=step)
+                check = partial(self._check_stop, done, len(steps))
+                self._update(minibatch, key, needs, tally, scored.prompts_P, check)
+        self.state.add_rewards(scored.rewards)
         self.counters.iteration += 1
         self.counters.cursor += self.stream.per_iteration
         return self._report(scored, credit, tally, watch)
@@ -141,16 +150,27 @@ class Trainer:
                     self.group_size,
                     DrawKey(self.seed, place),
                     self.chunk,
+                    self.stop.check,
                 )
             artifacts = self.domain.artifacts(rows)
         with watch("reward"):
             prompts_N = [prompts_P[int(s) // self.group_size] for s in rows.sample_ids_N]
-            scores_NR = score_block(self.rewards, artifacts, prompts_N)
+            scores_NR = score_block(
+                self.rewards, artifacts, prompts_N, self._samples, self.chunk, self.stop.check
+            )
             rewards = gather_rewards(rows, scores_NR, self.rewards, prompts_P, self.group_size)
         scored = Scored(prompts_P, rows, artifacts, rewards)
         if pool:
             self._pool[place] = scored
         return scored
+
+    def _check_stop(self, done: int, steps: int) -> None:
+        """A safe point while `done` of the iteration's optimizer steps are applied."""
+        if done == 0:
+            self.stop.check()
+        else:
+            left = (steps - done) * self._step_seconds
+            self.stop.check_unfinished(left + self.saver.seconds)
 
     def _needs(self, credit: Credit, iteration: int) -> frozenset[str]:
         """What to measure. Where every beta is 0 the divergence costs a pass of the reference that
@@ -169,9 +189,11 @@ class Trainer:
         needs: frozenset[str],
         tally: Tally,
         prompts_P: Sequence[Prompt],
+        check: Callable[[], None],
     ) -> None:
         """One optimizer step. The loss is divided by the global count before backward, so neither
         the number of ranks nor the micro-batch size changes it."""
+        begin = time.monotonic()
         draws = self.optimizer.draws_per_sample
         counts = [
             self.algorithm.row_counts(m.credit, m.rows.tensors.get("lengths")) for m in minibatch
@@ -179,6 +201,7 @@ class Trainer:
         count = float(dist.all_sum(torch.cat(counts).sum())) * draws
         passes = [(micro, draw) for micro in minibatch for draw in range(draws)]
         for place, (micro, draw) in enumerate(passes):
+            check()
             terms = self.domain.terms(
                 self.policy,
                 self.reference,
@@ -194,12 +217,17 @@ class Trainer:
         result = self.engine.step(rate)
         self.counters.step += 1
         tally.add_step(result.grad_norm, rate, result.skipped)
+        self._step_seconds = max(self._step_seconds, time.monotonic() - begin)
         if result.skipped:
             self._count_nonfinite(result.grad_norm, prompts_P)
         else:
             self.counters.nonfinite_in_a_row = 0
-            if self.ema is not None:
-                self.ema.update()
+            if self.state.ema is not None:
+                self.state.ema.update()
+
+    @property
+    def _samples(self) -> int:
+        return self.stream.per_iteration * self.group_size
 
     @property
     def total_steps(self) -> int:
@@ -222,13 +250,14 @@ class Trainer:
     ) -> dict[str, Any]:
         """Writes the iteration's line, histograms and pictures; returns the line."""
         done = self.counters.iteration
-        record = {
+        record: dict[str, Any] = {
             "iteration": done,
             **credit_record(scored.rewards, credit),
             **tally.record(),
             "samples": scored.rewards.mask_PG.numel(),
             **watch.record(scored.rewards.mask_PG.numel()),
         }
+        self.stop.warn_if_slow(record["seconds_update"], self.saver.seconds)
         for kind, text in warnings_of(record, self.algorithm):
             if kind not in self._warned:
                 self._warned.add(kind)  # said once: it stays visible in metrics.jsonl
@@ -245,23 +274,30 @@ class Trainer:
             self.log.picture("rollouts", grid, done)
         return record
 
-    def _maybe_evaluate(self) -> None:
+    def _maybe_evaluate(self) -> bool:
+        """Whether it evaluated. Not again where the run goes on from just after an evaluation."""
         done, config = self.counters.iteration, self.evaluator.config
-        if not config.is_due(done, self.iterations):
-            return
-        averaged = self.ema if config.weights == "ema" else None
+        if not config.is_due(done, self.iterations) or self.counters.evaluated == done:
+            return False
+        averaged = self.state.ema if config.weights == "ema" else None
         with averaged.applied() if averaged is not None else nullcontext():
-            for split in self.evaluator.splits:
-                result = self.evaluator.evaluate(self.policy, self.reference, split)
-                self.log.evaluation(
-                    [
-                        self.identity
-                        | {"iteration": done, "split": split, "metric": metric}
-                        | {"value": value, "n": n}
-                        for metric, (value, n) in result.metrics.items()
-                    ]
-                )
-                self.log.picture(f"eval_{split}", result.grid, done, f"{split}-{done:06d}.png")
+            results = {
+                split: self.evaluator.evaluate(self.policy, self.reference, split, self.stop.check)
+                for split in self.evaluator.splits
+            }
+        self.log.evaluation(
+            [
+                self.identity
+                | {"iteration": done, "split": split, "metric": metric}
+                | {"value": value, "n": n}
+                for split, result in results.items()
+                for metric, (value, n) in result.metrics.items()
+            ]
+        )
+        for split, result in results.items():
+            self.log.picture(f"eval_{split}", result.grid, done, f"{split}-{done:06d}.png")
+        self.counters.evaluated = done
+        return True
 
     def _check_limits(self, record: dict[str, Any]) -> None:
         limits, divergence = self.limits, record["divergence"]
@@ -276,7 +312,3 @@ class Trainer:
                 f"iteration {record['iteration']}: mean reward {reward:.4g} is below "
                 f"limits.min_reward = {limits.min_reward}; training has collapsed"
             )
-
-    def trained_tensors(self) -> dict[str, Tensor]:
-        """Every trained parameter in full, float32, on rank 0 (empty elsewhere). Collective."""
-        return {n: t for n, t in self.engine.whole_tensors() if dist.is_main()}

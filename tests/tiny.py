@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from adrpo_scale import dist
 from adrpo_scale.build import build_trainer
 from adrpo_scale.config import RunConfig, load_config
+from adrpo_scale.engines.base import Engine
 from adrpo_scale.trainer import Trainer
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -47,3 +51,28 @@ def demo_trainer(folder: Path, config: RunConfig) -> Trainer:
 def records(folder: Path, file: str = "metrics.jsonl") -> list[dict[str, Any]]:
     """The lines of a run's JSONL file."""
     return [json.loads(line) for line in (folder / file).read_text().splitlines()]
+
+
+def whole_tensors(engine: Engine) -> dict[str, torch.Tensor]:
+    """Every trained parameter in full, put together from all ranks' slices. Collective."""
+    slices, layout = engine.trained_slices(), engine.layout()
+    mine = {n: (layout[n].start, t.detach().reshape(-1).clone()) for n, t in slices.items()}
+    everybodys = dist.gather_objects(mine)
+    whole = {}
+    for name, place in layout.items():
+        flat = torch.full((torch.Size(place.shape).numel(),), torch.nan)
+        for parts in everybodys:
+            start, values = parts[name]
+            flat[start : start + len(values)] = values
+        whole[name] = flat.view(place.shape)
+    return whole
+
+
+@torch.no_grad()
+def load_whole(engine: Engine, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Sets trained parameters from full tensors."""
+    slices, layout = engine.trained_slices(), engine.layout()
+    for name, tensor in tensors.items():
+        part = tensor.reshape(-1)[layout[name].start : layout[name].stop]
+        slices[name].copy_(part.view(slices[name].shape))
+    engine.publish()

@@ -14,7 +14,7 @@ trained parameter collects the gradients and is what the optimizer steps.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar, Literal
 
@@ -33,16 +33,21 @@ from adrpo_scale.engines.base import Engine, EngineConfig, OptimizerConfig, Step
 from adrpo_scale.errors import ConfigError
 from adrpo_scale.models import DTYPES, ModelSpec
 from adrpo_scale.settings import setting
+from adrpo_scale.types import FlatRange
 from adrpo_scale.weights import check_coverage, initial_uniform
 
 
 class Fsdp2Config(EngineConfig):
     name: Literal["fsdp2"] = setting("fsdp2", "PyTorch FSDP2")
     shard: Literal[1, "node", "all"] = setting(
-        1, '1: replicate; "node": shard inside a node, replicate across; "all": shard over all'
+        1,
+        '1: replicate; "node": shard inside a node, replicate across; "all": shard over all',
+        effect="rounding",
     )
     reduce_every_micro_batch: bool = setting(
-        False, "sharded: hold only sharded gradients while accumulating; more communication"
+        False,
+        "sharded: hold only sharded gradients while accumulating; more communication",
+        effect="rounding",
     )
 
 
@@ -79,7 +84,18 @@ class Fsdp2Engine(Engine):
             weight_decay=self.optimizer_config.weight_decay,
             fused=True,
         )
+        self._begin_moments()
         return model
+
+    def _begin_moments(self) -> None:
+        """Adam's state as its first step would begin it: so that every checkpoint has it, and that
+        memory is what it will be before the first rollout."""
+        for parameter in self._stepped().values():
+            self._optimizer.state[parameter] = {
+                "step": torch.zeros((), device=parameter.device),
+                "exp_avg": torch.zeros_like(parameter.detach()),
+                "exp_avg_sq": torch.zeros_like(parameter.detach()),
+            }
 
     def build_frozen(self, spec: ModelSpec) -> nn.Module:
         return self._build(spec, trained=False)
@@ -209,17 +225,35 @@ class Fsdp2Engine(Engine):
             live = [self._trained[n].data for n in self._masters]
             torch._foreach_copy_(live, list(self._masters.values()))
 
-    def whole_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        for name, parameter in self._stepped().items():
-            tensor = parameter.detach()
-            whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-            yield name, whole.to("cpu", torch.float32, copy=True)
+    def layout(self) -> dict[str, FlatRange]:
+        return {name: self._place(p.detach()) for name, p in self._stepped().items()}
 
-    @torch.no_grad()
-    def load_whole(self, name: str, tensor: Tensor) -> None:
-        local, start, stop = local_rows(self._stepped()[name].detach())
-        local.copy_(tensor[start:stop])
-        self.publish()
+    def _place(self, tensor: Tensor) -> FlatRange:
+        local, start, _ = local_rows(tensor)
+        row = tensor.shape[1:].numel()
+        replicas, replica = dist.world_size(), dist.rank()
+        if self.mesh is not None:
+            two = self.mesh.ndim == 2
+            replicas = self.mesh.size(0) if two else 1
+            replica = self.mesh.get_local_rank("replicate") if two else 0
+        first = start * row
+        return FlatRange(tuple(tensor.shape), first, first + local.numel(), replica, replicas)
+
+    def moments(self) -> dict[str, dict[str, Tensor]]:
+        return {
+            moment: {
+                name: local_rows(self._optimizer.state[p][moment])[0]
+                for name, p in self._stepped().items()
+            }
+            for moment in ("exp_avg", "exp_avg_sq")
+        }
+
+    def optimizer_steps(self) -> dict[str, int]:
+        return {n: int(self._optimizer.state[p]["step"]) for n, p in self._stepped().items()}
+
+    def set_optimizer_steps(self, steps: Mapping[str, int]) -> None:
+        for name, parameter in self._stepped().items():
+            self._optimizer.state[parameter]["step"].fill_(steps[name])
 
 
 def build_mesh(shard: Literal[1, "node", "all"], device: str) -> DeviceMesh | None:

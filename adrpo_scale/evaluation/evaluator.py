@@ -6,9 +6,9 @@ evaluations differ by the policy and by nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -22,9 +22,9 @@ from adrpo_scale.errors import ConfigError
 from adrpo_scale.evaluation.diversity import mean_pairwise_cosine, mean_pairwise_l2
 from adrpo_scale.evaluation.grids import picture_grid
 from adrpo_scale.rewards.base import Reward
-from adrpo_scale.rollout import gather_rewards, sample_block, score_block
+from adrpo_scale.rollout import gather_rewards, nothing, sample_block, score_block
 from adrpo_scale.seeding import Purpose, permutation
-from adrpo_scale.settings import Section, setting
+from adrpo_scale.settings import Effect, Section, setting
 from adrpo_scale.types import DrawKey, Prompt, Rewards, Rows
 
 THUMBNAIL = 64  # pixels; pixel diversity is measured on pictures reduced to this
@@ -34,6 +34,8 @@ EVALUATION = -1  # the "iteration" of draws that must be the same at every evalu
 
 
 class EvaluationConfig(Section):
+    EFFECT: ClassVar[Effect] = "none"
+
     every: int = setting(
         10, "iterations between evaluations, first and last included; 0: never", ge=0
     )
@@ -87,19 +89,26 @@ class Evaluator:
         order = permutation(len(prompts), self.config.seed, int(Purpose.EVALUATION)).tolist()
         return [prompts[i] for i in order[: self.config.prompts]]
 
-    def evaluate(self, policy: nn.Module, reference: Reference, split: str) -> Result:
-        """Metrics and picture grid of one split."""
+    def evaluate(
+        self,
+        policy: nn.Module,
+        reference: Reference,
+        split: str,
+        check: Callable[[], None] = nothing,
+    ) -> Result:
+        """Metrics and picture grid of one split. check: see `sample_block`."""
         prompts, size = self.splits[split], self.config.samples_per_prompt
         key = DrawKey(self.config.seed, EVALUATION)
         # Everything that runs a model is in here: ranks need not then run it equally often.
         with self.engine.sampling(policy, *self.frozen):
             rows = sample_block(
-                self.domain, policy, prompts, size, key, self.chunk, evaluation=True
+                self.domain, policy, prompts, size, key, self.chunk, check, evaluation=True
             )
             divergence = self._divergence_metrics(policy, reference, rows, key)
         artifacts = self.domain.artifacts(rows)
         prompts_N = [prompts[int(s) // size] for s in rows.sample_ids_N]
-        scores_NR = score_block(self.rewards, artifacts, prompts_N)
+        samples = len(prompts) * size
+        scores_NR = score_block(self.rewards, artifacts, prompts_N, samples, self.chunk, check)
         scored = gather_rewards(rows, scores_NR, self.rewards, prompts, size)
         planes = reward_planes(scored, self.trained_on)
         metrics = {name: finite_mean(plane) for name, plane in planes.items()} | divergence

@@ -28,7 +28,7 @@ from adrpo_scale.errors import ConfigError, WeightsError
 from adrpo_scale.models import ModelSpec
 from adrpo_scale.weights import SafetensorsFolder, find_model, initial_uniform
 from tests.ranks import run_ranks
-from tests.tiny import FULL, MODEL, demo_config
+from tests.tiny import FULL, MODEL, demo_config, load_whole, whole_tensors
 
 VARIANTS: dict[str, list[str]] = {
     "fsdp2-1": ["engine.name=fsdp2", "engine.shard=1"],
@@ -141,7 +141,7 @@ def trains(rank, world, variant, kind, micro_batches):
         engine, spec = build(variant, kind)
         model = engine.build_policy(spec)
         done = [update(engine, model, count) for _ in range(UPDATES)]
-        whole = dict(engine.whole_tensors())
+        whole = whole_tensors(engine)
         found.append(
             ([loss for loss, _ in done], [result for _, result in done], whole if rank == 0 else {})
         )
@@ -202,7 +202,7 @@ def shards_and_gathers(rank, world, variant, kind):
     assert all(isinstance(p, DTensor) == sharded for p in trained)
     assert not any(p.requires_grad for p in frozen.parameters())
     slices = sum(part.numel() for part in engine.trained_slices().values())
-    whole = dict(engine.whole_tensors())
+    whole = whole_tensors(engine)
     copies = world // degree(variant, world)
     total = dist.all_sum(torch.tensor(slices))
     assert total == copies * sum(t.numel() for t in whole.values())
@@ -238,16 +238,13 @@ def shards_and_gathers(rank, world, variant, kind):
                 assert torch.equal(predict(model, batch, torch.float32), expected)
             assert not torch.equal(predict(model, batch, torch.float32), expected)
 
-    # whole_tensors and load_whole are each other's inverse, and what is loaded takes effect.
-    whole = dict(engine.whole_tensors())
-    for name, tensor in whole.items():
-        engine.load_whole(name, 2 * tensor)
-    assert all(torch.equal(tensor, 2 * whole[name]) for name, tensor in engine.whole_tensors())
-    for name, tensor in whole.items():
-        engine.load_whole(name, tensor)
-    again = dict(engine.whole_tensors())
-    assert again.keys() == whole.keys()
-    assert all(torch.equal(tensor, whole[name]) for name, tensor in again.items())
+    # Slices and their layout cover every tensor, and what is written to them takes effect.
+    whole = whole_tensors(engine)
+    assert all(tensor.isfinite().all() for tensor in whole.values())
+    load_whole(engine, {name: 2 * tensor for name, tensor in whole.items()})
+    assert all(torch.equal(t, 2 * whole[name]) for name, t in whole_tensors(engine).items())
+    load_whole(engine, whole)
+    assert all(torch.equal(t, whole[name]) for name, t in whole_tensors(engine).items())
     result = update(engine, model)[1]
     return result
 
@@ -266,9 +263,9 @@ def clips(rank, world, variant, max_norm):
     settings = [f"optimizer.max_grad_norm={max_norm}", "optimizer.eps=1e3"]
     engine, spec = build(variant, "full", *settings)
     model = engine.build_policy(spec)
-    before = {n: t.clone() for n, t in engine.whole_tensors()}
+    before = whole_tensors(engine)
     _, result = update(engine, model, rate=1e3)
-    moved = [(t - before[n]).double().norm() for n, t in engine.whole_tensors()]
+    moved = [(t - before[n]).double().norm() for n, t in whole_tensors(engine).items()]
     return result.grad_norm, float(torch.stack(moved).norm())
 
 
@@ -285,15 +282,15 @@ def skips(rank, world, variant):
     engine, spec = build(variant, "lora")
     model = engine.build_policy(spec)
     update(engine, model)
-    before = {n: t.clone() for n, t in engine.whole_tensors()}
+    before = whole_tensors(engine)
     mine, skipped = dist.block(ROWS, rank, world), []
     for bad in (float("nan"), float("inf")):
         loss = loss_sum(model, rows(model, mine.start, mine.stop)) / ROWS
         engine.backward(loss * (bad if rank == world - 1 else 1.0), last=True)
         skipped.append(engine.step(RATE).skipped)
-        assert all(torch.equal(tensor, before[name]) for name, tensor in engine.whole_tensors())
+        assert all(torch.equal(tensor, before[name]) for name, tensor in whole_tensors(engine).items())
     _, recovered = update(engine, model)  # nothing of it is left in gradients or moments
-    assert all(tensor.isfinite().all() for _, tensor in engine.whole_tensors())
+    assert all(tensor.isfinite().all() for tensor in whole_tensors(engine).values())
     return [*skipped, recovered.skipped]
 
 
@@ -306,10 +303,10 @@ def test_a_gradient_that_is_not_finite_on_one_rank_skips_the_step_on_every_rank(
 def trains_in_bfloat16(rank, world, variant, kind, steps):
     engine, spec = build(variant, kind, "engine.dtype=bfloat16")
     model = engine.build_policy(spec)
-    start = {n: t.clone() for n, t in engine.whole_tensors()}
+    start = whole_tensors(engine)
     for _ in range(steps):
         update(engine, model, micro_batches=2, rate=1e-6)
-    end = dict(engine.whole_tensors())
+    end = whole_tensors(engine)
     with engine.sampling(model):
         assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
     moved = torch.cat([(end[n] - start[n]).abs().flatten() for n in start if "lora_A" not in n])

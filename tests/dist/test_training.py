@@ -17,7 +17,7 @@ from adrpo_scale.rollout import sample_block
 from adrpo_scale.seeding import Purpose, normal
 from adrpo_scale.types import DrawKey
 from tests.ranks import run_ranks
-from tests.tiny import FULL, demo_config, demo_trainer, records
+from tests.tiny import FULL, demo_config, demo_trainer, load_whole, records, whole_tensors
 
 ROUNDING = 1e-7  # of float32 sums whose terms are about .1
 ALGORITHMS = ["adrpo", "grpo", "orw_cfm_w2", "raft", "dpo"]
@@ -167,8 +167,7 @@ def pool_is_the_references(rank, world, folder):
     )
     trainer = demo_trainer(folder, config)
     expected = first_samples(trainer, config.prompts.group_size)[1]  # adapters are still 0
-    for name, tensor in list(trainer.engine.whole_tensors()):
-        trainer.engine.load_whole(name, tensor + 0.05)
+    load_whole(trainer.engine, {n: t + 0.05 for n, t in whole_tensors(trainer.engine).items()})
     trainer.train()
     (pooled,) = trainer._pool.values()
     assert torch.equal(dist.gather_rows(pooled.rows.tensors["x1"]), expected)
@@ -194,7 +193,7 @@ def trains_with_a_frozen_reference(rank, world, folder):
     trainer.train()
     with trainer.reference() as model, trainer.engine.sampling(model):
         assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
-    after = dict(trainer.engine.whole_tensors())
+    after = whole_tensors(trainer.engine)
     assert any(not torch.equal(t, before[n]) for n, t in after.items())
 
 
@@ -207,18 +206,18 @@ def test_full_training_leaves_its_reference_alone(tmp_path):
 def evaluates_the_average(rank, world, folder, shard):
     settings = ["ema_decay=0.5", "evaluation.weights=ema", "evaluation.every=1", "iterations=2"]
     trainer = demo_trainer(folder, demo_config(overrides=[*settings, f"engine.shard={shard}"]))
-    seen, applied = [], trainer.ema.applied
+    seen, applied = [], trainer.state.ema.applied
 
     @contextmanager
     def watched():
-        before = trainer.trained_tensors()
+        before = whole_tensors(trainer.engine)
         with applied():
-            seen.append((before, trainer.trained_tensors()))
+            seen.append((before, whole_tensors(trainer.engine)))
             yield
-        after = trainer.trained_tensors()
+        after = whole_tensors(trainer.engine)
         assert all(torch.equal(tensor, before[name]) for name, tensor in after.items())
 
-    trainer.ema.applied = watched
+    trainer.state.ema.applied = watched
     trainer.train()
     if rank == 0:
         # average = start, then half of the way to the weights after each of two steps
@@ -318,7 +317,7 @@ def trains_with_reward(rank, world, folder, algorithm, function, settings):
     bad = trainer.stream.at(0)[0]
     os.environ["BAD_PROMPT"] = str(bad.id)
     setup_logging(folder)
-    before = {n: t.clone() for n, t in trainer.engine.whole_tensors()}
+    before = whole_tensors(trainer.engine)
     error = None
     try:
         trainer.train()
@@ -326,7 +325,7 @@ def trains_with_reward(rank, world, folder, algorithm, function, settings):
         error = type(raised), str(raised)
     finally:
         logging.shutdown()
-    after = dict(trainer.engine.whole_tensors())
+    after = whole_tensors(trainer.engine)
     moved = max(float((tensor - before[name]).abs().max()) for name, tensor in after.items())
     return {"prompt": (bad.id, bad.text), "error": error, "moved": moved}
 

@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from adrpo_scale import cli
 from adrpo_scale.config import load_config
+from adrpo_scale.resume import open_checkpoint
 from tests.ranks import FORKSERVER_ENV, run_ranks
 from tests.tiny import CONFIGS, MODEL, SMALL, records
 
@@ -49,7 +49,16 @@ LINE = {
     "seconds_reward",
     "seconds_update",
 }
-LEFT = ["config.json", "metrics.jsonl", "eval.jsonl", "tensorboard", "samples", "logs", "weights"]
+LEFT = [
+    "config.json",
+    "metrics.jsonl",
+    "eval.jsonl",
+    "tensorboard",
+    "samples",
+    "logs",
+    "checkpoints",
+    "lives",
+]
 
 
 def given(settings):
@@ -167,27 +176,37 @@ def test_evaluation_rows_are_complete(started):
 
 
 def test_the_average_is_saved_beside_the_trained_weights(started):
-    run, _ = started
-    trained, average = (load_file(run / "weights" / f"{n}.safetensors") for n in ("trained", "ema"))
-    assert trained.keys() == average.keys()
-    assert any(not trained[name].equal(average[name]) for name in trained)
+    reader = open_checkpoint(str(started[0]))
+    assert reader.iteration == 2 and set(reader.names("ema")) == set(reader.names("policy"))
+    assert any(
+        not reader.whole(name, "ema").equal(reader.whole(name)) for name in reader.names("ema")
+    )
 
 
-def test_a_second_start_keeps_the_first_and_a_limit_ends_with_code_3(started, cache, tmp_path):
+def test_a_second_start_goes_on_and_a_limit_ends_with_code_3(started, cache, tmp_path):
+    """Nothing is left to do; then two more iterations, on two processes, up to a limit."""
     run = shutil.copytree(started[0], tmp_path / "copy")
-    kept = {name: (run / name).stat().st_mtime_ns for name in LEFT}
+    before = {name: (run / name).read_text() for name in ("metrics.jsonl", "eval.jsonl")}
     again = ["train", ADRPO, "--run-dir", str(run), *given(SETTINGS)]
-    limited = [*again, "--set", "limits.min_reward=1e6"]
-    main, other = run_ranks(commands, 2, cache, [again, limited], timeout=120)
-    assert [code for code, _, _ in main] == [code for code, _, _ in other] == [0, 3]
+    longer = [*again, "--set", "iterations=4", "--set", "limits.min_reward=1e6"]
+    fresh = [*again, "--fresh"]
+    other_maths = [*again, "--set", "optimizer.learning_rate=1.0"]
+    lines = [again, longer, fresh, other_maths]
+    main, other = run_ranks(commands, 2, cache, lines, timeout=120)
+    assert [code for code, _, _ in main] == [code for code, _, _ in other] == [0, 3, 2, 2]
+    assert "going on from iteration 2 (the last one)" in main[0][1]
+    assert "changed since: iterations: 2 → 4" in main[1][1]
     assert "limits.min_reward" in main[1][2] and other[1][2] == ""
     assert other[0][1] == ""  # rank 1 prints nothing
-    attempts = run / "attempts"
-    assert sorted(p.name for p in attempts.iterdir()) == ["01", "02"]
-    assert {n: (attempts / "01" / n).stat().st_mtime_ns for n in LEFT} == kept
-    assert len(records(attempts / "02")) == 2
-    assert len(records(run)) == 1 and (run / "weights" / "trained.safetensors").is_file()
-    assert sorted(p.name for p in (run / "logs").iterdir()) == ["rank-000.log", "rank-001.log"]
+    assert "--fresh" in main[2][2] and "checkpoint of iteration 3" in main[2][2]
+    assert "optimizer.learning_rate: 0.05 → 1.0" in main[3][2]
+    assert "--allow-change optimizer.learning_rate" in main[3][2]
+    assert (run / "metrics.jsonl").read_text().startswith(before["metrics.jsonl"])
+    assert (run / "eval.jsonl").read_text().startswith(before["eval.jsonl"])
+    assert [line["iteration"] for line in records(run)] == [1, 2, 3]
+    outcomes = [json.loads((run / "lives" / f"0{n}.json").read_text()) for n in (1, 2, 3)]
+    assert [life["exit_code"] for life in outcomes] == [0, 0, 3]
+    assert [life["resumed_from"] for life in outcomes] == [None, 2, 2]
 
 
 # ---- sample, report --------------------------------------------------------------------------
@@ -263,7 +282,7 @@ def test_errors_are_one_message_without_a_traceback_and_code_2(cache, tmp_path):
         "model folder '/nowhere'": [*train, "--set", "domain.model=/nowhere"],
         "multiples of 5 pixels": [*train, "--set", "domain.height=21"],
         "cannot be imported": [*train, *given(["rewards.0={kind='function', path='no:thing'}"])],
-        "the run has not finished": ["sample", str(unfinished), *to],
+        "has no checkpoint; committed iterations: none": ["sample", str(unfinished), *to],
         "expected trained or ema": ["sample", str(unfinished), *to, "--weights", "best"],
         "eval.jsonl is not there": ["report", str(foreign)],
         "needs a CONFIG": ["config"],

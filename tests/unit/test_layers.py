@@ -10,12 +10,13 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "adrpo_scale"
 LEVELS = [
-    "errors types settings paths seeding dist weights",
+    "errors types settings files paths file_hashes tensor_files seeding dist weights preempt"
+    " disk_space run_lock life_record",
     "models algorithms rewards prompts prompt_files metrics",
-    "domains engines",
-    "batches rollout ema report evaluation",
+    "domains engines checkpoint",
+    "batches rollout ema report evaluation training_state saver merged",
     "trainer",
-    "registry config config_view build run_folder sampler life cli __main__",
+    "registry config config_view build run_folder resume sampler life cli __main__",
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names.split()}
 ASSEMBLY = 5  # the level that puts the others together; its modules may use each other
@@ -25,6 +26,14 @@ DEMO_USERS = {"rewards/image"}  # beside the assembly
 # Arrows between modules of one level. Errors, and what level 0 is made of:
 SAME_LEVEL = {
     ("dist", "errors"),
+    ("preempt", "errors"),
+    ("preempt", "dist"),
+    ("disk_space", "errors"),
+    ("run_lock", "errors"),
+    ("life_record", "files"),
+    ("tensor_files", "files"),
+    ("file_hashes", "tensor_files"),
+    ("weights", "file_hashes"),
     ("paths", "errors"),
     ("seeding", "types"),
     ("weights", "errors"),
@@ -32,10 +41,13 @@ SAME_LEVEL = {
     ("weights", "seeding"),
     ("prompts", "prompt_files"),  # one thing in two files
     ("evaluation/evaluator", "rollout"),  # evaluation is a rollout with other settings
+    ("training_state", "ema"),  # a part of the state
+    ("saver", "training_state"),  # what is saved
 }
 # What the files of one folder share, beside its base.py; such a file imports no sibling but these.
 SHARED = {
     "algorithms": {"advantages", "tokens"},
+    "checkpoint": {"reader", "retention", "staging"},
     "domains": {"embeddings"},
     "engines": {"adapters"},
     "evaluation": {"diversity", "grids", "tables"},

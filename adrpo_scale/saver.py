@@ -1,0 +1,115 @@
+"""When a run saves, and what it does when a save fails."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+import torch
+
+from adrpo_scale import dist
+from adrpo_scale.checkpoint.base import CheckpointConfig
+from adrpo_scale.checkpoint.store import FULL, WEIGHTS, Saved, Store
+from adrpo_scale.errors import CheckpointError
+from adrpo_scale.metrics import MetricsLog, is_due
+from adrpo_scale.training_state import TrainingState
+
+log = logging.getLogger(__name__)
+
+
+class Saver:
+    """The cadence of [checkpoint] over a store. Every method is collective."""
+
+    def __init__(
+        self, store: Store, config: CheckpointConfig, state: TrainingState, metrics: MetricsLog
+    ) -> None:
+        self._store, self._config, self._state, self._metrics = store, config, state, metrics
+        self._last = time.monotonic()
+        self._saved_iteration = -1  # whose state is saved, or being saved
+        self._noticed = 0  # how many ended saves were looked at
+
+    @property
+    def seconds(self) -> float:
+        """How long the last save took, from its copy to its commit; 0 before the first."""
+        return self._store.ended[-1].seconds if self._store.ended else 0.0
+
+    def resumed_at(self, iteration: int) -> None:
+        self._saved_iteration = iteration
+
+    def check_room(self) -> None:
+        """Raises DiskSpaceError where the run's checkpoints have no room, before it starts."""
+        self._store.check_room(self._state.sets(FULL))
+
+    def maybe_save(self, evaluated: bool) -> None:
+        """At an iteration's end. evaluated: whether it was evaluated just now. Raises
+        CheckpointError where a save has failed and `on_failure` is `stop`."""
+        self._notice_failure()
+        done, config = self._state.counters.iteration, self._config
+        if is_due(config.keep_trajectory, done):
+            self._save(WEIGHTS)
+        due = (
+            is_due(config.every_iterations, done)
+            or is_due(config.keep_every, done)
+            or (config.keep_best > 0 and evaluated)
+        )
+        if self._time_is_up() or due:
+            self._save(FULL)
+
+    def _time_is_up(self) -> bool:
+        """Whether `every_minutes` have passed on any rank: their clocks do not agree to the bit."""
+        minutes = self._config.every_minutes
+        return _any_rank(minutes > 0 and time.monotonic() - self._last >= 60 * minutes)
+
+    def save_now(self) -> None:
+        """Saves unless this very state is saved already, and waits. CheckpointError if it fails."""
+        self._look_at(self._wait())
+        if self._saved_iteration != self._state.counters.iteration:
+            self._save(FULL)
+            failure = self._look_at(self._wait())
+            if failure is not None:
+                raise CheckpointError(
+                    f"the state after iteration {failure.iteration} was not saved: "
+                    f"{failure.error}. The checkpoint before it is untouched"
+                )
+
+    def _save(self, kind: str) -> None:
+        # On the disk before the manifest: a resume cuts these files back to the checkpoint's
+        # iteration and relies on every line up to it.
+        self._metrics.sync()
+        iteration = self._state.counters.iteration
+        self._store.save(kind, iteration, self._state.sets(kind), self._state.document())
+        if kind == FULL:
+            self._last, self._saved_iteration = time.monotonic(), iteration
+
+    def _notice_failure(self) -> None:
+        if not _any_rank(any(saved.error for saved in self._store.ended[self._noticed :])):
+            return
+        failure = self._look_at(self._wait())
+        if failure is not None and self._config.on_failure == "stop":
+            raise CheckpointError(
+                f"the checkpoint of iteration {failure.iteration} was not written: "
+                f"{failure.error}. The one before is untouched; the run stops, as "
+                'checkpoint.on_failure = "stop" says'
+            )
+
+    def _wait(self) -> list[Saved]:
+        """Saves that ended since the last look, the same on every rank."""
+        self._store.wait()
+        new, self._noticed = self._store.ended[self._noticed :], len(self._store.ended)
+        return new
+
+    def _look_at(self, ended: list[Saved]) -> Saved | None:
+        """The last failure among them; a state whose save failed counts as not saved."""
+        failures = [saved for saved in ended if saved.error]
+        if any(f.kind == FULL and f.iteration == self._saved_iteration for f in failures):
+            self._saved_iteration = -1
+        return failures[-1] if failures else None
+
+    def close(self) -> None:
+        """Waits for a save under way."""
+        self._store.wait()
+
+
+def _any_rank(flag: Any) -> bool:
+    return bool(dist.all_max(torch.tensor(float(bool(flag)))))
