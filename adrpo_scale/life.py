@@ -91,7 +91,9 @@ def _live(config: RunConfig, run: Path, orders: Orders, signals: Signals, lock: 
         _run(trainer)
         outcome, code = "done", 0
     except StopRequested:
-        outcome, code = f"stopped by {signals.name}", STOPPED
+        # Every rank raised it, but only some may have been sent a signal.
+        named = [name for name in dist.gather_objects(signals.name) if name]
+        outcome, code = f"stopped by {named[0]}", STOPPED
         raise
     except AdrpoError as error:
         outcome, code = str(error), exit_code(error)

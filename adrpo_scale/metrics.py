@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -58,13 +59,25 @@ def setup_logging(run: Path) -> None:
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     handlers: list[logging.Handler] = [file]
     if dist.is_main():
-        screen = RichHandler(console=console, show_path=False, show_time=False, markup=False)
-        screen.setLevel(logging.WARNING)
-        handlers.append(screen)
+        handlers.append(_screen())
     logging.basicConfig(level=logging.INFO, handlers=handlers, force=True)
     logging.captureWarnings(True)
     for library in (diffusers.utils.logging, transformers.utils.logging):
         library.disable_progress_bar()  # they would break the terminal's one line
+
+
+def _screen() -> logging.Handler:
+    """Warnings for the person who watches; unwrapped where nobody does, so that they can be
+    searched for."""
+    screen: logging.Handler
+    if console.is_terminal:
+        screen = RichHandler(console=console, show_path=False, show_time=False, markup=False)
+        screen.setFormatter(logging.Formatter("%(message)s"))
+    else:
+        screen = logging.StreamHandler(sys.stdout)
+        screen.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    screen.setLevel(logging.WARNING)
+    return screen
 
 
 class MetricsLog:

@@ -11,8 +11,9 @@ from typing import Any
 from adrpo_scale.errors import RunFolderError
 from adrpo_scale.files import replace_file, replace_json
 
-# What a start makes before `config.json`, which makes a folder that of a run.
-EARLY = ("lock.json", "logs", "lives", "origin")
+# What may be there before `config.json`, which makes a folder that of a run: what a start makes
+# first, and places for checkpoints that someone has put on another filesystem.
+EARLY = ("lock.json", "logs", "lives", "origin", "checkpoints", "trajectory")
 
 
 def default_folder(name: str, digest: str) -> Path:

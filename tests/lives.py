@@ -5,6 +5,7 @@ Forked from the same forkserver as `tests.ranks`, so that a life costs what its 
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import signal
@@ -18,8 +19,11 @@ from typing import Any
 import torch
 import torch.distributed as td
 
-from tests.ranks import _forkserver
-from tests.tiny import CONFIGS, SMALL
+from adrpo_scale import life_record
+from adrpo_scale.checkpoint.reader import Reader
+from adrpo_scale.checkpoint.store import CHECKPOINTS, committed
+from tests.ranks import forkserver
+from tests.tiny import CONFIGS, SMALL, records
 
 TINY = [  # a run whose iterations take hundredths of a second
     *SMALL,
@@ -67,7 +71,7 @@ class Life:
                     "TORCHELASTIC_USE_AGENT_STORE": "True",
                     "TORCHELASTIC_RESTART_COUNT": "0",
                 }
-            process = _forkserver().Process(
+            process = forkserver().Process(
                 target=_one,
                 args=(variables, list(arguments), str(self.output(rank)), pickle.dumps(prepare)),
             )
@@ -140,3 +144,48 @@ def _one(variables: dict[str, str], arguments: list[str], output: str, prepare: 
     except Exception:
         traceback.print_exc()
         sys.exit(1)
+
+
+# ---- what a run left ---------------------------------------------------------------------------
+
+TIMES = ("seconds", "samples_per_second")
+
+
+def timeless(line: dict[str, Any]) -> dict[str, Any]:
+    """A line of metrics.jsonl without what a clock measured."""
+    return {n: v for n, v in line.items() if not (n.startswith("seconds") or n.endswith(TIMES))}
+
+
+def committed_iterations(run: Path) -> list[int]:
+    return sorted(committed(run / CHECKPOINTS))
+
+
+def newest(run: Path) -> Reader:
+    return Reader(committed(run / CHECKPOINTS)[committed_iterations(run)[-1]])
+
+
+def lives_of(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(path.read_text()) for path in life_record.records(run)]
+
+
+def differences(run: Path, other: Path) -> list[str]:
+    """What two runs do not have in common, to the bit: parameters, moments, average, counters,
+    reward statistics, lines of metrics.jsonl and eval.jsonl. [] where they are the same."""
+    one, two = newest(run), newest(other)
+    found = [f"faults: {fault}" for reader in (one, two) for fault in reader.faults()]
+    for name in ("counters", "rewards", "optimizer_steps", "identity", "prompts", "base"):
+        if one.manifest.document[name] != two.manifest.document[name]:
+            found.append(name)
+    if {k: set(v) for k, v in one.manifest.sets.items()} != {
+        k: set(v) for k, v in two.manifest.sets.items()
+    }:
+        return [*found, "names of tensors"]
+    for kind, tensors in one.manifest.sets.items():
+        for name in tensors:
+            if not torch.equal(one.whole(name, kind), two.whole(name, kind)):
+                found.append(f"{kind}/{name}")
+    if [timeless(line) for line in records(run)] != [timeless(line) for line in records(other)]:
+        found.append("metrics.jsonl")
+    evaluations = [path / "eval.jsonl" for path in (run, other)]
+    texts = [path.read_text() if path.exists() else "" for path in evaluations]
+    return found if texts[0] == texts[1] else [*found, "eval.jsonl"]

@@ -39,7 +39,8 @@ PRELOAD = [
     "peft",
     "pytest",
     "torch.utils.tensorboard",
-    "adrpo_scale.build",
+    "adrpo_scale.life",
+    "adrpo_scale.cli",
     "tests.ranks",
 ]
 # Read at import, so they must be set before the forkserver imports anything.
@@ -71,7 +72,7 @@ def run_ranks(
     Raises RankError with the traceback of the first rank that raised, or with where each rank was
     at the timeout; the other ranks are ended.
     """
-    context = _forkserver()
+    context = forkserver()
     # The store lives here, as torchrun's does, so no port has to be guessed and then be free.
     store = td.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     work = pickle.dumps((function, args))
@@ -188,7 +189,7 @@ def _one_rank(
 
 
 @functools.cache
-def _forkserver() -> Any:
+def forkserver() -> Any:
     """The multiprocessing context, its server started with everything in PRELOAD imported."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)

@@ -288,7 +288,9 @@ def skips(rank, world, variant):
         loss = loss_sum(model, rows(model, mine.start, mine.stop)) / ROWS
         engine.backward(loss * (bad if rank == world - 1 else 1.0), last=True)
         skipped.append(engine.step(RATE).skipped)
-        assert all(torch.equal(tensor, before[name]) for name, tensor in whole_tensors(engine).items())
+        assert all(
+            torch.equal(tensor, before[name]) for name, tensor in whole_tensors(engine).items()
+        )
     _, recovered = update(engine, model)  # nothing of it is left in gradients or moments
     assert all(tensor.isfinite().all() for tensor in whole_tensors(engine).values())
     return [*skipped, recovered.skipped]

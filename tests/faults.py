@@ -1,0 +1,147 @@
+"""Things that go wrong inside a process of a run, on purpose: passed as `prepare` to `lives.Life`.
+
+Each class is picklable and called with the rank before the command starts.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import os
+import signal
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+OPERATIONS = ("open", "write", "fsync", "rename", "mkdir", "unlink", "rmdir", "link")
+
+
+@dataclass
+class FileOperations:
+    """Watches the file operations of one save, the first that names `step`, and dies at one of
+    them: at number `point` on rank `victim`, `before` it, `after` it, or `half` way through a
+    write. Without a point every operation is written to `record`-RANK.txt instead."""
+
+    step: str  # e.g. "step-000002"
+    next_step: str  # the save after that, where watching ends
+    victim: int = -1
+    point: int = -1
+    when: str = "before"
+    record: Path | None = None
+    _count: int = 0
+    _on: bool = False
+    _over: bool = False
+    _paths: dict[int, str] = field(default_factory=dict)
+
+    def __call__(self, rank: int) -> None:
+        self.rank = rank
+        for name in OPERATIONS:
+            setattr(os, name, partial(self._watched, name, getattr(os, name)))
+
+    def _watched(self, name: str, real: Callable[..., Any], *args: Any, **more: Any) -> Any:
+        first = args[0]
+        path = self._paths.get(first, "") if isinstance(first, int) else str(first)
+        if not self._is_watched(path):
+            return real(*args, **more)
+        number, self._count = self._count, self._count + 1
+        if self.record is not None:
+            file = f"{self.record}-{self.rank}.txt"
+            with open(file, "a") as out:
+                out.write(f"{name} {path.partition('/run/')[2]}\n")
+        here = self.rank == self.victim and number == self.point
+        if here and self.when == "half":
+            real(first, memoryview(args[1]).cast("B")[: len(args[1]) // 2])
+        if here and self.when in ("before", "half"):
+            die()
+        try:
+            result = real(*args, **more)
+        finally:
+            if here:
+                die()
+        if name == "open":
+            self._paths[result] = path
+        return result
+
+    def _is_watched(self, path: str) -> bool:
+        """Those of the thread that saves, from the first that names the step until the first that
+        names the next one."""
+        if threading.current_thread().name != "checkpoint" or "/run/" not in path:
+            return False
+        self._over = self._over or self.next_step in path
+        self._on = self._on or self.step in path
+        return self._on and not self._over
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@dataclass
+class FailingWrites:
+    """Writing a file whose path holds `part` fails with `code` on rank `victim`."""
+
+    part: str
+    code: int = errno.EIO
+    victim: int = 0
+    _paths: dict[int, str] = field(default_factory=dict)
+
+    def __call__(self, rank: int) -> None:
+        if rank != self.victim:
+            return
+        opened, written = os.open, os.write
+
+        def open_(path: Any, *args: Any, **more: Any) -> int:
+            descriptor = opened(path, *args, **more)
+            self._paths[descriptor] = str(path)
+            return descriptor
+
+        def write(descriptor: int, data: Any) -> int:
+            if self.part in self._paths.get(descriptor, ""):
+                raise OSError(self.code, os.strerror(self.code), self._paths[descriptor])
+            return written(descriptor, data)
+
+        os.open, os.write = open_, write  # type: ignore[assignment]
+
+
+@dataclass
+class NoSpaceCheck:
+    """The check before a save sees nothing, as where another job fills the disk just after it."""
+
+    def __call__(self, rank: int) -> None:
+        store = importlib.import_module("adrpo_scale.checkpoint.store")
+        store.check_space = lambda *args: None  # type: ignore[attr-defined]
+
+
+@dataclass
+class SignalAt:
+    """Sends this process `signals` at call number `call` of `module:Class.function` (or
+    `module:function`) on rank `victim`: before the call, in the middle of the loop."""
+
+    place: str
+    call: int
+    signals: tuple[signal.Signals, ...] = (signal.SIGTERM,)
+    victim: int = 0
+    slow: float = 0.0  # seconds added to every call
+    _calls: int = 0
+
+    def __call__(self, rank: int) -> None:
+        module, _, path = self.place.partition(":")
+        owner: Any = importlib.import_module(module)
+        *parents, name = path.split(".")
+        for parent in parents:
+            owner = getattr(owner, parent)
+        real = getattr(owner, name)
+
+        def watched(*args: Any, **more: Any) -> Any:
+            self._calls += 1
+            if self._calls == self.call and rank == self.victim:
+                for number in self.signals:
+                    os.kill(os.getpid(), number)
+            if self.slow:
+                threading.Event().wait(self.slow)
+            return real(*args, **more)
+
+        setattr(owner, name, watched)
