@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -81,7 +80,7 @@ def _live(config: RunConfig, run: Path, orders: Orders, signals: Signals, lock: 
     notes = _checked_notes(config, run, reader, orders)
     origin = _origin(config, run, reader)
     record = _open_record(run, reader, notes)
-    outcome, code, trainer = "failed", 1, None
+    outcome, code, since, trainer = "failed", 1, None, None
     try:
         trainer = build_trainer(
             config, run, Beginning(reader, origin, orders.allowed, signals, store)
@@ -92,24 +91,19 @@ def _live(config: RunConfig, run: Path, orders: Orders, signals: Signals, lock: 
         outcome, code = "done", 0
     except StopRequested:
         # Every rank raised it, but only some may have been sent a signal.
-        named = [name for name in dist.gather_objects(signals.name) if name]
-        outcome, code = f"stopped by {named[0]}", STOPPED
+        told = [pair for pair in dist.gather_objects((signals.name, signals.seconds)) if pair[0]]
+        (name, since), code = max(told, key=lambda pair: pair[1]), STOPPED
+        outcome = f"stopped by {name}"
+        iteration = trainer.counters.iteration if trainer else 0
+        log.warning("%s: stopped at iteration %d, %.1f s after it", name, iteration, since)
         raise
     except AdrpoError as error:
         outcome, code = str(error), exit_code(error)
         raise
     finally:
-        iteration = trainer.counters.iteration if trainer else -1
         if record is not None:
-            record.end(outcome, code, iteration, signals.seconds)
-        if signals.name is not None:
-            log.warning(
-                "%s: stopped %.1f s after it (%d signals), at iteration %d",
-                signals.name,
-                signals.seconds,
-                signals.count,
-                iteration,
-            )
+            iteration = trainer.counters.iteration if trainer else -1
+            record.end(outcome, code, iteration, since)
 
 
 def _run(trainer: Trainer) -> None:
@@ -171,7 +165,7 @@ def _open_record(run: Path, reader: Reader | None, notes: Sequence[str]) -> Life
         return None
     for line in life_record.disagreements(environments):
         log.warning("the ranks differ: %s", line)
-    earlier = life_record.records(run)
+    before = life_record.previous_life(run)
     record = LifeRecord.begin(
         run,
         environments,
@@ -179,8 +173,7 @@ def _open_record(run: Path, reader: Reader | None, notes: Sequence[str]) -> Life
         resumed_from=reader.iteration if reader else None,
         changed_settings=notes,
     )
-    if earlier and reader is not None:
-        before = json.loads(earlier[-1].read_text())
+    if before is not None and reader is not None:
         for line in life_record.changes(before, record.content):
             log.warning("other than in the life before: %s", line)
     return record

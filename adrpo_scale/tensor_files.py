@@ -68,8 +68,8 @@ class TensorFileWriter:
     ) -> None:
         self._path, self._left = path, list(headers)
         self._digest, self._bytes = hashlib.sha256(), 0
-        # Hashing and writing both release the interpreter lock, so they overlap.
-        self._hasher = ThreadPoolExecutor(1, "hash")
+        self._flusher = ThreadPoolExecutor(1, "flush")
+        self._flushing: Future[None] | None = None
         self._small = bytearray(_header(headers, metadata))
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
 
@@ -79,7 +79,7 @@ class TensorFileWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: object, trace: TracebackType | None
     ) -> None:
-        self._hasher.shutdown()
+        self._flusher.shutdown()
         os.close(self._descriptor)
 
     def write(self, tensor: Tensor) -> None:
@@ -100,15 +100,24 @@ class TensorFileWriter:
             self._small = bytearray()
 
     def _put(self, data: memoryview) -> None:
-        hashed: Future[None] = self._hasher.submit(self._digest.update, data)
+        self._digest.update(data)
         write_all(self._descriptor, data)
-        hashed.result()
         self._bytes += len(data)
+        if len(data) == CHUNK and (self._flushing is None or self._flushing.done()):
+            # The disk is to work while the next chunks are hashed, not only at the end.
+            self._check_flushed()
+            self._flushing = self._flusher.submit(os.fdatasync, self._descriptor)
+
+    def _check_flushed(self) -> None:
+        """Raises what an earlier flush has raised: the kernel tells of a lost page only once."""
+        if self._flushing is not None:
+            self._flushing.result()
 
     def finish(self) -> FileFacts:
         """Waits until the file is on the disk."""
         assert not self._left, f"{len(self._left)} tensors were announced and not written"
         self._flush()
+        self._check_flushed()
         os.fsync(self._descriptor)
         return FileFacts(self._path.name, self._bytes, self._digest.hexdigest())
 

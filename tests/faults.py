@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-OPERATIONS = ("open", "write", "fsync", "rename", "mkdir", "unlink", "rmdir", "link")
+OPERATIONS = ("open", "write", "fsync", "rename", "mkdir", "unlink", "rmdir", "link", "fdatasync")
 
 
 @dataclass
@@ -68,7 +68,7 @@ class FileOperations:
     def _is_watched(self, path: str) -> bool:
         """Those of the thread that saves, from the first that names the step until the first that
         names the next one."""
-        if threading.current_thread().name != "checkpoint" or "/run/" not in path:
+        if not threading.current_thread().name.startswith("checkpoint") or "/run/" not in path:
             return False
         self._over = self._over or self.next_step in path
         self._on = self._on or self.step in path

@@ -20,6 +20,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ from adrpo_scale.checkpoint.base import (
 )
 from adrpo_scale.checkpoint.reader import Reader
 from adrpo_scale.checkpoint.retention import kept, read_scores
-from adrpo_scale.checkpoint.staging import LocalSets, Stage, StagedPiece, stored_bytes
+from adrpo_scale.checkpoint.staging import LocalSets, Stage, StagedPiece, parted, stored_bytes
 from adrpo_scale.disk_space import check_space, size_text
 from adrpo_scale.errors import CheckpointError
 from adrpo_scale.files import remove_folder, sync_folder, write_durably
@@ -64,11 +65,10 @@ class Saved:
 
 @dataclass(frozen=True)
 class _Report:
-    """What a rank says about its part: the file and its pieces (set, name, start, stop), or what
-    went wrong."""
+    """What a rank says about its part: files, each with its pieces (set, name, start, stop), or
+    what went wrong."""
 
-    facts: FileFacts | None = None
-    pieces: Sequence[tuple[str, str, int, int]] = ()
+    files: Sequence[tuple[FileFacts, Sequence[tuple[str, str, int, int]]]] = ()
     error: str | None = None
 
 
@@ -179,15 +179,21 @@ class Store:
         try:
             # Rank 0 made it; a client of a shared filesystem may not see that yet.
             os.makedirs(job.temporary, exist_ok=True)
-            path = job.temporary / f"rank-{dist.rank():03d}.safetensors"
-            with TensorFileWriter(path, [piece.header for piece in job.pieces]) as file:
-                for piece in job.pieces:
-                    file.write(piece.values)
-                facts = file.finish()
+            stem = f"rank-{dist.rank():03d}"
+            parts = parted(job.pieces)
+            names = (
+                [f"{stem}.safetensors"]
+                if len(parts) == 1
+                else [f"{stem}-{number}.safetensors" for number in range(len(parts))]
+            )
+            with ThreadPoolExecutor(len(parts), "checkpoint") as threads:
+                paths = [job.temporary / name for name in names]
+                files = list(threads.map(_write_file, paths, parts))
             sync_folder(job.temporary)
         except OSError as error:
             return _Report(error=f"{error} (checkpoint.on_failure = {self.config.on_failure!r})")
-        return _Report(facts, [(p.kind, p.name, p.start, p.stop) for p in job.pieces])
+        said = [[(p.kind, p.name, p.start, p.stop) for p in part] for part in parts]
+        return _Report(list(zip(files, said, strict=True)))
 
     def _commit(self, job: _Job, reports: Sequence[_Report]) -> None:
         """On rank 0 alone."""
@@ -306,14 +312,20 @@ def _set_aside(folders: Sequence[Path]) -> None:
         os.rename(folder, aside)
 
 
+def _write_file(path: Path, pieces: Sequence[StagedPiece]) -> FileFacts:
+    with TensorFileWriter(path, [piece.header for piece in pieces]) as file:
+        for piece in pieces:
+            file.write(piece.values)
+        return file.finish()
+
+
 def _assemble(job: _Job, reports: Sequence[_Report]) -> Manifest:
     """The manifest of what all ranks wrote; a tensor that nobody wrote is in it without pieces."""
     pieces: dict[tuple[str, str], list[Piece]] = {}
-    files = [report.facts for report in reports if report.facts is not None]
-    for report in reports:
-        for part, name, start, stop in report.pieces:
-            assert report.facts is not None
-            pieces.setdefault((part, name), []).append(Piece(start, stop, report.facts.name))
+    written = [file for report in reports for file in report.files]
+    for facts, said in written:
+        for part, name, start, stop in said:
+            pieces.setdefault((part, name), []).append(Piece(start, stop, facts.name))
     sets = {
         part: {
             name: StoredTensor(
@@ -323,4 +335,5 @@ def _assemble(job: _Job, reports: Sequence[_Report]) -> Manifest:
         }
         for part, shapes in job.shapes.items()
     }
-    return Manifest(job.kind, job.iteration, tuple(files), sets, job.document)
+    files = tuple(facts for facts, _ in written)
+    return Manifest(job.kind, job.iteration, files, sets, job.document)
