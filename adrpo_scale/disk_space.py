@@ -1,20 +1,30 @@
-"""Whether there is room: by the disk, and by a quota where the site has a command that says it."""
+"""Whether there is room: by the disk, and by a quota where the site has a command that says it.
+
+No system call says what a quota leaves on a shared filesystem, so each site brings its command,
+`checkpoint.quota_command`: the shell runs it with ADRPO_RUN_DIR set to a folder that exists and is
+to be written to, and it prints the free bytes, or the free bytes and the free number of files.
+"""
 
 from __future__ import annotations
 
 import os
+import re
+import signal
 import subprocess
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from adrpo_scale.errors import ConfigError, DiskSpaceError
 
-QUOTA_SECONDS = 30
+QUOTA_SECONDS = 30.0
+_ANSWER = re.compile(r"\s*(-?[0-9]+)(?:\s+(-?[0-9]+))?\s*")
 
 
 @dataclass(frozen=True)
 class Space:
-    """free_files: None where the filesystem does not count files. source: `disk` or `quota`."""
+    """free_files: None where nothing limits their number. source: `disk` or `quota`, whichever has
+    fewer bytes left."""
 
     free_bytes: int
     free_files: int | None
@@ -23,64 +33,112 @@ class Space:
 
 def size_text(count: float) -> str:
     """Bytes as people read them: 1.2 GB (decimal)."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} bytes" if unit == "bytes" else f"{count:.1f} {unit}"
+    if count < 1000:
+        return f"{count:.0f} bytes"
+    for unit in ("kB", "MB", "GB"):
         count /= 1000
-    return f"{count:.1f} TB"
+        if count < 999.95:  # what is above is rounded to 1000.0
+            return f"{count:.1f} {unit}"
+    return f"{count / 1000:.1f} TB"
 
 
 def disk_space(folder: Path) -> Space:
-    """Room on the filesystem of `folder`, or of its nearest parent that exists."""
-    while not folder.exists():
-        folder = folder.absolute().parent
-    facts = os.statvfs(folder)
-    files = facts.f_favail if facts.f_files else None
+    """Room on the filesystem of `folder`, which need not exist yet. DiskSpaceError if unknown."""
+    try:
+        facts = os.statvfs(_nearest(folder))
+    except OSError as error:
+        raise DiskSpaceError(
+            f"cannot find out how much room there is in {folder} ({error}); choose another folder"
+        ) from error
+    files = facts.f_favail if facts.f_files else None  # btrfs and others count none
     return Space(facts.f_bavail * facts.f_frsize, files, "disk")
 
 
-def quota_space(folder: Path, command: str) -> Space:
-    """What `checkpoint.quota_command` says: the shell runs it with ADRPO_RUN_DIR set, and it prints
-    the free bytes, or the free bytes and the free number of files. ConfigError if it does not."""
-    try:
-        done = subprocess.run(
-            command,
-            shell=True,
-            capture_output=True,
-            text=True,
-            timeout=QUOTA_SECONDS,
-            env=os.environ | {"ADRPO_RUN_DIR": str(folder)},
-        )
-    except subprocess.TimeoutExpired as error:
-        raise ConfigError(
-            f"checkpoint.quota_command = {command!r} has not answered in {QUOTA_SECONDS} s"
-        ) from error
-    numbers = done.stdout.split()
-    if done.returncode or not 1 <= len(numbers) <= 2 or not all(n.isdigit() for n in numbers):
-        raise ConfigError(
-            f"checkpoint.quota_command = {command!r} printed {(done.stdout + done.stderr)[:200]!r} "
-            f"and exited with {done.returncode}; expected the free bytes, or the free bytes and "
-            "the free number of files, as integers"
-        )
-    return Space(int(numbers[0]), int(numbers[1]) if len(numbers) > 1 else None, "quota")
+def free_space(folder: Path, quota_command: str | None = None) -> Space:
+    """What may still be written to `folder`, which need not exist yet: of disk and quota the
+    smaller, bytes and files each. Raises ConfigError where the command does not answer as expected,
+    DiskSpaceError where the disk does not."""
+    limits = _limits(folder, quota_command)
+    files = [limit.free_files for limit in limits if limit.free_files is not None]
+    fewest = min(limits, key=lambda limit: limit.free_bytes)
+    return Space(fewest.free_bytes, min(files, default=None), fewest.source)
 
 
 def check_space(
     folder: Path, needed_bytes: int, needed_files: int, quota_command: str | None, what: str
 ) -> None:
     """Raises DiskSpaceError unless `folder` has room for `what` by the disk and by the quota."""
-    spaces = [disk_space(folder)]
-    if quota_command is not None:
-        spaces.append(quota_space(folder, quota_command))
-    for space in spaces:
-        if space.free_bytes < needed_bytes:
-            lack = f"{size_text(needed_bytes)}, and {size_text(space.free_bytes)} are free"
-        elif space.free_files is not None and space.free_files < needed_files:
-            lack = f"{needed_files} files, and {space.free_files} more are allowed"
+    for limit in _limits(folder, quota_command):
+        if limit.free_bytes < needed_bytes:
+            lack = f"{size_text(needed_bytes)}, and {size_text(limit.free_bytes)} are free"
+        elif limit.free_files is not None and limit.free_files < needed_files:
+            lack = f"{needed_files} files, and {limit.free_files} more are allowed"
         else:
             continue
         raise DiskSpaceError(
-            f"no room for {what} in {folder}: it needs {lack} by the {space.source}. Delete what "
+            f"no room for {what} in {folder}: it needs {lack} by the {limit.source}. Delete what "
             "is not needed, keep fewer (checkpoint.keep_last, keep_every, keep_best), or choose "
             "another --run-dir"
         )
+
+
+def _limits(folder: Path, quota_command: str | None) -> list[Space]:
+    disk = disk_space(folder)
+    return [disk] if quota_command is None else [disk, _quota(_nearest(folder), quota_command)]
+
+
+def _nearest(folder: Path) -> Path:
+    """`folder`, or its nearest parent that exists."""
+    folder = folder.absolute()
+    return next(path for path in (folder, *folder.parents) if path.exists())
+
+
+def _quota(folder: Path, command: str) -> Space:
+    code, output, complaint = _run(command, folder)
+    found = _ANSWER.fullmatch(output)
+    if code or found is None:
+        raise _not_an_answer(
+            command, f"exited with {code} and printed {_short(output)}, {_short(complaint)}"
+        )
+    # Whoever is over a soft limit has less than nothing left.
+    count, files = max(0, int(found[1])), found[2]
+    return Space(count, None if files is None else max(0, int(files)), "quota")
+
+
+def _run(command: str, folder: Path) -> tuple[int, str, str]:
+    """(exit code, standard output, standard error) of a shell command.
+
+    In a session of its own: at the time limit not only the shell must end, but also what it waits
+    for, which would hold the pipes open.
+    """
+    process = subprocess.Popen(
+        command,
+        shell=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        env=os.environ | {"ADRPO_RUN_DIR": str(folder)},
+        start_new_session=True,
+    )
+    try:
+        output, complaint = process.communicate(timeout=QUOTA_SECONDS)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        with suppress(subprocess.TimeoutExpired):  # not even a kill ends a wait for a dead server
+            process.communicate(timeout=1)
+        raise _not_an_answer(command, f"has not answered in {QUOTA_SECONDS:g} s") from None
+    return process.returncode, output, complaint
+
+
+def _not_an_answer(command: str, what: str) -> ConfigError:
+    return ConfigError(
+        f"checkpoint.quota_command = {command!r} {what}; expected the free bytes, or the free "
+        "bytes and the free number of files, as integers on standard output. Try it in a shell "
+        "with ADRPO_RUN_DIR set to the run folder, or leave it out"
+    )
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 200 else text[:200] + "…")
