@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,29 +81,37 @@ def _live(config: RunConfig, run: Path, orders: Orders, signals: Signals, lock: 
     notes = _checked_notes(config, run, reader, orders)
     origin = _origin(config, run, reader)
     record = _open_record(run, reader, notes)
-    outcome, code, since, trainer = "failed", 1, None, None
-    try:
-        trainer = build_trainer(
-            config, run, Beginning(reader, origin, orders.allowed, signals, store)
-        )
+    with _recorded(record, signals) as trainers:
+        beginning = Beginning(reader, origin, orders.allowed, signals, store)
+        trainer = build_trainer(config, run, beginning)
+        trainers.append(trainer)
         dist.run_on_main(lambda: _write_start(config, run, trainer))
         trainer.saver.check_room()
         _run(trainer)
+
+
+@contextmanager
+def _recorded(record: LifeRecord | None, signals: Signals) -> Iterator[list[Trainer]]:
+    """Writes into a life's record how it ended, whatever ended it. The body adds its trainer to the
+    list, once there is one."""
+    trainers: list[Trainer] = []
+    outcome, code, since = "failed", 1, None
+    try:
+        yield trainers
         outcome, code = "done", 0
     except StopRequested:
         # Every rank raised it, but only some may have been sent a signal.
         told = [pair for pair in dist.gather_objects((signals.name, signals.seconds)) if pair[0]]
-        (name, since), code = max(told, key=lambda pair: pair[1]), STOPPED
-        outcome = f"stopped by {name}"
-        iteration = trainer.counters.iteration if trainer else 0
-        log.warning("%s: stopped at iteration %d, %.1f s after it", name, iteration, since)
+        name, since = max(told, key=lambda pair: pair[1])
+        outcome, code = f"stopped by {name}", STOPPED
+        log.warning("%s: stopped %.1f s after it; start again to go on", name, since)
         raise
     except AdrpoError as error:
         outcome, code = str(error), exit_code(error)
         raise
     finally:
         if record is not None:
-            iteration = trainer.counters.iteration if trainer else -1
+            iteration = trainers[0].counters.iteration if trainers else -1
             record.end(outcome, code, iteration, since)
 
 
