@@ -33,7 +33,7 @@ from adrpo_scale.saver import Saver
 from adrpo_scale.trainer import Trainer
 from adrpo_scale.training_state import TrainingState
 from adrpo_scale.types import Prompt
-from adrpo_scale.weights import SafetensorsFolder, revision_of
+from adrpo_scale.weights import SafetensorsFolder, combined_sha256, revision_of
 
 
 def build_engine(config: RunConfig) -> Engine:
@@ -186,6 +186,7 @@ def constant_facts(
             "model": config.domain.model,
             "revision": revision_of(domain.folder),
             "sha256": spec.weights.sha256(),
+            "frozen": combined_sha256(domain.frozen_files(), domain.folder),
         },
         "lora": spec.lora and {"rank": spec.lora.rank, "alpha": spec.lora.alpha},
         "prompts": prompts_digest(train),
@@ -200,7 +201,7 @@ def _begin(
     reader, origin = beginning.reader, beginning.origin
     if reader is not None:
         state.restore(reader)
-        saver.resumed_at(reader.iteration)
+        saver.resumed()
         log.resumed_at(reader.iteration)
     elif origin is not None and not config.rebase_reference:
         there, here = origin.manifest.document["lora"], state.constant["lora"]
@@ -210,3 +211,6 @@ def _begin(
                 "same domain.train and domain.lora, or rebase_reference = true"
             )
         state.start_from(origin)
+    for checkpoint in (reader, origin):
+        if checkpoint is not None:
+            checkpoint.close()  # or its space stays taken when retention removes it

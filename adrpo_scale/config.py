@@ -82,6 +82,7 @@ class RunConfig(Section):
             raise ValueError(
                 "rebase_reference without init_from: name the run to start from, or leave it out"
             )
+        self._check_best()
         # Built here only to let the algorithm refuse settings that its kind of domain rules out.
         table = ALGORITHMS[self.algorithm.name]
         algorithm = table(self.algorithm, DOMAINS[self.domain.name].kind)
@@ -91,6 +92,20 @@ class RunConfig(Section):
                 f"which trains on {algorithm.rows_per_unit} rows at a time; use a multiple"
             )
         return self
+
+    def _check_best(self) -> None:
+        """`keep_best` needs something to go by, or it would quietly keep nothing."""
+        if self.checkpoint.keep_best == 0:
+            return
+        held_out = self.prompts.held_out is not None or self.prompts.held_out_share > 0
+        splits = ["train", *(["held_out"] if held_out else [])]
+        if self.evaluation.every == 0:
+            raise ValueError("checkpoint.keep_best with evaluation.every = 0: nothing is measured")
+        if self.checkpoint.best_split not in splits:
+            raise ValueError(
+                f"checkpoint.best_split = {self.checkpoint.best_split!r}, but this run evaluates "
+                f"{' and '.join(splits)}"
+            )
 
     def resolved(self) -> dict[str, Any]:
         """Every setting, JSON-able, in declaration order."""

@@ -22,7 +22,7 @@ import torch
 import torch.distributed as td
 from torch import Tensor
 
-from adrpo_scale.errors import AdrpoError, ConfigError
+from adrpo_scale.errors import AdrpoError, ConfigError, agreed
 
 # Step ids from here up are Slurm's own pseudo-steps: batch script, extern, interactive salloc.
 _FIRST_PSEUDO_STEP = 0xFFFFFFF0
@@ -253,6 +253,8 @@ def run_on_main(build: Any, group: Any = None) -> Any:
             error = caught
     result, portable = broadcast_object((result, _portable(error)), group)
     if portable is not None:
+        if isinstance(portable, AdrpoError):
+            raise agreed(error if isinstance(error, AdrpoError) else portable)
         raise error or portable
     return result
 

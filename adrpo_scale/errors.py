@@ -8,7 +8,18 @@ STOPPED = 85  # exit code: a signal asked for it; start the same command again t
 
 
 class AdrpoError(Exception):
-    """Base of every error that a user can cause and mend."""
+    """Base of every error that a user can cause and mend.
+
+    agreed: whether every rank raises it alike, so that one of them may say it for all.
+    """
+
+    agreed = False
+
+
+def agreed(error: AdrpoError) -> AdrpoError:
+    """`error`, marked as one that every rank raises."""
+    error.agreed = True
+    return error
 
 
 class ConfigError(AdrpoError):

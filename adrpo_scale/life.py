@@ -19,16 +19,18 @@ from adrpo_scale.errors import (
     STOPPED,
     AdrpoError,
     CheckpointError,
+    ConfigError,
     LimitReached,
     RunFolderError,
     StopRequested,
+    agreed,
     exit_code,
 )
 from adrpo_scale.evaluation import figures, tables
 from adrpo_scale.life_record import LifeRecord
 from adrpo_scale.metrics import console, setup_logging
 from adrpo_scale.preempt import Signals
-from adrpo_scale.resume import ORIGIN, check_settings, open_checkpoint, pin_origin
+from adrpo_scale.resume import ORIGIN, check_settings, pin_origin
 from adrpo_scale.run_folder import cut_back, default_folder, make_folder, write_config
 from adrpo_scale.run_lock import RunLock
 from adrpo_scale.trainer import Trainer
@@ -54,6 +56,11 @@ def train(loaded: LoadedConfig, orders: Orders = Orders()) -> None:
     Raises StopRequested after a signal, with everything saved that could be.
     """
     config = loaded.config
+    if orders.allowed and orders.run_dir is None:
+        raise ConfigError(
+            "--allow-change without --run-dir: a run's default folder is named after its settings, "
+            "so with other settings it is another one; name the folder of the run that is to go on"
+        )
     run = orders.run_dir or default_folder(loaded.name, config.digest())
     if dist.rank_facts().is_main:
         console.print(f"run folder: {run}", highlight=False, soft_wrap=True)
@@ -122,6 +129,8 @@ def _run(trainer: Trainer) -> None:
     except StopRequested as stop:
         if stop.saveable:
             trainer.saver.save_now()
+        else:
+            trainer.saver.close()  # a save under way is worth the rest of the grace
         raise
     except LimitReached:
         trainer.saver.save_now()  # every rank raises it at the same iteration's end
@@ -158,12 +167,17 @@ def _origin(config: RunConfig, run: Path, reader: Reader | None) -> Reader | Non
     may go on, or be deleted."""
     if config.init_from is None:
         return None
+    source = config.init_from
     if reader is None:
-        source = config.init_from
-        dist.run_on_main(lambda: pin_origin(open_checkpoint(source), run / ORIGIN))
+        dist.run_on_main(lambda: pin_origin(source, run / ORIGIN))
     faults, origin = examine(run / ORIGIN)
     if origin is None or faults:
-        raise CheckpointError(f"init_from = {config.init_from!r}: {'; '.join(faults)}")
+        raise agreed(
+            CheckpointError(
+                f"init_from = {source!r}: {'; '.join(faults)}. Name another checkpoint, and "
+                "another --run-dir"
+            )
+        )
     return origin
 
 

@@ -11,7 +11,8 @@ import json
 import logging
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -158,8 +159,9 @@ class MetricsLog:
             return
         self._tensorboard.add_image(tag, np.asarray(picture), iteration, dataformats="HWC")
         if file is not None:
-            (self.run / "samples").mkdir(exist_ok=True)
-            picture.save(self.run / "samples" / file)
+            with _writing(self.run / "samples" / file):
+                (self.run / "samples").mkdir(exist_ok=True)
+                picture.save(self.run / "samples" / file)
 
     def sync(self) -> None:
         """Waits until every line written so far is on the disk."""
@@ -171,14 +173,20 @@ class MetricsLog:
 
     def _append(self, name: str, records: Sequence[Mapping[str, Any]]) -> None:
         text = "".join(json.dumps(finite(record), allow_nan=False) + "\n" for record in records)
-        try:
-            with (self.run / name).open("a") as file:
-                file.write(text)
-        except OSError as error:
-            raise DiskSpaceError(
-                f"{self.run / name} cannot be written: {error}. Make room and start again: the run "
-                "goes on from its last checkpoint"
-            ) from error
+        with _writing(self.run / name), (self.run / name).open("a") as file:
+            file.write(text)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Turns an OSError of writing `path` into what a person can do about it."""
+    try:
+        yield
+    except OSError as error:
+        raise DiskSpaceError(
+            f"{path} cannot be written: {error}. Make room and start again: the run goes on from "
+            "its last checkpoint"
+        ) from error
 
 
 def finite(record: Mapping[str, Any]) -> dict[str, Any]:

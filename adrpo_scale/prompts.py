@@ -42,7 +42,7 @@ class PromptsConfig(Section):
         min_length=1,
     )
     held_out: str | None = setting(
-        None, "prompt file to evaluate on and never train on", effect="content", min_length=1
+        None, "prompt file to evaluate on and never train on", effect="none", min_length=1
     )
     held_out_share: float = setting(
         0.0, "share of `train` to hold out instead of a file of its own", ge=0, lt=1

@@ -15,8 +15,8 @@ from adrpo_scale.checkpoint.base import MANIFEST
 from adrpo_scale.checkpoint.reader import Reader
 from adrpo_scale.checkpoint.store import CHECKPOINTS, TRAJECTORY, committed
 from adrpo_scale.config import RunConfig, leaves
-from adrpo_scale.errors import CheckpointError, ConfigError
-from adrpo_scale.files import remove_folder, sync_folder
+from adrpo_scale.errors import CheckpointError, ConfigError, agreed
+from adrpo_scale.files import remove_folder, sync_file, sync_folder
 from adrpo_scale.settings import Effect
 from adrpo_scale.types import Prompt
 
@@ -88,18 +88,30 @@ def prompts_digest(*lists: Sequence[Prompt]) -> str:
 def check_content(reader: Reader, constant: Mapping[str, Any], allowed: Sequence[str]) -> None:
     """Raises CheckpointError where base model or prompts are others than the checkpoint's."""
     before = reader.manifest.document
+    if before["base"]["frozen"] != constant["base"]["frozen"] and not is_allowed("base", allowed):
+        raise agreed(
+            CheckpointError(
+                f"{reader.folder} was trained with other text encoders, VAE or scheduler than "
+                f"{constant['base']['model']} has now. Bring the same model back, or pass "
+                "--allow-change base"
+            )
+        )
     if before["base"]["sha256"] != constant["base"]["sha256"] and not is_allowed("base", allowed):
-        raise CheckpointError(
-            f"{reader.folder} was trained on other base weights: {before['base']['model']} "
-            f"(sha256 {before['base']['sha256'][:12]}…), now {constant['base']['model']} "
-            f"({constant['base']['sha256'][:12]}…). Bring the same model back, or pass "
-            "--allow-change base"
+        raise agreed(
+            CheckpointError(
+                f"{reader.folder} was trained on other base weights: {before['base']['model']} "
+                f"(sha256 {before['base']['sha256'][:12]}…), now {constant['base']['model']} "
+                f"({constant['base']['sha256'][:12]}…). Bring the same model back, or pass "
+                "--allow-change base"
+            )
         )
     if before["prompts"] != constant["prompts"] and not is_allowed("prompts", allowed):
-        raise CheckpointError(
-            f"{reader.folder} was trained on other prompts: the files of [prompts] have changed, "
-            "and its place in them would mean others. Bring the same files back, or pass "
-            "--allow-change prompts"
+        raise agreed(
+            CheckpointError(
+                f"{reader.folder} was trained on other prompts: the files of [prompts] have "
+                "changed, and its place in them would mean others. Bring the same files back, or "
+                "pass --allow-change prompts"
+            )
         )
 
 
@@ -127,9 +139,25 @@ def open_checkpoint(name: str) -> Reader:
     return Reader(chosen)
 
 
-def pin_origin(reader: Reader, to: Path) -> None:
-    """Puts a checkpoint's files at `to`, as hard links where the filesystem allows it. On rank 0
-    alone."""
+def pin_origin(source: str, to: Path) -> None:
+    """Puts the files of the checkpoint that `source` names at `to`, as hard links where the
+    filesystem allows it. On rank 0 alone. CheckpointError where it cannot be a start.
+
+    What an earlier start has put there is used where `source` is no more.
+    """
+    try:
+        reader = open_checkpoint(source)
+    except CheckpointError:
+        if (to / MANIFEST).is_file():
+            return
+        raise
+    document = reader.manifest.document
+    if document["lora"] is not None and document["config"]["rebase_reference"]:
+        raise CheckpointError(
+            f"init_from = {source!r}: its adapters belong to a base that was itself rebased, and "
+            "are not the whole of its weights; `adrpo-scale export` it --as merged and start from "
+            "that folder as domain.model"
+        )
     temporary = to.with_name(to.name + ".tmp")
     remove_folder(temporary)
     temporary.mkdir()
@@ -138,6 +166,7 @@ def pin_origin(reader: Reader, to: Path) -> None:
             os.link(reader.folder / name, temporary / name)
         except OSError:
             shutil.copyfile(reader.folder / name, temporary / name)  # another filesystem
+            sync_file(temporary / name)
     sync_folder(temporary)
     remove_folder(to)
     os.rename(temporary, to)

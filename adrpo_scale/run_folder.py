@@ -13,7 +13,7 @@ from adrpo_scale.files import replace_file, replace_json
 
 # What may be there before `config.json`, which makes a folder that of a run: what a start makes
 # first, and places for checkpoints that someone has put on another filesystem.
-EARLY = ("lock.json", "logs", "lives", "origin", "checkpoints", "trajectory")
+EARLY = ("lock.json", "config.json", "logs", "lives", "origin", "checkpoints", "trajectory")
 
 
 def default_folder(name: str, digest: str) -> Path:

@@ -11,7 +11,7 @@ import torch
 from adrpo_scale import dist
 from adrpo_scale.checkpoint.base import CheckpointConfig
 from adrpo_scale.checkpoint.store import FULL, WEIGHTS, Saved, Store
-from adrpo_scale.errors import CheckpointError
+from adrpo_scale.errors import CheckpointError, agreed
 from adrpo_scale.metrics import MetricsLog, is_due
 from adrpo_scale.training_state import TrainingState
 
@@ -26,7 +26,7 @@ class Saver:
     ) -> None:
         self._store, self._config, self._state, self._metrics = store, config, state, metrics
         self._last = time.monotonic()
-        self._saved_iteration = -1  # whose state is saved, or being saved
+        self._saved_state = (-1, -1)  # (iteration, evaluated) of what is saved, or being saved
         self._noticed = 0  # how many ended saves were looked at
 
     @property
@@ -34,8 +34,13 @@ class Saver:
         """How long the last save took, from its copy to its commit; 0 before the first."""
         return self._store.ended[-1].seconds if self._store.ended else 0.0
 
-    def resumed_at(self, iteration: int) -> None:
-        self._saved_iteration = iteration
+    def resumed(self) -> None:
+        """The state is that of a checkpoint."""
+        self._saved_state = self._now
+
+    @property
+    def _now(self) -> tuple[int, int]:
+        return self._state.counters.iteration, self._state.counters.evaluated
 
     def check_room(self) -> None:
         """Raises DiskSpaceError where the run's checkpoints have no room, before it starts."""
@@ -64,33 +69,38 @@ class Saver:
     def save_now(self) -> None:
         """Saves unless this very state is saved already, and waits. CheckpointError if it fails."""
         self._look_at(self._wait())
-        if self._saved_iteration != self._state.counters.iteration:
+        if self._saved_state != self._now:
             self._save(FULL)
             failure = self._look_at(self._wait())
             if failure is not None:
-                raise CheckpointError(
-                    f"the state after iteration {failure.iteration} was not saved: "
-                    f"{failure.error}. The checkpoint before it is untouched"
+                raise agreed(
+                    CheckpointError(
+                        f"the state after iteration {failure.iteration} was not saved: "
+                        f"{failure.error}. The checkpoint before it is untouched"
+                    )
                 )
 
     def _save(self, kind: str) -> None:
-        # On the disk before the manifest: a resume cuts these files back to the checkpoint's
-        # iteration and relies on every line up to it.
-        self._metrics.sync()
-        iteration = self._state.counters.iteration
-        self._store.save(kind, iteration, self._state.sets(kind), self._state.document())
+        # The metrics are on the disk before the manifest: a resume cuts them back to the
+        # checkpoint's iteration and relies on every line up to it.
+        sets, document = self._state.sets(kind), self._state.document()
+        self._store.save(kind, self._now[0], sets, document, self._metrics.sync)
         if kind == FULL:
-            self._last, self._saved_iteration = time.monotonic(), iteration
+            self._last, self._saved_state = time.monotonic(), self._now
 
     def _notice_failure(self) -> None:
         if not _any_rank(any(saved.error for saved in self._store.ended[self._noticed :])):
             return
         failure = self._look_at(self._wait())
-        if failure is not None and self._config.on_failure == "stop":
-            raise CheckpointError(
-                f"the checkpoint of iteration {failure.iteration} was not written: "
-                f"{failure.error}. The one before is untouched; the run stops, as "
-                'checkpoint.on_failure = "stop" says'
+        is_final = _any_rank(failure is not None and failure.is_final)
+        if is_final or (failure is not None and self._config.on_failure == "stop"):
+            why = "no later one can be" if is_final else 'checkpoint.on_failure = "stop" says so'
+            what = failure.error if failure is not None else "another rank says why"
+            raise agreed(
+                CheckpointError(
+                    f"a checkpoint was not written: {what}. The one before is untouched; the run "
+                    f"stops: {why}"
+                )
             )
 
     def _wait(self) -> list[Saved]:
@@ -102,8 +112,8 @@ class Saver:
     def _look_at(self, ended: list[Saved]) -> Saved | None:
         """The last failure among them; a state whose save failed counts as not saved."""
         failures = [saved for saved in ended if saved.error]
-        if any(f.kind == FULL and f.iteration == self._saved_iteration for f in failures):
-            self._saved_iteration = -1
+        if any(f.kind == FULL and f.iteration == self._saved_state[0] for f in failures):
+            self._saved_state = (-1, -1)
         return failures[-1] if failures else None
 
     def close(self) -> None:

@@ -97,7 +97,8 @@ class Trainer:
         """Runs to the last iteration. Raises StopRequested when a signal asked for it, and
         LimitReached, NonFiniteError or CheckpointError when it must stop."""
         with self.log:
-            self._maybe_evaluate()
+            if self._maybe_evaluate() and self.counters.iteration > 0:
+                self.saver.maybe_save(True)  # the stop before came in the middle of this evaluation
             while self.counters.iteration < self.iterations:
                 record = self._iterate()
                 evaluated = self._maybe_evaluate()

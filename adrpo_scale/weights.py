@@ -73,9 +73,7 @@ class SafetensorsFolder:
     def sha256(self) -> str:
         """One hash over all files, by name: what identifies a base model wherever it lies."""
         paths = [self.folder / name for name in sorted(set(self._file_of.values()))]
-        hashes = file_hashes(paths)
-        lines = "".join(f"{path.name} {hashes[path]}\n" for path in paths)
-        return hashlib.sha256(lines.encode()).hexdigest()
+        return combined_sha256(paths, self.folder)
 
     def close(self) -> None:
         """Lets go of the files: mapped pages that were read count as this process's memory."""
@@ -164,6 +162,13 @@ def find_model(name: str, allow_patterns: Sequence[str] | None = None) -> Path:
             f"node, accept the model's terms on its page, run `hf auth login` and `hf download "
             f"{name}`, and point HF_HOME of the job at the same cache"
         ) from error
+
+
+def combined_sha256(paths: Sequence[Path], root: Path) -> str:
+    """One hash over the contents of files and their names inside `root`."""
+    hashes = file_hashes(paths)
+    lines = "".join(f"{path.relative_to(root)} {hashes[path]}\n" for path in paths)
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def revision_of(folder: Path) -> str | None:

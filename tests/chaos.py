@@ -5,7 +5,7 @@
 Every life is ended by SIGKILL of all its processes, at a random moment or in the middle of a save,
 and started again; four cases: LoRA and full training, on one and on two processes. The report says
 how many kills there were, how many commits were lost (the next life must go on from the newest one
-that was there when the kill had been done), how many broken checkpoints were picked up, and whether
+that was there when the kill had been done), how many lives met a broken checkpoint, and whether
 every parameter, moment and line of metrics is equal to the bit.
 """
 
@@ -30,6 +30,8 @@ SETTINGS = [
     "evaluation.every=7",
     "checkpoint.every_iterations=1",
     "checkpoint.keep_last=2",
+    "checkpoint.keep_best=1",
+    "checkpoint.keep_trajectory=3",
 ]
 CASES = [(kind, world) for kind in ("lora", "full") for world in (1, 2)]
 LONGEST = 4.0  # seconds after which a life is killed at the latest
@@ -45,7 +47,7 @@ class Report:
     kills_inside_saves: int = 0
     runs: int = 0
     lost_commits: int = 0
-    broken_picked_up: int = 0
+    broken_met: int = 0
     differences: int = 0
     seconds: float = 0.0
 
@@ -83,7 +85,7 @@ def one_run(folder: Path, report: Report, kills: int, rng: random.Random) -> Non
             # The record is written once the checkpoint is chosen.
             report.lost_commits += records[expected[0]]["resumed_from"] != expected[1]
         codes = life.wait()
-        report.broken_picked_up += "is broken" in life.text()
+        report.broken_met += "is broken" in life.text()
         if saving is None:
             assert codes == [0] * report.world, (codes, life.text())
             return

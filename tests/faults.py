@@ -107,6 +107,27 @@ class FailingWrites:
 
 
 @dataclass
+class FailingReads:
+    """Hashing a file whose path holds `part` fails with EIO on rank `victim`."""
+
+    part: str
+    victim: int = 1
+
+    def __call__(self, rank: int) -> None:
+        if rank != self.victim:
+            return
+        reader = importlib.import_module("adrpo_scale.checkpoint.reader")
+        real = reader.file_sha256
+
+        def failing(path: Path) -> str:
+            if self.part in str(path):
+                raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+            return real(path)
+
+        reader.file_sha256 = failing  # type: ignore[attr-defined]
+
+
+@dataclass
 class NoSpaceCheck:
     """The check before a save sees nothing, as where another job fills the disk just after it."""
 

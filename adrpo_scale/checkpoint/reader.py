@@ -74,7 +74,8 @@ class Reader:
         self._open.clear()
 
     def faults(self, files: Collection[FileFacts] | None = None) -> Iterator[str]:
-        """What is wrong with the files (all by default): missing, truncated, other contents."""
+        """What is wrong with the files (all by default): missing, truncated, other contents.
+        OSError where the disk cannot say."""
         for facts in self.manifest.files if files is None else files:
             path = self.folder / facts.name
             try:
@@ -85,8 +86,6 @@ class Reader:
                     yield f"{path} is damaged: its SHA-256 is not the manifest's"
             except FileNotFoundError:
                 yield f"{path} is missing"
-            except OSError as error:
-                yield f"{path} cannot be read: {error}"
 
 
 def manifest_text(folder: Path) -> str:

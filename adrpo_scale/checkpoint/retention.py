@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from adrpo_scale.checkpoint.base import CheckpointConfig
+
+log = logging.getLogger(__name__)
 
 
 def kept(
@@ -39,4 +42,15 @@ def read_scores(path: Path, config: CheckpointConfig) -> dict[int, float]:
     """The scores that `keep_best` goes by; {} where they are not needed or there are none."""
     if not config.keep_best or not path.is_file():
         return {}
-    return scores_of(path.read_text().splitlines(), config.best_metric, config.best_split)
+    lines = path.read_text().splitlines()
+    found = scores_of(lines, config.best_metric, config.best_split)
+    if lines and not found:
+        known = sorted({json.loads(line)["metric"] for line in lines})
+        log.warning(
+            "checkpoint.best_metric = %r is not measured on %s, so no checkpoint is kept as best; "
+            "measured: %s",
+            config.best_metric,
+            config.best_split,
+            ", ".join(known),
+        )
+    return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -51,14 +51,21 @@ def share(place: FlatRange, number: int) -> tuple[int, int]:
     return cut[0], cut[1]
 
 
+def shares(sets: LocalSets) -> list[StagedPiece]:
+    """What this rank stores of the sets, where it lies: for a save that training waits for."""
+    pieces = []
+    for kind, tensors in sets.items():
+        for number, (name, (place, values)) in enumerate(tensors.items()):
+            start, stop = share(place, number)
+            if start < stop:
+                flat = values.detach().reshape(-1)[start - place.start : stop - place.start]
+                pieces.append(StagedPiece(kind, name, start, stop, flat))
+    return pieces
+
+
 def stored_bytes(sets: LocalSets) -> int:
-    """What this rank would store of the sets."""
-    return sum(
-        (stop - start) * values.element_size()
-        for tensors in sets.values()
-        for number, (place, values) in enumerate(tensors.values())
-        for start, stop in [share(place, number)]
-    )
+    """How much this rank stores of the sets."""
+    return sum(piece.header.bytes for piece in shares(sets))
 
 
 def parted(pieces: Sequence[StagedPiece]) -> list[list[StagedPiece]]:
@@ -82,15 +89,10 @@ class Stage:
     def copy(self, sets: LocalSets) -> list[StagedPiece]:
         """Copies this rank's shares; they are valid until the next call."""
         pieces = []
-        for kind, tensors in sets.items():
-            for number, (name, (place, values)) in enumerate(tensors.items()):
-                start, stop = share(place, number)
-                if start == stop:
-                    continue
-                flat = values.detach().reshape(-1)[start - place.start : stop - place.start]
-                memory = self._room(f"{kind}/{name}", flat)
-                memory.copy_(flat, non_blocking=True)
-                pieces.append(StagedPiece(kind, name, start, stop, memory))
+        for piece in shares(sets):
+            memory = self._room(f"{piece.kind}/{piece.name}", piece.values)
+            memory.copy_(piece.values, non_blocking=True)
+            pieces.append(replace(piece, values=memory))
         if any(piece.values.is_pinned() for piece in pieces):
             torch.cuda.synchronize()  # the copies above only began
         return pieces

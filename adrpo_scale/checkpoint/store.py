@@ -19,8 +19,9 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,9 +39,16 @@ from adrpo_scale.checkpoint.base import (
 )
 from adrpo_scale.checkpoint.reader import Reader
 from adrpo_scale.checkpoint.retention import kept, read_scores
-from adrpo_scale.checkpoint.staging import LocalSets, Stage, StagedPiece, parted, stored_bytes
+from adrpo_scale.checkpoint.staging import (
+    LocalSets,
+    Stage,
+    StagedPiece,
+    parted,
+    shares,
+    stored_bytes,
+)
 from adrpo_scale.disk_space import check_space, size_text
-from adrpo_scale.errors import CheckpointError
+from adrpo_scale.errors import AdrpoError, CheckpointError, ConfigError, DiskSpaceError, agreed
 from adrpo_scale.files import remove_folder, sync_folder, write_durably
 from adrpo_scale.tensor_files import FileFacts, TensorFileWriter
 
@@ -49,18 +57,21 @@ log = logging.getLogger(__name__)
 CHECKPOINTS, TRAJECTORY = "checkpoints", "trajectory"
 FULL, WEIGHTS = "full", "weights"
 _COMMITTED = re.compile(r"step-(\d{6,})")
-_LEFT_OVER = re.compile(r"step-\d{6,}\.(tmp|trash)")
+REPLACED = ".replaced"
+_LEFT_OVER = re.compile(r"step-\d{6,}\.(tmp|trash|replaced)")
 _SET_ASIDE = ".broken"
 
 
 @dataclass(frozen=True)
 class Saved:
-    """How a save ended. seconds: from the copy to the commit. error: None if it was committed."""
+    """How a save ended. seconds: from the copy to the commit. error: None if it was committed.
+    is_final: no later save can succeed either."""
 
     kind: str
     iteration: int
     seconds: float
     error: str | None = None
+    is_final: bool = False
 
 
 @dataclass(frozen=True)
@@ -80,6 +91,7 @@ class _Job:
     shapes: Mapping[str, Mapping[str, tuple[int, ...]]]  # of everything that must be stored
     pieces: Sequence[StagedPiece]
     document: Mapping[str, Any]
+    before: Callable[[], None]
     begin: float
 
     @property
@@ -106,29 +118,37 @@ class Store:
         self.ended: list[Saved] = []  # a save may have ended on one rank a moment before another
 
     def check_room(self, sets: LocalSets) -> None:
-        """Raises DiskSpaceError unless there is room for `keep_last` checkpoints of these sets and
-        the one being written, less those that are there already."""
+        """Raises DiskSpaceError unless there is room for the newest and best checkpoints of these
+        sets and the one being written, less those that are there already."""
         size = sum(dist.gather_objects(stored_bytes(sets)))
         there = len(dist.run_on_main(lambda: committed(self.run / CHECKPOINTS)))
-        count = max(1, self.config.keep_last + 1 - there)
+        count = max(1, self.config.keep_last + self.config.keep_best + 1 - there)
         files = count * (dist.world_size() + 2)
         quota, what = self.config.quota_command, f"{count} checkpoints of {size_text(size)}"
         folder = self.run / CHECKPOINTS
         dist.run_on_main(lambda: check_space(folder, count * size, files, quota, what))
 
-    def save(self, kind: str, iteration: int, sets: LocalSets, document: Mapping[str, Any]) -> None:
+    def save(
+        self,
+        kind: str,
+        iteration: int,
+        sets: LocalSets,
+        document: Mapping[str, Any],
+        before: Callable[[], None] = lambda: None,
+    ) -> None:
         """Copies the sets and writes them, in the background if so configured; waits for the save
-        before. kind: FULL or WEIGHTS. `ended` says how it went."""
+        before. kind: FULL or WEIGHTS. before: what rank 0 does before it writes anything; an
+        OSError of it is a failed save. `ended` says how it went."""
         self.wait()
         begin = time.perf_counter()
         parent = self.run / (CHECKPOINTS if kind == FULL else TRAJECTORY)
-        pieces = self._stages[kind].copy(sets)
+        pieces = self._stages[kind].copy(sets) if self.config.background else shares(sets)
         shapes = {
             part: {name: place.shape for name, (place, _) in tensors.items()}
             for part, tensors in sets.items()
         }
         folder = parent / folder_name(iteration)
-        job = _Job(kind, iteration, folder, shapes, pieces, document, begin)
+        job = _Job(kind, iteration, folder, shapes, pieces, document, before, begin)
         # A daemon: a person who interrupts twice does not wait for it.
         self._thread = threading.Thread(
             target=self._carry_out, args=(job,), name="checkpoint", daemon=True
@@ -144,16 +164,18 @@ class Store:
             self._thread = None
 
     def _carry_out(self, job: _Job) -> None:
-        error = None
+        error, is_final = None, False
         try:
             self._write_and_commit(job)
         except Exception as caught:
             # Of any kind: a thread that died silently would leave the other ranks waiting, and the
-            # run believing that it is saved.
+            # run believing that it is saved. What is not a reported failure is a lost run folder,
+            # or a collective that broke: its group cannot be used again.
             error = str(caught) or repr(caught)
+            is_final = not isinstance(caught, CheckpointError | DiskSpaceError | ConfigError)
             log.error("checkpoint %s was not written: %s", job.folder.name, error)
         seconds = time.perf_counter() - job.begin
-        self.ended.append(Saved(job.kind, job.iteration, seconds, error))
+        self.ended.append(Saved(job.kind, job.iteration, seconds, error, is_final))
 
     def _write_and_commit(self, job: _Job) -> None:
         """Steps 1 to 5. Raises on every rank alike."""
@@ -163,7 +185,7 @@ class Store:
         reports = dist.gather_objects(self._write_part(job), self._group)
         failures = [f"rank {r}: {report.error}" for r, report in enumerate(reports) if report.error]
         if failures:
-            dist.run_on_main(lambda: remove_folder(job.temporary), self._group)
+            dist.run_on_main(lambda: _discard(job.temporary), self._group)
             raise CheckpointError("; ".join(failures))
         dist.run_on_main(lambda: self._commit(job, reports), self._group)
 
@@ -171,7 +193,12 @@ class Store:
         files = dist.world_size() + 2
         quota, what = self.config.quota_command, f"checkpoint {job.folder.name}"
         check_space(job.folder.parent, needed, files, quota, what)
-        os.makedirs(job.temporary)
+        try:
+            job.before()
+            remove_folder(job.temporary)  # of a failed save that could not clear it away
+            os.makedirs(job.temporary)
+        except OSError as error:
+            raise CheckpointError(f"rank 0: {error}") from error
 
     def _write_part(self, job: _Job) -> _Report:
         if not job.pieces:
@@ -190,8 +217,9 @@ class Store:
                 paths = [job.temporary / name for name in names]
                 files = list(threads.map(_write_file, paths, parts))
             sync_folder(job.temporary)
-        except OSError as error:
-            return _Report(error=f"{error} (checkpoint.on_failure = {self.config.on_failure!r})")
+        except Exception as error:
+            # Whatever it is, the other ranks wait for this report.
+            return _Report(error=str(error) or repr(error))
         said = [[(p.kind, p.name, p.start, p.stop) for p in part] for part in parts]
         return _Report(list(zip(files, said, strict=True)))
 
@@ -203,11 +231,15 @@ class Store:
             self._check_owner()
             write_durably(job.temporary / MANIFEST, manifest.to_text().encode())
             sync_folder(job.temporary)
-            os.rename(job.temporary, job.folder)
-        except BaseException:
-            remove_folder(job.temporary)
+            with _replacing(job.folder):
+                os.rename(job.temporary, job.folder)
+            sync_folder(job.folder.parent)
+        except OSError as error:
+            _discard(job.temporary)
+            raise CheckpointError(f"rank 0: {error}") from error
+        except AdrpoError:
+            _discard(job.temporary)
             raise
-        sync_folder(job.folder.parent)
         size = size_text(sum(file.bytes for file in manifest.files))
         seconds = time.perf_counter() - job.begin
         log.info("checkpoint %s committed: %s in %.1f s", job.folder.name, size, seconds)
@@ -248,10 +280,12 @@ class Store:
             if dist.is_main():
                 log.warning("checkpoint %s is broken: %s", folder.name, "; ".join(faults))
         if broken:
-            raise CheckpointError(
-                f"none of the {len(broken)} checkpoints in {self.run / CHECKPOINTS} is whole: "
-                f"{'; '.join(reasons)}. Nothing was changed; start again with another --run-dir, "
-                "or with --init-from one of trajectory/"
+            raise agreed(
+                CheckpointError(
+                    f"none of the {len(broken)} checkpoints in {self.run / CHECKPOINTS} is whole: "
+                    f"{'; '.join(reasons)}. Nothing was changed; start again with another "
+                    "--run-dir, or with --init-from one of trajectory/"
+                )
             )
         return None
 
@@ -271,28 +305,42 @@ def _newest_first(parent: Path) -> list[Path]:
 
 def remove_left_overs(run: Path) -> list[str]:
     """Removes what interrupted saves and removals left; the names of it. On rank 0 alone."""
-    found = [
-        path
-        for parent in (run / CHECKPOINTS, run / TRAJECTORY)
-        if parent.is_dir()
-        for path in sorted(parent.iterdir())
-        if _LEFT_OVER.fullmatch(path.name)
-    ]
+    parents = [run / CHECKPOINTS, run / TRAJECTORY]
+    there = [path for parent in parents if parent.is_dir() for path in sorted(parent.iterdir())]
+    found = [path for path in there if _LEFT_OVER.fullmatch(path.name)]
     for path in found:
-        remove_folder(path)
+        committed_name = path.with_suffix("")
+        if path.suffix == REPLACED and not committed_name.exists():
+            os.rename(path, committed_name)  # its successor was not yet in its place
+        else:
+            remove_folder(path)
     return [path.name for path in found]
 
 
 def examine(folder: Path) -> tuple[list[str], Reader | None]:
     """(everything that is wrong with a checkpoint, its reader). Every rank hashes a part of the
-    files. OtherVersionError where it is of another format version. Collective."""
+    files. OtherVersionError where it is of another format version, CheckpointError where the disk
+    fails. Collective."""
     fault, text = dist.run_on_main(lambda: _manifest_text(folder))
     if fault:
         return [fault], None
     reader = Reader(folder, text)
     files = reader.manifest.files[dist.rank() :: dist.world_size()]
-    faults = [fault for part in dist.gather_objects(list(reader.faults(files))) for fault in part]
-    return faults, reader
+    try:
+        mine, trouble = list(reader.faults(files)), None
+    except OSError as error:
+        mine, trouble = [], f"rank {dist.rank()}: {error}"
+    told = dist.gather_objects((mine, trouble))
+    troubles = [trouble for _, trouble in told if trouble]
+    if troubles:
+        # A disk or file server that fails now says nothing about what is on it.
+        raise agreed(
+            CheckpointError(
+                f"{folder} cannot be read: {'; '.join(troubles)}. Nothing was changed; start again "
+                "when the filesystem is well"
+            )
+        )
+    return [fault for mine, _ in told for fault in mine], reader
 
 
 def _manifest_text(folder: Path) -> tuple[str | None, str]:
@@ -310,6 +358,27 @@ def _set_aside(folders: Sequence[Path]) -> None:
         aside = folder.with_suffix(_SET_ASIDE)
         remove_folder(aside)
         os.rename(folder, aside)
+
+
+def _discard(folder: Path) -> None:
+    """Removes what a failed save left; if that fails too, the next start does it."""
+    try:
+        remove_folder(folder)
+    except OSError as error:
+        log.warning("%s could not be removed: %s", folder, error)
+
+
+@contextmanager
+def _replacing(folder: Path) -> Iterator[None]:
+    """Inside, `folder` may be made anew although it is there: a run that went back to an earlier
+    checkpoint comes by its trajectory again. A death in between leaves one of the two."""
+    old = folder.with_suffix(REPLACED)
+    is_there = folder.exists()
+    if is_there:
+        os.rename(folder, old)
+    yield
+    if is_there:
+        remove_folder(old)
 
 
 def _write_file(path: Path, pieces: Sequence[StagedPiece]) -> FileFacts:

@@ -71,6 +71,11 @@ class Domain(ABC):
         instead."""
 
     @abstractmethod
+    def frozen_files(self) -> list[Path]:
+        """Files of the base model, beside the weights that are trained, that what is learned
+        depends on: a run that goes on must find the same contents in them."""
+
+    @abstractmethod
     def export_target(self) -> ExportTarget:
         """What other libraries call the trained model, and how its export is tried out."""
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -144,6 +145,14 @@ class FlowDomain(Domain):
             lora_targets=ATTENTION,
             checkpoint_activations=lambda model: model.enable_gradient_checkpointing(),
         )
+
+    def frozen_files(self) -> list[Path]:
+        parts = ["vae", "scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"]
+        parts += ["text_encoder_3", "tokenizer_3"] if self.config.t5 else []
+        files = [self.folder / "transformer" / "config.json"]
+        for part in parts:
+            files += sorted(path for path in (self.folder / part).glob("*") if path.is_file())
+        return files
 
     def export_target(self) -> ExportTarget:
         config, solver = self.config, self.config.evaluation

@@ -20,7 +20,7 @@ from adrpo_scale.checkpoint.base import _digest
 from adrpo_scale.checkpoint.reader import Reader
 from adrpo_scale.paths import ASSETS
 from tests import lives
-from tests.faults import FailingWrites, NoSpaceCheck
+from tests.faults import FailingReads, FailingWrites, NoSpaceCheck
 from tests.ranks import run_ranks
 from tests.tiny import records
 
@@ -114,6 +114,15 @@ def test_a_manifest_that_cannot_be_written_is_no_commit(tmp_path):
     text = run(tmp_path, THREE, 2, 0, FailingWrites("step-000002.tmp/manifest"))
     assert "step-000002 was not written" in text
     assert_whole(tmp_path / "run", [1, 3])
+
+
+def test_what_the_disk_cannot_say_now_condemns_nothing(copy):
+    """EIO while the newest checkpoint is read: nothing is set aside, the next start has it."""
+    text = run(copy, FOUR, 2, 2, FailingReads("step-000003"))
+    assert "cannot be read: rank 1" in text and "Nothing was changed" in text
+    assert lives.committed_iterations(copy / "run") == [1, 2, 3]
+    run(copy, FOUR, 2)
+    assert lives.lives_of(copy / "run")[-1]["resumed_from"] == 3
 
 
 def test_a_read_only_folder_is_one_message(tmp_path):
@@ -222,6 +231,10 @@ def test_another_base_model_is_refused(copy):
     text = run(copy, longer, 2, code=2)
     assert "was trained on other base weights" in text and "--allow-change base" in text
     run(copy, longer, 2, flags=["--allow-change", "base"])
+    scheduler = model / "scheduler" / "scheduler_config.json"
+    scheduler.write_text(scheduler.read_text().replace('"shift": 1.0', '"shift": 3.0'))
+    text = run(copy, [*moved, "iterations=6"], 2, code=2)
+    assert "other text encoders, VAE or scheduler" in text
 
 
 def test_other_prompts_are_refused(copy):
@@ -319,6 +332,18 @@ def refuses_to_commit(rank, world, folder):
     store.save(FULL, 2, sets, {})
     store.wait()
     return [saved.error for saved in store.ended]
+
+
+def test_a_run_that_has_lost_its_folder_ends(tmp_path):
+    """Whatever on_failure says: it must not write into another one's run."""
+    life = lives.train(tmp_path, 2, [*SETTINGS, "iterations=500"])
+    while not (tmp_path / "run" / "checkpoints" / "step-000001").exists():
+        assert all(process.is_alive() for process in life.processes)
+    (tmp_path / "run" / "lock.json").write_text(json.dumps({"token": "x", "host": "elsewhere"}))
+    assert life.wait(30) == [2, 2], life.text()
+    assert life.text().count("error: ") == 1
+    assert "no later one can be" in life.text() and "host elsewhere" in life.text()
+    assert len(records(tmp_path / "run")) < 500
 
 
 def test_nobody_commits_after_losing_the_lock(tmp_path):

@@ -156,6 +156,30 @@ def test_without_grace_for_the_updates_the_last_commit_stands(quiet, tmp_path):
     assert lives.differences(tmp_path / "run", quiet(1, *TWICE)) == []
 
 
+@pytest.mark.parametrize("call", [3, 5])
+def test_a_stop_in_the_middle_of_an_evaluation_loses_nothing(quiet, tmp_path, call):
+    """In one of an iteration in the middle, whose trajectory is due, and in the last one."""
+    settings = ["evaluation.every=2", "iterations=4", "checkpoint.keep_trajectory=2"]
+    place = "adrpo_scale.evaluation.evaluator:Evaluator._divergence_metrics"
+    life = lives.train(tmp_path, 1, [*EVERY, *settings], prepare=SignalAt(place, call))
+    assert life.wait() == [STOPPED], life.text()
+    life = lives.train(tmp_path, 1, [*EVERY, *settings])
+    assert life.wait() == [0], life.text()
+    assert lives.differences(tmp_path / "run", quiet(1, *settings)) == []
+    assert sorted(committed(tmp_path / "run" / "trajectory")) == [2, 4]
+
+
+def test_a_trajectory_may_come_by_the_same_iteration_twice(quiet, tmp_path):
+    settings = ["checkpoint.keep_trajectory=3", "checkpoint.every_iterations=4"]
+    life = lives.train(tmp_path, 1, [*EVERY, *settings, "checkpoint.on_failure=stop"])
+    wait_for(lambda: committed(tmp_path / "run" / "trajectory"))
+    life.kill()
+    again = lives.train(tmp_path, 1, [*EVERY, *settings, "checkpoint.on_failure=stop"])
+    assert again.wait() == [0], again.text()
+    folder = tmp_path / "run" / "trajectory" / "step-000003"
+    assert list(Reader(folder).faults()) == [] and list(folder.parent.iterdir()) == [folder]
+
+
 # ---- forks -------------------------------------------------------------------------------------
 
 
@@ -179,6 +203,15 @@ def test_a_fork_starts_from_trained_weights_with_fresh_counters(quiet, tmp_path,
     straight = tmp_path / "straight"
     assert lives.train(straight, 1, [*EVERY, *settings, "iterations=3"], *flags).wait() == [0]
     assert lives.differences(run, straight / "run") == []
+
+
+def test_adapters_of_a_rebased_run_are_no_start(tmp_path):
+    settings = ["iterations=1", "checkpoint.every_iterations=1"]
+    assert lives.train(tmp_path / "a", 1, settings).wait() == [0]
+    rebased = ["--init-from", str(tmp_path / "a" / "run"), "--rebase-reference"]
+    assert lives.train(tmp_path / "b", 1, settings, *rebased).wait() == [0]
+    third = lives.train(tmp_path / "c", 1, settings, "--init-from", str(tmp_path / "b" / "run"))
+    assert third.wait() == [2] and "not the whole of its weights" in third.text()
 
 
 def test_a_fork_outlives_its_origin(tmp_path):
