@@ -15,14 +15,11 @@ import typer
 from adrpo_scale.errors import (
     STOPPED,
     AdrpoError,
-    CheckpointError,
     ConfigError,
-    DiskSpaceError,
     GroupError,
     LimitReached,
     NonFiniteError,
     PromptError,
-    RunFolderError,
     StopRequested,
     exit_code,
 )
@@ -109,6 +106,61 @@ def sample(
     sampler.sample(run_or_model, prompts, to, per_prompt, seed, weights, set_)
 
 
+@app.command()
+def export(
+    run_or_checkpoint: Annotated[str, typer.Argument(help="RUN, RUN@iteration or a checkpoint.")],
+    to: Annotated[Path, typer.Option(help="Folder to make.")],
+    as_: Annotated[str, typer.Option("--as", help="adapter, merged or full.")],
+    ema: Annotated[bool, typer.Option("--ema", help="The moving average of the weights.")] = False,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="float32, bfloat16 or float16; default: float32 (adapter), the base's."),
+    ] = None,
+    max_shard_size: Annotated[str, typer.Option(help="Of one weight file.")] = "5GB",
+    verify: Annotated[
+        str,
+        typer.Option(help="outputs: run it; tensors: compare, with little memory; none."),
+    ] = "outputs",
+    link: Annotated[
+        bool, typer.Option("--link", help="Hard links, not copies, of what the base has.")
+    ] = False,
+    base: Annotated[
+        str | None, typer.Option(help="Where the base model is now, if it has moved.")
+    ] = None,
+) -> None:
+    """Export trained weights for diffusers and peft, without a GPU, and verify them.
+
+    Example:
+        [cyan]adrpo-scale export runs/demo --to my-lora --as adapter[/cyan]
+    """
+    from adrpo_scale import exporter
+    from adrpo_scale.export.base import parse_request
+
+    request = parse_request(to, as_, ema, dtype, max_shard_size, verify, link)
+    exporter.report(exporter.export(run_or_checkpoint, request, base))
+
+
+@app.command()
+def inspect(
+    run_or_checkpoint: Annotated[str, typer.Argument(help="RUN, RUN@iteration or a checkpoint.")],
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Show what is in a checkpoint and whether every hash holds; exit code 1 if not.
+
+    Example:
+        [cyan]adrpo-scale inspect runs/demo@60[/cyan]
+    """
+    from adrpo_scale import inspection
+
+    found = inspection.inspect(run_or_checkpoint)
+    if as_json:
+        print(json.dumps(found.facts, indent=2))
+    else:
+        inspection.show(found)
+    if not found.is_whole:
+        raise typer.Exit(1)
+
+
 @app.command("config")
 def show_config(
     config: Annotated[Path | None, typer.Argument(help="TOML file of a run.")] = None,
@@ -174,17 +226,8 @@ def build_demo(
     builders[name](to or ASSETS / name)
 
 
-# Raised alike on every rank, so rank 0's message is enough.
-_AGREED = (
-    CheckpointError,
-    ConfigError,
-    DiskSpaceError,
-    GroupError,
-    LimitReached,
-    NonFiniteError,
-    PromptError,
-    RunFolderError,
-)
+# Raised alike on every rank wherever they rise, so rank 0's message is enough.
+_AGREED = (ConfigError, PromptError, GroupError, LimitReached, NonFiniteError)
 
 
 def main() -> None:
@@ -198,7 +241,7 @@ def main() -> None:
         sys.exit(STOPPED)
     except AdrpoError as error:
         facts = rank_facts()
-        if facts.is_main or not isinstance(error, _AGREED):
+        if facts.is_main or not (error.agreed or isinstance(error, _AGREED)):
             who = "" if facts.world == 1 else f"[rank {facts.rank}] "
             print(f"{who}error: {error}", file=sys.stderr)
         sys.exit(exit_code(error))

@@ -14,9 +14,10 @@ LEVELS = [
     " disk_space run_lock life_record",
     "models algorithms rewards prompts prompt_files metrics",
     "domains engines checkpoint",
-    "batches rollout ema report evaluation training_state saver merged",
+    "batches rollout ema report evaluation training_state saver merged export",
     "trainer",
-    "registry config config_view build run_folder resume sampler life cli __main__",
+    "registry config config_view build run_folder resume sampler exporter inspection"
+    " life cli __main__",
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names.split()}
 ASSEMBLY = 5  # the level that puts the others together; its modules may use each other
@@ -43,6 +44,7 @@ SAME_LEVEL = {
     ("evaluation/evaluator", "rollout"),  # evaluation is a rollout with other settings
     ("training_state", "ema"),  # a part of the state
     ("saver", "training_state"),  # what is saved
+    ("export/folder", "merged"),  # what is written
 }
 # What the files of one folder share, beside its base.py; such a file imports no sibling but these.
 SHARED = {
@@ -51,6 +53,7 @@ SHARED = {
     "domains": {"embeddings"},
     "engines": {"adapters"},
     "evaluation": {"diversity", "grids", "tables"},
+    "export": {"adapter", "folder", "verify"},
     "rewards": set(),
 }
 

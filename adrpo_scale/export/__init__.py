@@ -1,0 +1,1 @@
+"""Checkpoint → folders that diffusers and peft load, tensor by tensor, verified and described."""

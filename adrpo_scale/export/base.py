@@ -1,0 +1,173 @@
+"""What an export is asked to be, what it is made from, and what was written.
+
+    adapter   the trained LoRA alone: a peft folder that also holds diffusers' LoRA file
+    merged    the base pipeline with W + alpha/rank · B @ A in place of every adapted W
+    full      the base pipeline with the parameters of full training in place of its own
+
+An export is written to `<to>.tmp` and renamed at its end, so a killed one leaves no half folder.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+
+from adrpo_scale.checkpoint.reader import Reader
+from adrpo_scale.domains.base import ExportTarget
+from adrpo_scale.errors import ExportError
+from adrpo_scale.models import ModelSpec
+from adrpo_scale.tensor_files import FileFacts
+from adrpo_scale.weights import SafetensorsFolder
+
+Kind = Literal["adapter", "merged", "full"]
+Level = Literal["outputs", "tensors", "none"]
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_HUB_CACHE = re.compile(r"models--([^/]+)--([^/]+)/snapshots/")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is wanted. dtype: None for float32 (adapter), or the base's own, tensor by tensor
+    (merged, full). max_shard_bytes: of one weight file. link: hard links instead of copies of what
+    the base's pipeline has beside the trained weights."""
+
+    to: Path
+    kind: Kind
+    ema: bool = False
+    dtype: torch.dtype | None = None
+    max_shard_bytes: int = 5 * 10**9
+    verify: Level = "outputs"
+    link: bool = False
+
+
+def parse_request(
+    to: Path, kind: str, ema: bool, dtype: str | None, max_shard_size: str, verify: str, link: bool
+) -> Request:
+    """A Request from what the command line says. ExportError for a word that is not known."""
+    check_word("--as", kind, get_args(Kind))
+    check_word("--verify", verify, get_args(Level))
+    if dtype is not None:
+        check_word("--dtype", dtype, DTYPES)
+    return Request(
+        to=to,
+        kind=kind,  # type: ignore[arg-type]
+        ema=ema,
+        dtype=None if dtype is None else DTYPES[dtype],
+        max_shard_bytes=parse_size(max_shard_size),
+        verify=verify,  # type: ignore[arg-type]
+        link=link,
+    )
+
+
+def check_word(option: str, word: str, known: object) -> None:
+    assert isinstance(known, tuple | dict)
+    if word not in known:
+        raise ExportError(f"{option} {word!r}: expected {' or '.join(known)}")
+
+
+def parse_size(text: str) -> int:
+    """Bytes of "5GB" or "500MB": decimal, as on the hub."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]B)", text.strip().upper())
+    size = int(float(match[1]) * _UNITS[match[2]]) if match else 0
+    if size <= 0:
+        raise ExportError(f"--max-shard-size {text!r}: expected a size as in 5GB or 500MB")
+    return size
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """Which model was trained, without any path. name: hub id, or the last name of a folder."""
+
+    name: str
+    is_hub_id: bool
+    revision: str | None
+    sha256: str
+
+
+def base_model(model: str, revision: str | None, sha256: str) -> BaseModel:
+    """model: `domain.model` as the run had it. revision: known for models of the hub's cache."""
+    cached = _HUB_CACHE.search(model)
+    if cached:
+        return BaseModel(f"{cached[1]}/{cached[2]}", True, revision, sha256)
+    if revision is not None and re.fullmatch(r"[\w.-]+/[\w.-]+", model):
+        return BaseModel(model, True, revision, sha256)
+    return BaseModel(last_name(model), False, revision, sha256)
+
+
+def last_name(path: str) -> str:
+    """What of a path may be told to strangers: its last part."""
+    return re.split(r"[/\\]", path.rstrip("/\\"))[-1]
+
+
+@dataclass(frozen=True)
+class Material:
+    """What an export is made from.
+
+    reader: the checkpoint, its hashes verified. part: the set of it, `policy` or `ema`.
+    spec: the policy; `spec.weights` are those that training started from, and are not `stored`
+    where the run's reference was rebased on a fork's origin. stored: the base's tensors as they lie
+    on the disk. folder: of the base's pipeline.
+    """
+
+    reader: Reader
+    part: str
+    spec: ModelSpec
+    target: ExportTarget
+    stored: SafetensorsFolder
+    folder: Path
+    base: BaseModel
+
+    @property
+    def scaling(self) -> float:
+        """alpha / rank of the checkpoint's adapters."""
+        lora = self.reader.manifest.document["lora"]
+        return lora["alpha"] / lora["rank"]
+
+    def dtype(self, name: str, wanted: torch.dtype | None) -> torch.dtype:
+        """Of one of the base's tensors in a merged or full export."""
+        own = self.stored.dtype(name)
+        return wanted if wanted is not None and own.is_floating_point else own
+
+    def close(self) -> None:
+        """Lets go of mapped files: their pages count as this process's memory."""
+        self.spec.weights.close()
+        self.stored.close()
+        self.reader.close()
+
+
+@dataclass(frozen=True)
+class Written:
+    """files: the weight files, by path inside the export. trained: how many of the base's tensors
+    training changes; changed: how many of them still differ from the base's in the export."""
+
+    files: Mapping[str, FileFacts]
+    trained: int
+    changed: int
+
+    @property
+    def bytes(self) -> int:
+        return sum(facts.bytes for facts in self.files.values())
+
+
+def check_changed(written: Written, dtype: torch.dtype | None) -> None:
+    """Raises ExportError where the export is the base model."""
+    if not written.changed:
+        which = "this type" if dtype is None else str(dtype).removeprefix("torch.")
+        raise ExportError(
+            f"none of the {written.trained} trained tensors differs from the base model's in "
+            f"{which}: the export would be the base model itself. Training has moved them by less "
+            "than their rounding: use --dtype float32, or train longer"
+        )

@@ -1,0 +1,281 @@
+"""The model card of an export: what it is, where it comes from, how to use it.
+
+Nothing in it says anything of the machine: paths are cut down to their last part, and a shell
+command is left out.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData
+
+from adrpo_scale.disk_space import size_text
+from adrpo_scale.domains.base import ExportTarget
+from adrpo_scale.export.adapter import DIFFUSERS_FILE
+from adrpo_scale.export.base import BaseModel, Kind, Written, last_name
+from adrpo_scale.export.folder import is_path
+from adrpo_scale.export.verify import Verdict
+
+CARD = "README.md"
+PROMPT = "a red ring"
+_SHELL = ("checkpoint.quota_command",)  # names hosts and users
+
+Metric = tuple[str, str, float | None, float | None]
+"""(metric, split, of the base model, of the exported one)."""
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What a checkpoint and its run's folder say. settings: all, by dotted path. evaluated: the
+    iteration of the metrics, or None without any. rewards: name → count, mean, m2, min, max.
+    origin: which iteration of which run it started from."""
+
+    run: str
+    iteration: int
+    package: str
+    world_size: int
+    is_ema: bool
+    settings: Mapping[str, Any]
+    metrics: Sequence[Metric]
+    evaluated: int | None
+    rewards: Mapping[str, Mapping[str, float]]
+    origin: str | None
+
+
+@dataclass(frozen=True)
+class Story:
+    """Everything that a card tells. licence: the base card's `license…` fields."""
+
+    kind: Kind
+    dtype: str
+    base: BaseModel
+    licence: Mapping[str, Any]
+    target: ExportTarget
+    provenance: Provenance
+    written: Written
+    verdict: Verdict | None
+
+
+def base_licence(folder: Path) -> dict[str, Any]:
+    """`license`, `license_name` and `license_link` of the base model's card, where they are."""
+    try:
+        data = ModelCard.load(folder / CARD, ignore_metadata_errors=True).data.to_dict()
+    except (OSError, ValueError):
+        return {}
+    names = ("license", "license_name", "license_link")
+    return {name: str(data[name]) for name in names if data.get(name)}
+
+
+def write_card(story: Story, folder: Path) -> None:
+    """README.md of the export, with the hub's metadata on top."""
+    algorithm = story.provenance.settings["algorithm.name"]
+    base = story.base.name if story.base.is_hub_id else None  # the hub takes its own ids alone
+    data = ModelCardData(
+        base_model=base,
+        library_name="diffusers",
+        pipeline_tag=story.target.task,
+        tags=["adrpo_scale", "reinforcement-learning", algorithm, *_kind_tags(story.kind)],
+        **story.licence,
+    )
+    ModelCard(f"---\n{data.to_yaml()}\n---\n\n{_text(story)}").save(folder / CARD)
+
+
+def _kind_tags(kind: Kind) -> list[str]:
+    return ["lora", "peft"] if kind == "adapter" else []
+
+
+def _text(story: Story) -> str:
+    sections = [
+        f"# {last_name(story.provenance.run)}, iteration {story.provenance.iteration}",
+        _summary(story),
+        _licence(story),
+        "## Use",
+        _usage(story),
+        "## Results",
+        _results(story.provenance),
+        "## Training",
+        _training(story.provenance),
+        "## Verification",
+        _verification(story),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _summary(story: Story) -> str:
+    source, base = story.provenance, story.base
+    what = {
+        "adapter": f"LoRA adapters of the {story.target.component}",
+        "merged": "The base pipeline with trained LoRA adapters merged into its "
+        f"{story.target.component}",
+        "full": f"The base pipeline with a {story.target.component} all of whose parameters were "
+        "trained",
+    }[story.kind]
+    average = " The weights are the moving average (EMA) of the trained ones." * source.is_ema
+    revision = f", revision `{base.revision}`" if base.revision else ""
+    return (
+        f"{what}, fine-tuned by online reinforcement learning "
+        f"({source.settings['algorithm.name']}) with adrpo_scale {source.package}.{average}\n\n"
+        f"* base model: `{base.name}`{revision}\n"
+        f"* sha256 of the base's {story.target.component} weights: `{base.sha256}`\n"
+        f"* {story.dtype}, {size_text(story.written.bytes)} of trained weights in "
+        f"{len(story.written.files)} file{'s' * (len(story.written.files) > 1)}"
+    )
+
+
+def _licence(story: Story) -> str:
+    licence = story.licence
+    if not licence:
+        return (
+            "Licence: unknown, because the base model's card states none. The base model's terms "
+            "apply to what is derived from it; see where it comes from."
+        )
+    named = " ".join(licence[n] for n in ("license", "license_name") if n in licence)
+    link = f" ({licence['license_link']})" if "license_link" in licence else ""
+    return f"Licence: {named}{link}, the base model's."
+
+
+def _usage(story: Story) -> str:
+    """Blocks of Python that run as they stand inside the export's folder."""
+    settings = story.provenance.settings
+    dtype = settings["engine.dtype"]
+    lines = ["import torch", f"from diffusers import {story.target.pipeline}", ""]
+    lines += _base_lines(story) if story.kind == "adapter" else []
+    lines += [
+        'device = "cuda" if torch.cuda.is_available() else "cpu"',
+        f"pipeline = {story.target.pipeline}.from_pretrained(",
+        f"    {_base_arguments(story)},",
+        f"    dtype=torch.{dtype},",
+        *(f"    {part}=None,  # trained without it" for part in story.target.unused),
+        ").to(device)",
+    ]
+    if story.kind == "adapter":
+        lines.append(f'pipeline.load_lora_weights(".", weight_name="{DIFFUSERS_FILE}")')
+    lines += _call_lines(story.target.call)
+    text = "Inside this folder (or with its path or hub id in place of `.`):\n\n" + _block(lines)
+    if story.kind == "adapter":
+        text += "\n\nThe same adapters through peft:\n\n" + _block(_peft_lines(story))
+    return text
+
+
+def _block(lines: Sequence[str]) -> str:
+    return "```python\n" + "\n".join(lines) + "\n```"
+
+
+def _base_lines(story: Story) -> list[str]:
+    remark = "" if story.base.is_hub_id else "  # the folder of the base model"
+    name = story.base.name.removeprefix("demo:")
+    return [f"base = {json.dumps(name)}{remark}"]
+
+
+def _base_arguments(story: Story) -> str:
+    if story.kind != "adapter":
+        return '"."'
+    revision = story.base.revision if story.base.is_hub_id else None
+    return f'base, revision="{revision}"' if revision else "base"
+
+
+def _call_lines(call: Mapping[str, Any]) -> list[str]:
+    """Sampling as the run's evaluations did it: Euler steps at evenly spaced sigmas."""
+    others = [f"    {name}={value!r}," for name, value in call.items() if name != "steps"]
+    return [
+        "",
+        f"steps = {call['steps']}",
+        "image = pipeline(",
+        f"    {json.dumps(PROMPT)},",
+        "    sigmas=[1 - i / steps for i in range(steps)],  # as in the run's evaluations",
+        *others,
+        '    generator=torch.Generator("cpu").manual_seed(0),',
+        ").images[0]",
+        'image.save("sample.png")',
+    ]
+
+
+def _peft_lines(story: Story) -> list[str]:
+    target = story.target
+    return [
+        f"from diffusers import {target.model}",
+        "from peft import PeftModel",
+        "",
+        *_base_lines(story),
+        f"{target.component} = {target.model}.from_pretrained(",
+        f"    {_base_arguments(story)}, subfolder={json.dumps(target.component)}",
+        ")",
+        f'{target.component} = PeftModel.from_pretrained({target.component}, ".")',
+    ]
+
+
+def _results(source: Provenance) -> str:
+    rewards = [
+        [name, str(int(r["count"])), *map(_number, (r["mean"], _std(r), r["min"], r["max"]))]
+        for name, r in source.rewards.items()
+    ]
+    text = "Rewards of every sample of the training so far:\n\n" + _table(
+        ["reward", "samples", "mean", "std", "min", "max"], rewards
+    )
+    if source.evaluated is None:
+        return text + "\n\nThere was no evaluation up to this iteration."
+    weights = {"raw": "the trained weights", "ema": "their moving average (EMA)"}
+    which = weights[source.settings["evaluation.weights"]]
+    rows = [[m, s, _number(before), _number(after)] for m, s, before, after in source.metrics]
+    return f"{text}\n\nEvaluation on fixed prompts with fixed noise, of {which}:\n\n" + _table(
+        ["metric", "prompts", "base model", f"iteration {source.evaluated}"], rows
+    )
+
+
+def _std(reward: Mapping[str, float]) -> float:
+    return math.sqrt(reward["m2"] / (reward["count"] - 1)) if reward["count"] > 1 else 0.0
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4g}"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _training(source: Provenance) -> str:
+    settings = source.settings
+    facts = [
+        f"* run: {last_name(source.run)}, after {source.iteration} iterations",
+        f"* seed: {settings['seed']}; algorithm: {settings['algorithm.name']}; processes: "
+        f"{source.world_size}",
+        *([f"* started from {source.origin}"] if source.origin else []),
+    ]
+    given = {p: v for p, v in settings.items() if v is not None and p not in _SHELL}
+    values = [f"{path} = {json.dumps(public(value))}" for path, value in given.items()]
+    return "\n".join(facts) + "\n\nEvery setting:\n\n```toml\n" + "\n".join(values) + "\n```"
+
+
+def public(value: Any) -> Any:
+    """A setting without what it says about the machine."""
+    if isinstance(value, list):
+        return [public(item) for item in value]
+    return last_name(value) if isinstance(value, str) and is_path(value) else value
+
+
+def _verification(story: Story) -> str:
+    written, verdict = story.written, story.verdict
+    text = (
+        f"{written.changed} of the {written.trained} trained tensors differ from the base model's "
+        "in this export."
+    )
+    if verdict is None:
+        return text + " It was not verified any further."
+    how = {
+        "outputs": "Loaded by another process and run in float32 on fixed inputs, against the "
+        "policy rebuilt from the checkpoint; as shares of the outputs' size:",
+        "tensors": "Every tensor was read again by another process; values against a merge in "
+        "float64:",
+    }[verdict.level]
+    figures = [f"* {name}: {value:.3g}" for name, value in verdict.figures.items()]
+    versions = ", ".join(f"{name} {version}" for name, version in verdict.versions.items())
+    warning = [f"* note: {verdict.warning}"] if verdict.warning else []
+    return "\n".join([text, "", how, "", *figures, *warning, f"* with {versions}"])

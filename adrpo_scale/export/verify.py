@@ -1,0 +1,323 @@
+"""Whether an export is what was trained: judged by another process with the libraries of a user.
+
+outputs   `load_check.py` loads the export with diffusers (and peft), runs it in float32 on fixed
+          inputs, and its outputs must be those of the policy rebuilt here from the checkpoint.
+tensors   `load_check.py` compares names, shapes, types and hashes; every value is compared here
+          with a merge of its own in float64. For machines that cannot hold the model.
+
+The policy is rebuilt as training builds it, adapters beside the base weights; where the export's
+type is lower than float32, its weights are then merged by peft and rounded to that type. Nothing of
+the code that wrote the export takes part.
+
+Tolerance, as a share of the outputs' root mean square: 1e-5 in float32, where both sides differ in
+the order of float32 sums alone (3e-7 on the demo); 1e-4 in lower types, where a sum that falls
+exactly between two values may be rounded either way. A lost alpha is an error of .1 and more.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from adrpo_scale.engines.adapters import add_adapters, is_adapter, original_name
+from adrpo_scale.errors import ExportError
+from adrpo_scale.export.base import Material, Request, Written
+from adrpo_scale.weights import check_coverage
+
+SCRIPT = Path(__file__).with_name("load_check.py")
+TOLERANCE, LOW_TOLERANCE = 1e-5, 1e-4
+MOVED = "training moved outputs by"
+LOST = "share of that lost to rounding"
+LOST_LIMIT = 0.2
+PIECE = 1 << 22  # elements compared at once
+HELD = 16  # tensors read before files are let go of: mapped pages count as memory
+LOST_WARNING = (
+    "rounding to this type changes what training did to the outputs by a share of {:.2g}; "
+    "--dtype float32 keeps all of it"
+)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a verification found. figures: what was compared → how far it is off, or a count."""
+
+    level: str
+    figures: Mapping[str, float]
+    versions: Mapping[str, str]
+    warning: str | None = None
+
+
+def verify(material: Material, request: Request, written: Written, folder: Path) -> Verdict:
+    """Raises ExportError, with the figures, where the export in `folder` is not the policy."""
+    if request.verify == "outputs":
+        return _verify_outputs(material, request, written, folder)
+    answer = _run_check(material, request, written, folder)
+    off = compare_values(material, request, written, folder)
+    material.close()
+    figures = {"tensors compared": answer["tensors"], "largest error / rounding": off}
+    return Verdict("tensors", figures, answer["versions"])
+
+
+def _verify_outputs(
+    material: Material, request: Request, written: Written, folder: Path
+) -> Verdict:
+    with tempfile.TemporaryDirectory() as place:
+        outputs = Path(place, "outputs.safetensors")
+        answer = _run_check(material, request, written, folder, outputs)
+        found = load_file(outputs)
+    expected = expected_outputs(material, request)
+    tolerance = LOW_TOLERANCE if _is_low(material, request) else TOLERANCE
+    figures = {f"{how}: off by": distance(out, expected.rounded) for how, out in found.items()}
+    wrong = {how: off for how, off in figures.items() if not off <= tolerance}
+    if wrong:
+        listed = ", ".join(f"{how} {off:.2g}" for how, off in wrong.items())
+        raise ExportError(
+            f"the export, loaded by {_names(answer)}, is not the policy: outputs differ ({listed} "
+            f"of their size; at most {tolerance:g} is rounding). It was removed; please report this"
+        )
+    if any(torch.equal(out, expected.base_rounded) for out in found.values()):
+        raise ExportError(
+            "the export's outputs are the base model's, to the bit: what training changed has no "
+            "effect in it. It was removed; use --dtype float32, or train longer"
+        )
+    figures[MOVED] = distance(expected.exact, expected.base)
+    figures[LOST] = expected.lost(next(iter(found.values())))
+    warning = None if figures[LOST] <= LOST_LIMIT else LOST_WARNING.format(figures[LOST])
+    return Verdict("outputs", figures, answer["versions"], warning)
+
+
+def _is_low(material: Material, request: Request) -> bool:
+    """Whether the export holds anything in a type lower than float32."""
+    if request.kind == "adapter":
+        return request.dtype not in (None, torch.float32)
+    names = material.stored.names()
+    return any(material.dtype(name, request.dtype) != torch.float32 for name in names)
+
+
+def _names(answer: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in answer["versions"].items())
+
+
+def distance(a: Tensor, b: Tensor) -> float:
+    """Largest difference of two outputs, over the root mean square of the second."""
+    return float((a - b).abs().max() / b.square().mean().sqrt())
+
+
+def _run_check(
+    material: Material,
+    request: Request,
+    written: Written,
+    folder: Path,
+    outputs: Path | None = None,
+) -> dict[str, Any]:
+    """What `load_check.py` answers. ExportError with its last words where it fails."""
+    target, dtype = material.target, request.dtype
+    material.close()
+    with tempfile.TemporaryDirectory() as name:
+        place = Path(name)
+        save_file(dict(target.inputs), place / "inputs.safetensors")
+        job = {
+            "mode": request.verify,
+            "kind": request.kind,
+            "export": str(folder),
+            "base": str(material.folder),
+            "pipeline": target.pipeline,
+            "model": target.model,
+            "component": target.component,
+            "stem": target.stem,
+            "inputs": str(place / "inputs.safetensors"),
+            "dtype": str(dtype or torch.float32),
+            "dtypes": {n: str(material.dtype(n, dtype)) for n in material.stored.names()},
+            "files": {path: facts.sha256 for path, facts in written.files.items()},
+            "outputs": str(outputs),
+            "answer": str(place / "answer.json"),
+        }
+        (place / "job.json").write_text(json.dumps(job))
+        done = subprocess.run(
+            [sys.executable, "-P", str(SCRIPT), str(place / "job.json")],
+            capture_output=True,
+            text=True,
+            env=os.environ | {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""},
+        )
+        if done.returncode:
+            raise ExportError(
+                f"the export cannot be used: {SCRIPT.name} ended with {done.returncode}:\n"
+                f"{done.stderr.strip()[-2000:]}\nIt was removed. Where memory is short, "
+                "--verify tensors needs little"
+            )
+        answer = json.loads((place / "answer.json").read_text())
+    assert "adrpo_scale" not in answer["modules"], "the check imported this package"
+    return answer
+
+
+@dataclass(frozen=True)
+class Expected:
+    """Outputs on the target's inputs: of the base model and of the policy, each also with its
+    weights rounded as the export's are."""
+
+    base: Tensor
+    base_rounded: Tensor
+    exact: Tensor
+    rounded: Tensor
+
+    def lost(self, found: Tensor) -> float:
+        """How far `found` is from having moved off the base as the policy did, as a share of that.
+        Against the base in the same type: that the base is rounded too is nobody's loss."""
+        moved = self.exact - self.base
+        return float(((found - self.base_rounded) - moved).norm() / moved.norm())
+
+
+@torch.no_grad()
+def expected_outputs(material: Material, request: Request) -> Expected:
+    """From the base's weights and the checkpoint's alone, in one model in float32."""
+    spec = material.spec
+    with init_empty_weights(include_buffers=False):
+        model = spec.build()
+    if spec.lora is not None:
+        add_adapters(model, spec.lora, spec.lora_targets)
+    model._apply(lambda t: torch.empty_like(t, device="cpu") if t.is_meta else t)
+    model.float().eval()
+    state = _state(model)
+    _load_base(material, state)
+    base = base_rounded = _run(model, material)
+    if request.kind != "adapter" and request.dtype is not None:
+        _round_base(state, material, request)
+        base_rounded = _run(model, material)
+        _load_base(material, state)
+    _load_trained(material, state)
+    exact = _run(model, material)
+    _round(model, state, material, request)
+    return Expected(base, base_rounded, exact, _run(model, material))
+
+
+def _state(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers that are in the weights' files."""
+    persistent = set(model.state_dict())
+    buffers = {n: b for n, b in model.named_buffers() if n in persistent}
+    return {**dict(model.named_parameters()), **buffers}
+
+
+def _load_base(material: Material, state: Mapping[str, Tensor]) -> None:
+    """The weights that training started from; adapters are zero, and so add nothing."""
+    weights = material.spec.weights
+    own = {original_name(name) for name in state if not is_adapter(name)}
+    check_coverage(own, weights.names(), weights.folder)
+    for number, (name, tensor) in enumerate(state.items()):
+        if is_adapter(name):
+            tensor.zero_()
+        else:
+            tensor.copy_(weights.read(original_name(name)))
+        if number % HELD == 0:
+            material.close()
+    material.close()
+
+
+def _load_trained(material: Material, state: Mapping[str, Tensor]) -> None:
+    for number, name in enumerate(material.reader.names(material.part)):
+        state[name].copy_(material.reader.whole(name, material.part))
+        if number % HELD == 0:
+            material.close()
+    material.close()
+
+
+def _round(
+    model: nn.Module, state: Mapping[str, Tensor], material: Material, request: Request
+) -> None:
+    """Rounds the weights that the export holds to its types, adapters merged before if it did."""
+    if request.kind == "adapter":
+        for name, tensor in state.items():
+            if is_adapter(name):
+                tensor.copy_(tensor.to(request.dtype or torch.float32))
+        return
+    for layer in model.modules():
+        if isinstance(layer, BaseTunerLayer):
+            layer.merge()
+    _round_base(state, material, request)
+
+
+def _round_base(state: Mapping[str, Tensor], material: Material, request: Request) -> None:
+    for name, tensor in state.items():
+        if not is_adapter(name):
+            tensor.copy_(tensor.to(material.dtype(original_name(name), request.dtype)))
+    material.close()
+
+
+def _run(model: Any, material: Material) -> Tensor:
+    return model(**material.target.inputs, return_dict=False)[0].float()
+
+
+def compare_values(material: Material, request: Request, written: Written, folder: Path) -> float:
+    """The largest error over all values, in units of what rounding may do (at most 1).
+
+    ExportError where a value is further off.
+    """
+    value_of = _adapter_value if request.kind == "adapter" else _merged_value
+    worst = 0.0
+    for path in written.files:
+        with safe_open(folder / path, "pt") as file:
+            names = sorted(file.keys())
+        for name in names:
+            with safe_open(folder / path, "pt") as file:  # again: mapped pages count as memory
+                tensor = file.get_tensor(name)
+            off = _off(tensor, *value_of(name, material))
+            if not off <= 1:
+                raise ExportError(
+                    f"{path}: {name} is off by {off:.3g} times what rounding explains. The export "
+                    "was removed; please report this"
+                )
+            worst = max(worst, off)
+            material.close()
+    return worst
+
+
+def _off(found: Tensor, expected: Tensor, slack: Tensor) -> float:
+    """Largest |found - expected| in units of the rounding that is allowed; 0 where both agree."""
+    number = torch.finfo(found.dtype)
+    smallest, worst = number.smallest_normal * number.eps, 0.0
+    parts, wanted_parts = found.flatten().split(PIECE), expected.flatten().split(PIECE)
+    slacks = slack.flatten().split(PIECE) if slack.ndim else [slack] * len(parts)
+    for some, wanted, more in zip(parts, wanted_parts, slacks, strict=True):
+        wanted = wanted.double()
+        allowed = number.eps / 2 * wanted.abs() + smallest + more
+        worst = max(worst, float(((some.double() - wanted).abs() / allowed).max()))
+    return worst
+
+
+Value = tuple[Tensor, Tensor]
+NOTHING = torch.zeros(())
+
+
+def _adapter_value(name: str, material: Material) -> Value:
+    bare = name.removeprefix("base_model.model.").removeprefix(f"{material.target.component}.")
+    stored = bare.replace(".lora_A.", ".lora_A.default.").replace(".lora_B.", ".lora_B.default.")
+    return material.reader.whole(stored, material.part), NOTHING
+
+
+def _merged_value(name: str, material: Material) -> Value:
+    """The value, computed in float64, and what float32 sums of that size may be off by."""
+    reader, part = material.reader, material.part
+    module, trained = name.removesuffix(".weight"), reader.names(part)
+    if name in trained:
+        return reader.whole(name, part), NOTHING
+    weight = material.spec.weights.read(name)
+    if f"{module}.lora_A.default.weight" not in trained:
+        return weight, NOTHING
+    down = reader.whole(f"{module}.lora_A.default.weight", part).double()
+    up = reader.whole(f"{module}.lora_B.default.weight", part).double()
+    scaling, weight = material.scaling, weight.double()
+    sums = weight.abs() + scaling * (up.abs() @ down.abs())
+    return weight + scaling * (up @ down), (len(down) + 2) * torch.finfo(torch.float32).eps * sums
