@@ -15,6 +15,7 @@ from tests.faults import FileOperations
 # The second save is watched: it also removes the first.
 SETTINGS = ["iterations=3", "checkpoint.every_iterations=1", "checkpoint.keep_last=1"]
 WATCHED = ("step-000002", "step-000003")
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
 @pytest.fixture(scope="module")
