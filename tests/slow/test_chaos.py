@@ -1,4 +1,4 @@
-"""Kills at random moments, in saves and elsewhere; `python -m tests.chaos` does as many as asked."""
+"""Kills at random moments, also inside saves; `python -m tests.chaos` does as many as asked."""
 
 from __future__ import annotations
 
