@@ -9,6 +9,7 @@ and a run with another alpha comes out with wrong outputs and no message.
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,8 @@ def _write_diffusers(material: Material, tensors: dict[str, Tensor], folder: Pat
     layers = {f"{part}_lora_layers": tensors}
     metadata = {f"{part}_lora_adapter_metadata": lora_settings(material)}
     pipeline.save_lora_weights(folder, weight_name=DIFFUSERS_FILE, **layers, **metadata)
+    # safetensors writes through a private temporary file: nobody else could read this one.
+    shutil.copymode(folder / PEFT_FILE, folder / DIFFUSERS_FILE)
 
 
 def _facts(path: Path) -> FileFacts:
