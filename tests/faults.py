@@ -21,23 +21,30 @@ OPERATIONS = ("open", "write", "fsync", "rename", "mkdir", "unlink", "rmdir", "l
 
 @dataclass
 class FileOperations:
-    """Watches the file operations of one save, the first that names `step`, and dies at one of
-    them: at number `point` on rank `victim`, `before` it, `after` it, or `half` way through a
-    write. Without a point every operation is written to `record`-RANK.txt instead."""
+    """Watches the file operations of one save, that of `step`, and dies at one of them: at number
+    `point` on rank `victim`, `before` it, `after` it, or `half` way through a write. Without a
+    point every operation is written to `record`-RANK.txt instead."""
 
     step: str  # e.g. "step-000002"
-    next_step: str  # the save after that, where watching ends
     victim: int = -1
     point: int = -1
     when: str = "before"
     record: Path | None = None
     _count: int = 0
     _on: bool = False
-    _over: bool = False
     _paths: dict[int, str] = field(default_factory=dict)
 
     def __call__(self, rank: int) -> None:
         self.rank = rank
+        store = importlib.import_module("adrpo_scale.checkpoint.store").Store
+        real = store._carry_out
+
+        def watched(this: Any, job: Any) -> None:
+            self._on = job.folder.name == self.step
+            real(this, job)
+            self._on = False
+
+        store._carry_out = watched
         for name in OPERATIONS:
             setattr(os, name, partial(self._watched, name, getattr(os, name)))
 
@@ -66,13 +73,9 @@ class FileOperations:
         return result
 
     def _is_watched(self, path: str) -> bool:
-        """Those of the thread that saves, from the first that names the step until the first that
-        names the next one."""
-        if not threading.current_thread().name.startswith("checkpoint") or "/run/" not in path:
-            return False
-        self._over = self._over or self.next_step in path
-        self._on = self._on or self.step in path
-        return self._on and not self._over
+        """Those of the threads that save, inside the run's folder."""
+        saves = threading.current_thread().name.startswith("checkpoint")
+        return self._on and saves and "/run/" in path
 
 
 def die() -> None:

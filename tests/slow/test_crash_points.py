@@ -14,7 +14,7 @@ from tests.faults import FileOperations
 
 # The second save is watched: it also removes the first.
 SETTINGS = ["iterations=3", "checkpoint.every_iterations=1", "checkpoint.keep_last=1"]
-WATCHED = ("step-000002", "step-000003")
+WATCHED = "step-000002"
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
@@ -29,7 +29,7 @@ def quiet(tmp_path_factory):
 def operations(tmp_path_factory):
     """(rank, number, what) of every file operation of the save."""
     folder = tmp_path_factory.mktemp("record")
-    watch = FileOperations(*WATCHED, record=folder / "operations")
+    watch = FileOperations(WATCHED, record=folder / "operations")
     assert lives.train(folder, 2, SETTINGS, prepare=watch).wait() == [0, 0]
     return [
         (rank, number, line)
@@ -45,6 +45,7 @@ def test_the_enumeration_is_of_the_whole_save(operations):
         expected |= {"rename", "unlink", "rmdir"} if rank == 0 else set()
         assert set(done) == expected
     mine = [what for rank, _, what in operations if rank == 0]
+    assert mine[:2] == ["open metrics.jsonl", "fsync metrics.jsonl"]
     commit = mine.index("rename checkpoints/step-000002.tmp")
     assert mine.index("open checkpoints/step-000002.tmp/manifest.json") < commit
     assert mine.index("rename checkpoints/step-000001") > commit
@@ -57,7 +58,7 @@ def test_the_run_survives_a_death_at_every_file_operation(operations, quiet, tmp
         moments = ["before", "after"] + ["half"] * what.startswith("write")
         for moment in moments:
             folder = tmp_path / f"{rank}-{number}-{moment}"
-            death = FileOperations(*WATCHED, victim=rank, point=number, when=moment)
+            death = FileOperations(WATCHED, victim=rank, point=number, when=moment)
             life = lives.train(folder, 2, SETTINGS, prepare=death)
             assert life.wait()[rank] == -signal.SIGKILL, (what, moment, life.text())
             run = folder / "run"
