@@ -12,7 +12,7 @@ from rich.table import Table
 
 from adrpo_scale.checkpoint.base import MANIFEST, OtherVersionError
 from adrpo_scale.checkpoint.reader import Reader
-from adrpo_scale.checkpoint.store import CHECKPOINTS, TRAJECTORY, committed
+from adrpo_scale.checkpoint.shelf import CHECKPOINTS, TRAJECTORY, committed
 from adrpo_scale.disk_space import size_text
 from adrpo_scale.errors import CheckpointError
 from adrpo_scale.metrics import console

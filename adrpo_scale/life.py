@@ -13,7 +13,8 @@ from rich.table import Table
 from adrpo_scale import dist, life_record
 from adrpo_scale.build import Beginning, build_trainer
 from adrpo_scale.checkpoint.reader import Reader
-from adrpo_scale.checkpoint.store import Store, examine, remove_left_overs
+from adrpo_scale.checkpoint.shelf import examine, newest_whole, remove_left_overs
+from adrpo_scale.checkpoint.store import Store
 from adrpo_scale.config import LoadedConfig, RunConfig
 from adrpo_scale.errors import (
     STOPPED,
@@ -84,7 +85,7 @@ def _live(config: RunConfig, run: Path, orders: Orders, signals: Signals, lock: 
     for name in dist.run_on_main(lambda: remove_left_overs(run)):
         log.info("removed %s, which an interrupted save left", name)
     store = Store(run, config.checkpoint, lock.check, config.engine.timeout_seconds)
-    reader = store.newest()
+    reader = newest_whole(run)
     notes = _checked_notes(config, run, reader, orders)
     origin = _origin(config, run, reader)
     record = _open_record(run, reader, notes)

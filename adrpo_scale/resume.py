@@ -13,7 +13,7 @@ from typing import Any
 
 from adrpo_scale.checkpoint.base import MANIFEST
 from adrpo_scale.checkpoint.reader import Reader
-from adrpo_scale.checkpoint.store import CHECKPOINTS, TRAJECTORY, committed
+from adrpo_scale.checkpoint.shelf import CHECKPOINTS, TRAJECTORY, committed
 from adrpo_scale.config import RunConfig, leaves
 from adrpo_scale.errors import CheckpointError, ConfigError, agreed
 from adrpo_scale.files import remove_folder, sync_file, sync_folder

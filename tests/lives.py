@@ -21,7 +21,7 @@ import torch.distributed as td
 
 from adrpo_scale import life_record
 from adrpo_scale.checkpoint.reader import Reader
-from adrpo_scale.checkpoint.store import CHECKPOINTS, committed
+from adrpo_scale.checkpoint.shelf import CHECKPOINTS, committed
 from tests.ranks import forkserver
 from tests.tiny import CONFIGS, SMALL, records
 

@@ -1,4 +1,4 @@
-"""Where a run's checkpoints are, how one is committed, and which one a run goes on from.
+"""How a checkpoint is written and committed, and when an old one goes.
 
 A save, all of it collective over a group of its own, in a thread of its own:
 
@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,14 +30,13 @@ from adrpo_scale.checkpoint.base import (
     MANIFEST,
     CheckpointConfig,
     Manifest,
-    OtherVersionError,
     Piece,
     StoredTensor,
     check_tiling,
     folder_name,
 )
-from adrpo_scale.checkpoint.reader import Reader
 from adrpo_scale.checkpoint.retention import kept, read_scores
+from adrpo_scale.checkpoint.shelf import CHECKPOINTS, REPLACED, SET_ASIDE, TRAJECTORY, committed
 from adrpo_scale.checkpoint.staging import (
     LocalSets,
     Stage,
@@ -48,18 +46,13 @@ from adrpo_scale.checkpoint.staging import (
     stored_bytes,
 )
 from adrpo_scale.disk_space import check_space, size_text
-from adrpo_scale.errors import AdrpoError, CheckpointError, ConfigError, DiskSpaceError, agreed
+from adrpo_scale.errors import AdrpoError, CheckpointError, ConfigError, DiskSpaceError
 from adrpo_scale.files import remove_folder, sync_folder, write_durably
 from adrpo_scale.tensor_files import FileFacts, TensorFileWriter
 
 log = logging.getLogger(__name__)
 
-CHECKPOINTS, TRAJECTORY = "checkpoints", "trajectory"
 FULL, WEIGHTS = "full", "weights"
-_COMMITTED = re.compile(r"step-(\d{6,})")
-REPLACED = ".replaced"
-_LEFT_OVER = re.compile(r"step-\d{6,}\.(tmp|trash|replaced)")
-_SET_ASIDE = ".broken"
 
 
 @dataclass(frozen=True)
@@ -259,105 +252,8 @@ class Store:
             trash = there[iteration].with_suffix(".trash")
             os.rename(there[iteration], trash)
             remove_folder(trash)
-        for broken in (self.run / CHECKPOINTS).glob(f"*{_SET_ASIDE}"):
+        for broken in (self.run / CHECKPOINTS).glob(f"*{SET_ASIDE}"):
             remove_folder(broken)
-
-    def newest(self) -> Reader | None:
-        """The newest checkpoint that is whole, every file of it hashed; None where there is none.
-
-        Broken ones are reported and set aside as `step-NNNNNN.broken`. Raises CheckpointError where
-        there are checkpoints and none is whole, or the newest is of another format version.
-        """
-        broken: list[Path] = []
-        reasons: list[str] = []
-        for folder in dist.run_on_main(lambda: _newest_first(self.run / CHECKPOINTS)):
-            faults, reader = examine(folder)
-            if not faults:
-                dist.run_on_main(lambda: _set_aside(broken))
-                return reader
-            broken.append(folder)
-            reasons += faults
-            if dist.is_main():
-                log.warning("checkpoint %s is broken: %s", folder.name, "; ".join(faults))
-        if broken:
-            raise agreed(
-                CheckpointError(
-                    f"none of the {len(broken)} checkpoints in {self.run / CHECKPOINTS} is whole: "
-                    f"{'; '.join(reasons)}. Nothing was changed; start again with another "
-                    "--run-dir, or with --init-from one of trajectory/"
-                )
-            )
-        return None
-
-
-def committed(parent: Path) -> dict[int, Path]:
-    """Iteration → folder of what was committed in `checkpoints/` or `trajectory/`."""
-    if not parent.is_dir():
-        return {}
-    matches = ((_COMMITTED.fullmatch(path.name), path) for path in parent.iterdir())
-    return {int(match[1]): path for match, path in matches if match}
-
-
-def _newest_first(parent: Path) -> list[Path]:
-    there = committed(parent)
-    return [there[iteration] for iteration in sorted(there, reverse=True)]
-
-
-def remove_left_overs(run: Path) -> list[str]:
-    """Removes what interrupted saves and removals left; the names of it. On rank 0 alone."""
-    parents = [run / CHECKPOINTS, run / TRAJECTORY]
-    there = [path for parent in parents if parent.is_dir() for path in sorted(parent.iterdir())]
-    found = [path for path in there if _LEFT_OVER.fullmatch(path.name)]
-    for path in found:
-        committed_name = path.with_suffix("")
-        if path.suffix == REPLACED and not committed_name.exists():
-            os.rename(path, committed_name)  # its successor was not yet in its place
-        else:
-            remove_folder(path)
-    return [path.name for path in found]
-
-
-def examine(folder: Path) -> tuple[list[str], Reader | None]:
-    """(everything that is wrong with a checkpoint, its reader). Every rank hashes a part of the
-    files. OtherVersionError where it is of another format version, CheckpointError where the disk
-    fails. Collective."""
-    fault, text = dist.run_on_main(lambda: _manifest_text(folder))
-    if fault:
-        return [fault], None
-    reader = Reader(folder, text)
-    files = reader.manifest.files[dist.rank() :: dist.world_size()]
-    try:
-        mine, trouble = list(reader.faults(files)), None
-    except OSError as error:
-        mine, trouble = [], f"rank {dist.rank()}: {error}"
-    told = dist.gather_objects((mine, trouble))
-    troubles = [trouble for _, trouble in told if trouble]
-    if troubles:
-        # A disk or file server that fails now says nothing about what is on it.
-        raise agreed(
-            CheckpointError(
-                f"{folder} cannot be read: {'; '.join(troubles)}. Nothing was changed; start again "
-                "when the filesystem is well"
-            )
-        )
-    return [fault for mine, _ in told for fault in mine], reader
-
-
-def _manifest_text(folder: Path) -> tuple[str | None, str]:
-    """(what is wrong, text): rank 0's view is everybody's, shared filesystems show stale ones."""
-    try:
-        return None, Reader(folder).text
-    except OtherVersionError:
-        raise
-    except CheckpointError as error:
-        return str(error), ""
-
-
-def _set_aside(folders: Sequence[Path]) -> None:
-    for folder in folders:
-        aside = folder.with_suffix(_SET_ASIDE)
-        remove_folder(aside)
-        os.rename(folder, aside)
 
 
 def _discard(folder: Path) -> None:

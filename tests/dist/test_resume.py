@@ -10,7 +10,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from adrpo_scale.checkpoint.reader import Reader
-from adrpo_scale.checkpoint.store import committed
+from adrpo_scale.checkpoint.shelf import committed
 from adrpo_scale.errors import STOPPED
 from adrpo_scale.resume import open_checkpoint
 from tests import lives

@@ -8,7 +8,7 @@ import signal
 import pytest
 
 from adrpo_scale.checkpoint.reader import Reader
-from adrpo_scale.checkpoint.store import committed
+from adrpo_scale.checkpoint.shelf import committed
 from tests import lives
 from tests.faults import FileOperations
 

@@ -23,8 +23,9 @@ from adrpo_scale.checkpoint.base import (
 )
 from adrpo_scale.checkpoint.reader import Reader
 from adrpo_scale.checkpoint.retention import kept, scores_of
+from adrpo_scale.checkpoint.shelf import committed, remove_left_overs
 from adrpo_scale.checkpoint.staging import LARGE, SMALL, Stage, parted, share, stored_bytes
-from adrpo_scale.checkpoint.store import FULL, WEIGHTS, Store, committed, remove_left_overs
+from adrpo_scale.checkpoint.store import FULL, WEIGHTS, Store
 from adrpo_scale.errors import CheckpointError
 from adrpo_scale.files import remove_folder, replace_json
 from adrpo_scale.tensor_files import CHUNK, FileFacts, TensorFileWriter, TensorHeader, file_sha256

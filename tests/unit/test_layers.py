@@ -49,7 +49,7 @@ SAME_LEVEL = {
 # What the files of one folder share, beside its base.py; such a file imports no sibling but these.
 SHARED = {
     "algorithms": {"advantages", "tokens"},
-    "checkpoint": {"reader", "retention", "staging"},
+    "checkpoint": {"reader", "retention", "shelf", "staging"},
     "domains": {"embeddings"},
     "engines": {"adapters"},
     "evaluation": {"diversity", "grids", "tables"},
