@@ -223,7 +223,9 @@ def test_lock_that_disappears_while_it_is_watched_is_taken(tmp_path):
 def test_killed_owner_on_this_machine_is_replaced_at_once(tmp_path, writer):
     dead = writer()
     assert dead.acquire(tmp_path) == "done"
-    dead.process.kill()  # not waited for: a zombie still has a line in the process table
+    dead.process.kill()
+    # Dead, and not collected: a zombie still has a line in the process table.
+    os.waitid(os.P_PID, dead.process.pid, os.WEXITED | os.WNOWAIT)
     begin = time.monotonic()
     with RunLock(tmp_path, LONG, BEAT):
         assert time.monotonic() - begin < LONG / 2
