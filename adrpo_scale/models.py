@@ -40,13 +40,17 @@ class ModelSpec:
 
     build: makes the model of the real library's class; called with parameters on the meta device.
     weights: where its tensors are read from. blocks: class names of the repeated blocks, each a
-    sharding unit. lora: (settings, target module names), or None for full training.
+    sharding unit. units: further sharding units, each one module or several that share weights.
+    tie: makes modules share the weights that they share; called whenever parameters were replaced.
+    lora: (settings, target module names), or None for full training.
     checkpoint_activations: switches the library's own activation checkpointing on.
     """
 
     build: Callable[[], nn.Module]
     weights: WeightSource
     blocks: tuple[str, ...]
+    units: Callable[[Any], list[list[nn.Module]]] = field(default=lambda model: [])
+    tie: Callable[[Any], None] = field(default=lambda model: None)
     lora: LoraConfig | None = None
     lora_targets: tuple[str, ...] = ()
     checkpoint_activations: Callable[[Any], None] = field(default=lambda model: None)

@@ -105,6 +105,7 @@ class Fsdp2Engine(Engine):
         that are added after sharding would be plain tensors whose gradients nobody reduces."""
         with init_empty_weights(include_buffers=False):
             model = spec.build()
+        spec.tie(model)
         model.requires_grad_(trained)
         if trained and spec.lora is not None:
             add_adapters(model, spec.lora, spec.lora_targets)
@@ -114,18 +115,19 @@ class Fsdp2Engine(Engine):
         if trained and self.config.activation_checkpointing:
             spec.checkpoint_activations(model)
         if self.mesh is not None:
-            self._shard(model, spec.blocks)
+            self._shard(model, spec)
         model._apply(self._materialised)
+        spec.tie(model)
         self._load(model, spec)
         return model.train(trained)
 
-    def _shard(self, model: nn.Module, blocks: tuple[str, ...]) -> None:
+    def _shard(self, model: nn.Module, spec: ModelSpec) -> None:
         # Inputs are not cast: a timestep of 1000·sigma in bfloat16 would be off by up to 4.
         policy = MixedPrecisionPolicy(
             param_dtype=self.dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
         )
-        units = [m for m in model.modules() if type(m).__name__ in blocks]
-        for unit in [*units, model]:
+        blocks = [[m] for m in model.modules() if type(m).__name__ in spec.blocks]
+        for unit in [*blocks, *spec.units(model), [model]]:
             fully_shard(unit, mesh=self.mesh, reshard_after_forward=True, mp_policy=policy)
 
     def _materialised(self, tensor: Tensor) -> Tensor:
