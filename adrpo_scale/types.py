@@ -32,11 +32,35 @@ class Prompt:
 
     id: its place in the file (int64); text: what the model is given; metadata: whatever else the
     file says of it (GenEval's `include`, DrawBench's category, a reference answer, ...).
+    messages: a conversation of several turns, `{"role": ..., "content": ...}` each; `text` then
+    only shows it. Empty: the text is one message of the user's.
     """
 
     id: int
     text: str
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    messages: Sequence[Mapping[str, str]] = ()
+
+    @property
+    def conversation(self) -> list[dict[str, str]]:
+        """The messages that a chat model is given."""
+        return [dict(m) for m in self.messages] or [{"role": "user", "content": self.text}]
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What a language model wrote: the artifact of the text domain.
+
+    text: decoded with special tokens shown, without the token that ends it. tokens: all of them.
+    finished: whether it ended by itself and was not cut off.
+    """
+
+    text: str
+    tokens: Sequence[int] = ()
+    finished: bool = True
+
+    def __str__(self) -> str:
+        return self.text
 
 
 @dataclass(frozen=True)
@@ -86,7 +110,8 @@ class Rewards:
     per_reward_RPG: float64 [R, P, G], one plane per reward function in config order.
     weights_R: float64 [R]. total_PG: float64 [P, G], the weighted sum.
     mask_PG: bool [P, G], False where a reward raised or was not finite: such a sample counts
-    nowhere. prompt_ids_P: int64 [P].
+    nowhere. kept_PG: bool [P, G], False where the domain keeps a sample out of the loss (a
+    truncated completion) though its reward counts. prompt_ids_P: int64 [P].
     """
 
     names: Sequence[str]
@@ -95,6 +120,12 @@ class Rewards:
     total_PG: Tensor
     mask_PG: Tensor
     prompt_ids_P: Tensor
+    kept_PG: Tensor | None = None
+
+    @property
+    def included_PG(self) -> Tensor:
+        """bool [P, G]: samples that are trained on."""
+        return self.mask_PG if self.kept_PG is None else self.mask_PG & self.kept_PG
 
 
 @dataclass(frozen=True)
@@ -131,9 +162,11 @@ class Terms:
     score_N: mean log-likelihood per token, or minus the mean squared error per latent element.
     divergence_N: mean per token or per latent element; None where the reference pass was skipped.
     score_sum_N, ref_score_N, ref_score_sum_N: only where `Algorithm.needs` names them.
-    logp_K, logp_old_K: float32 [K] log-probabilities of the completion tokens of all rows packed
-    together, divergence_K: [K], segment_K: int64 [K], the row of each token. None in domains
-    without a likelihood.
+    logp_K, logp_old_K, logp_ref_K, logp_rollout_K: float32 [K] log-probabilities of the completion
+    tokens of all rows packed together, under the policy, the policy before the iteration's first
+    step, the reference, and whatever else generated them. entropy_K: [K], of the policy's
+    distributions. segment_K: int64 [K], the row of each token. None in domains without a
+    likelihood.
     """
 
     score_N: Tensor
@@ -143,8 +176,10 @@ class Terms:
     ref_score_sum_N: Tensor | None = None
     logp_K: Tensor | None = None
     logp_old_K: Tensor | None = None
+    logp_ref_K: Tensor | None = None
+    logp_rollout_K: Tensor | None = None
+    entropy_K: Tensor | None = None
     segment_K: Tensor | None = None
-    divergence_K: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ gradients depend neither on the number of processes nor on the micro-batch size.
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from typing import ClassVar, Literal
 
@@ -20,7 +21,14 @@ from pydantic import model_validator
 from torch import Tensor
 
 from adrpo_scale.algorithms.advantages import Baseline, Combine, Scale, advantages, combined
-from adrpo_scale.algorithms.tokens import Aggregation, per_row, ratio_surrogate
+from adrpo_scale.algorithms.tokens import (
+    Aggregation,
+    Estimator,
+    importance_weights,
+    kl_estimate,
+    per_row,
+    ratio_surrogate,
+)
 from adrpo_scale.errors import ConfigError
 from adrpo_scale.settings import Section, setting
 from adrpo_scale.types import Credit, Rewards, Terms
@@ -71,7 +79,7 @@ def plain_credit(weight_S: Tensor, beta: Tensor | float, rewards: Rewards) -> Cr
         weight_clipped=weight_S,
         beta=torch.as_tensor(beta, dtype=torch.float64).expand_as(weight_S),
         pair_id=torch.full_like(weight_S, -1, dtype=torch.int64),
-        include=rewards.mask_PG.flatten().double(),
+        include=rewards.included_PG.flatten().double(),
     )
 
 
@@ -108,6 +116,15 @@ class GroupRelativeConfig(AlgorithmConfig):
     aggregation: Aggregation = setting(
         "sequence", "tokens: mean over each completion first, or over all tokens at once"
     )
+    kl_estimator: Estimator = setting(
+        "k3", "tokens: estimate of KL(policy || reference) per token", paper="eq. 3"
+    )
+    entropy_coef: float = setting(0.0, "tokens: bonus for the mean entropy of each token", ge=0)
+    importance_cap: float = setting(
+        2.0,
+        "tokens: cap of the weights that correct for rollouts of another program (vLLM)",
+        gt=0,
+    )
 
     @model_validator(mode="after")
     def _clip_range_is_ordered(self) -> GroupRelativeConfig:
@@ -128,10 +145,22 @@ class GroupRelative(Algorithm):
     def __init__(self, config: GroupRelativeConfig, kind: Kind) -> None:
         super().__init__(config, kind)
         self.config = config
+        if kind == "tokens":
+            self.needs = self.needs | {"logp_old"}
+            self._warn_of_k1()
         if kind == "flow" and config.beta0 <= 0:
             raise ConfigError(
                 f"algorithm.beta0 = {config.beta0}: on flow matching it must be above 0, because "
                 "beta0 is the curvature of the loss in the velocity (eq. 6); the paper uses 1"
+            )
+
+    def _warn_of_k1(self) -> None:
+        if self.config.kl_estimator == "k1":
+            warnings.warn(
+                'algorithm.kl_estimator = "k1": its expected on-policy gradient is zero, so it '
+                "does not hold the policy to the reference, and under ADRPO it adds to the policy "
+                "gradient. Use k3 (the paper's) or k2",
+                stacklevel=3,
             )
 
     @abstractmethod
@@ -158,7 +187,7 @@ class GroupRelative(Algorithm):
 
     def surrogate(self, terms: Terms, credit: Credit) -> Tensor:
         """[N]: on flow -A_clip * score, the clipped advantage keeps eq. 6 convex; on tokens the
-        clipped ratio with the unclipped A (eq. 3, 7)."""
+        clipped ratio with the unclipped A (eq. 3, 7), less the entropy bonus."""
         if self.kind == "flow":
             return -credit.weight_clipped.to(terms.score_N) * terms.score_N
         assert terms.logp_K is not None and terms.logp_old_K is not None
@@ -168,15 +197,24 @@ class GroupRelative(Algorithm):
         surrogate_K = ratio_surrogate(
             terms.logp_K, terms.logp_old_K, advantage_K, config.clip_low, config.clip_high
         )
+        if terms.logp_rollout_K is not None:
+            surrogate_K = surrogate_K * importance_weights(
+                terms.logp_old_K, terms.logp_rollout_K, config.importance_cap
+            )
+        if config.entropy_coef:
+            assert terms.entropy_K is not None
+            surrogate_K = surrogate_K - config.entropy_coef * terms.entropy_K
         return per_row(surrogate_K, terms.segment_K, len(terms.score_N), config.aggregation)
 
     def divergence(self, terms: Terms) -> Tensor:
-        """[N]: as the domain gives it, or per token summed where the loss is a token mean."""
+        """[N]: as the domain gives it; on tokens by the chosen estimator and aggregation."""
         assert terms.divergence_N is not None
-        if self.kind == "flow" or self.config.aggregation == "sequence":
+        if self.kind == "flow":
             return terms.divergence_N
-        assert terms.divergence_K is not None and terms.segment_K is not None
-        return per_row(terms.divergence_K, terms.segment_K, len(terms.score_N), "token")
+        assert terms.logp_K is not None and terms.logp_ref_K is not None
+        assert terms.segment_K is not None
+        kl_K = kl_estimate(terms.logp_K, terms.logp_ref_K, self.config.kl_estimator)
+        return per_row(kl_K, terms.segment_K, len(terms.score_N), self.config.aggregation)
 
     def row_counts(self, credit: Credit, lengths_N: Tensor | None = None) -> Tensor:
         if self.kind == "tokens" and self.config.aggregation == "token":

@@ -69,7 +69,7 @@ class Dpo(Algorithm):
         size = total_PG.shape[1]
         weight = torch.zeros(total_PG.numel(), dtype=torch.float64)
         pair_id = torch.full((total_PG.numel(),), -1, dtype=torch.int64)
-        for p, (row, mask) in enumerate(zip(total_PG, rewards.mask_PG, strict=True)):
+        for p, (row, mask) in enumerate(zip(total_PG, rewards.included_PG, strict=True)):
             members = mask.nonzero().flatten()
             ranked = members[row[members].argsort(descending=True, stable=True)].tolist()
             for k in range(min(self.config.pairs_per_group, len(ranked) // 2)):

@@ -35,9 +35,9 @@ class Raft(Algorithm):
 
     def credit(self, rewards: Rewards) -> Credit:
         total_PG = combined(rewards, self.config.combine)
-        best_P = torch.where(rewards.mask_PG, total_PG, -torch.inf).argmax(1)
+        best_P = torch.where(rewards.included_PG, total_PG, -torch.inf).argmax(1)
         weight_PG = torch.zeros_like(total_PG).scatter(1, best_P[:, None], 1.0)
-        return plain_credit((weight_PG * rewards.mask_PG).flatten(), 0.0, rewards)
+        return plain_credit((weight_PG * rewards.included_PG).flatten(), 0.0, rewards)
 
     def select(self, rewards: Rewards, credit: Credit) -> Tensor:
         return credit.weight.nonzero().flatten()

@@ -38,6 +38,13 @@ def ratio_surrogate(
     return -torch.minimum(advantage_K * ratio, advantage_K * clipped)
 
 
+def importance_weights(logp_old_K: Tensor, logp_rollout_K: Tensor, cap: float) -> Tensor:
+    """min(exp(logp_old - logp_rollout), cap), [K], a constant: corrects for tokens that another
+    program drew from slightly other probabilities (truncated importance sampling)."""
+    difference = (logp_old_K - logp_rollout_K).detach()
+    return difference.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp().clamp(max=cap)
+
+
 def kl_estimate(logp_K: Tensor, logp_ref_K: Tensor, estimator: Estimator = "k3") -> Tensor:
     """Per-token estimate of KL(policy || reference), [K], with gradient into `logp_K`.
 

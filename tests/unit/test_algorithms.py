@@ -96,7 +96,7 @@ class Tokens:
             logp_K=logp,
             logp_old_K=self.logp_old[places],
             segment_K=segment,
-            divergence_K=divergence,
+            logp_ref_K=ref,
         )
 
     def gradient(self, loss):

@@ -150,7 +150,7 @@ def our_terms(model, inputs) -> Terms:
         logp_K=logp_K,
         logp_old_K=inputs["old_per_token_logps"][kept],
         segment_K=segment_K,
-        divergence_K=divergence_K,
+        logp_ref_K=inputs["ref_per_token_logps"][kept],
     )
 
 
