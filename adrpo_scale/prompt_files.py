@@ -8,6 +8,9 @@ prompt goes into `Prompt.metadata`; column names of tables in lower case (`Categ
 LF or CRLF. Whatever cannot be read is a `PromptError` that gives file, line, value, expectation
 and remedy.
 
+A prompt may be a conversation: `[{"role": "user", "content": ...}, ...]` under `context_messages`,
+`messages` or `prompt`, in JSON lines or in parquet. It ends with a message of the user's.
+
 A new format is one reader (path → rows) and one entry of `READERS`; a new suffix, one of
 `SUFFIXES`.
 """
@@ -18,26 +21,32 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from adrpo_scale.errors import PromptError
 from adrpo_scale.paths import resolve_path
 from adrpo_scale.types import Prompt
+from adrpo_scale.weights import find_model
 
 PROMPT_COLUMNS = ("prompts", "prompt")
+MESSAGES = ("context_messages", "messages", "prompt")
+HUB = "hub:"
+DATA_FILES = ("*.parquet", "*.jsonl")
 QUOTED = re.compile(r'"([^"]+)"|“([^”]+)”')
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row before it is checked. where: "line 7" or "entry 7"; prompt: None if it has none."""
+    """One row before it is checked. where: "line 7" or "entry 7"; prompt: None if it has none;
+    messages: what stands where a conversation may stand, None if nothing does."""
 
     where: str
     prompt: Any
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    messages: Any = None
 
 
 Reader = Callable[[Path], Iterator[Row]]
@@ -46,11 +55,12 @@ Reader = Callable[[Path], Iterator[Row]]
 def load_prompts(path: str | Path, format: str = "auto") -> list[Prompt]:
     """Every prompt of the file, in its order, with ids 0 .. n-1.
 
-    path: a Path, or a name as `resolve_path` takes it. format: a key of `READERS`, or "auto" to
-    decide by the suffix and the first row. Raises PromptError if the file is missing, empty, not
-    text, or has a row that is not a prompt of that format.
+    path: a Path, a name as `resolve_path` takes it, or `hub:OWNER/DATASET`. format: a key of
+    `READERS`, or "auto" to decide by the suffix and the first row. Raises PromptError if the file
+    is missing, empty, not text, or has a row that is not a prompt of that format.
     """
-    path = resolve_path(path) if isinstance(path, str) else path
+    if isinstance(path, str):
+        path = _from_hub(path) if path.startswith(HUB) else resolve_path(path)
     if format == "auto":
         format = guess_format(path)
     if format not in READERS:
@@ -58,10 +68,7 @@ def load_prompts(path: str | Path, format: str = "auto") -> list[Prompt]:
             f"{path}: unknown prompt format {format!r}; set format to one of "
             f"{', '.join(['auto', *READERS])}"
         )
-    prompts = [
-        Prompt(index, _prompt_text(path, row), row.metadata)
-        for index, row in enumerate(READERS[format](path))
-    ]
+    prompts = [_prompt(path, index, row) for index, row in enumerate(READERS[format](path))]
     if not prompts:
         raise PromptError(
             f"{path}: the file holds no prompt, expected at least one; was it copied completely?"
@@ -71,6 +78,8 @@ def load_prompts(path: str | Path, format: str = "auto") -> list[Prompt]:
 
 def guess_format(path: Path) -> str:
     """The format of a file by its suffix and first row; PromptError if the suffix is unknown."""
+    if path.is_dir():
+        return "folder"
     guess = SUFFIXES.get(path.suffix.lower())
     if guess is None:
         raise PromptError(
@@ -84,6 +93,42 @@ def _error(path: Path, where: str, value: object, expected: str, remedy: str) ->
     shown = repr(value)
     shown = shown if len(shown) <= 100 else shown[:97] + "..."
     return PromptError(f"{path}, {where}: got {shown}, expected {expected}; {remedy}")
+
+
+def _from_hub(name: str) -> Path:
+    """The folder of a dataset of the hub's, by `find_model`'s rules."""
+    return find_model(name.removeprefix(HUB), ["*.parquet", "*.jsonl"], repo_type="dataset")
+
+
+def _prompt(path: Path, index: int, row: Row) -> Prompt:
+    if row.messages is None:
+        return Prompt(index, _prompt_text(path, row), row.metadata)
+    messages = _checked_messages(path, row)
+    return Prompt(index, shown(messages), row.metadata, messages)
+
+
+def _checked_messages(path: Path, row: Row) -> tuple[dict[str, str], ...]:
+    expected = 'a list of {"role": ..., "content": ...}, the last one of the user\'s'
+    messages = row.messages
+    if not (isinstance(messages, list) and messages and all(_is_message(m) for m in messages)):
+        raise _error(path, row.where, messages, expected, "mend the row or delete it")
+    if messages[-1]["role"] != "user":
+        remedy = "take the answer out: the model is to write it"
+        raise _error(path, row.where, messages[-1], expected, remedy)
+    return tuple({"role": m["role"], "content": m["content"]} for m in messages)
+
+
+def _is_message(entry: Any) -> bool:
+    return isinstance(entry, dict) and all(
+        isinstance(entry.get(key), str) and entry[key].strip() for key in ("role", "content")
+    )
+
+
+def shown(messages: Sequence[Mapping[str, str]]) -> str:
+    """A conversation as one text, for people and for telling prompts apart."""
+    if len(messages) == 1:
+        return messages[0]["content"]
+    return "\n".join(f"{m['role']}: {m['content']}" for m in messages)
 
 
 def _prompt_text(path: Path, row: Row) -> str:
@@ -217,12 +262,15 @@ def _json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _row(where: str, entry: Mapping[str, Any]) -> Row:
-    others = {key: value for key, value in entry.items() if key != "prompt"}
-    return Row(where, entry.get("prompt"), others)
+    key = next((k for k in MESSAGES if k in entry), "prompt")
+    others = {name: value for name, value in entry.items() if name != key}
+    value = entry.get(key)
+    is_text = key == "prompt" and not isinstance(value, list)
+    return Row(where, value, others) if is_text else Row(where, None, others, value)
 
 
 def read_jsonl(path: Path) -> Iterator[Row]:
-    """JSON lines `{"prompt": ..., ...}`; the other keys are metadata."""
+    """JSON lines `{"prompt": ..., ...}`, or with a conversation; the other keys are metadata."""
     for where, entry in _json_lines(path):
         yield _row(where, entry)
 
@@ -271,6 +319,36 @@ def read_imagereward(path: Path) -> Iterator[Row]:
         yield _row(f"entry {number}", entry)
 
 
+# ---- parquet and folders -------------------------------------------------------------------------
+
+
+def read_parquet(path: Path) -> Iterator[Row]:
+    """Rows of a parquet file, with the columns that a JSON line would have as keys."""
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        table = parquet.read_table(path)
+    except FileNotFoundError:
+        raise PromptError(f"{path}: no such prompt file; correct the path") from None
+    except (OSError, pyarrow.ArrowInvalid) as error:
+        raise PromptError(
+            f"{path}: cannot be read as parquet ({error}); was it copied completely?"
+        ) from None
+    for number, entry in enumerate(table.to_pylist(), start=1):
+        yield _row(f"row {number}", entry)
+
+
+def read_folder(path: Path) -> Iterator[Row]:
+    """Every parquet and jsonl file below a folder, by name: a dataset as it is downloaded."""
+    files = sorted(file for pattern in DATA_FILES for file in path.rglob(pattern))
+    if not files:
+        raise PromptError(f"{path}: no {' or '.join(DATA_FILES)} in this folder; name a file")
+    for file in files:
+        for row in READERS[guess_format(file)](file):
+            yield replace(row, where=f"{file.relative_to(path)} {row.where}")
+
+
 # ---- the tables ----------------------------------------------------------------------------------
 
 
@@ -287,6 +365,8 @@ READERS: dict[str, Reader] = {
     "partiprompts": read_partiprompts,
     "imagereward": read_imagereward,
     "jsonl": read_jsonl,
+    "parquet": read_parquet,
+    "folder": read_folder,
 }
 SUFFIXES: dict[str, Callable[[Path], str]] = {
     ".txt": lambda path: "drawbench" if _starts_with_csv_header(path) else "txt",
@@ -294,4 +374,5 @@ SUFFIXES: dict[str, Callable[[Path], str]] = {
     ".tsv": lambda path: "partiprompts",
     ".json": lambda path: "imagereward",
     ".jsonl": _guess_jsonl,
+    ".parquet": lambda path: "parquet",
 }

@@ -29,7 +29,17 @@ from adrpo_scale.types import Prompt
 
 __all__ = ["PromptStream", "PromptsConfig", "build_prompts", "load_prompts", "split"]
 
-Format = Literal["auto", "txt", "geneval", "drawbench", "partiprompts", "imagereward", "jsonl"]
+Format = Literal[
+    "auto",
+    "txt",
+    "geneval",
+    "drawbench",
+    "partiprompts",
+    "imagereward",
+    "jsonl",
+    "parquet",
+    "folder",
+]
 
 
 class PromptsConfig(Section):
@@ -37,7 +47,8 @@ class PromptsConfig(Section):
 
     train: str = setting(
         REQUIRED,
-        "prompt file to train on; relative to the current folder, or demo:... for a shipped one",
+        "prompt file or dataset folder to train on; relative to the current folder, demo:... for a "
+        "shipped one, or hub:OWNER/DATASET",
         effect="content",
         min_length=1,
     )

@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from safetensors import safe_open
@@ -40,11 +40,11 @@ class SafetensorsFolder:
     """The tensors of all safetensors files of one folder, by name.
 
     stem: the file name without suffix, e.g. "diffusion_pytorch_model"; `stem.safetensors` or the
-    files that `stem.safetensors.index.json` lists are read. Raises ModelNotFoundError where
-    neither is there.
+    files that `stem.safetensors.index.json` lists are read. unwanted: tensors that are passed over
+    where they are there. Raises ModelNotFoundError where neither file is there.
     """
 
-    def __init__(self, folder: Path, stem: str) -> None:
+    def __init__(self, folder: Path, stem: str, unwanted: Sequence[str] = ()) -> None:
         self.folder = folder
         index = folder / f"{stem}.safetensors.index.json"
         single = folder / f"{stem}.safetensors"
@@ -65,6 +65,8 @@ class SafetensorsFolder:
                 f"{folder} is half there: {index.name} lists {', '.join(sorted(missing))}, which "
                 "is missing; download the model again"
             )
+        for name in unwanted:
+            self._file_of.pop(name, None)
         self._open: dict[str, safe_open] = {}
 
     def names(self) -> set[str]:
@@ -123,8 +125,10 @@ def check_coverage(expected: Iterable[str], available: Iterable[str], where: Pat
     )
 
 
-def find_model(name: str, allow_patterns: Sequence[str] | None = None) -> Path:
-    """The local folder of a model: a folder, `demo:NAME`, or a hub id.
+def find_model(
+    name: str, allow_patterns: Sequence[str] | None = None, repo_type: str = "model"
+) -> Path:
+    """The local folder of a model (or of a "dataset"): a folder, `demo:NAME`, or a hub id.
 
     A hub id is looked up in the local cache first and downloaded only if the hub may be reached.
     Raises ModelNotFoundError, with how to bring the model here, where it cannot be had.
@@ -135,7 +139,9 @@ def find_model(name: str, allow_patterns: Sequence[str] | None = None) -> Path:
     if name and folder.is_dir():
         return folder
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
-        raise ModelNotFoundError(f"model folder {name!r} is not there; give a folder or a hub id")
+        raise ModelNotFoundError(
+            f"{repo_type} folder {name!r} is not there; give a folder or a hub id"
+        )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         HfHubHTTPError,
@@ -143,24 +149,28 @@ def find_model(name: str, allow_patterns: Sequence[str] | None = None) -> Path:
         LocalEntryNotFoundError,
     )
 
-    patterns = list(allow_patterns) if allow_patterns else None
+    wanted: Any = {
+        "allow_patterns": list(allow_patterns) if allow_patterns else None,
+        "repo_type": repo_type,
+    }
     try:
-        return Path(snapshot_download(name, allow_patterns=patterns, local_files_only=True))
+        return Path(snapshot_download(name, local_files_only=True, **wanted))
     except LocalEntryNotFoundError:
         pass  # not in the cache: try the hub below
     except HFValidationError as error:
         raise ModelNotFoundError(
-            f"model folder {name!r} is not there, and it is no hub id either: {error}"
+            f"{repo_type} folder {name!r} is not there, and it is no hub id either: {error}"
         ) from error
     try:
-        return Path(snapshot_download(name, allow_patterns=patterns))
+        return Path(snapshot_download(name, **wanted))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         cache = os.environ.get("HF_HOME", "~/.cache/huggingface")
         raise ModelNotFoundError(
-            f"model {name!r} is neither a folder here nor in the cache {cache}, and the hub cannot "
-            f"be asked ({type(error).__name__}). Compute nodes often have no internet: on a login "
-            f"node, accept the model's terms on its page, run `hf auth login` and `hf download "
-            f"{name}`, and point HF_HOME of the job at the same cache"
+            f"{repo_type} {name!r} is neither a folder here nor in the cache {cache}, and the hub "
+            f"cannot be asked ({type(error).__name__}). Compute nodes often have no internet: on a "
+            f"login node, accept the {repo_type}'s terms on its page, run `hf auth login` and `hf "
+            f"download {name}{' --repo-type dataset' * (repo_type == 'dataset')}`, and point "
+            "HF_HOME of the job at the same cache"
         ) from error
 
 

@@ -253,8 +253,10 @@ def test_missing_file_folder_and_format(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(PromptError, match=r"^sub/a\.txt: no such prompt file .*nothing is downl"):
         load_prompts("sub/a.txt")
     (tmp_path / "folder.txt").mkdir()
-    with pytest.raises(PromptError, match="cannot read this prompt file"):
+    with pytest.raises(PromptError, match=r"no \*\.parquet or \*\.jsonl in this folder"):
         load_prompts("folder.txt")
+    with pytest.raises(PromptError, match="cannot read this prompt file"):
+        load_prompts("folder.txt", "txt")
     write(tmp_path, "b.txt", "fox")
     with pytest.raises(PromptError, match=r"unknown prompt format 'xml'; .*auto, txt, geneval"):
         load_prompts("b.txt", "xml")
