@@ -60,18 +60,20 @@ def build_minibatches(
     rows_per_unit: int,
     minibatches: int,
     micro_batch: int,
+    sizes_S: Tensor | None = None,
 ) -> list[Minibatch]:
     """Moves the chosen samples to where they are trained on. Collective.
 
     rows: this rank's block of the S samples. chosen: int64 [M] sample ids, the same on every rank,
-    units adjacent. credit, prompt_ids_S: of all S samples. Minibatches without a unit are left out.
+    units adjacent. credit, prompt_ids_S: of all S samples. sizes_S: what a pass over each costs;
+    rows of like size then share a micro-batch. Minibatches without a unit are left out.
     """
     units = chosen.view(-1, rows_per_unit)
-    plans = [
-        (part, deal(len(part), dist.world_size(), max(1, micro_batch // rows_per_unit)))
-        for part in (units[k::minibatches] for k in range(minibatches))
-        if len(part)
-    ]
+    parts = [units[k::minibatches] for k in range(minibatches)]
+    if sizes_S is not None:
+        parts = [by_size(part, sizes_S, dist.world_size()) for part in parts]
+    micro_units = max(1, micro_batch // rows_per_unit)
+    plans = [(part, deal(len(part), dist.world_size(), micro_units)) for part in parts if len(part)]
     if not plans:
         return []
 
@@ -92,6 +94,20 @@ def build_minibatches(
             start = stop
         result.append(minibatch)
     return result
+
+
+def by_size(units: Tensor, sizes_S: Tensor, world: int) -> Tensor:
+    """units [U, k] in an order in which every rank's block goes from large to small and the n-th
+    ones of all ranks are of like size: little padding, and no rank waits for another's long rows.
+    """
+    largest_first = sizes_S[units].amax(1).argsort(descending=True, stable=True)
+    blocks = [dist.block(len(units), rank, world) for rank in range(world)]
+    places = sorted((place - b.start, rank, place) for rank, b in enumerate(blocks) for place in b)
+    ordered = torch.empty_like(units)
+    ordered[torch.tensor([place for _, _, place in places], dtype=torch.int64)] = units[
+        largest_first
+    ]
+    return ordered
 
 
 def _micro_batch(rows: Rows, credit: Credit, counts_N: Tensor) -> MicroBatch:

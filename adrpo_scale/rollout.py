@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from adrpo_scale import dist
-from adrpo_scale.domains.base import Domain
+from adrpo_scale.domains.base import Domain, Mode
 from adrpo_scale.errors import GroupError
 from adrpo_scale.rewards.base import Reward, score
 from adrpo_scale.types import DrawKey, Prompt, Rewards, Rows
@@ -38,8 +38,7 @@ def sample_block(
     key: DrawKey,
     chunk: int,
     check: Callable[[], None] = nothing,
-    *,
-    evaluation: bool = False,
+    mode: Mode = "rollout",
 ) -> Rows:
     """This rank's block of the P·G samples. Call it inside `engine.sampling()`.
 
@@ -47,12 +46,14 @@ def sample_block(
     samples = len(prompts_P) * group_size
     mine = dist.block(samples, dist.rank(), dist.world_size())
     parts = []
+    if mode == "rollout":
+        domain.begin_rollout(policy)
     for k in range(chunk_count(samples, chunk)):
         check()
         ids = list(mine)[k * chunk : (k + 1) * chunk]
         prompts_N = [prompts_P[s // group_size] for s in ids]
         ids_N = torch.tensor(ids, dtype=torch.int64)
-        parts.append(domain.sample(policy, prompts_N, ids_N, key, evaluation=evaluation))
+        parts.append(domain.sample(policy, prompts_N, ids_N, key, mode))
     return concatenate(parts)
 
 
@@ -86,14 +87,23 @@ def score_block(
 
 
 def gather_rewards(
-    rows: Rows, scores_NR: Tensor, rewards: Sequence[Reward], prompts_P: Sequence[Prompt], size: int
+    rows: Rows,
+    scores_NR: Tensor,
+    rewards: Sequence[Reward],
+    prompts_P: Sequence[Prompt],
+    size: int,
+    keeps_N: Tensor | None = None,
 ) -> Rewards:
-    """The same `Rewards` on every rank. Raises GroupError, naming the prompt, if a group has not
-    exactly `size` samples. Collective."""
-    ids = dist.gather_rows(torch.stack([rows.sample_ids_N, rows.prompt_ids_N], 1))
+    """The same `Rewards` on every rank. keeps_N: `Domain.keeps` of the rows; all by default.
+    Raises GroupError, naming the prompt, if a group has not exactly `size` samples. Collective."""
+    if keeps_N is None:
+        keeps_N = torch.ones(len(rows), dtype=torch.bool)
+    facts = dist.gather_rows(torch.stack([rows.sample_ids_N, rows.prompt_ids_N, keeps_N.long()], 1))
+    ids = facts[:, :2]
     scores_SR = dist.gather_rows(scores_NR)
     check_groups(ids, prompts_P, size)
-    per_reward_RPG = scores_SR[ids[:, 0].argsort()].T.unflatten(1, (len(prompts_P), size))
+    order, shape = ids[:, 0].argsort(), (len(prompts_P), size)
+    per_reward_RPG = scores_SR[order].T.unflatten(1, shape)
     mask_PG = per_reward_RPG.isfinite().all(0)
     weights_R = torch.tensor([reward.weight for reward in rewards], dtype=torch.float64)
     total_PG = torch.einsum("r,rpg->pg", weights_R, per_reward_RPG)
@@ -104,7 +114,17 @@ def gather_rewards(
         total_PG=torch.where(mask_PG, total_PG, 0.0),
         mask_PG=mask_PG,
         prompt_ids_P=torch.tensor([p.id for p in prompts_P], dtype=torch.int64),
+        kept_PG=facts[order, 2].bool().unflatten(0, shape),
     )
+
+
+def gather_sizes(domain: Domain, rows: Rows) -> Tensor | None:
+    """`Domain.sizes` of all S samples on every rank. Collective."""
+    sizes_N = domain.sizes(rows)
+    if sizes_N is None:
+        return None
+    pairs = dist.gather_rows(torch.stack([rows.sample_ids_N, sizes_N], 1))
+    return pairs[pairs[:, 0].argsort(), 1]
 
 
 def check_groups(ids: Tensor, prompts_P: Sequence[Prompt], size: int) -> None:

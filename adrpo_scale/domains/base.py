@@ -24,6 +24,10 @@ from adrpo_scale.types import DrawKey, Prompt, Rows, Terms
 Reference = Callable[[], AbstractContextManager[nn.Module]]
 """`with reference() as model:` — the frozen reference, or the policy with its adapters off."""
 
+Mode = Literal["rollout", "evaluation", "greedy"]
+"""What is sampled for: training, or evaluation with its own settings and fixed noise; `greedy` is
+one deterministic sample, in domains that have such a thing."""
+
 
 class DomainConfig(Section):
     """What every domain has."""
@@ -37,29 +41,53 @@ class DomainConfig(Section):
 
 
 @dataclass(frozen=True)
+class ChatTarget:
+    """How training gave a language model its prompts.
+
+    is_chat: by a chat template, else as plain text. template: the Jinja text, where the tokenizer
+    that lies in the base's folder would not do the same. system: put before conversations that have
+    no system message. arguments: of `apply_chat_template`. example: a prompt; ids: its tokens.
+    """
+
+    is_chat: bool
+    template: str | None
+    system: str | None
+    arguments: Mapping[str, Any]
+    example: str
+    ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class ExportTarget:
     """What the trained weights are to the libraries that load an export.
 
-    pipeline, model: class names in diffusers. component: the model's folder in the pipeline; stem:
-    its weight files' name. unused: components that the policy does without. task: the hub's name of
-    what it does. inputs: a small fixed batch of keyword arguments of the model's forward.
-    call: keyword arguments of the pipeline that sample as evaluations do; `steps` are Euler steps.
+    library: which of them has the classes. model: the model's. component: the model's folder in a
+    pipeline, "" where the export is the model; stem: its weight files' name. task: the hub's name
+    of what it does. inputs: a small fixed batch of keyword arguments of the model's forward.
+    call: keyword arguments that sample as evaluations do: of the pipeline, whose `steps` are Euler
+    steps, or of `generate`.
+    pipeline: the pipeline's class; unused: its components that the policy does without.
+    chat: of language models. build: of the model on a CPU, where training builds it otherwise.
     """
 
-    pipeline: str
+    library: Literal["diffusers", "transformers"]
     model: str
     component: str
     stem: str
-    unused: tuple[str, ...]
     task: str
     inputs: Mapping[str, Tensor]
     call: Mapping[str, Any]
+    pipeline: str = ""
+    unused: tuple[str, ...] = ()
+    chat: ChatTarget | None = None
+    build: Callable[[], nn.Module] | None = None
 
 
 class Domain(ABC):
     kind: Literal["flow", "tokens"]  # which surrogate algorithms use
     folder: Path  # of the base model
     makes_pictures: bool = False  # whether artifacts are pictures: grids and image diversities
+    evaluations: tuple[Mode, ...] = ("evaluation",)  # the modes that an evaluation goes through
 
     @abstractmethod
     def policy_spec(self) -> ModelSpec:
@@ -91,16 +119,38 @@ class Domain(ABC):
         prompts_N: Sequence[Prompt],
         sample_ids_N: Tensor,
         key: DrawKey,
-        *,
-        evaluation: bool = False,
+        mode: Mode = "rollout",
     ) -> Rows:
-        """One sample per entry of `prompts_N` (N may be 0); the caller chunks.
+        """One sample per entry of `prompts_N` (N may be 0); the caller chunks."""
 
-        evaluation: with the sampling settings and the fixed noise of evaluation."""
+    def begin_rollout(self, policy: nn.Module) -> None:
+        """Called inside `engine.sampling()` before the first `sample` of a rollout."""
+        return None
 
     @abstractmethod
     def artifacts(self, rows: Rows) -> list[Any]:
-        """What rewards and people look at, one per row: uint8 images [H, W, 3], or texts."""
+        """What rewards and people look at, one per row: uint8 images [H, W, 3], or
+        `Completion`s."""
+
+    def keeps(self, rows: Rows) -> Tensor:
+        """bool [N] on the CPU: False for a row that is left out of the loss."""
+        return torch.ones(len(rows), dtype=torch.bool)
+
+    def sizes(self, rows: Rows) -> Tensor | None:
+        """What a pass over each row costs, int64 [N] on the CPU (its tokens); None where all rows
+        cost the same."""
+        return None
+
+    def row_metrics(self, rows: Rows) -> dict[str, Tensor]:
+        """Numbers of each row beside its rewards, float64 [N] on the CPU, by the names under which
+        their means are logged; the same names on every rank."""
+        return {}
+
+    def remember(self, policy: nn.Module, rows: Rows) -> Rows:
+        """The rows with what must be measured of them before the policy's first step (`logp_old`).
+        Called inside `engine.sampling()`, for algorithms that need "logp_old", where a rollout is
+        used for more than one step."""
+        return rows
 
     @abstractmethod
     def terms(

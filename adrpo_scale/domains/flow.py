@@ -24,7 +24,7 @@ import torch
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from adrpo_scale.domains.base import Domain, DomainConfig, ExportTarget, Reference
+from adrpo_scale.domains.base import Domain, DomainConfig, ExportTarget, Mode, Reference
 from adrpo_scale.domains.embeddings import load_embeddings
 from adrpo_scale.errors import ConfigError, ModelNotFoundError
 from adrpo_scale.models import DTYPES, LoraConfig, ModelSpec
@@ -159,6 +159,7 @@ class FlowDomain(Domain):
         call = {"steps": solver.steps, "guidance_scale": solver.guidance}
         sizes = {"height": config.height, "width": config.width}
         return ExportTarget(
+            library="diffusers",
             pipeline="StableDiffusion3Pipeline",
             model="SD3Transformer2DModel",
             component="transformer",
@@ -197,11 +198,11 @@ class FlowDomain(Domain):
         prompts_N: Sequence[Prompt],
         sample_ids_N: Tensor,
         key: DrawKey,
-        *,
-        evaluation: bool = False,
+        mode: Mode = "rollout",
     ) -> Rows:
-        solver = self.config.evaluation if evaluation else self.config.rollout
-        purpose = Purpose.EVALUATION if evaluation else Purpose.ROLLOUT_NOISE
+        rollout = mode == "rollout"
+        solver = self.config.rollout if rollout else self.config.evaluation
+        purpose = Purpose.ROLLOUT_NOISE if rollout else Purpose.EVALUATION
         x0 = normal(key, sample_ids_N.tolist(), purpose, self.latent_shape).to(self.device)
         tensors = {"x1": x0}
         if len(prompts_N):

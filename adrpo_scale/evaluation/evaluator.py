@@ -16,12 +16,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from adrpo_scale import dist
-from adrpo_scale.domains.base import Domain, Reference
+from adrpo_scale.domains.base import Domain, Mode, Reference
 from adrpo_scale.engines.base import Engine
 from adrpo_scale.errors import ConfigError
 from adrpo_scale.evaluation.diversity import mean_pairwise_cosine, mean_pairwise_l2
 from adrpo_scale.evaluation.grids import picture_grid
-from adrpo_scale.rewards.base import Reward
+from adrpo_scale.rewards.base import Reward, sharded_models
 from adrpo_scale.rollout import gather_rewards, nothing, sample_block, score_block
 from adrpo_scale.seeding import Purpose, permutation
 from adrpo_scale.settings import Effect, Section, setting
@@ -78,7 +78,8 @@ class Evaluator:
         self.rewards, self.trained_on, self.frozen = rewards, trained_on, frozen
         self.splits = {name: self._choose(prompts) for name, prompts in splits.items() if prompts}
         for name, prompts in self.splits.items():
-            if len(prompts) * config.samples_per_prompt < dist.world_size():
+            samples = len(prompts) * config.samples_per_prompt
+            if domain.makes_pictures and samples < dist.world_size():
                 raise ConfigError(
                     f"evaluation of {name}: {len(prompts)} prompts × {config.samples_per_prompt} "
                     f"samples are fewer than the {dist.world_size()} processes; raise "
@@ -101,26 +102,50 @@ class Evaluator:
         key = DrawKey(self.config.seed, EVALUATION)
         # Everything that runs a model is in here: ranks need not then run it equally often.
         with self.engine.sampling(policy, *self.frozen):
-            rows = sample_block(
-                self.domain, policy, prompts, size, key, self.chunk, check, evaluation=True
-            )
-            divergence = self._divergence_metrics(policy, reference, rows, key)
-        artifacts = self.domain.artifacts(rows)
-        prompts_N = [prompts[int(s) // size] for s in rows.sample_ids_N]
-        samples = len(prompts) * size
-        scores_NR = score_block(self.rewards, artifacts, prompts_N, samples, self.chunk, check)
-        scored = gather_rewards(rows, scores_NR, self.rewards, prompts, size)
-        planes = reward_planes(scored, self.trained_on)
-        metrics = {name: finite_mean(plane) for name, plane in planes.items()} | divergence
+            rows = self._sample(policy, prompts, size, key, "evaluation", check)
+            measured = self._divergences(policy, reference, rows, key)
+            greedy = None
+            if "greedy" in self.domain.evaluations:
+                greedy = self._sample(policy, prompts, 1, key, "greedy", check)
+        artifacts, scored = self._score(rows, prompts, size, check)
+        measured |= self.domain.row_metrics(rows)
+        planes = reward_planes(scored, self.trained_on, greedy is not None)
+        metrics = {name: finite_mean(plane) for name, plane in planes.items()}
+        if greedy is not None:
+            _, best = self._score(greedy, prompts, 1, check)
+            metrics = greedy_metrics(metrics, reward_planes(best, self.trained_on, True))
+        metrics |= {name: finite_mean(values) for name, values in gather_values(measured).items()}
         grid = None
         if self.domain.makes_pictures:
             metrics |= self._diversity_metrics(artifacts, len(prompts), size)
             grid = image_grid(rows, artifacts, prompts, planes["reward"])
         return Result(metrics, grid)
 
-    def _divergence_metrics(
+    def _sample(
+        self,
+        policy: nn.Module,
+        prompts: Sequence[Prompt],
+        size: int,
+        key: DrawKey,
+        mode: Mode,
+        check: Callable[[], None],
+    ) -> Rows:
+        return sample_block(self.domain, policy, prompts, size, key, self.chunk, check, mode)
+
+    def _score(
+        self, rows: Rows, prompts: Sequence[Prompt], size: int, check: Callable[[], None]
+    ) -> tuple[list[Any], Rewards]:
+        artifacts = self.domain.artifacts(rows)
+        prompts_N = [prompts[int(s) // size] for s in rows.sample_ids_N]
+        samples = len(prompts) * size
+        with self.engine.sampling(*sharded_models(self.rewards)):
+            scores_NR = score_block(self.rewards, artifacts, prompts_N, samples, self.chunk, check)
+        return artifacts, gather_rewards(rows, scores_NR, self.rewards, prompts, size)
+
+    def _divergences(
         self, policy: nn.Module, reference: Reference, rows: Rows, key: DrawKey
-    ) -> dict[str, tuple[float, int]]:
+    ) -> dict[str, Tensor]:
+        """This rank's `divergence_metrics`, float64 [N] each; {} without rows."""
         parts: dict[str, list[Tensor]] = {}
         for start in range(0, len(rows), self.chunk):
             part = rows.take(slice(start, start + self.chunk))
@@ -129,7 +154,7 @@ class Evaluator:
             )
             for name, values in self.domain.divergence_metrics(terms).items():
                 parts.setdefault(name, []).append(values.double().cpu())
-        return {n: finite_mean(dist.gather_rows(torch.cat(v))) for n, v in parts.items()}
+        return {name: torch.cat(values) for name, values in parts.items()}
 
     def _diversity_metrics(
         self, images: Sequence[np.ndarray], prompts: int, size: int
@@ -145,15 +170,34 @@ class Evaluator:
         return {name: finite_mean(values) for name, values in found.items()}
 
 
-def reward_planes(scored: Rewards, trained_on: set[str]) -> dict[str, Tensor]:
+def gather_values(mine: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The values of all ranks by name; a rank without rows may lack names. Collective."""
+    whole: dict[str, list[Tensor]] = {}
+    for part in dist.gather_objects(mine):
+        for name, values in part.items():
+            whole.setdefault(name, []).append(values)
+    return {name: torch.cat(parts) for name, parts in whole.items()}
+
+
+def greedy_metrics(
+    sampled: dict[str, tuple[float, int]], greedy: dict[str, Tensor]
+) -> dict[str, tuple[float, int]]:
+    """Both under names that tell them apart: `reward` is of samples, `reward_greedy` is not; every
+    other reward is `NAME_sampled` and `NAME_greedy`."""
+    names = {name: name if name == "reward" else f"{name}_sampled" for name in sampled}
+    found = {names[name]: value for name, value in sampled.items()}
+    return found | {f"{name}_greedy": finite_mean(plane) for name, plane in greedy.items()}
+
+
+def reward_planes(scored: Rewards, trained_on: set[str], every: bool = False) -> dict[str, Tensor]:
     """[P, G] by metric name: `reward`, the weighted sum of the rewards trained on, and every other
-    reward by its own name (those trained on too, where they are several)."""
+    reward by its own name (those trained on too, where they are several, or with `every`)."""
     # Left out rather than weighted 0: a failed evaluation-only reward is NaN, and 0 · NaN is NaN.
     trained = torch.tensor([name in trained_on for name in scored.names])
     total_PG = torch.einsum("r,rpg->pg", scored.weights_R[trained], scored.per_reward_RPG[trained])
     planes = {"reward": total_PG}
     for name, plane in zip(scored.names, scored.per_reward_RPG, strict=True):
-        if len(trained_on) > 1 or name not in trained_on:
+        if every or len(trained_on) > 1 or name not in trained_on:
             planes[name] = plane
     return planes
 

@@ -9,7 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adrpo_scale.batches import build_minibatches, deal
+from adrpo_scale import dist
+from adrpo_scale.batches import build_minibatches, by_size, deal
 from adrpo_scale.types import Credit, Rows
 
 
@@ -37,6 +38,27 @@ def test_a_micro_batch_is_filler_only_where_a_rank_comes_short(units, world, mic
         for part in rank:
             counts = {counts for _, counts in part}
             assert counts == {True} or (counts == {False} and len(part) == 1)
+
+
+@given(
+    sizes=st.lists(st.integers(1, 50), min_size=1, max_size=60),
+    world=st.integers(1, 7),
+    pair=st.booleans(),
+)
+def test_rows_of_like_size_share_a_micro_batch_and_ranks_have_alike_work(sizes, world, pair):
+    sizes = sizes[: len(sizes) // 2 * 2] if pair else sizes
+    sizes_S = torch.tensor(sizes, dtype=torch.int64)
+    units = torch.arange(len(sizes)).view(-1, 1 + pair)
+    ordered = by_size(units, sizes_S, world)
+    assert sorted(ordered[:, 0].tolist()) == units[:, 0].tolist()  # every unit once, rows together
+    assert torch.equal(ordered[:, -1], ordered[:, 0] + pair)
+    largest = sizes_S[ordered].amax(1).tolist()
+    hands = [[largest[i] for i in dist.block(len(units), r, world)] for r in range(world)]
+    assert all(hand == sorted(hand, reverse=True) for hand in hands)
+    for place in range(max(map(len, hands)) - 1):  # the n-th of any rank ≥ the next of any other
+        here = [hand[place] for hand in hands if len(hand) > place]
+        after = [hand[place + 1] for hand in hands if len(hand) > place + 1]
+        assert not after or min(here) >= max(after)
 
 
 def rows_and_credit(samples, group_size=4, pairs=()):

@@ -111,7 +111,7 @@ def test_samples_depend_on_key_and_id_and_not_on_their_neighbours(cache):
     for other in (
         domain.sample(model, PROMPTS, ids, DrawKey(seed=0, iteration=1)),
         domain.sample(model, PROMPTS, ids + 3, key),
-        domain.sample(model, PROMPTS, ids, key, evaluation=True),
+        domain.sample(model, PROMPTS, ids, key, "evaluation"),
     ):
         assert not torch.allclose(other.tensors["x1"], together, atol=1e-2)
 

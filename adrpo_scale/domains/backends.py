@@ -1,0 +1,165 @@
+"""Who draws the tokens of a rollout: a small interface, the policy itself by default.
+
+A back-end is given the policy's weights before it generates (`sync`), and one uniform number per
+(sample, position). One that draws tokens its own way says so (`is_reproducible`) and returns the
+log-probabilities that it drew them with; the loss is then corrected by truncated importance
+weights (`algorithm.importance_cap`).
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from adrpo_scale.domains.decoding import Generated, SamplingConfig, generate
+from adrpo_scale.errors import ConfigError
+
+
+class Backend(ABC):
+    is_reproducible: ClassVar[bool] = True
+
+    @abstractmethod
+    def sync(self, policy: nn.Module) -> None:
+        """Takes over the policy's weights; called inside `engine.sampling()`, where they are
+        whole. For back-ends that share memory with the policy there is nothing to do."""
+
+    @abstractmethod
+    def generate(
+        self,
+        policy: nn.Module,
+        prompts: Sequence[Sequence[int]],
+        sample_seeds: Sequence[int],
+        uniforms_NT: Tensor,
+        sampling: SamplingConfig,
+    ) -> Generated:
+        """Completions of N ≥ 1 prompts of token ids, on the device of `uniforms_NT`."""
+
+
+class InProcess(Backend):
+    """The policy generates, in its own process and precision."""
+
+    def __init__(self, ends: Sequence[int], pad: int) -> None:
+        self._ends, self._pad = ends, pad
+
+    def sync(self, policy: nn.Module) -> None:
+        pass
+
+    def generate(
+        self,
+        policy: nn.Module,
+        prompts: Sequence[Sequence[int]],
+        sample_seeds: Sequence[int],
+        uniforms_NT: Tensor,
+        sampling: SamplingConfig,
+    ) -> Generated:
+        with evaluating(policy):
+            return generate(policy, prompts, uniforms_NT, sampling, self._ends, self._pad)
+
+
+class Vllm(Backend):
+    """vLLM in the same process, its weights replaced before every rollout.
+
+    Not reproducible to the bit: its kernels depend on the batch, and it draws tokens itself, by a
+    seed per sample.
+    """
+
+    is_reproducible = False
+
+    def __init__(
+        self, folder: Path, dtype: torch.dtype, memory_share: float, ends: Sequence[int], pad: int
+    ) -> None:
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # or the weights are out of reach
+        try:
+            import vllm
+        except ImportError as error:
+            raise ConfigError(
+                'domain.backend = "vllm", but vllm cannot be imported '
+                f"({error}): pip install 'adrpo_scale[vllm]' on a machine with a GPU, or use "
+                'domain.backend = "in_process"'
+            ) from error
+        self._vllm, self._ends, self._pad = vllm, list(ends), pad
+        self._model = vllm.LLM(
+            model=str(folder),
+            dtype=str(dtype).removeprefix("torch."),
+            gpu_memory_utilization=memory_share,
+            distributed_executor_backend="external_launcher",  # one engine in every rank's process
+            logprobs_mode="processed_logprobs",  # after the temperature, as the loss has them
+        )
+
+    def sync(self, policy: nn.Module) -> None:
+        self._model.reset_prefix_cache()  # of the weights before
+        self._model.apply_model(lambda model: model.load_weights(plain_weights(policy)))
+
+    def generate(
+        self,
+        policy: nn.Module,
+        prompts: Sequence[Sequence[int]],
+        sample_seeds: Sequence[int],
+        uniforms_NT: Tensor,
+        sampling: SamplingConfig,
+    ) -> Generated:
+        settings = [
+            self._vllm.SamplingParams(
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                top_k=sampling.top_k or -1,
+                max_tokens=sampling.max_new_tokens,
+                stop_token_ids=self._ends,
+                seed=seed,
+                logprobs=0,
+                detokenize=False,
+            )
+            for seed in sample_seeds
+        ]
+        requests = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
+        answers = [a.outputs[0] for a in self._model.generate(requests, settings, use_tqdm=False)]
+        tokens = torch.full(uniforms_NT.shape, self._pad)
+        logp = torch.zeros(uniforms_NT.shape)
+        for row, answer in enumerate(answers):
+            length = len(answer.token_ids)
+            tokens[row, :length] = torch.tensor(answer.token_ids)
+            chosen = zip(answer.logprobs, answer.token_ids, strict=True)
+            logp[row, :length] = torch.tensor([found[token].logprob for found, token in chosen])
+        device = uniforms_NT.device
+        return Generated(
+            tokens.to(device),
+            torch.tensor([len(a.token_ids) for a in answers], device=device),
+            torch.tensor([a.finish_reason == "stop" for a in answers], device=device),
+            logp.to(device),
+        )
+
+
+def plain_weights(policy: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Every weight by the base model's name, one at a time, adapters merged into it."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = {n: m for n, m in policy.named_modules() if isinstance(m, BaseTunerLayer)}
+    for name, parameter in policy.named_parameters():
+        owner = name.removesuffix(".base_layer.weight")
+        if ".lora_" in name:
+            continue
+        if owner in layers and name.endswith(".weight"):
+            layer: Any = layers[owner]
+            weight = parameter + sum(layer.get_delta_weight(a) for a in layer.active_adapters)
+            yield f"{owner}.weight", weight.to(parameter.dtype)
+        else:
+            yield name.replace(".base_layer", ""), parameter
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Inside, the model is in eval mode: transformers keeps no cache where it would recompute
+    activations."""
+    before = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(before)

@@ -1,0 +1,116 @@
+"""Prompts → token ids, by the model's own chat template, and what can be wrong with them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import model_validator
+
+from adrpo_scale.errors import ConfigError, ModelNotFoundError, PromptError
+from adrpo_scale.settings import Section, setting
+from adrpo_scale.types import Prompt
+
+VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+
+
+class ChatConfig(Section):
+    """How a prompt becomes the tokens that a model is given."""
+
+    template: Literal["chat", "plain"] = setting(
+        "chat", "chat: the tokenizer's chat template; plain: the prompt's text as it is"
+    )
+    template_file: str | None = setting(
+        None, "Jinja file to use instead of the tokenizer's own chat template"
+    )
+    system: str | None = setting(None, "a system message before every prompt that has none")
+    thinking: bool | None = setting(
+        None, "Qwen3: enable_thinking of its template; null: the template's own default"
+    )
+    max_prompt_tokens: int = setting(1024, "a longer prompt is an error, never cut", ge=1)
+
+    @model_validator(mode="after")
+    def _plain_has_no_messages(self) -> ChatConfig:
+        given = {
+            "system": self.system,
+            "thinking": self.thinking,
+            "template_file": self.template_file,
+        }
+        named = [name for name, value in given.items() if value is not None]
+        if self.template == "plain" and named:
+            raise ValueError(
+                f'{", ".join(named)} with template = "plain": there is no chat to put it in; '
+                'remove it or use template = "chat"'
+            )
+        return self
+
+
+def load_tokenizer(folder: Path, config: ChatConfig) -> Any:
+    """The tokenizer in `folder`. ModelNotFoundError without one, ConfigError if it has no chat
+    template though one is to be used."""
+    from transformers import AutoTokenizer
+
+    if not any((folder / name).is_file() for name in VOCABULARIES):
+        # transformers would make up an empty tokenizer of the model's family.
+        raise ModelNotFoundError(
+            f"{folder} has no tokenizer ({', '.join(VOCABULARIES)}: none is there); copy it from "
+            "the model that the weights belong to, or download the model again with `hf download`"
+        )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise ModelNotFoundError(
+            f"transformers cannot load the tokenizer in {folder} ({error}); download the model "
+            "again with `hf download`"
+        ) from error
+    if config.template_file is not None:
+        path = Path(config.template_file)
+        if not path.is_file():
+            raise ConfigError(f"domain.chat.template_file = {str(path)!r}: no such file")
+        tokenizer.chat_template = path.read_text()
+    if config.template == "chat" and not tokenizer.chat_template:
+        raise ConfigError(
+            f"the tokenizer in {folder} has no chat template (it is the one of a base model?): use "
+            'domain.chat.template = "plain", or give a Jinja file as domain.chat.template_file'
+        )
+    return tokenizer
+
+
+def encode(tokenizer: Any, prompt: Prompt, config: ChatConfig) -> list[int]:
+    """Token ids of a prompt. PromptError, naming it, if it is too long, empty, or refused by the
+    template."""
+    if config.template == "plain":
+        ids = list(tokenizer(prompt.text)["input_ids"])
+    else:
+        ids = _templated(tokenizer, prompt, config)
+    if not ids:
+        raise PromptError(f"prompt {prompt.id} {prompt.text[:80]!r} has no token")
+    if len(ids) > config.max_prompt_tokens:
+        raise PromptError(
+            f"prompt {prompt.id} {prompt.text[:80]!r} has {len(ids)} tokens, "
+            f"domain.chat.max_prompt_tokens is {config.max_prompt_tokens}: raise it, or take the "
+            "prompt out of the file; prompts are never cut"
+        )
+    return ids
+
+
+def _templated(tokenizer: Any, prompt: Prompt, config: ChatConfig) -> list[int]:
+    from jinja2 import TemplateError
+
+    messages: Sequence[Mapping[str, str]] = prompt.conversation
+    if config.system is not None and messages[0]["role"] != "system":
+        messages = [{"role": "system", "content": config.system}, *messages]
+    thinking = {} if config.thinking is None else {"enable_thinking": config.thinking}
+    try:
+        # Text first: some tokenizers would add a second beginning-of-sequence token to its ids.
+        text = tokenizer.apply_chat_template(
+            list(messages), tokenize=False, add_generation_prompt=True, **thinking
+        )
+    except (TemplateError, ValueError) as error:
+        roles = [message["role"] for message in messages]
+        raise PromptError(
+            f"prompt {prompt.id} {prompt.text[:80]!r}: the chat template refuses its messages "
+            f"with roles {roles} ({error}); leave out domain.chat.system, or mend the prompt"
+        ) from error
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])

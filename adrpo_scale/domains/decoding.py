@@ -1,0 +1,145 @@
+"""Sampling of completions: one prefill per different prompt, then token by token in one batch.
+
+The token at position t of sample s is the inverse of the cumulative distribution at one uniform
+number of (seed, iteration, s), so a sample depends neither on the batch that it is in nor on the
+number of processes. Rows that have ended leave the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from adrpo_scale.settings import Section, setting
+
+SHRINK = 0.75  # rows that have ended leave when at most this share of the batch is still going
+
+
+class SamplingConfig(Section):
+    """How tokens are drawn. Results depend on it, so every config states it."""
+
+    max_new_tokens: int = setting(512, "tokens of a completion at most", ge=1)
+    temperature: float = setting(
+        1.0, "logits are divided by it; 0 is greedy, in evaluations alone", ge=0
+    )
+    top_p: float = setting(1.0, "least set of tokens with this probability; 1: all", gt=0, le=1)
+    top_k: int = setting(0, "the k likeliest tokens; 0: all", ge=0)
+
+
+@dataclass(frozen=True)
+class Generated:
+    """N completions on the model's device.
+
+    tokens_NT: int64, `pad` beyond each one's end; T = max_new_tokens. lengths_N: int64, the token
+    that ends it included. finished_N: bool, False where it was cut off. logp_NT: float32
+    log-probabilities of the program that drew them, None where it is the policy itself.
+    """
+
+    tokens_NT: Tensor
+    lengths_N: Tensor
+    finished_N: Tensor
+    logp_NT: Tensor | None = None
+
+
+@torch.no_grad()
+def generate(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    uniforms_NT: Tensor,
+    sampling: SamplingConfig,
+    ends: Sequence[int],
+    pad: int,
+) -> Generated:
+    """Completions of N ≥ 1 prompts. model: a transformers causal language model in eval mode.
+
+    prompts: token ids. uniforms_NT: float32 [N, max_new_tokens] of [0, 1). ends: tokens that end a
+    completion. pad: what stands after one.
+    """
+    device, rows, steps = uniforms_NT.device, len(prompts), sampling.max_new_tokens
+    logits, cache, mask, positions = _prefill(model, prompts, steps, pad, device)
+    width = mask.shape[1] - steps
+    tokens_NT = torch.full((rows, steps), pad, device=device)
+    lengths_N = torch.full((rows,), steps, device=device)
+    finished_N = torch.zeros(rows, dtype=torch.bool, device=device)
+    ending = torch.tensor(list(ends), device=device)
+    here = torch.arange(rows, device=device)  # which row each place of the batch is
+    for step in range(steps):
+        tokens = pick(logits, uniforms_NT[here, step], sampling)
+        going = ~finished_N[here]
+        tokens = torch.where(going, tokens, pad)
+        tokens_NT[here, step] = tokens
+        ended = going & torch.isin(tokens, ending)
+        lengths_N[here[ended]] = step + 1
+        finished_N[here[ended]] = True
+        left = int((going & ~ended).sum())
+        if left == 0 or step == steps - 1:
+            break
+        if left <= SHRINK * len(here):
+            kept = (~finished_N[here]).nonzero()[:, 0]
+            here, tokens, mask, positions = here[kept], tokens[kept], mask[kept], positions[kept]
+            cache.batch_select_indices(kept)
+        logits = model(
+            input_ids=tokens[:, None],
+            attention_mask=mask[:, : width + step + 1],
+            position_ids=positions[:, None] + step,
+            past_key_values=cache,
+            use_cache=True,
+        ).logits[:, -1]
+    return Generated(tokens_NT, lengths_N, finished_N)
+
+
+def _prefill(
+    model: Any, prompts: Sequence[Sequence[int]], steps: int, pad: int, device: torch.device
+) -> tuple[Tensor, DynamicCache, Tensor, Tensor]:
+    """(logits [N, V] of the first tokens, cache, attention mask [N, width + steps], position [N] of
+    the first tokens). Every different prompt goes through the model once, padded on the left."""
+    different = list(dict.fromkeys(tuple(prompt) for prompt in prompts))
+    place = {prompt: number for number, prompt in enumerate(different)}
+    index = torch.tensor([place[tuple(prompt)] for prompt in prompts], device=device)
+    width = max(len(prompt) for prompt in different)
+    ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in different], device=device)
+    lengths = torch.tensor([len(prompt) for prompt in different], device=device)
+    columns = torch.arange(width + steps, device=device)
+    mask = (columns[None] >= (width - lengths)[:, None]).long()
+    cache = DynamicCache(config=model.config)
+    logits = model(
+        input_ids=ids,
+        attention_mask=mask[:, :width],
+        position_ids=(mask[:, :width].cumsum(1) - 1).clamp(min=0),
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    ).logits[:, -1]
+    cache.batch_select_indices(index)
+    return logits[index], cache, mask[index], lengths[index]
+
+
+def pick(logits: Tensor, uniforms: Tensor, sampling: SamplingConfig) -> Tensor:
+    """int64 [N]: a token of each row of logits [N, V], by one uniform number of [0, 1) each."""
+    if sampling.temperature == 0:
+        return logits.argmax(-1)
+    chances = kept_chances(logits.float() / sampling.temperature, sampling)
+    cumulative = chances.cumsum(-1)
+    total = cumulative[:, -1:]
+    # A goal that rounds up to the total would be beyond the last token that has a chance.
+    goal = torch.minimum(uniforms[:, None] * total, total.nextafter(total.new_zeros(())))
+    return torch.searchsorted(cumulative, goal, right=True)[:, 0]
+
+
+def kept_chances(logits: Tensor, sampling: SamplingConfig) -> Tensor:
+    """[N, V]: probabilities, 0 outside of top-k and of the top-p of what is left by it."""
+    if 0 < sampling.top_k < logits.shape[1]:
+        least = logits.topk(sampling.top_k).values[:, -1:]
+        logits = logits.masked_fill(logits < least, -torch.inf)
+    chances = logits.softmax(-1)
+    if sampling.top_p < 1:
+        ordered, order = chances.sort(descending=True, stable=True)
+        before = ordered.cumsum(-1) - ordered
+        dropped = (before >= sampling.top_p).gather(1, order.argsort(-1))
+        chances = chances.masked_fill(dropped, 0.0)
+    return chances

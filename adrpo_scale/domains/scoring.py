@@ -1,0 +1,158 @@
+"""Log-probabilities and entropies of chosen tokens, without all logits ever being in memory.
+
+A causal language model ends in a matrix of vocabulary x hidden size. The logits of a whole batch
+in float32 are what runs out of memory first (4 rows of 2,000 tokens and 151,936 words: 4.9 GB, and
+again for the gradient), so they are made for `chunk` tokens at a time, in forward and in backward.
+
+`install(model)` gives a transformers model a second way to be called:
+
+    logp_K, entropy_K = model(input_ids=..., score=Targets(...))
+
+through its ordinary `__call__`, so that whatever an engine has hooked to the model, its blocks and
+its output layer happens as in any forward pass: a sharded output layer is gathered once per pass.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Which tokens are scored, all int64 [K]: tokens[k] is predicted from the hidden state at
+    [rows[k], places[k]]. temperature: logits are divided by it. chunk: tokens at once."""
+
+    rows: Tensor
+    places: Tensor
+    tokens: Tensor
+    temperature: float = 1.0
+    chunk: int = 256
+
+
+@dataclass(frozen=True)
+class LogitRule:
+    """What a family of models does to its logits: z = cap · tanh(scale · x / cap); cap 0: none."""
+
+    scale: float = 1.0
+    cap: float = 0.0
+
+    def apply(self, logits: Tensor) -> Tensor:
+        """In place where it can be."""
+        if self.scale != 1.0:
+            logits = logits.mul_(self.scale)
+        return logits.div_(self.cap).tanh_().mul_(self.cap) if self.cap else logits
+
+    def pull_back(self, gradient: Tensor, logits: Tensor) -> Tensor:
+        """Gradient before the rule from that after it; logits: after it. In place."""
+        if self.cap:
+            gradient = gradient.mul_(1 - (logits / self.cap).square_())
+        return gradient.mul_(self.scale) if self.scale != 1.0 else gradient
+
+
+def logit_rule(config: Any) -> LogitRule:
+    """Gemma caps its logits, Cohere multiplies and Granite divides them."""
+    scale = getattr(config, "logit_scale", None) or 1.0
+    scale /= getattr(config, "logits_scaling", None) or 1.0
+    return LogitRule(scale, getattr(config, "final_logit_softcapping", None) or 0.0)
+
+
+def install(model: Any) -> None:
+    """See the module docstring. model: a transformers causal language model, in place."""
+    plain, head, rule = model.forward, model.get_output_embeddings(), logit_rule(model.config)
+
+    def head_forward(hidden: Tensor, targets: Targets | None = None) -> Any:
+        if targets is None:
+            return linear(hidden, head.weight, head.bias)
+        return _TokenScores.apply(hidden, head.weight, head.bias, targets, rule)
+
+    def forward(*args: Any, score: Targets | None = None, **kwargs: Any) -> Any:
+        if score is None:
+            return plain(*args, **kwargs)
+        states = model.base_model(*args, use_cache=False, **kwargs).last_hidden_state
+        return head(states[score.rows, score.places], score)
+
+    head.forward, model.forward = head_forward, forward
+
+
+class _TokenScores(torch.autograd.Function):
+    """(logp_K, entropy_K), float32, of tokens under softmax(rule(hidden @ weight.T + bias) / T).
+
+    Backward makes the logits of each chunk again; the weight's gradient is summed in float32.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: nn.Parameter,
+        bias: Tensor | None,
+        targets: Targets,
+        rule: LogitRule,
+    ) -> tuple[Tensor, Tensor]:
+        logp = hidden.new_empty(len(hidden), dtype=torch.float32)
+        entropy = torch.empty_like(logp)
+        normaliser = torch.empty_like(logp)
+        for part in parts(len(hidden), targets.chunk):
+            logits = tempered_logits(hidden[part], weight, bias, targets.temperature, rule)
+            normaliser[part] = logits.logsumexp(-1)
+            picked = logits.gather(1, targets.tokens[part, None])[:, 0]
+            logp[part] = picked - normaliser[part]
+            chances = (logits - normaliser[part, None]).exp_()
+            entropy[part] = normaliser[part] - chances.mul_(logits).sum(-1)
+        ctx.save_for_backward(hidden, weight, bias, normaliser, entropy)
+        ctx.targets, ctx.rule = targets, rule
+        ctx.set_materialize_grads(False)
+        return logp, entropy
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> Any:
+        hidden, weight, bias, normaliser, entropy = ctx.saved_tensors
+        targets, (of_logp, of_entropy) = ctx.targets, gradients
+        wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
+        for_hidden = torch.zeros_like(hidden) if wants_hidden else None
+        for_weight = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
+        for_bias = torch.zeros_like(bias, dtype=torch.float32) if wants_bias else None
+        for part in parts(len(hidden), targets.chunk):
+            logits = tempered_logits(hidden[part], weight, bias, targets.temperature, ctx.rule)
+            chances = (logits - normaliser[part, None]).exp_()
+            gradient = torch.zeros_like(logits)
+            if of_entropy is not None:  # dH/dz = -p (log p + H)
+                spread = (logits - normaliser[part, None]).add_(entropy[part, None])
+                gradient -= spread.mul_(chances).mul_(of_entropy[part, None])
+            if of_logp is not None:  # dlogp/dz = onehot - p
+                gradient -= chances.mul_(of_logp[part, None])
+                gradient.scatter_add_(1, targets.tokens[part, None], of_logp[part, None])
+            logits.mul_(targets.temperature)
+            gradient = ctx.rule.pull_back(gradient.div_(targets.temperature), logits)
+            gradient = gradient.to(hidden.dtype)
+            if for_hidden is not None:
+                for_hidden[part] = gradient @ weight
+            if for_weight is not None:
+                for_weight += gradient.T @ hidden[part]
+            if for_bias is not None:
+                for_bias += gradient.sum(0)
+        return (
+            for_hidden,
+            None if for_weight is None else for_weight.to(weight.dtype),
+            None if for_bias is None else for_bias.to(bias.dtype),
+            None,
+            None,
+        )
+
+
+def tempered_logits(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float, rule: LogitRule
+) -> Tensor:
+    """float32 [k, vocabulary] of hidden states [k, H]; a tensor of its own."""
+    logits = linear(hidden, weight, bias).float()
+    return rule.apply(logits).div_(temperature)
+
+
+def parts(total: int, size: int) -> list[slice]:
+    """Slices of at most `size` that cover range(total)."""
+    return [slice(start, min(start + size, total)) for start in range(0, total, size)]

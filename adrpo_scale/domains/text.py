@@ -1,0 +1,435 @@
+"""Language models (paper, eq. 3 and 7): any causal language model of transformers.
+
+    score      =   mean over a completion's tokens of log p(token)
+    divergence =   mean over a completion's tokens of KL(policy || reference), estimated by k3
+
+Log-probabilities, entropy and KL are those of the tempered distribution (logits / temperature)
+before top-p and top-k. A completion counts the token that ends it. Rollouts are padded on the left
+(`decoding`); the pass that is trained on is padded on the right, where a causal model needs no mask
+and sees the positions that it saw when it generated.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import model_validator
+from torch import Tensor, nn
+
+from adrpo_scale.algorithms.tokens import kl_estimate, per_row
+from adrpo_scale.domains import scoring
+from adrpo_scale.domains.backends import Backend, InProcess, Vllm
+from adrpo_scale.domains.base import (
+    ChatTarget,
+    Domain,
+    DomainConfig,
+    ExportTarget,
+    Mode,
+    Reference,
+)
+from adrpo_scale.domains.chat import ChatConfig, encode, load_tokenizer
+from adrpo_scale.domains.decoding import SamplingConfig
+from adrpo_scale.errors import ConfigError, ModelNotFoundError
+from adrpo_scale.models import LoraConfig, ModelSpec
+from adrpo_scale.seeding import Purpose, derive_seed, generator
+from adrpo_scale.settings import REQUIRED, setting
+from adrpo_scale.types import Completion, DrawKey, Prompt, Rows, Terms
+from adrpo_scale.weights import SafetensorsFolder, find_model
+
+log = logging.getLogger(__name__)
+
+LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+WEIGHTS = "model"
+FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "README.md", "LICENSE*"]
+
+
+class TextConfig(DomainConfig):
+    name: Literal["text"] = setting("text", "language models")
+    model: str = setting(
+        REQUIRED, "transformers folder, hub id, or demo:text", effect="content", min_length=1
+    )
+    train: Literal["full", "lora"] = setting(
+        "full", "all parameters, or adapters", paper="text experiments"
+    )
+    lora: LoraConfig | None = setting(None, "adapter settings, with train = lora only")
+    chat: ChatConfig = setting(ChatConfig(), "how a prompt becomes tokens")
+    rollout: SamplingConfig = setting(SamplingConfig(), "how rollouts draw tokens")
+    evaluation: SamplingConfig = setting(
+        SamplingConfig(), "how evaluations and `sample` draw tokens", effect="none"
+    )
+    mask_truncated: bool = setting(
+        False, "leave completions that were cut off out of the loss (their rewards still count)"
+    )
+    head_chunk: int = setting(
+        256, "tokens whose logits are in memory at once", effect="rounding", ge=1
+    )
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = setting(
+        "sdpa", "implementation of attention", effect="rounding"
+    )
+    backend: Literal["in_process", "vllm"] = setting(
+        "in_process", "who draws the tokens of rollouts; vllm is not reproducible to the bit"
+    )
+    vllm_memory: float = setting(
+        0.3, "vllm: share of the GPU's memory that it takes", effect="none", gt=0, lt=1
+    )
+
+    @model_validator(mode="after")
+    def _settings_agree(self) -> TextConfig:
+        if self.train == "full" and self.lora is not None:
+            raise ValueError(
+                '[domain.lora] together with train = "full": remove the section, or train adapters '
+                'with train = "lora"'
+            )
+        if self.rollout.temperature == 0:
+            raise ValueError(
+                "rollout.temperature = 0 is greedy: all samples of a group would be the same; the "
+                "paper's is 1"
+            )
+        return self
+
+
+class TextDomain(Domain):
+    kind: Literal["flow", "tokens"] = "tokens"
+    evaluations: tuple[Mode, ...] = ("evaluation", "greedy")
+    Config: ClassVar[type[TextConfig]] = TextConfig
+
+    def __init__(self, config: TextConfig) -> None:
+        self.config = config
+        self.folder = find_model(config.model, FILES)
+        self._model_config = read_config(self.folder, config.model)
+        self.tokenizer = load_tokenizer(self.folder, config.chat)
+        self._ends, self._pad = self._special_tokens()
+        self._check()
+
+    def _special_tokens(self) -> tuple[list[int], int]:
+        """(tokens that end a completion, padding): of generation_config.json and the tokenizer."""
+        path = self.folder / "generation_config.json"
+        said = json.loads(path.read_text()) if path.is_file() else {}
+        ends: list[int] = []
+        for value in (said.get("eos_token_id"), self._model_config.eos_token_id):
+            ends += value if isinstance(value, list) else [] if value is None else [value]
+        if self.tokenizer.eos_token_id is not None:
+            ends.append(self.tokenizer.eos_token_id)
+        if not ends:
+            raise ConfigError(
+                f"{self.folder} names no token that ends a sequence, so none would ever end: set "
+                "eos_token_id in generation_config.json"
+            )
+        pad = self.tokenizer.pad_token_id
+        return sorted(set(ends)), ends[0] if pad is None else pad
+
+    def _check(self) -> None:
+        """Raises ConfigError where model, tokenizer and settings do not fit each other."""
+        config, model = self.config, self._model_config
+        largest = max(self.tokenizer.get_vocab().values())
+        if largest >= model.vocab_size:
+            raise ConfigError(
+                f"the tokenizer in {self.folder} has token {largest}, the model a vocabulary of "
+                f"{model.vocab_size}: they belong to different models; bring the tokenizer that "
+                "was published with the weights"
+            )
+        longest = config.rollout.max_new_tokens
+        longest = max(longest, config.evaluation.max_new_tokens) + config.chat.max_prompt_tokens
+        limit = getattr(model, "max_position_embeddings", None)
+        if limit is not None and longest > limit:
+            raise ConfigError(
+                f"domain.chat.max_prompt_tokens + max_new_tokens = {longest}, but {config.model} "
+                f"takes {limit} tokens: lower one of them"
+            )
+        dropout = {k: v for k, v in model.to_dict().items() if is_dropout(k) and v}
+        if dropout:
+            raise ConfigError(
+                f"{self.folder}/config.json has {dropout}: policy and reference must see the same "
+                "function; set it to 0 there"
+            )
+        targets = config.lora.targets if config.lora is not None else []
+        if {"lm_head", "embed_tokens"} & set(targets):
+            raise ConfigError(
+                f"domain.lora.targets = {targets}: the output layer and the embeddings take no "
+                "adapters here; name linear layers of the blocks"
+            )
+
+    def policy_spec(self) -> ModelSpec:
+        lora = self.config.lora or LoraConfig()
+        return self._spec(lora if self.config.train == "lora" else None)
+
+    def reference_spec(self) -> ModelSpec | None:
+        return None if self.config.train == "lora" else self._spec(None)
+
+    def _spec(self, lora: LoraConfig | None) -> ModelSpec:
+        from transformers import AutoModelForCausalLM
+
+        def build() -> nn.Module:
+            model = AutoModelForCausalLM.from_config(
+                self._model_config, attn_implementation=self.config.attention
+            )
+            scoring.install(model)
+            return model
+
+        tied = self._model_config.tie_word_embeddings
+        unwanted = ("lm_head.weight",) if tied else ()  # some folders store the shared one twice
+        model_class = AutoModelForCausalLM._model_mapping[type(self._model_config)]
+        return ModelSpec(
+            build=build,
+            weights=SafetensorsFolder(self.folder, WEIGHTS, unwanted),
+            blocks=tuple(model_class._no_split_modules or ()),
+            units=embedding_units,
+            tie=lambda model: model.tie_weights(),
+            lora=lora,
+            lora_targets=LINEAR,
+            checkpoint_activations=checkpoint_activations,
+        )
+
+    def frozen_files(self) -> list[Path]:
+        names = ["config.json", "generation_config.json", "tokenizer*", "vocab.*", "merges.txt"]
+        names += ["*.jinja", "special_tokens_map.json", "added_tokens.json"]
+        found = {path for name in names for path in self.folder.glob(name) if path.is_file()}
+        if self.config.chat.template_file is not None:
+            found.add(Path(self.config.chat.template_file))
+        return sorted(found)
+
+    def export_target(self) -> ExportTarget:
+        from transformers import AutoModelForCausalLM
+
+        seeded = torch.Generator().manual_seed(0)
+        ids = torch.randint(self._model_config.vocab_size, (2, 12), generator=seeded)
+        return ExportTarget(
+            library="transformers",
+            model="AutoModelForCausalLM",
+            component="",
+            stem=WEIGHTS,
+            task="text-generation",
+            inputs={"input_ids": ids},
+            call=self._generate_arguments(),
+            chat=self._chat_target(),
+            build=lambda: AutoModelForCausalLM.from_config(
+                self._model_config, attn_implementation="sdpa", dtype=torch.float32
+            ),
+        )
+
+    def _generate_arguments(self) -> dict[str, Any]:
+        """Of transformers' `generate`; all are named, because generation_config.json of the model
+        may have others."""
+        sampling = self.config.evaluation
+        found: dict[str, Any] = {"max_new_tokens": sampling.max_new_tokens, "do_sample": False}
+        if sampling.temperature > 0:
+            names = ("temperature", "top_p", "top_k")
+            found |= {"do_sample": True} | {name: getattr(sampling, name) for name in names}
+        return found | {"repetition_penalty": 1.0, "eos_token_id": self._ends}
+
+    def _chat_target(self) -> ChatTarget:
+        chat, example = self.config.chat, Prompt(0, "What is 2 + 3?")
+        differs = chat.template_file is not None or chat.system is not None
+        thinking = {} if chat.thinking is None else {"enable_thinking": chat.thinking}
+        any_length = chat.model_copy(update={"max_prompt_tokens": 1 << 30})
+        return ChatTarget(
+            is_chat=chat.template == "chat",
+            template=self.tokenizer.get_chat_template() if differs else None,
+            system=chat.system,
+            arguments=thinking,
+            example=example.text,
+            ids=tuple(encode(self.tokenizer, example, any_length)),
+        )
+
+    def prepare(self, prompts: Sequence[Prompt], device: torch.device, dtype: torch.dtype) -> None:
+        self.device, self.dtype = device, dtype
+        self._ids = {p.id: encode(self.tokenizer, p, self.config.chat) for p in prompts}
+        self._greedy = self.config.evaluation.model_copy(update={"temperature": 0.0})
+        self._in_process = InProcess(self._ends, self._pad)
+        self._backend: Backend = self._in_process
+        if self.config.backend == "vllm":
+            share = self.config.vllm_memory
+            self._backend = Vllm(self.folder, dtype, share, self._ends, self._pad)
+
+    def begin_rollout(self, policy: nn.Module) -> None:
+        self._backend.sync(policy)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        policy: nn.Module,
+        prompts_N: Sequence[Prompt],
+        sample_ids_N: Tensor,
+        key: DrawKey,
+        mode: Mode = "rollout",
+    ) -> Rows:
+        backend, sampling, purpose = self._backend, self.config.rollout, Purpose.TOKEN
+        if mode != "rollout":
+            backend, purpose = self._in_process, Purpose.EVALUATION
+            sampling = self._greedy if mode == "greedy" else self.config.evaluation
+        rows, width = len(prompts_N), sampling.max_new_tokens
+        ids_N = torch.tensor([p.id for p in prompts_N], dtype=torch.int64)
+        if not rows:
+            return Rows(sample_ids_N, ids_N, self._no_rows(width, backend))
+        uniforms_NT = torch.stack(
+            [torch.rand(width, generator=generator(key, int(s), purpose)) for s in sample_ids_N]
+        )
+        seeds = [derive_seed(key.seed, key.iteration, int(s), int(purpose)) for s in sample_ids_N]
+        prompts = [self._ids[p.id] for p in prompts_N]
+        made = backend.generate(policy, prompts, seeds, uniforms_NT.to(self.device), sampling)
+        tensors = {
+            "completion": made.tokens_NT,
+            "lengths": made.lengths_N,
+            "finished": made.finished_N.long(),
+        }
+        if made.logp_NT is not None:
+            tensors["logp_rollout"] = made.logp_NT
+        return Rows(sample_ids_N, ids_N, tensors)
+
+    def _no_rows(self, width: int, backend: Backend) -> dict[str, Tensor]:
+        none = torch.empty(0, dtype=torch.int64, device=self.device)
+        tensors = {"completion": none.view(0, width), "lengths": none, "finished": none}
+        if not backend.is_reproducible:
+            tensors["logp_rollout"] = torch.empty(0, width, device=self.device)
+        return tensors
+
+    def artifacts(self, rows: Rows) -> list[Completion]:
+        found = []
+        names = ("completion", "lengths", "finished")
+        columns = [rows.tensors[name].tolist() for name in names]
+        for padded, length, finished in zip(*columns, strict=True):
+            tokens = padded[:length]
+            text = self.tokenizer.decode(tokens[:-1] if finished else tokens)
+            found.append(Completion(text.strip(), tuple(tokens), bool(finished)))
+        return found
+
+    def keeps(self, rows: Rows) -> Tensor:
+        finished = rows.tensors["finished"].bool().cpu()
+        return finished if self.config.mask_truncated else torch.ones_like(finished)
+
+    def sizes(self, rows: Rows) -> Tensor:
+        prompts = torch.tensor([len(self._ids[i]) for i in rows.prompt_ids_N.tolist()])
+        return prompts.long() + rows.tensors["lengths"].cpu()
+
+    def row_metrics(self, rows: Rows) -> dict[str, Tensor]:
+        lengths, finished = rows.tensors["lengths"].cpu(), rows.tensors["finished"].cpu()
+        return {"completion_tokens": lengths.double(), "truncated": 1 - finished.double()}
+
+    @torch.no_grad()
+    def remember(self, policy: nn.Module, rows: Rows) -> Rows:
+        logp_K, _, (segment_K, place_K) = self._score(policy, rows)
+        logp_NT = torch.zeros(rows.tensors["completion"].shape, device=logp_K.device)
+        logp_NT[segment_K, place_K] = logp_K
+        return Rows(rows.sample_ids_N, rows.prompt_ids_N, {**rows.tensors, "logp_old": logp_NT})
+
+    def terms(
+        self,
+        policy: nn.Module,
+        reference: Reference,
+        rows: Rows,
+        noise_ids_N: Tensor,
+        key: DrawKey,
+        needs: frozenset[str],
+    ) -> Terms:
+        logp_ref_K = None
+        if needs & {"divergence", "ref_score", "ref_score_sum"}:
+            with torch.no_grad(), reference() as model:
+                logp_ref_K, _, _ = self._score(model, rows)
+        logp_K, entropy_K, (segment_K, place_K) = self._score(policy, rows)
+
+        def stored(name: str) -> Tensor | None:
+            found = rows.tensors.get(name)
+            return None if found is None else found[segment_K, place_K]
+
+        def mean(values_K: Tensor) -> Tensor:
+            return per_row(values_K, segment_K, len(rows), "sequence")
+
+        def total(values_K: Tensor) -> Tensor:
+            return per_row(values_K, segment_K, len(rows), "token")
+
+        logp_old_K = stored("logp_old")
+        ref = logp_ref_K
+        return Terms(
+            score_N=mean(logp_K),
+            divergence_N=None if ref is None else mean(kl_estimate(logp_K, ref)),
+            score_sum_N=total(logp_K),
+            ref_score_N=None if ref is None else mean(ref),
+            ref_score_sum_N=None if ref is None else total(ref),
+            logp_K=logp_K,
+            logp_old_K=logp_K.detach() if logp_old_K is None else logp_old_K,
+            logp_ref_K=ref,
+            logp_rollout_K=stored("logp_rollout"),
+            entropy_K=entropy_K,
+            segment_K=segment_K,
+        )
+
+    def _score(self, model: nn.Module, rows: Rows) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+        """(logp_K, entropy_K, (row, place in its completion) of each token), the completions'
+        tokens packed in order."""
+        prompts = [self._ids[i] for i in rows.prompt_ids_N.tolist()]
+        lengths = rows.tensors["lengths"]
+        width = rows.tensors["completion"].shape[1]
+        inside = torch.arange(width, device=lengths.device) < lengths[:, None]
+        segment_K, place_K = inside.nonzero(as_tuple=True)
+        tokens_K = rows.tensors["completion"][segment_K, place_K]
+        starts = torch.tensor([len(prompt) for prompt in prompts], device=lengths.device)
+        longest = int((starts + lengths).max())
+        ids = torch.tensor(
+            [prompt + [self._pad] * (longest - len(prompt)) for prompt in prompts],
+            device=lengths.device,
+        )
+        where_K = starts[segment_K] + place_K
+        ids[segment_K, where_K] = tokens_K
+        targets = scoring.Targets(
+            segment_K,
+            where_K - 1,
+            tokens_K,
+            self.config.rollout.temperature,
+            self.config.head_chunk,
+        )
+        logp_K, entropy_K = model(input_ids=ids, score=targets)
+        return logp_K, entropy_K, (segment_K, place_K)
+
+    def divergence_metrics(self, terms: Terms) -> dict[str, Tensor]:
+        """`kl`: mean over a completion's tokens, by k3; `entropy`: likewise, in nats."""
+        assert terms.divergence_N is not None
+        assert terms.entropy_K is not None and terms.segment_K is not None
+        entropy_N = per_row(terms.entropy_K, terms.segment_K, len(terms.score_N), "sequence")
+        return {"kl": terms.divergence_N, "entropy": entropy_N}
+
+
+def read_config(folder: Path, name: str) -> Any:
+    """The model's config. ModelNotFoundError where the folder is not a whole language model."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    if not (folder / "config.json").is_file():
+        raise ModelNotFoundError(
+            f"domain.model = {name!r}: {folder} has no config.json, so it is no model folder of "
+            "transformers, or half of one; download it again with `hf download`"
+        )
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise ModelNotFoundError(
+            f"domain.model = {name!r}: transformers cannot read {folder}/config.json ({error})"
+        ) from error
+    if type(config) not in AutoModelForCausalLM._model_mapping:
+        raise ConfigError(
+            f"domain.model = {name!r} is of type {config.model_type!r}, which transformers has no "
+            "causal language model for; the text domain trains language models only"
+        )
+    return config
+
+
+def checkpoint_activations(model: Any) -> None:
+    """transformers renames it on the way to version 6."""
+    enable = getattr(model, "activation_checkpointing_enable", None)
+    (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
+
+
+def is_dropout(name: str) -> bool:
+    return "dropout" in name or name.endswith("pdrop")
+
+
+def embedding_units(model: Any) -> list[list[nn.Module]]:
+    """Embeddings and output layer as sharding units: one if they are tied, or they would come
+    apart; in the root's unit they would stay gathered through the whole pass."""
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if embedding.weight is head.weight:
+        return [[embedding, head]]
+    return [[embedding], [head]]
