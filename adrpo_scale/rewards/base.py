@@ -14,9 +14,10 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from adrpo_scale.errors import RewardError
+from adrpo_scale.models import ModelSpec
 from adrpo_scale.settings import Section, setting
 from adrpo_scale.types import Prompt
 
@@ -42,10 +43,25 @@ class Reward(ABC):
 
     def __init__(self, config: RewardConfig) -> None:
         self.label, self.weight = config.label, config.weight
+        self.sharded: nn.Module | None = None  # whole only inside `engine.sampling()`
+
+    def model_spec(self) -> ModelSpec | None:
+        """A model of its own that the engine is to build and shard; None: there is none, or every
+        rank holds it whole."""
+        return None
+
+    def use(self, model: nn.Module) -> None:
+        """Takes over what the engine built of `model_spec`."""
+        self.sharded = model
 
     @abstractmethod
     def __call__(self, artifacts: Sequence[Any], prompts: Sequence[Prompt]) -> Tensor:
         """Float tensor [N]; N ≥ 1."""
+
+
+def sharded_models(rewards: Sequence[Reward]) -> list[nn.Module]:
+    """What `engine.sampling()` must gather before these rewards are asked."""
+    return [reward.sharded for reward in rewards if reward.sharded is not None]
 
 
 def score(reward: Reward, artifacts: Sequence[Any], prompts: Sequence[Prompt]) -> Tensor:

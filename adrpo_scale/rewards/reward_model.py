@@ -1,0 +1,188 @@
+"""A trained reward model: the logit of a sequence classifier on the whole conversation.
+
+It has its own tokenizer and chat template, and is given messages, never the policy's tokens. The
+template's own beginning-of-sequence token is the only one (tokenizing its text with special tokens
+would add a second), and what is too long is cut on the left, where the oldest turns are
+(weqweasdas/RM-Gemma-2B's rules).
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from adrpo_scale.errors import ConfigError, ModelNotFoundError
+from adrpo_scale.models import DTYPES, ModelSpec
+from adrpo_scale.rewards.base import Reward, RewardConfig
+from adrpo_scale.settings import REQUIRED, setting
+from adrpo_scale.types import Completion, Prompt
+from adrpo_scale.weights import SafetensorsFolder, check_coverage, find_model
+
+log = logging.getLogger(__name__)
+
+THINKING = re.compile(r"<think>.*?</think>\s*", re.DOTALL)
+FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+Message = dict[str, str]
+
+
+class RewardModelConfig(RewardConfig):
+    kind: Literal["reward_model"] = setting(
+        "reward_model", "a sequence classifier with one logit", paper="text experiments"
+    )
+    model: str = setting(
+        REQUIRED, "transformers folder or hub id, e.g. weqweasdas/RM-Gemma-2B", min_length=1
+    )
+    placement: Literal["replicated", "sharded"] = setting(
+        "replicated",
+        "whole on every rank; or sharded as the policy is, in its precision, and gathered to score",
+        effect="rounding",
+    )
+    dtype: Literal["float32", "bfloat16"] = setting("bfloat16", "replicated: its precision")
+    batch: int = setting(16, "conversations scored at once", effect="rounding", ge=1)
+    max_tokens: int = setting(2048, "the oldest tokens beyond it are cut off", ge=2)
+    system: Literal["keep", "merge", "drop"] = setting(
+        "merge", "a system message: kept, put before the first user's, or left out"
+    )
+    strip_thinking: bool = setting(False, "score completions without their <think>…</think>")
+
+
+class RewardModel(Reward):
+    Config: ClassVar[type[RewardModelConfig]] = RewardModelConfig
+
+    def __init__(self, config: RewardModelConfig, device: torch.device) -> None:
+        super().__init__(config)
+        self.config, self._device = config, device
+        self._folder = find_model(config.model, FILES)
+        self._model_config = self._read_config()
+        self._tokenizer = self._read_tokenizer()
+        self._weights = SafetensorsFolder(self._folder, "model")
+        self._model: Any = None
+        self._cut = False
+        if config.placement == "replicated":
+            self._model = self._load()
+
+    def _read_config(self) -> Any:
+        from transformers import AutoConfig
+
+        try:
+            config = AutoConfig.from_pretrained(self._folder, local_files_only=True)
+        except (OSError, ValueError) as error:
+            raise ModelNotFoundError(
+                f"rewards.model = {self.config.model!r}: no config.json that transformers can read "
+                f"({error}); bring the whole folder with `hf download {self.config.model}`"
+            ) from error
+        if config.num_labels != 1:
+            raise ConfigError(
+                f"rewards.model = {self.config.model!r} has {config.num_labels} outputs, a reward "
+                "model has one; it is a classifier of something else"
+            )
+        return config
+
+    def _read_tokenizer(self) -> Any:
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(self._folder, local_files_only=True)
+        if not tokenizer.chat_template:
+            raise ConfigError(
+                f"rewards.model = {self.config.model!r}: its tokenizer has no chat template, so it "
+                "cannot be given a conversation; add chat_template.jinja to its folder"
+            )
+        largest, size = max(tokenizer.get_vocab().values()), self._model_config.vocab_size
+        if largest >= size:
+            raise ConfigError(
+                f"rewards.model = {self.config.model!r}: its tokenizer has token {largest}, the "
+                f"model a vocabulary of {size}; bring the tokenizer published with the weights"
+            )
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        # The classifier reads its logit at the last token that is not this one.
+        self._model_config.pad_token_id = tokenizer.pad_token_id
+        tokenizer.padding_side = "right"
+        return tokenizer
+
+    def _class(self) -> Any:
+        from transformers import AutoModelForSequenceClassification
+
+        return AutoModelForSequenceClassification
+
+    def _load(self) -> nn.Module:
+        model, found = self._class().from_pretrained(
+            self._folder,
+            config=self._model_config,
+            dtype=DTYPES[self.config.dtype],
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+        if found["missing_keys"]:  # they would be random: a reward model without its head
+            check_coverage(found["missing_keys"], (), self._folder)
+        return model.to(self._device).requires_grad_(False).eval()
+
+    def model_spec(self) -> ModelSpec | None:
+        if self.config.placement == "replicated":
+            return None
+        model_class = self._class()._model_mapping[type(self._model_config)]
+        return ModelSpec(
+            build=lambda: self._class().from_config(self._model_config),
+            weights=self._weights,
+            blocks=tuple(model_class._no_split_modules or ()),
+        )
+
+    def use(self, model: nn.Module) -> None:
+        super().use(model)
+        self._model = model.eval()
+
+    @torch.no_grad()
+    def __call__(self, artifacts: Sequence[Completion], prompts: Sequence[Prompt]) -> Tensor:
+        pairs = zip(artifacts, prompts, strict=True)
+        ids = [self.tokens(prompt, completion.text) for completion, prompt in pairs]
+        scores = torch.empty(len(ids))
+        by_length = sorted(range(len(ids)), key=lambda k: len(ids[k]))
+        for start in range(0, len(ids), self.config.batch):
+            places = by_length[start : start + self.config.batch]
+            scores[places] = self._logits([ids[k] for k in places])
+        return scores
+
+    def _logits(self, ids: list[list[int]]) -> Tensor:
+        batch = self._tokenizer.pad({"input_ids": ids}, return_tensors="pt").to(self._device)
+        answer = self._model(**batch, use_cache=False)
+        return answer.logits[:, 0].float().cpu()
+
+    def tokens(self, prompt: Prompt, completion: str) -> list[int]:
+        """What the model is given for one sample."""
+        if self.config.strip_thinking:
+            completion = THINKING.sub("", completion)
+        messages = [*prompt.conversation, {"role": "assistant", "content": completion}]
+        text = self._tokenizer.apply_chat_template(
+            without_system(messages, self.config.system), tokenize=False
+        )
+        ids = list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+        if len(ids) <= self.config.max_tokens:
+            return ids
+        if not self._cut:
+            self._cut = True
+            log.warning(
+                "reward %s: prompt %d and its completion have %d tokens, rewards.max_tokens is %d; "
+                "the oldest are cut off, here and in every such sample",
+                self.label,
+                prompt.id,
+                len(ids),
+                self.config.max_tokens,
+            )
+        begin = ids[:1] if ids[0] == self._tokenizer.bos_token_id else []
+        return begin + ids[len(ids) - self.config.max_tokens + len(begin) :]
+
+
+def without_system(messages: list[Message], how: str) -> list[Message]:
+    """The conversation as a template without a system role takes it."""
+    if how == "keep" or messages[0]["role"] != "system":
+        return messages
+    system, first, *others = messages
+    if how == "drop" or first["role"] != "user":
+        return [first, *others]
+    return [{**first, "content": f"{system['content']}\n\n{first['content']}"}, *others]

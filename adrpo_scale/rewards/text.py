@@ -1,0 +1,157 @@
+"""Verifiable rewards of language models: the right answer, the asked-for form.
+
+The reference answer stands in the prompt's file (`answer`); what was written is looked for inside
+the last `<answer>…</answer>`, which may hold line breaks.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from adrpo_scale.demo.text_rm_task import gold_score
+from adrpo_scale.errors import ConfigError, RewardError
+from adrpo_scale.rewards.base import Reward, RewardConfig, named
+from adrpo_scale.settings import setting
+from adrpo_scale.types import Completion, Prompt
+
+ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
+_INSIDE = r"(?:(?!</?think>|</?answer>).)*"
+THINK_THEN_ANSWER = rf"\s*<think>{_INSIDE}</think>\s*<answer>{_INSIDE}</answer>\s*"
+
+
+def extract_answer(text: str) -> str | None:
+    """Inside the last `<answer>…</answer>`; None without one."""
+    found = ANSWER.findall(text)
+    return found[-1] if found else None
+
+
+def normalised(text: str) -> str:
+    """What two equal answers share: case, spaces and a full stop at the end do not count."""
+    return " ".join(text.split()).strip().rstrip(".").strip().casefold()
+
+
+def reference_answer(prompt: Prompt, key: str) -> str:
+    """RewardError where the prompt's file says none: no sample of it could ever be right."""
+    if key not in prompt.metadata:
+        raise RewardError(
+            f"{named(prompt)} has no {key!r} beside its text (it has {sorted(prompt.metadata)}): "
+            "add it to the prompt file, or name the right column as rewards.answer_key"
+        )
+    return str(prompt.metadata[key])
+
+
+class VerifierConfig(RewardConfig):
+    """What rewards that compare with a reference answer have."""
+
+    answer_key: str = setting("answer", "under which key the prompt's file has the right answer")
+
+
+class ExactAnswerConfig(VerifierConfig):
+    kind: Literal["exact_answer"] = setting(
+        "exact_answer", "1 where the text inside <answer> is the right answer, else 0"
+    )
+
+
+class ExactAnswer(Reward):
+    """Case and spaces aside; 0 where there is no `<answer>`."""
+
+    Config: ClassVar[type[ExactAnswerConfig]] = ExactAnswerConfig
+
+    def __init__(self, config: ExactAnswerConfig, device: torch.device) -> None:
+        super().__init__(config)
+        self._key = config.answer_key
+
+    def __call__(self, artifacts: Sequence[Completion], prompts: Sequence[Prompt]) -> Tensor:
+        pairs = zip(artifacts, prompts, strict=True)
+        return torch.tensor([float(self._is_right(c.text, p)) for c, p in pairs])
+
+    def _is_right(self, text: str, prompt: Prompt) -> bool:
+        right = normalised(reference_answer(prompt, self._key))
+        answer = extract_answer(text)
+        return answer is not None and normalised(answer) == right
+
+
+class MathVerifyConfig(VerifierConfig):
+    kind: Literal["math_verify"] = setting(
+        "math_verify", "1 where the answer is mathematically equal to the right one, else 0"
+    )
+
+
+class MathVerify(Reward):
+    """By math-verify: of the text inside `<answer>`, or of the whole completion without one."""
+
+    Config: ClassVar[type[MathVerifyConfig]] = MathVerifyConfig
+
+    def __init__(self, config: MathVerifyConfig, device: torch.device) -> None:
+        super().__init__(config)
+        self._key = config.answer_key
+        self._parse, self._verify = _math_verify()
+
+    def __call__(self, artifacts: Sequence[Completion], prompts: Sequence[Prompt]) -> Tensor:
+        pairs = zip(artifacts, prompts, strict=True)
+        return torch.tensor([float(self._is_right(c.text, p)) for c, p in pairs])
+
+    def _is_right(self, text: str, prompt: Prompt) -> bool:
+        right = self._parse(reference_answer(prompt, self._key))
+        answer = extract_answer(text)
+        return bool(self._verify(right, self._parse(text if answer is None else answer)))
+
+
+def _math_verify() -> tuple[Callable[..., Any], Callable[..., Any]]:
+    try:
+        from math_verify import parse, verify
+    except ImportError as error:
+        raise ConfigError(
+            'rewards.kind = "math_verify", but math_verify cannot be imported '
+            f"({error}): pip install 'adrpo_scale[math]'"
+        ) from error
+    return parse, verify
+
+
+class FormatConfig(RewardConfig):
+    kind: Literal["format"] = setting("format", "1 where the whole completion has a form, else 0")
+    pattern: str = setting(
+        THINK_THEN_ANSWER,
+        "regular expression for the whole completion, a dot also matches a line break; the default "
+        "is one <think>…</think>, then one <answer>…</answer>",
+    )
+
+
+class Format(Reward):
+    Config: ClassVar[type[FormatConfig]] = FormatConfig
+
+    def __init__(self, config: FormatConfig, device: torch.device) -> None:
+        super().__init__(config)
+        try:
+            self._pattern = re.compile(config.pattern, re.DOTALL)
+        except re.error as error:
+            raise ConfigError(
+                f"rewards.pattern = {config.pattern!r} is no regular expression: {error}"
+            ) from error
+
+    def __call__(self, artifacts: Sequence[Completion], prompts: Sequence[Prompt]) -> Tensor:
+        return torch.tensor([float(bool(self._pattern.fullmatch(c.text))) for c in artifacts])
+
+
+class DemoGoldConfig(RewardConfig):
+    kind: Literal["demo_gold"] = setting(
+        "demo_gold", "what the text_rm demo's reward model was trained to say"
+    )
+
+
+class DemoGold(Reward):
+    """The gold score of the demo with the hackable reward model."""
+
+    Config: ClassVar[type[DemoGoldConfig]] = DemoGoldConfig
+
+    def __init__(self, config: DemoGoldConfig, device: torch.device) -> None:
+        super().__init__(config)
+
+    def __call__(self, artifacts: Sequence[Completion], prompts: Sequence[Prompt]) -> Tensor:
+        pairs = zip(artifacts, prompts, strict=True)
+        return torch.tensor([gold_score(p.text, c.text) for c, p in pairs])
