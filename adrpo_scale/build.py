@@ -45,7 +45,12 @@ def build_domain(config: RunConfig) -> Domain:
 
 
 def build_rewards(config: RunConfig, engine: Engine) -> list[Reward]:
-    return [REWARDS[reward.kind](reward, engine.device) for reward in config.rewards]  # type: ignore[call-arg]
+    rewards = [REWARDS[reward.kind](reward, engine.device) for reward in config.rewards]  # type: ignore[call-arg]
+    for reward in rewards:
+        spec = reward.model_spec()
+        if spec is not None:
+            reward.use(engine.build_frozen(spec))
+    return rewards
 
 
 def build_reference(

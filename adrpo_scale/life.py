@@ -221,7 +221,7 @@ def summarise(run: Path) -> None:
         figures.curves([rows], run / "curves.png")
         console.print(f"curves:       {run / 'curves.png'}", highlight=False, soft_wrap=True)
     if (run / "samples").is_dir():
-        console.print(f"picture grids: {run / 'samples'}", highlight=False, soft_wrap=True)
+        console.print(f"samples:      {run / 'samples'}", highlight=False, soft_wrap=True)
     console.print(
         f"TensorBoard:  tensorboard --logdir {run / 'tensorboard'}", highlight=False, soft_wrap=True
     )

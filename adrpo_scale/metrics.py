@@ -18,7 +18,9 @@ from typing import Any, ClassVar
 
 import diffusers
 import numpy as np
+import pyarrow
 import transformers
+from pyarrow import parquet
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -30,6 +32,7 @@ from adrpo_scale.settings import Effect, Section, setting
 
 console = Console()
 JSONL = ("metrics.jsonl", "eval.jsonl")
+SHOWN = 32  # completions in TensorBoard
 
 
 class LoggingConfig(Section):
@@ -37,6 +40,12 @@ class LoggingConfig(Section):
 
     pictures_every: int = setting(
         20, "iterations between picture grids of rollouts in TensorBoard; 0: never", ge=0
+    )
+    completions_every: int = setting(
+        10, "tokens: iterations between records of every completion in samples/; 0: never", ge=0
+    )
+    completions_megabytes: float = setting(
+        200.0, "tokens: the oldest of these records are removed beyond this size", gt=0
     )
     histograms_every: int = setting(
         5, "iterations between histograms of advantages and betas; 0: never", ge=0
@@ -163,6 +172,23 @@ class MetricsLog:
                 (self.run / "samples").mkdir(exist_ok=True)
                 picture.save(self.run / "samples" / file)
 
+    def completions(
+        self, table: Sequence[Mapping[str, Any]] | None, iteration: int, megabytes: float
+    ) -> None:
+        """Records of completions: all as `samples/completions-NNNNNN.parquet`, the first as text in
+        TensorBoard. The oldest files are removed beyond `megabytes`."""
+        if not self._on or not table:
+            return
+        folder = self.run / "samples"
+        path = folder / f"completions-{iteration:06d}.parquet"
+        with _writing(path):
+            folder.mkdir(exist_ok=True)
+            parquet.write_table(pyarrow.Table.from_pylist([finite(row) for row in table]), path)
+            files = sorted(folder.glob("completions-*.parquet"))
+            while len(files) > 1 and sum(f.stat().st_size for f in files) > 1e6 * megabytes:
+                files.pop(0).unlink()
+        self._tensorboard.add_text("completions", text_table(table[:SHOWN]), iteration)
+
     def sync(self) -> None:
         """Waits until every line written so far is on the disk."""
         if not self._on:
@@ -195,6 +221,17 @@ def finite(record: Mapping[str, Any]) -> dict[str, Any]:
         key: None if isinstance(value, float) and not math.isfinite(value) else value
         for key, value in record.items()
     }
+
+
+def text_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown; what would break the table's lines is shown as itself."""
+
+    def cell(value: Any) -> str:
+        text = f"{value:.4g}" if isinstance(value, float) else str(value)
+        return text.replace("|", "\\|").replace("\n", "⏎ ").replace("<", "&lt;")
+
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *([cell(v) for v in r.values()] for r in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def progress_line(record: Mapping[str, Any]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,10 +14,16 @@ from torch import Tensor
 from adrpo_scale import dist
 from adrpo_scale.algorithms.advantages import is_degenerate
 from adrpo_scale.algorithms.base import Algorithm, GroupRelative
-from adrpo_scale.types import Credit, Rewards, Terms
+from adrpo_scale.algorithms.tokens import per_row
+from adrpo_scale.batches import MicroBatch
+from adrpo_scale.types import Completion, Credit, Prompt, Rewards, Rows, Terms
 
 SMALL_ADVANTAGE = 0.05
 MANY_DEGENERATE = 0.5
+MANY_TRUNCATED = 0.5
+
+
+Measured = tuple[float | None, float | None]
 
 
 class Stopwatch:
@@ -53,18 +59,39 @@ class Tally:
     """Sums over an iteration's micro-batches and steps, reduced over ranks once at the end."""
 
     def __init__(self) -> None:
-        self._sums: Tensor | None = None  # loss, divergence, rows with a divergence
+        # loss; divergence, rows with one; entropy, tokens with one
+        self._sums: Tensor | None = None
+        self._rows: list[tuple[Tensor, Tensor | None, Tensor | None]] = []
         self._norms: list[float] = []
         self._rate = math.nan
         self._skipped = 0
 
-    def add(self, loss: Tensor, terms: Terms, credit: Credit) -> None:
-        parts = [loss.detach().float(), loss.new_zeros(()), loss.new_zeros(())]
+    def add(self, loss: Tensor, terms: Terms, micro: MicroBatch) -> None:
+        include, zero = micro.credit.include, loss.new_zeros(())
+        parts = [loss.detach().float(), zero, zero, zero, zero]
+        divergence_N = entropy_N = None
         if terms.divergence_N is not None:
-            include = credit.include.to(terms.divergence_N)
-            parts[1:] = [(terms.divergence_N.detach() * include).sum(), include.sum()]
+            divergence_N, include_N = terms.divergence_N.detach(), include.to(terms.divergence_N)
+            parts[1:3] = [(divergence_N * include_N).sum(), include_N.sum()]
+        if terms.entropy_K is not None:
+            assert terms.segment_K is not None
+            entropy_K, include_K = terms.entropy_K.detach(), include.to(loss)[terms.segment_K]
+            parts[3:] = [(entropy_K * include_K).sum(), include_K.sum()]
+            entropy_N = per_row(entropy_K, terms.segment_K, len(include), "sequence")
+        self._rows.append((micro.rows.sample_ids_N, divergence_N, entropy_N))
         sums = torch.stack(parts)
         self._sums = sums if self._sums is None else self._sums + sums
+
+    def measured(self) -> dict[int, Measured]:
+        """This rank's samples: id → (divergence, entropy) when they were first trained on."""
+        found: dict[int, Measured] = {}
+        for ids_N, *columns in self._rows:
+            divergences, entropies = (
+                [None] * len(ids_N) if c is None else c.tolist() for c in columns
+            )
+            for sample, *values in zip(ids_N.tolist(), divergences, entropies, strict=True):
+                found.setdefault(sample, (values[0], values[1]))
+        return found
 
     def add_step(self, grad_norm: float, rate: float, skipped: bool) -> None:
         self._norms.append(grad_norm)
@@ -74,17 +101,68 @@ class Tally:
     def record(self) -> dict[str, Any]:
         """Collective. loss: mean over the steps; null where nothing was trained on, divergence
         where it was not measured."""
-        sums = torch.zeros(3) if self._sums is None else self._sums
-        loss, divergence, rows = dist.all_sum(sums.double().cpu()).tolist()
+        sums = torch.zeros(5) if self._sums is None else self._sums
+        loss, divergence, rows, entropy, tokens = dist.all_sum(sums.double().cpu()).tolist()
         steps = len(self._norms)
         return {
             "loss": loss / steps if steps else None,
             "divergence": divergence / rows if rows else None,
+            **({"entropy": entropy / tokens} if tokens else {}),
             "grad_norm": sum(self._norms) / steps if steps else None,
             "learning_rate": self._rate if steps else None,
             "updates": steps,
             "updates_skipped": self._skipped,
         }
+
+
+def row_record(metrics: Mapping[str, Tensor]) -> dict[str, float]:
+    """Means over all ranks' rows. Collective."""
+    if not metrics:
+        return {}
+    sums = torch.stack([torch.stack([v.sum(), torch.tensor(len(v))]) for v in metrics.values()])
+    totals = dist.all_sum(sums.double()).tolist()
+    return {name: total / n for name, (total, n) in zip(metrics, totals, strict=True)}
+
+
+def completion_table(
+    rows: Rows,
+    completions: Sequence[Completion],
+    prompts_P: Sequence[Prompt],
+    rewards: Rewards,
+    credit: Credit,
+    measured: Mapping[int, Measured],
+) -> list[dict[str, Any]] | None:
+    """One record per sample of the iteration, on rank 0; None elsewhere. Collective.
+
+    measured: this rank's `Tally.measured`."""
+    ids = rows.sample_ids_N.tolist()
+    mine = dict(zip(ids, completions, strict=True))
+    written = {s: c for part in dist.gather_objects(mine) for s, c in part.items()}
+    numbers = {s: m for part in dist.gather_objects(dict(measured)) for s, m in part.items()}
+    if not dist.is_main():
+        return None
+    size = rewards.total_PG.shape[1]
+    planes = dict(zip(rewards.names, rewards.per_reward_RPG.flatten(1).tolist(), strict=True))
+    table = []
+    for sample in sorted(written):
+        prompt, completion = prompts_P[sample // size], written[sample]
+        divergence, entropy = numbers.get(sample, (None, None))
+        table.append(
+            {
+                "sample": sample,
+                "prompt_id": prompt.id,
+                "prompt": prompt.text,
+                "completion": completion.text,
+                "tokens": len(completion.tokens),
+                "finished": completion.finished,
+                **{f"reward_{name}": plane[sample] for name, plane in planes.items()},
+                "advantage": float(credit.weight[sample]),
+                "beta": float(credit.beta[sample]),
+                "divergence": divergence,
+                "entropy": entropy,
+            }
+        )
+    return table
 
 
 def credit_record(rewards: Rewards, credit: Credit) -> dict[str, Any]:
@@ -127,6 +205,12 @@ def warnings_of(record: dict[str, Any], algorithm: Algorithm) -> Iterator[tuple[
             "degenerate groups",
             f"{record['degenerate_groups']:.0%} of the groups have equal rewards or fewer than two "
             "samples left: they teach nothing. Raise prompts.group_size or choose a finer reward",
+        )
+    if record.get("truncated", 0.0) > MANY_TRUNCATED:
+        yield (
+            "truncated",
+            f"{record['truncated']:.0%} of the completions were cut off before they ended: raise "
+            "domain.rollout.max_new_tokens, or set domain.mask_truncated = true",
         )
     if record["masked"]:
         yield "masked", f"{record['masked']} samples are masked because a reward failed; see logs/"

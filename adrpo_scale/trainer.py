@@ -29,9 +29,16 @@ from adrpo_scale.evaluation.evaluator import Evaluator, image_grid
 from adrpo_scale.metrics import LoggingConfig, MetricsLog, is_due
 from adrpo_scale.preempt import Stop
 from adrpo_scale.prompts import PromptStream
-from adrpo_scale.report import Stopwatch, Tally, credit_record, warnings_of
-from adrpo_scale.rewards.base import Reward
-from adrpo_scale.rollout import gather_rewards, sample_block, score_block
+from adrpo_scale.report import (
+    Stopwatch,
+    Tally,
+    completion_table,
+    credit_record,
+    row_record,
+    warnings_of,
+)
+from adrpo_scale.rewards.base import Reward, sharded_models
+from adrpo_scale.rollout import gather_rewards, gather_sizes, sample_block, score_block
 from adrpo_scale.saver import Saver
 from adrpo_scale.settings import Effect, Section, setting
 from adrpo_scale.training_state import Counters, TrainingState
@@ -48,6 +55,9 @@ class LimitsConfig(Section):
     max_divergence: float | None = setting(None, "stop above this mean divergence", gt=0)
     min_reward: float | None = setting(None, "stop below this mean reward")
     max_nonfinite_updates: int = setting(5, "stop after this many skipped updates in a row", ge=1)
+    max_unscored_iterations: int = setting(
+        3, "stop after this many iterations in a row in which every sample's reward failed", ge=1
+    )
 
 
 @dataclass(frozen=True)
@@ -88,6 +98,7 @@ class Trainer:
     _pool: dict[int, Scored] = field(default_factory=dict)  # offline rollouts, by place
     _warned: set[str] = field(default_factory=set)
     _step_seconds: float = 0.0  # of the slowest optimizer step so far
+    _unscored: int = 0  # iterations in a row without any reward
 
     @property
     def counters(self) -> Counters:
@@ -118,8 +129,10 @@ class Trainer:
                 rows_per_unit=self.algorithm.rows_per_unit,
                 minibatches=self.optimizer.minibatches,
                 micro_batch=self.optimizer.micro_batch,
+                sizes_S=gather_sizes(self.domain, scored.rows),
             )
             needs = self._needs(credit, iteration)
+            minibatches = self._remember(minibatches, needs)
             steps = [
                 (update * self.optimizer.minibatches + k, minibatch)
                 for update in range(self.optimizer.updates)
@@ -155,15 +168,31 @@ class Trainer:
                 )
             artifacts = self.domain.artifacts(rows)
         with watch("reward"):
-            prompts_N = [prompts_P[int(s) // self.group_size] for s in rows.sample_ids_N]
-            scores_NR = score_block(
-                self.rewards, artifacts, prompts_N, self._samples, self.chunk, self.stop.check
-            )
-            rewards = gather_rewards(rows, scores_NR, self.rewards, prompts_P, self.group_size)
+            rewards = self._score(rows, artifacts, prompts_P)
         scored = Scored(prompts_P, rows, artifacts, rewards)
         if pool:
             self._pool[place] = scored
         return scored
+
+    def _score(self, rows: Rows, artifacts: Sequence[Any], prompts_P: Sequence[Prompt]) -> Rewards:
+        prompts_N = [prompts_P[int(s) // self.group_size] for s in rows.sample_ids_N]
+        with self.engine.sampling(*sharded_models(self.rewards)):
+            scores_NR = score_block(
+                self.rewards, artifacts, prompts_N, self._samples, self.chunk, self.stop.check
+            )
+        keeps_N = self.domain.keeps(rows)
+        return gather_rewards(rows, scores_NR, self.rewards, prompts_P, self.group_size, keeps_N)
+
+    def _remember(self, minibatches: list[Minibatch], needs: frozenset[str]) -> list[Minibatch]:
+        """With what the policy says of the rows before its first step, where a later step needs it.
+        On the micro-batches themselves: at other shapes the first ratio would not be exactly 1."""
+        if len(minibatches) * self.optimizer.updates < 2 or "logp_old" not in needs:
+            return minibatches
+        with self.engine.sampling(self.policy):
+            return [
+                [replace(micro, rows=self.domain.remember(self.policy, micro.rows)) for micro in m]
+                for m in minibatches
+            ]
 
     def _check_stop(self, done: int, steps: int) -> None:
         """A safe point while `done` of the iteration's optimizer steps are applied."""
@@ -213,7 +242,7 @@ class Trainer:
             )
             loss = self.algorithm.loss(terms, micro.credit) / max(count, 1e-12)
             self.engine.backward(loss, last=place == len(passes) - 1)
-            tally.add(loss, terms, micro.credit)
+            tally.add(loss, terms, micro)
         rate = self.optimizer.rate_at(self.counters.step, self.total_steps)
         result = self.engine.step(rate)
         self.counters.step += 1
@@ -255,6 +284,7 @@ class Trainer:
             "iteration": done,
             **credit_record(scored.rewards, credit),
             **tally.record(),
+            **row_record(self.domain.row_metrics(scored.rows)),
             "samples": scored.rewards.mask_PG.numel(),
             **watch.record(scored.rewards.mask_PG.numel()),
         }
@@ -268,12 +298,21 @@ class Trainer:
             kept = credit.include > 0
             histograms = {"advantage": credit.weight[kept], "beta_sample": credit.beta[kept]}
         self.log.iteration(record, {n: v.numpy() for n, v in histograms.items() if len(v)})
-        if is_due(self.logging.pictures_every, done) and self.domain.makes_pictures:
-            grid = image_grid(
-                scored.rows, scored.artifacts, scored.prompts_P, scored.rewards.total_PG
-            )
-            self.log.picture("rollouts", grid, done)
+        self._show(scored, credit, tally)
         return record
+
+    def _show(self, scored: Scored, credit: Credit, tally: Tally) -> None:
+        """Pictures or completions of the iteration, for people to look at."""
+        done, every = self.counters.iteration, self.logging
+        rows, artifacts, prompts_P = scored.rows, scored.artifacts, scored.prompts_P
+        if self.domain.makes_pictures and is_due(every.pictures_every, done):
+            grid = image_grid(rows, artifacts, prompts_P, scored.rewards.total_PG)
+            self.log.picture("rollouts", grid, done)
+        if not self.domain.makes_pictures and is_due(every.completions_every, done):
+            table = completion_table(
+                rows, artifacts, prompts_P, scored.rewards, credit, tally.measured()
+            )
+            self.log.completions(table, done, every.completions_megabytes)
 
     def _maybe_evaluate(self) -> bool:
         """Whether it evaluated. Not again where the run goes on from just after an evaluation."""
@@ -301,6 +340,13 @@ class Trainer:
         return True
 
     def _check_limits(self, record: dict[str, Any]) -> None:
+        self._unscored = self._unscored + 1 if record["reward"] is None else 0
+        if self._unscored >= self.limits.max_unscored_iterations:
+            raise LimitReached(
+                f"iteration {record['iteration']}: {self._unscored} iterations in a row had no "
+                "sample with a finite reward (limits.max_unscored_iterations); logs/ says what "
+                f"{' and '.join(reward.label for reward in self.rewards)} gave instead"
+            )
         limits, divergence = self.limits, record["divergence"]
         if limits.max_divergence is not None and (divergence or 0.0) > limits.max_divergence:
             raise LimitReached(
