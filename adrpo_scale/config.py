@@ -10,6 +10,7 @@ import difflib
 import hashlib
 import json
 import tomllib
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,6 +84,7 @@ class RunConfig(Section):
                 "rebase_reference without init_from: name the run to start from, or leave it out"
             )
         self._check_best()
+        self._warn_of_nucleus()
         # Built here only to let the algorithm refuse settings that its kind of domain rules out.
         table = ALGORITHMS[self.algorithm.name]
         algorithm = table(self.algorithm, DOMAINS[self.domain.name].kind)
@@ -92,6 +94,19 @@ class RunConfig(Section):
                 f"which trains on {algorithm.rows_per_unit} rows at a time; use a multiple"
             )
         return self
+
+    def _warn_of_nucleus(self) -> None:
+        """Ratios are of the whole distribution, samples of a part of it: with one step per rollout
+        the ratio is 1 whatever was drawn, with several the difference counts."""
+        rollout, steps = self.domain.rollout, self.optimizer.updates * self.optimizer.minibatches
+        cut = getattr(rollout, "top_p", 1.0) < 1 or getattr(rollout, "top_k", 0) > 0
+        if cut and steps > 1:
+            warnings.warn(
+                f"domain.rollout.top_p = {rollout.top_p}, top_k = {rollout.top_k} with {steps} "
+                "optimizer steps per rollout: ratios are of the whole distribution, not of the one "
+                "that was drawn from; use top_p = 1 and top_k = 0, or one step",
+                stacklevel=2,
+            )
 
     def _check_best(self) -> None:
         """`keep_best` needs something to go by, or it would quietly keep nothing."""

@@ -24,8 +24,8 @@ from adrpo_scale.config import RunConfig, assign, parse_config, parse_override
 TEMPLATE = (
     "{% for m in messages %}{{ '<|im_start|> ' + m['role'] + ' ' + m['content'] + ' <|im_end|> ' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|> assistant ' }}"
-    "{% if enable_thinking is defined and not enable_thinking %}{{ '<think> </think> ' }}{% endif %}"
-    "{% endif %}"
+    "{% if enable_thinking is defined and not enable_thinking %}{{ '<think> </think> ' }}"
+    "{% endif %}{% endif %}"
 )
 WORDS = ["<pad>", "<|im_start|>", "<|im_end|>", "user", "assistant", "system", "<think>"]
 WORDS += ["</think>", "<answer>", "</answer>", *(f"w{i}" for i in range(54))]

@@ -7,13 +7,15 @@ import json
 from pathlib import Path
 from typing import get_args
 
+import pyarrow
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pyarrow import parquet
 from pydantic import ValidationError
 
 from adrpo_scale import paths
-from adrpo_scale.errors import ConfigError, PromptError
+from adrpo_scale.errors import ConfigError, ModelNotFoundError, PromptError
 from adrpo_scale.prompt_files import READERS, guess_format
 from adrpo_scale.prompts import (
     Format,
@@ -260,6 +262,88 @@ def test_missing_file_folder_and_format(tmp_path: Path, monkeypatch: pytest.Monk
     write(tmp_path, "b.txt", "fox")
     with pytest.raises(PromptError, match=r"unknown prompt format 'xml'; .*auto, txt, geneval"):
         load_prompts("b.txt", "xml")
+
+
+# ---- conversations -------------------------------------------------------------------------------
+
+TURNS = [
+    {"role": "user", "content": "Hello"},
+    {"role": "assistant", "content": "Hi"},
+    {"role": "user", "content": "Tell me more"},
+]
+
+
+def rows_of(kind: str, path: Path, rows: list[dict]) -> Path:
+    """The same rows as JSON lines or as parquet."""
+    file = path / f"rows.{kind}"
+    if kind == "jsonl":
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        parquet.write_table(pyarrow.Table.from_pylist(rows), file)
+    return file
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+@pytest.mark.parametrize("key", ["context_messages", "messages", "prompt"])
+def test_conversations(tmp_path: Path, kind: str, key: str) -> None:
+    file = rows_of(kind, tmp_path, [{key: TURNS, "answer": "4"}, {key: TURNS[:1], "answer": "5"}])
+    long, short = load_prompts(file)
+    assert [dict(m) for m in long.messages] == TURNS == long.conversation
+    assert long.text == "user: Hello\nassistant: Hi\nuser: Tell me more"
+    assert long.metadata == {"answer": "4"}
+    assert short.text == "Hello" and short.conversation == TURNS[:1]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_a_plain_prompt_is_one_message_of_the_users(tmp_path: Path, kind: str) -> None:
+    (prompt,) = load_prompts(rows_of(kind, tmp_path, [{"prompt": "What is 2 + 2?", "answer": "4"}]))
+    assert prompt.messages == ()
+    assert prompt.conversation == [{"role": "user", "content": "What is 2 + 2?"}]
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [[], "no list", [{"role": "user"}], [{"role": "user", "content": " "}], TURNS[:2], [3]],
+)
+def test_a_broken_conversation_is_named(tmp_path: Path, messages: object) -> None:
+    file = rows_of("jsonl", tmp_path, [{"messages": TURNS}, {"messages": messages}])
+    with pytest.raises(PromptError, match=r"rows\.jsonl, line 2: got .*the last one of the user's"):
+        load_prompts(file)
+
+
+def test_a_folder_of_data_files_is_one_dataset(tmp_path: Path) -> None:
+    folder = tmp_path / "dataset" / "data"
+    folder.mkdir(parents=True)
+    for number in range(2):
+        table = pyarrow.Table.from_pylist([{"context_messages": TURNS[:1], "n": number}])
+        parquet.write_table(table, folder / f"test-0000{number}.parquet")
+    prompts = load_prompts(str(tmp_path / "dataset"))
+    assert [(p.id, p.metadata["n"]) for p in prompts] == [(0, 0), (1, 1)]
+
+
+def test_a_dataset_of_the_hub_is_looked_for_in_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = "0" * 40
+    root = tmp_path / "datasets--owner--chats"
+    folder = root / "snapshots" / commit
+    folder.mkdir(parents=True)
+    (root / "refs").mkdir()
+    (root / "refs" / "main").write_text(commit)
+    rows_of("jsonl", folder, [{"messages": TURNS}])
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    (prompt,) = load_prompts("hub:owner/chats")
+    assert prompt.conversation == TURNS
+    with pytest.raises(ModelNotFoundError, match="hf download owner/others --repo-type dataset"):
+        load_prompts("hub:owner/others")
+
+
+def test_a_file_that_is_no_parquet(tmp_path: Path) -> None:
+    write(tmp_path, "bad.parquet", "text")
+    with pytest.raises(PromptError, match=r"bad\.parquet: cannot be read as parquet"):
+        load_prompts(tmp_path / "bad.parquet")
+    with pytest.raises(PromptError, match=r"gone\.parquet: no such prompt file"):
+        load_prompts(tmp_path / "gone.parquet")
 
 
 # ---- paths ---------------------------------------------------------------------------------------

@@ -259,7 +259,7 @@ def test_a_folder_that_is_missing_or_half_there(tmp_path):
     for path in folder.glob("tokenizer*"):
         path.unlink()
     refused(folder, ModelNotFoundError, "has no tokenizer")
-    with pytest.raises(ModelNotFoundError, match="hf download Qwen/Qwen3-0.6B"):
+    with pytest.raises(ModelNotFoundError, match=r"hf download Qwen/Qwen3-0\.6B"):
         build_domain(text_config(tmp_path / "d", ["domain.model=Qwen/Qwen3-0.6B"]))
 
 

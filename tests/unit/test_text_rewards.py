@@ -152,7 +152,7 @@ def test_sharded_and_replicated_agree_in_one_process(tmp_path):
     whole = reward(tmp_path, kind="reward_model", model=str(folder), dtype="float32")
     config = text_config(
         tmp_path / "model",
-        ['rewards=[{kind="reward_model", placement="sharded", model="%s"}]' % folder],
+        [f'rewards=[{{kind="reward_model", placement="sharded", model="{folder}"}}]'],
     )
     engine = build_engine(config)
     (sharded,) = build_rewards(config, engine)
