@@ -86,18 +86,20 @@ def train(
 
 @app.command()
 def sample(
-    run_or_model: Annotated[str, typer.Argument(help="RUN, RUN@iteration, pipeline or hub id.")],
+    run_or_model: Annotated[str, typer.Argument(help="RUN, RUN@iteration, model or hub id.")],
     prompts: Annotated[Path, typer.Option(help="Prompt file, in any format that training takes.")],
-    to: Annotated[Path, typer.Option(help="Folder for the pictures.")],
+    to: Annotated[Path, typer.Option(help="Folder for the samples.")],
     per_prompt: Annotated[int, typer.Option(help="Samples per prompt.", min=1)] = 4,
-    seed: Annotated[int, typer.Option(help="Seed of the noise.", min=0, max=2**63 - 1)] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the samples.", min=0, max=2**63 - 1)] = 0,
     weights: Annotated[str, typer.Option(help="trained or ema (of a run).")] = "trained",
     set_: SetOption = [],  # noqa: B006
 ) -> None:
-    """Sample pictures from a run's checkpoint, or from a model as it is.
+    """Sample pictures or completions from a run's checkpoint, or from a model as it is, with the
+    settings of evaluations.
 
     Example:
-        [cyan]adrpo-scale sample runs/demo --prompts my_prompts.txt --to pictures[/cyan]
+        [cyan]adrpo-scale sample runs/demo --prompts my_prompts.txt --to samples
+        --set domain.evaluation.temperature=0[/cyan]
     """
     from adrpo_scale import sampler
 
@@ -128,7 +130,8 @@ def export(
         str | None, typer.Option(help="Where the base model is now, if it has moved.")
     ] = None,
 ) -> None:
-    """Export trained weights for diffusers and peft, without a GPU, and verify them.
+    """Export trained weights for diffusers or transformers and peft, without a GPU, and verify
+    them.
 
     Example:
         [cyan]adrpo-scale export runs/demo --to my-lora --as adapter[/cyan]

@@ -20,17 +20,11 @@ from adrpo_scale.disk_space import disk_space, size_text
 from adrpo_scale.errors import CheckpointError, DiskSpaceError, ExportError
 from adrpo_scale.evaluation.tables import metric_order
 from adrpo_scale.export.adapter import adapter_bytes, write_adapter
-from adrpo_scale.export.base import Material, Request, Written, base_model
+from adrpo_scale.export.base import Copy, Material, Request, Written, base_model
 from adrpo_scale.export.card import Metric, Provenance, Story, base_licence, write_card
-from adrpo_scale.export.folder import (
-    Copy,
-    bytes_of,
-    licence_files,
-    other_files,
-    weight_headers,
-    write_copies,
-    write_weights,
-)
+from adrpo_scale.export.copies import bytes_of, write_copies
+from adrpo_scale.export.folder import weight_headers, write_weights
+from adrpo_scale.export.layouts import layout_of
 from adrpo_scale.export.verify import Verdict, verify
 from adrpo_scale.files import remove_folder, sync_file, sync_folder
 from adrpo_scale.metrics import console
@@ -70,7 +64,9 @@ def export(name: str, request: Request, base: str | None = None) -> Exported:
         config = overridden(config, [f"domain.model={json.dumps(base)}"])
     _check_whole(reader)
     material = _material(reader, config, request)
-    copies = _copies(material, request)
+    layout = layout_of(material.target)
+    layout.check(material, request.kind)
+    copies = layout.copies(material, request.kind)
     _check_room(material, request, copies)
     with _temporary(request.to) as folder:
         start = time.perf_counter()
@@ -173,12 +169,6 @@ def _material(reader: Reader, config: RunConfig, request: Request) -> Material:
     )
 
 
-def _copies(material: Material, request: Request) -> list[Copy]:
-    if request.kind == "adapter":
-        return licence_files(material.folder)
-    return other_files(material)
-
-
 def _check_room(material: Material, request: Request, copies: list[Copy]) -> None:
     """Raises DiskSpaceError unless there is room where the export goes."""
     if request.kind == "adapter":
@@ -218,8 +208,9 @@ def _convert(material: Material, request: Request, copies: list[Copy], folder: P
         written = write_adapter(material, request.dtype or torch.float32, folder)
     else:
         written = write_weights(material, request, folder)
+    texts = layout_of(material.target).texts(material, request)
     material.close()
-    write_copies(copies, folder, request.link)
+    write_copies(copies, texts, folder, request.link)
     return written
 
 
@@ -248,6 +239,7 @@ def _story(
         provenance=_provenance(material, request),
         written=written,
         verdict=verdict,
+        rank=material.reader.manifest.document["lora"]["rank"] if material.spec.lora else None,
     )
 
 

@@ -1,12 +1,12 @@
-"""Pictures from a trained run or from any Stable Diffusion 3 pipeline, without training."""
+"""Pictures or texts from a trained run, or from a model as it was published, without training."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 from PIL import Image
@@ -16,41 +16,49 @@ from adrpo_scale import dist
 from adrpo_scale.build import build_domain, build_engine, specs_of
 from adrpo_scale.checkpoint.base import MANIFEST
 from adrpo_scale.checkpoint.reader import Reader
+from adrpo_scale.checkpoint.shelf import CHECKPOINTS, TRAJECTORY
 from adrpo_scale.config import RunConfig, overridden, parse_config
 from adrpo_scale.domains.base import Domain
 from adrpo_scale.engines.base import Engine
+from adrpo_scale.errors import ConfigError
 from adrpo_scale.evaluation.grids import picture_grid
 from adrpo_scale.metrics import console
+from adrpo_scale.paths import resolve_path
 from adrpo_scale.prompts import load_prompts
 from adrpo_scale.resume import open_checkpoint, origin_of
 from adrpo_scale.rollout import sample_block
 from adrpo_scale.training_state import TrainingState
-from adrpo_scale.types import DrawKey, Prompt
+from adrpo_scale.types import Completion, DrawKey, Prompt
 
 GRID_PROMPTS = 12
+SHOWN, SHOWN_CHARACTERS = 4, 400  # completions on the terminal, and how much of each
+PIPELINE = "model_index.json"  # a diffusers pipeline has it
+COMPLETIONS = "completions.jsonl"
+# Of a plain model: settings that sampling does not use, and that must not be in its way.
+_UNUSED: dict[str, dict[str, Any]] = {"flow": {}, "text": {"rollout": {"max_new_tokens": 1}}}
 
 
 @dataclass(frozen=True)
 class Source:
-    """What pictures are sampled from: settings, and the checkpoint, or None of a plain model."""
+    """What is sampled from: settings, and the checkpoint, or None of a plain model."""
 
     config: RunConfig
     reader: Reader | None
 
 
 def find_source(run_or_model: str, prompts: Path) -> Source:
-    """A run (RUN or RUN@iteration), a checkpoint folder, or a model with settings for sampling."""
-    folder = Path(run_or_model.rpartition("@")[0] if "@" in run_or_model else run_or_model)
-    if (
-        any((folder / name).is_file() for name in ("config.json", MANIFEST))
-        and not (folder / "model_index.json").is_file()
-    ):
+    """A run (RUN or RUN@iteration), a checkpoint folder, or a model with settings for sampling.
+
+    ConfigError for a folder that is none of them.
+    """
+    kind = kind_of(run_or_model)
+    if kind == "run":
         reader = open_checkpoint(run_or_model)
         return Source(parse_config(reader.manifest.document["config"]), reader)
     return Source(
         parse_config(
             {
-                "domain": {"name": "flow", "model": run_or_model, "train": "full"},
+                "domain": {"name": kind, "model": run_or_model, "train": "full"} | _UNUSED[kind],
                 "algorithm": {"name": "raft"},  # not used: nothing is trained
                 "rewards": [{"kind": "function", "path": "not:used"}],
                 "prompts": {"train": str(prompts)},
@@ -58,6 +66,54 @@ def find_source(run_or_model: str, prompts: Path) -> Source:
         ),
         None,
     )
+
+
+def kind_of(name: str) -> Literal["run", "flow", "text"]:
+    """What a name stands for: a run or checkpoint, or a model, by the domain that samples from it.
+
+    By what lies in the folder; of a hub id, by the files that the hub or its cache lists.
+    ConfigError for a folder in which none of these lies.
+    """
+    folder = _local_folder(name)
+    if folder is None:
+        return "flow" if _is_pipeline_on_hub(name) else "text"
+    if (folder / PIPELINE).is_file():
+        return "flow"
+    if any((folder / name).exists() for name in (MANIFEST, CHECKPOINTS, TRAJECTORY)):
+        return "run"
+    if (folder / "config.json").is_file():
+        # Both a run and a language model have a config.json; only the model's has a type.
+        is_model = '"model_type"' in (folder / "config.json").read_text()
+        return "text" if is_model else "run"
+    what = "adapters alone" if (folder / "adapter_config.json").is_file() else "none of them"
+    raise ConfigError(
+        f"{name!r}: expected a run, a checkpoint, a diffusers pipeline or a language model, but "
+        f"{folder} holds {what}; to sample from adapters, name their run"
+    )
+
+
+def _local_folder(name: str) -> Path | None:
+    """The folder of a run or model; None where the name is a hub id, or of nothing."""
+    if name.startswith("demo:"):
+        return resolve_path(name)
+    for path in (name, name.rpartition("@")[0]):
+        folder = Path(path).expanduser()
+        if path and folder.is_dir():
+            return folder
+    return None
+
+
+def _is_pipeline_on_hub(name: str) -> bool:
+    """Asks for the list of files alone: a file that is brought would make a half model's folder."""
+    from huggingface_hub import file_exists, try_to_load_from_cache
+
+    try:
+        cached = {f: try_to_load_from_cache(name, f) for f in (PIPELINE, "config.json")}
+        if any(isinstance(path, str) for path in cached.values()):
+            return isinstance(cached[PIPELINE], str)
+        return file_exists(name, PIPELINE)
+    except Exception:  # which one differs between the hub's clients
+        return False  # no such model, or nobody to ask: what loads it has the words for it
 
 
 def load_policy(
@@ -85,15 +141,15 @@ def sample(
     weights: str,
     overrides: Sequence[str],
 ) -> None:
-    """The verb: joins the process group and writes the pictures."""
+    """The verb: joins the process group, and writes the pictures or completions."""
     source = find_source(run_or_model, prompts)
     source = replace(source, config=overridden(source.config, overrides))
     engine = source.config.engine
     with dist.process_group(engine.torch_device(), engine.timeout_seconds):
         kind = cast(Literal["trained", "ema"], weights)
-        pictures = sample_to(source, prompts, to, per_prompt=per_prompt, seed=seed, weights=kind)
+        written = sample_to(source, prompts, to, per_prompt=per_prompt, seed=seed, weights=kind)
         if dist.is_main():
-            console.print(f"{len(pictures)} pictures and grid.png in {to}", highlight=False)
+            _report(written, to)
 
 
 def sample_to(
@@ -105,8 +161,8 @@ def sample_to(
     seed: int,
     weights: Literal["trained", "ema"],
 ) -> list[Path]:
-    """Writes PROMPT-SAMPLE.png files, grid.png and samples.jsonl into `to`; returns the pictures'
-    paths on rank 0. Collective."""
+    """Writes PROMPT-SAMPLE.png files, grid.png and samples.jsonl into `to`, or completions.jsonl;
+    returns the paths of the pictures, or of that file, on rank 0. Collective."""
     prompts, config = load_prompts(prompts_file), source.config
     domain, engine = build_domain(config), build_engine(config)
     domain.prepare(prompts, engine.device, engine.dtype)
@@ -119,14 +175,63 @@ def sample_to(
             per_prompt,
             DrawKey(seed, 0),
             config.domain.rollout_chunk,
-            evaluation=True,
+            mode="evaluation",
         )
-    pictures = zip(rows.sample_ids_N.tolist(), domain.artifacts(rows), strict=True)
+    artifacts = dict(zip(rows.sample_ids_N.tolist(), domain.artifacts(rows), strict=True))
     to.mkdir(parents=True, exist_ok=True)
-    for sample, picture in pictures:
+    write = _write_pictures if domain.makes_pictures else _write_completions
+    return write(prompts, artifacts, per_prompt, to)
+
+
+def _write_pictures(
+    prompts: Sequence[Prompt], mine: Mapping[int, np.ndarray], per_prompt: int, to: Path
+) -> list[Path]:
+    for sample, picture in mine.items():
         Image.fromarray(picture).save(to / file_name(sample, per_prompt))
     dist.barrier()
     return _write_overview(prompts, per_prompt, to) if dist.is_main() else []
+
+
+def _write_completions(
+    prompts: Sequence[Prompt], mine: Mapping[int, Completion], per_prompt: int, to: Path
+) -> list[Path]:
+    """One line a sample, in order, from every rank's completions by sample id."""
+    parts = dist.gather_objects(dict(mine))
+    if not dist.is_main():
+        return []
+    found = {sample: completion for part in parts for sample, completion in part.items()}
+    lines = []
+    for sample in sorted(found):
+        prompt, completion = prompts[sample // per_prompt], found[sample]
+        line: dict[str, Any] = {"prompt": prompt.text, "sample": sample % per_prompt}
+        line |= {"messages": list(prompt.messages)} if prompt.messages else {}
+        line |= {"completion": completion.text, "finished": completion.finished}
+        lines.append(json.dumps(line | {"tokens": list(completion.tokens)}, ensure_ascii=False))
+    path = to / COMPLETIONS
+    path.write_text("\n".join(lines) + "\n")
+    return [path]
+
+
+def _report(written: Sequence[Path], to: Path) -> None:
+    """What a person wants to see of it."""
+    if to / COMPLETIONS not in written:
+        _say(f"{len(written)} pictures and grid.png in {to}")
+        return
+    rows = [json.loads(line) for line in (to / COMPLETIONS).read_text().split("\n")[:-1]]
+    first = [row for row in rows if row["sample"] == 0]
+    for row in first[:SHOWN]:
+        end = "" if row["finished"] else " … (cut off)"
+        _say(f"{_short(row['prompt'])}\n  → {_short(row['completion'])}{end}")
+    finished = sum(row["finished"] for row in rows)
+    _say(f"{len(rows)} completions, {finished} of them finished, in {to / COMPLETIONS}")
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + " …"
+
+
+def _say(text: str) -> None:
+    console.print(text, highlight=False, soft_wrap=True, markup=False)
 
 
 def file_name(sample: int, per_prompt: int) -> str:

@@ -175,9 +175,11 @@ def find_model(
 
 
 def combined_sha256(paths: Sequence[Path], root: Path) -> str:
-    """One hash over the contents of files and their names inside `root`."""
+    """One hash over the contents of files and their names inside `root`; of a file that lies
+    elsewhere the last part of its name."""
     hashes = file_hashes(paths)
-    lines = "".join(f"{path.relative_to(root)} {hashes[path]}\n" for path in paths)
+    names = [path.relative_to(root) if path.is_relative_to(root) else path.name for path in paths]
+    lines = "".join(f"{name} {hashes[p]}\n" for name, p in zip(names, paths, strict=True))
     return hashlib.sha256(lines.encode()).hexdigest()
 
 

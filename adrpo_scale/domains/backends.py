@@ -8,6 +8,7 @@ weights (`algorithm.importance_cap`).
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -76,14 +77,8 @@ class Vllm(Backend):
         self, folder: Path, dtype: torch.dtype, memory_share: float, ends: Sequence[int], pad: int
     ) -> None:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # or the weights are out of reach
-        try:
-            import vllm
-        except ImportError as error:
-            raise ConfigError(
-                'domain.backend = "vllm", but vllm cannot be imported '
-                f"({error}): pip install 'adrpo_scale[vllm]' on a machine with a GPU, or use "
-                'domain.backend = "in_process"'
-            ) from error
+        import vllm
+
         self._vllm, self._ends, self._pad = vllm, list(ends), pad
         self._model = vllm.LLM(
             model=str(folder),
@@ -133,6 +128,15 @@ class Vllm(Backend):
             torch.tensor([len(a.token_ids) for a in answers], device=device),
             torch.tensor([a.finish_reason == "stop" for a in answers], device=device),
             logp.to(device),
+        )
+
+
+def check_vllm() -> None:
+    """Raises ConfigError where vLLM is not installed; takes no GPU memory."""
+    if importlib.util.find_spec("vllm") is None:
+        raise ConfigError(
+            'domain.backend = "vllm", but vllm is not installed: pip install '
+            "'adrpo_scale[vllm]' on a machine with a GPU, or use domain.backend = \"in_process\""
         )
 
 

@@ -46,13 +46,15 @@ class ChatTarget:
 
     is_chat: by a chat template, else as plain text. template: the Jinja text, where the tokenizer
     that lies in the base's folder would not do the same. system: put before conversations that have
-    no system message. arguments: of `apply_chat_template`. example: a prompt; ids: its tokens.
+    no system message. arguments: of `apply_chat_template`. tokenizer: the tokenizer's class.
+    example: a prompt; ids: its tokens.
     """
 
     is_chat: bool
     template: str | None
     system: str | None
     arguments: Mapping[str, Any]
+    tokenizer: str
     example: str
     ids: tuple[int, ...]
 

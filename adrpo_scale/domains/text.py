@@ -11,8 +11,8 @@ and sees the positions that it saw when it generated.
 
 from __future__ import annotations
 
+import functools
 import json
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from adrpo_scale.algorithms.tokens import kl_estimate, per_row
 from adrpo_scale.domains import scoring
-from adrpo_scale.domains.backends import Backend, InProcess, Vllm
+from adrpo_scale.domains.backends import Backend, InProcess, Vllm, check_vllm
 from adrpo_scale.domains.base import (
     ChatTarget,
     Domain,
@@ -40,8 +40,6 @@ from adrpo_scale.seeding import Purpose, derive_seed, generator
 from adrpo_scale.settings import REQUIRED, setting
 from adrpo_scale.types import Completion, DrawKey, Prompt, Rows, Terms
 from adrpo_scale.weights import SafetensorsFolder, find_model
-
-log = logging.getLogger(__name__)
 
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 WEIGHTS = "model"
@@ -207,9 +205,8 @@ class TextDomain(Domain):
             inputs={"input_ids": ids},
             call=self._generate_arguments(),
             chat=self._chat_target(),
-            build=lambda: AutoModelForCausalLM.from_config(
-                self._model_config, attn_implementation="sdpa", dtype=torch.float32
-            ),
+            # The library's own attention: what training uses may need a GPU.
+            build=lambda: AutoModelForCausalLM.from_config(self._model_config, dtype=torch.float32),
         )
 
     def _generate_arguments(self) -> dict[str, Any]:
@@ -232,6 +229,7 @@ class TextDomain(Domain):
             template=self.tokenizer.get_chat_template() if differs else None,
             system=chat.system,
             arguments=thinking,
+            tokenizer=type(self.tokenizer).__name__,
             example=example.text,
             ids=tuple(encode(self.tokenizer, example, any_length)),
         )
@@ -241,10 +239,16 @@ class TextDomain(Domain):
         self._ids = {p.id: encode(self.tokenizer, p, self.config.chat) for p in prompts}
         self._greedy = self.config.evaluation.model_copy(update={"temperature": 0.0})
         self._in_process = InProcess(self._ends, self._pad)
-        self._backend: Backend = self._in_process
         if self.config.backend == "vllm":
-            share = self.config.vllm_memory
-            self._backend = Vllm(self.folder, dtype, share, self._ends, self._pad)
+            check_vllm()
+
+    @functools.cached_property
+    def _backend(self) -> Backend:
+        """Begun with the first rollout: evaluations and `sample` draw in process."""
+        if self.config.backend == "in_process":
+            return self._in_process
+        share = self.config.vllm_memory
+        return Vllm(self.folder, self.dtype, share, self._ends, self._pad)
 
     def begin_rollout(self, policy: nn.Module) -> None:
         self._backend.sync(policy)
@@ -258,8 +262,9 @@ class TextDomain(Domain):
         key: DrawKey,
         mode: Mode = "rollout",
     ) -> Rows:
-        backend, sampling, purpose = self._backend, self.config.rollout, Purpose.TOKEN
-        if mode != "rollout":
+        if mode == "rollout":
+            backend, sampling, purpose = self._backend, self.config.rollout, Purpose.TOKEN
+        else:
             backend, purpose = self._in_process, Purpose.EVALUATION
             sampling = self._greedy if mode == "greedy" else self.config.evaluation
         rows, width = len(prompts_N), sampling.max_new_tokens
@@ -423,7 +428,8 @@ def checkpoint_activations(model: Any) -> None:
 
 
 def is_dropout(name: str) -> bool:
-    return "dropout" in name or name.endswith("pdrop")
+    is_used = "classifier" not in name  # of other heads
+    return is_used and ("dropout" in name or name.endswith("pdrop"))
 
 
 def embedding_units(model: Any) -> list[list[nn.Module]]:

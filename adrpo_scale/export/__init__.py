@@ -1,1 +1,1 @@
-"""Checkpoint → folders that diffusers and peft load, tensor by tensor, verified and described."""
+"""Checkpoint → folders that diffusers, transformers and peft load, verified and described."""

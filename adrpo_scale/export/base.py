@@ -1,21 +1,24 @@
 """What an export is asked to be, what it is made from, and what was written.
 
-    adapter   the trained LoRA alone: a peft folder that also holds diffusers' LoRA file
-    merged    the base pipeline with W + alpha/rank · B @ A in place of every adapted W
-    full      the base pipeline with the parameters of full training in place of its own
+    adapter   the trained LoRA alone: a peft folder, with what else the base's library wants of it
+    merged    the base model with W + alpha/rank · B @ A in place of every adapted W
+    full      the base model with the parameters of full training in place of its own
 
 An export is written to `<to>.tmp` and renamed at its end, so a killed one leaves no half folder.
 """
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
+from torch import Tensor
 
 from adrpo_scale.checkpoint.reader import Reader
 from adrpo_scale.domains.base import ExportTarget
@@ -42,7 +45,7 @@ _HUB_CACHE = re.compile(r"models--([^/]+)--([^/]+)/snapshots/")
 class Request:
     """What is wanted. dtype: None for float32 (adapter), or the base's own, tensor by tensor
     (merged, full). max_shard_bytes: of one weight file. link: hard links instead of copies of what
-    the base's pipeline has beside the trained weights."""
+    the base has beside the trained weights."""
 
     to: Path
     kind: Kind
@@ -119,7 +122,7 @@ class Material:
     reader: the checkpoint, its hashes verified. part: the set of it, `policy` or `ema`.
     spec: the policy; `spec.weights` are those that training started from, and are not `stored`
     where the run's reference was rebased on a fork's origin. stored: the base's tensors as they lie
-    on the disk. folder: of the base's pipeline.
+    on the disk. folder: of the base's pipeline or model.
     """
 
     reader: Reader
@@ -171,3 +174,90 @@ def check_changed(written: Written, dtype: torch.dtype | None) -> None:
             f"{which}: the export would be the base model itself. Training has moved them by less "
             "than their rounding: use --dtype float32, or train longer"
         )
+
+
+@dataclass(frozen=True)
+class Copy:
+    """A file of the base's folder. name: its path in the export, the same as in the base."""
+
+    source: Path
+    name: str
+
+
+@dataclass(frozen=True)
+class Use:
+    """What a card's examples depend on. dtype: torch's name of the type that training ran in."""
+
+    kind: Kind
+    base: BaseModel
+    target: ExportTarget
+    dtype: str
+    rank: int | None
+
+
+class Layout(ABC):
+    """What of an export depends on the library that loads it: the files beside the trained weights,
+    what the second process tries beyond the outputs, and the words of the card."""
+
+    peft_settings: Mapping[str, Any] = {}  # of adapter_config.json, beside rank, alpha and targets
+
+    def check(self, material: Material, kind: Kind) -> None:
+        """Raises ExportError where such an export of this base would be another model."""
+        return None
+
+    @abstractmethod
+    def copies(self, material: Material, kind: Kind) -> list[Copy]:
+        """What the export takes over from the base, weights of other components included."""
+
+    def texts(self, material: Material, request: Request) -> dict[str, str]:
+        """Files with a text of their own, by path; they stand in for copies of that name."""
+        return {}
+
+    def write_adapters(
+        self,
+        material: Material,
+        tensors: Mapping[str, Tensor],
+        settings: Mapping[str, Any],
+        folder: Path,
+    ) -> list[str]:
+        """Writes the adapters once more, as the library's own file; the names of such files.
+        settings: rank, alpha and targets, as a LoraConfig takes them."""
+        return []
+
+    def job(self, target: ExportTarget) -> dict[str, Any]:
+        """What `load_check.py` must know of the target, beside what every export has."""
+        return {}
+
+    def check_answer(self, target: ExportTarget, answer: Mapping[str, Any]) -> None:
+        """Raises ExportError where something else that `load_check.py` tried is wrong."""
+        return None
+
+    def further_errors(self, model: Any, answer: Mapping[str, Any]) -> dict[str, float]:
+        """Errors of what else it tried, as shares of the outputs' root mean square, by name.
+        model: the policy, rounded as the export is."""
+        return {}
+
+    @abstractmethod
+    def summary(self, kind: Kind, target: ExportTarget) -> str:
+        """What the export is, as the beginning of a sentence."""
+
+    @abstractmethod
+    def usage(self, use: Use) -> list[str]:
+        """Markdown: Python that runs as it stands inside the export's folder, and words."""
+
+
+def code_block(lines: Sequence[str], language: str = "python") -> str:
+    """Markdown."""
+    return f"```{language}\n" + "\n".join(lines) + "\n```"
+
+
+def base_lines(base: BaseModel) -> list[str]:
+    """Python that names the base model for the lines after it."""
+    remark = "" if base.is_hub_id else "  # the folder of the base model"
+    return [f"base = {json.dumps(base.name.removeprefix('demo:'))}{remark}"]
+
+
+def base_arguments(base: BaseModel) -> str:
+    """Of `from_pretrained`, after `base_lines`."""
+    revision = base.revision if base.is_hub_id else None
+    return f'base, revision="{revision}"' if revision else "base"

@@ -17,13 +17,12 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from adrpo_scale.disk_space import size_text
 from adrpo_scale.domains.base import ExportTarget
-from adrpo_scale.export.adapter import DIFFUSERS_FILE
-from adrpo_scale.export.base import BaseModel, Kind, Written, last_name
-from adrpo_scale.export.folder import is_path
+from adrpo_scale.export.base import BaseModel, Kind, Use, Written, last_name
+from adrpo_scale.export.copies import is_path
+from adrpo_scale.export.layouts import layout_of
 from adrpo_scale.export.verify import Verdict
 
 CARD = "README.md"
-PROMPT = "a red ring"
 _SHELL = ("checkpoint.quota_command",)  # names hosts and users
 
 Metric = tuple[str, str, float | None, float | None]
@@ -50,7 +49,8 @@ class Provenance:
 
 @dataclass(frozen=True)
 class Story:
-    """Everything that a card tells. licence: the base card's `license…` fields."""
+    """Everything that a card tells. licence: the base card's `license…` fields. rank: of adapters,
+    where there are any."""
 
     kind: Kind
     dtype: str
@@ -60,6 +60,7 @@ class Story:
     provenance: Provenance
     written: Written
     verdict: Verdict | None
+    rank: int | None
 
 
 def base_licence(folder: Path) -> dict[str, Any]:
@@ -78,7 +79,7 @@ def write_card(story: Story, folder: Path) -> None:
     base = story.base.name if story.base.is_hub_id else None  # the hub takes its own ids alone
     data = ModelCardData(
         base_model=base,
-        library_name="diffusers",
+        library_name=story.target.library,
         pipeline_tag=story.target.task,
         tags=["adrpo_scale", "reinforcement-learning", algorithm, *_kind_tags(story.kind)],
         **story.licence,
@@ -109,20 +110,15 @@ def _text(story: Story) -> str:
 
 def _summary(story: Story) -> str:
     source, base = story.provenance, story.base
-    what = {
-        "adapter": f"LoRA adapters of the {story.target.component}",
-        "merged": "The base pipeline with trained LoRA adapters merged into its "
-        f"{story.target.component}",
-        "full": f"The base pipeline with a {story.target.component} all of whose parameters were "
-        "trained",
-    }[story.kind]
+    what = layout_of(story.target).summary(story.kind, story.target)
+    part = f"{story.target.component} weights".strip()
     average = " The weights are the moving average (EMA) of the trained ones." * source.is_ema
     revision = f", revision `{base.revision}`" if base.revision else ""
     return (
         f"{what}, fine-tuned by online reinforcement learning "
         f"({source.settings['algorithm.name']}) with adrpo_scale {source.package}.{average}\n\n"
         f"* base model: `{base.name}`{revision}\n"
-        f"* sha256 of the base's {story.target.component} weights: `{base.sha256}`\n"
+        f"* sha256 of the base's {part}: `{base.sha256}`\n"
         f"* {story.dtype}, {size_text(story.written.bytes)} of trained weights in "
         f"{len(story.written.files)} file{'s' * (len(story.written.files) > 1)}"
     )
@@ -143,71 +139,15 @@ def _licence(story: Story) -> str:
 def _usage(story: Story) -> str:
     """Blocks of Python that run as they stand inside the export's folder."""
     settings = story.provenance.settings
-    dtype = settings["engine.dtype"]
-    lines = ["import torch", f"from diffusers import {story.target.pipeline}", ""]
-    lines += _base_lines(story) if story.kind == "adapter" else []
-    lines += [
-        'device = "cuda" if torch.cuda.is_available() else "cpu"',
-        f"pipeline = {story.target.pipeline}.from_pretrained(",
-        f"    {_base_arguments(story)},",
-        f"    dtype=torch.{dtype},",
-        *(f"    {part}=None,  # trained without it" for part in story.target.unused),
-        ").to(device)",
-    ]
-    if story.kind == "adapter":
-        lines.append(f'pipeline.load_lora_weights(".", weight_name="{DIFFUSERS_FILE}")')
-    lines += _call_lines(story.target.call)
-    text = "Inside this folder (or with its path or hub id in place of `.`):\n\n" + _block(lines)
-    if story.kind == "adapter":
-        text += "\n\nThe same adapters through peft:\n\n" + _block(_peft_lines(story))
-    return text
-
-
-def _block(lines: Sequence[str]) -> str:
-    return "```python\n" + "\n".join(lines) + "\n```"
-
-
-def _base_lines(story: Story) -> list[str]:
-    remark = "" if story.base.is_hub_id else "  # the folder of the base model"
-    name = story.base.name.removeprefix("demo:")
-    return [f"base = {json.dumps(name)}{remark}"]
-
-
-def _base_arguments(story: Story) -> str:
-    if story.kind != "adapter":
-        return '"."'
-    revision = story.base.revision if story.base.is_hub_id else None
-    return f'base, revision="{revision}"' if revision else "base"
-
-
-def _call_lines(call: Mapping[str, Any]) -> list[str]:
-    """Sampling as the run's evaluations did it: Euler steps at evenly spaced sigmas."""
-    others = [f"    {name}={value!r}," for name, value in call.items() if name != "steps"]
-    return [
-        "",
-        f"steps = {call['steps']}",
-        "image = pipeline(",
-        f"    {json.dumps(PROMPT)},",
-        "    sigmas=[1 - i / steps for i in range(steps)],  # as in the run's evaluations",
-        *others,
-        '    generator=torch.Generator("cpu").manual_seed(0),',
-        ").images[0]",
-        'image.save("sample.png")',
-    ]
-
-
-def _peft_lines(story: Story) -> list[str]:
-    target = story.target
-    return [
-        f"from diffusers import {target.model}",
-        "from peft import PeftModel",
-        "",
-        *_base_lines(story),
-        f"{target.component} = {target.model}.from_pretrained(",
-        f"    {_base_arguments(story)}, subfolder={json.dumps(target.component)}",
-        ")",
-        f'{target.component} = PeftModel.from_pretrained({target.component}, ".")',
-    ]
+    use = Use(
+        kind=story.kind,
+        base=story.base,
+        target=story.target,
+        dtype=settings["engine.dtype"],
+        rank=story.rank,
+    )
+    intro = "Inside this folder (or with its path or hub id in place of `.`):"
+    return "\n\n".join([intro, *layout_of(story.target).usage(use)])
 
 
 def _results(source: Provenance) -> str:
@@ -223,7 +163,7 @@ def _results(source: Provenance) -> str:
     weights = {"raw": "the trained weights", "ema": "their moving average (EMA)"}
     which = weights[source.settings["evaluation.weights"]]
     rows = [[m, s, _number(before), _number(after)] for m, s, before, after in source.metrics]
-    return f"{text}\n\nEvaluation on fixed prompts with fixed noise, of {which}:\n\n" + _table(
+    return f"{text}\n\nEvaluation on fixed prompts with a fixed seed, of {which}:\n\n" + _table(
         ["metric", "prompts", "base model", f"iteration {source.evaluated}"], rows
     )
 

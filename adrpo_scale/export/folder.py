@@ -1,40 +1,25 @@
-"""A complete pipeline folder: trained weights streamed tensor by tensor, the rest from the base.
+"""The trained weights of a complete folder, streamed tensor by tensor.
 
-Weight files are cut and named as diffusers and huggingface_hub do it. Nothing is ever in memory
-whole, and files are let go of while they are read: mapped pages count as this process's memory.
+Weight files are cut and named as diffusers, transformers and huggingface_hub do it. Nothing is ever
+in memory whole, and files are let go of while they are read: mapped pages count as this process's
+memory.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
+from pathlib import Path
 
 import torch
 from huggingface_hub import split_state_dict_into_shards_factory
 from torch import Tensor
 
 from adrpo_scale.errors import ExportError
-from adrpo_scale.export.base import Material, Request, Written, check_changed, last_name
+from adrpo_scale.export.base import Material, Request, Written, check_changed
+from adrpo_scale.export.copies import json_text
 from adrpo_scale.merged import MergedWeights
 from adrpo_scale.tensor_files import FileFacts, TensorFileWriter, TensorHeader
 
 HELD = 64 << 20  # bytes read before the files are let go of
-INDEX = "model_index.json"
-LICENCES = ("LICENSE", "LICENCE", "NOTICE", "USE_POLICY")
-_KEPT = {".json", ".txt", ".model", ".jinja", ".safetensors", ".md"}
-_CONTENT = {"tokenizer.json", "vocab.json", "special_tokens_map.json", "added_tokens.json"}
-
-
-@dataclass(frozen=True)
-class Copy:
-    """A file of the base's pipeline. name: its path in the export, the same as in the base."""
-
-    source: Path
-    name: str
 
 
 def weight_headers(material: Material, dtype: torch.dtype | None) -> list[TensorHeader]:
@@ -65,10 +50,10 @@ def write_weights(material: Material, request: Request, folder: Path) -> Written
     stream, files = _Stream(material), {}
     for file_name, names in split.filename_to_tensors.items():
         facts = _write_shard(part / file_name, [by_name[name] for name in names], stream)
-        files[f"{target.component}/{file_name}"] = facts
+        files[(Path(target.component) / file_name).as_posix()] = facts
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
-        _write_json(part / f"{target.stem}.safetensors.index.json", index)
+        (part / f"{target.stem}.safetensors.index.json").write_text(json_text(index))
     written = Written(files, stream.trained, stream.changed)
     check_changed(written, request.dtype)
     return written
@@ -109,97 +94,3 @@ class _Stream:
                 "--dtype bfloat16 or float32"
             )
         return result
-
-
-def other_files(material: Material) -> list[Copy]:
-    """What the base's pipeline has beside the trained weights and belongs into a complete folder.
-
-    Components that model_index.json names, licences; no pickles, no other variants of weights.
-    ExportError where a component has its weights as pickles alone.
-    """
-    base, target = material.folder, material.target
-    index = json.loads((base / INDEX).read_text())
-    found = [Copy(base / INDEX, INDEX), *licence_files(base)]
-    for part in sorted(name for name, value in index.items() if isinstance(value, list)):
-        if not (base / part).is_dir():
-            continue
-        files = sorted(path for path in (base / part).rglob("*") if path.is_file())
-        kept = [path for path in files if _is_kept(path)]
-        if part == target.component:
-            kept = [path for path in kept if ".safetensors" not in path.name]
-        elif _has_pickles(files) and not any(path.suffix == ".safetensors" for path in kept):
-            raise ExportError(
-                f"{base / part} has its weights as pickles alone, which are not copied; bring the "
-                "variant of the base model that has safetensors"
-            )
-        found += [Copy(path, path.relative_to(base).as_posix()) for path in kept]
-    return found
-
-
-def licence_files(base: Path) -> list[Copy]:
-    """An export is a derivative of the base: the licence's text goes with it."""
-    paths = sorted(path for path in base.iterdir() if path.name.upper().startswith(LICENCES))
-    return [Copy(path, path.name) for path in paths if path.is_file()]
-
-
-def _is_kept(path: Path) -> bool:
-    """Configs, tokenizers, and weights that `from_pretrained` reads when asked for no variant."""
-    if path.name.startswith(".") or path.suffix not in _KEPT:
-        return False
-    if path.suffix == ".safetensors":
-        return "." not in path.stem  # model.fp16.safetensors is a variant
-    return ".index." not in path.name or path.name.endswith(".safetensors.index.json")
-
-
-def _has_pickles(files: list[Path]) -> bool:
-    return any(path.suffix in (".bin", ".pt", ".pth", ".ckpt") for path in files)
-
-
-def bytes_of(copies: list[Copy]) -> int:
-    return sum(copy.source.stat().st_size for copy in copies)
-
-
-def write_copies(copies: list[Copy], folder: Path, link: bool) -> None:
-    """Copies the files, or links those that stay as they are. JSON loses its absolute paths."""
-    for copy in copies:
-        to = folder / copy.name
-        to.parent.mkdir(parents=True, exist_ok=True)
-        if to.suffix == ".json" and to.name not in _CONTENT:
-            text = copy.source.read_text()
-            clean = without_paths(json.loads(text))
-            if clean != json.loads(text):
-                _write_json(to, clean)
-                continue
-        _place(copy.source.resolve(), to, link)
-
-
-def _place(source: Path, to: Path, link: bool) -> None:
-    if link:
-        try:
-            os.link(source, to)
-            return
-        except OSError:
-            pass  # another filesystem
-    shutil.copyfile(source, to)
-
-
-def without_paths(value: Any) -> Any:
-    """A JSON value whose strings that are absolute paths are cut down to their last part."""
-    if isinstance(value, dict):
-        return {key: without_paths(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [without_paths(item) for item in value]
-    return last_name(value) if isinstance(value, str) and is_path(value) else value
-
-
-def is_path(text: str) -> bool:
-    """Whether a string is a path that says something about the machine: absolute, or from home."""
-    if len(text) > 4096 or "\n" in text or "://" in text:
-        return False
-    posix, windows = PurePosixPath(text), PureWindowsPath(text)
-    absolute = posix.is_absolute() and len(posix.parts) > 2
-    return absolute or text.startswith(("~/", "../")) or bool(windows.drive and windows.root)
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")

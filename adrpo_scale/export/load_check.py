@@ -1,4 +1,4 @@
-"""Loads an export as a user of diffusers and peft does, and writes down what came of it.
+"""Loads an export as a user of its libraries does, and writes down what came of it.
 
     python -P load_check.py JOB.json
 
@@ -8,87 +8,181 @@ needs none of it. Reads no network. JOB.json:
     mode        outputs: run the loaded model on the inputs; tensors: compare every tensor's name,
                 shape and type with the model's class, and every file's hash with the one written
     kind        adapter, merged or full
-    export      the export's folder; base: that of the base's pipeline
-    pipeline, model, component, stem   two classes of diffusers, the model's folder, its files' name
+    library     diffusers or transformers
+    export      the export's folder; base: that of the base's pipeline or model
+    model, component, stem   the library's class, the model's folder, its files' name
     inputs      safetensors file of keyword arguments of the model's forward
     dtype       of an adapter's tensors
     dtypes      of the other kinds' tensors, by name
     files       weight files: path inside the export → SHA-256
     outputs     where the outputs go (safetensors); answer: where this script's findings go (JSON)
+
+    pipeline    diffusers: the pipeline's class
+    prompt      transformers: a text; is_chat: whether it goes through the chat template, with
+                template_arguments
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import peft
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 LIGHT = ("scheduler", "tokenizer")  # components that are loaded too, to see that they can be
+GREEDY = 8  # tokens that a language model goes on by
 
 
 def main(job: dict[str, Any]) -> None:
     torch.set_grad_enabled(False)
+    library = {"diffusers": Diffusers, "transformers": Transformers}[job["library"]](job)
+    answer: dict[str, Any] = {"tensors": 0, **library.further()}
     if job["mode"] == "outputs":
-        outputs = adapter_outputs(job) if job["kind"] == "adapter" else model_outputs(job)
+        is_adapter = job["kind"] == "adapter"
+        outputs = library.adapter_outputs() if is_adapter else library.model_outputs()
         save_file(outputs, job["outputs"])
-        tensors = 0
+        answer |= library.tried
     else:
         check_hashes(job)
-        tensors = check_adapter(job) if job["kind"] == "adapter" else check_model(job)
-    versions = {library.__name__: library.__version__ for library in (torch, diffusers, peft)}
+        check = check_adapter if job["kind"] == "adapter" else check_model
+        answer["tensors"] = check(job, library)
+    versions = {each.__name__: each.__version__ for each in (torch, library.module, peft)}
     modules = sorted({name.split(".")[0] for name in sys.modules})
-    Path(job["answer"]).write_text(
-        json.dumps({"tensors": tensors, "versions": versions, "modules": modules})
-    )
+    answer |= {"versions": versions, "modules": modules}
+    Path(job["answer"]).write_text(json.dumps(answer))
 
 
-def load_model(job: dict[str, Any], folder: str) -> Any:
-    """The model in float32: with the export's own type, rounding would hide what is compared."""
-    model_class = getattr(diffusers, job["model"])
-    return model_class.from_pretrained(
-        folder, subfolder=job["component"], dtype=torch.float32, local_files_only=True
-    ).eval()
+class Library:
+    """How one library loads an export. tried: what comes of running it, beside the outputs."""
+
+    def __init__(self, job: dict[str, Any]) -> None:
+        self.job, self.tried = job, dict[str, Any]()
+        self.module = importlib.import_module(job["library"])
+
+    def further(self) -> dict[str, Any]:
+        """Tries what an export has beside weights; findings by name."""
+        return {}
+
+    def run(self, model: Any) -> torch.Tensor:
+        outputs = model(**load_file(self.job["inputs"]), return_dict=False)
+        return outputs[0].float().contiguous()
+
+    def adapter_outputs(self) -> dict[str, torch.Tensor]:
+        """By how the adapters were loaded."""
+        raise NotImplementedError
+
+    def model_outputs(self) -> dict[str, torch.Tensor]:
+        raise NotImplementedError
+
+    def empty(self, folder: Path) -> Any:
+        """The model that the config in the folder describes; call it with the meta device on."""
+        raise NotImplementedError
+
+    def other_adapters(self) -> dict[str, str]:
+        """Further files of adapters → what their names begin with."""
+        return {}
 
 
-def load_pipeline(job: dict[str, Any], folder: str, model: Any) -> Any:
-    """The pipeline around the model, without the encoders, which no export changes."""
-    index = json.loads(Path(folder, "model_index.json").read_text())
-    parts = [name for name, value in index.items() if isinstance(value, list) and value[0]]
-    heavy = [name for name in parts if not name.startswith(LIGHT)]
-    absent = [name for name in parts if not Path(folder, name).is_dir()]
-    without = dict.fromkeys([*heavy, *absent]) | {job["component"]: model}
-    pipeline_class = getattr(diffusers, job["pipeline"])
-    return pipeline_class.from_pretrained(folder, local_files_only=True, **without)
+class Diffusers(Library):
+    def _load_model(self, folder: str) -> Any:
+        """In float32: with the export's own type, rounding would hide what is compared."""
+        model_class, part = getattr(self.module, self.job["model"]), self.job["component"]
+        return model_class.from_pretrained(
+            folder, subfolder=part, dtype=torch.float32, local_files_only=True
+        ).eval()
+
+    def _load_pipeline(self, folder: str, model: Any) -> Any:
+        """The pipeline around the model, without the encoders, which no export changes."""
+        index = json.loads(Path(folder, "model_index.json").read_text())
+        parts = [name for name, value in index.items() if isinstance(value, list) and value[0]]
+        heavy = [name for name in parts if not name.startswith(LIGHT)]
+        absent = [name for name in parts if not Path(folder, name).is_dir()]
+        without = dict.fromkeys([*heavy, *absent]) | {self.job["component"]: model}
+        pipeline_class = getattr(self.module, self.job["pipeline"])
+        return pipeline_class.from_pretrained(folder, local_files_only=True, **without)
+
+    def adapter_outputs(self) -> dict[str, torch.Tensor]:
+        """Through the pipeline's loader, then through peft."""
+        export, model = self.job["export"], self._load_model(self.job["base"])
+        pipeline = self._load_pipeline(self.job["base"], model)
+        pipeline.load_lora_weights(export, local_files_only=True)
+        # Adapters in a lower type would be multiplied in it; their values are what is compared.
+        outputs = {"load_lora_weights": self.run(model.float())}
+        pipeline.unload_lora_weights()
+        outputs["peft"] = self.run(peft.PeftModel.from_pretrained(model, export).float())
+        return outputs
+
+    def model_outputs(self) -> dict[str, torch.Tensor]:
+        model = self._load_model(self.job["export"])
+        pipeline = self._load_pipeline(self.job["export"], model)
+        return {"from_pretrained": self.run(getattr(pipeline, self.job["component"]))}
+
+    def empty(self, folder: Path) -> Any:
+        model_class = getattr(self.module, self.job["model"])
+        return model_class.from_config(model_class.load_config(folder, local_files_only=True))
+
+    def other_adapters(self) -> dict[str, str]:
+        return {"pytorch_lora_weights.safetensors": f"{self.job['component']}."}
 
 
-def run(model: Any, job: dict[str, Any]) -> torch.Tensor:
-    return model(**load_file(job["inputs"]), return_dict=False)[0].float().contiguous()
+class Transformers(Library):
+    def _load_model(self, folder: str) -> Any:
+        """In float32: with the export's own type, rounding would hide what is compared."""
+        model_class = getattr(self.module, self.job["model"])
+        return model_class.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
 
+    def further(self) -> dict[str, Any]:
+        """The tokens of the prompt."""
+        tokenizer = self.module.AutoTokenizer.from_pretrained(
+            self.job["export"], local_files_only=True
+        )
+        if not self.job["is_chat"]:
+            return {"prompt_ids": list(tokenizer(self.job["prompt"])["input_ids"])}
+        messages = [{"role": "user", "content": self.job["prompt"]}]
+        encoded = tokenizer.apply_chat_template(
+            messages,
+            add_generation_prompt=True,
+            return_dict=True,
+            **self.job["template_arguments"],
+        )
+        return {"prompt_ids": list(encoded["input_ids"])}
 
-def adapter_outputs(job: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """Through the pipeline's loader, then through peft."""
-    model = load_model(job, job["base"])
-    pipeline = load_pipeline(job, job["base"], model)
-    pipeline.load_lora_weights(job["export"], local_files_only=True)
-    # Adapters in a lower type would be multiplied in it; their values are what is compared.
-    outputs = {"load_lora_weights": run(model.float(), job)}
-    pipeline.unload_lora_weights()
-    outputs["peft"] = run(peft.PeftModel.from_pretrained(model, job["export"]).float(), job)
-    return outputs
+    def adapter_outputs(self) -> dict[str, torch.Tensor]:
+        model = self._load_model(self.job["base"])
+        model = peft.PeftModel.from_pretrained(model, self.job["export"])
+        # Adapters in a lower type would be multiplied in it; their values are what is compared.
+        return {"peft": self._run_and_go_on(model.float().eval())}
 
+    def model_outputs(self) -> dict[str, torch.Tensor]:
+        model = self._load_model(self.job["export"])
+        return {"from_pretrained": self._run_and_go_on(model.eval())}
 
-def model_outputs(job: dict[str, Any]) -> dict[str, torch.Tensor]:
-    model = load_model(job, job["export"])
-    return {"from_pretrained": run(load_pipeline(job, job["export"], model).transformer, job)}
+    def _run_and_go_on(self, model: Any) -> torch.Tensor:
+        """Outputs; the inputs are then gone on with greedily, whatever ends a sequence."""
+        ids = load_file(self.job["inputs"])["input_ids"]
+        # Else what generation_config.json says of ends and penalties would be mixed in.
+        model.generation_config = self.module.GenerationConfig()
+        tokens = model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=GREEDY,
+        )
+        assert tokens.shape[1] == ids.shape[1] + GREEDY, f"generate returned {tuple(tokens.shape)}"
+        self.tried = {"greedy": tokens.tolist(), "prompt_length": ids.shape[1]}
+        return self.run(model)
+
+    def empty(self, folder: Path) -> Any:
+        config = self.module.AutoConfig.from_pretrained(folder, local_files_only=True)
+        return getattr(self.module, self.job["model"]).from_config(config)
 
 
 def check_hashes(job: dict[str, Any]) -> None:
@@ -98,13 +192,14 @@ def check_hashes(job: dict[str, Any]) -> None:
         assert found == expected, f"{name} has SHA-256 {found}, {expected} was written"
 
 
-def check_model(job: dict[str, Any]) -> int:
+def check_model(job: dict[str, Any], library: Library) -> int:
     """Every tensor against the class that the exported config builds; how many there are."""
     folder = Path(job["export"], job["component"])
-    model_class = getattr(diffusers, job["model"])
     with torch.device("meta"):
-        model = model_class.from_config(model_class.load_config(folder, local_files_only=True))
-    shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+        model = library.empty(folder)
+    # A tied weight is one parameter, and is in the files once.
+    own = dict(model.named_parameters()) | dict(model.named_buffers())
+    shapes = {name: tuple(own[name].shape) for name in model.state_dict() if name in own}
     index, single = folder / f"{job['stem']}.safetensors.index.json", f"{job['stem']}.safetensors"
     files = [single]
     if index.is_file():
@@ -114,20 +209,19 @@ def check_model(job: dict[str, Any]) -> int:
     return compare(folder, files, shapes, job["dtypes"])
 
 
-def check_adapter(job: dict[str, Any]) -> int:
-    """Both files against the adapters that peft builds from adapter_config.json."""
+def check_adapter(job: dict[str, Any], library: Library) -> int:
+    """Every file against the adapters that peft builds from adapter_config.json."""
     folder = Path(job["export"])
     config = peft.LoraConfig.from_pretrained(folder)
-    model_class = getattr(diffusers, job["model"])
-    config_dict = model_class.load_config(Path(job["base"], job["component"]))
     with torch.device("meta"):
-        model = peft.get_peft_model(model_class.from_config(config_dict), config)
+        model = peft.get_peft_model(library.empty(Path(job["base"], job["component"])), config)
     state = {n: v for n, v in model.state_dict().items() if ".lora_" in n}
     shapes = {n.replace(".default.", "."): tuple(v.shape) for n, v in state.items()}
     count = compare(folder, ["adapter_model.safetensors"], shapes, job["dtype"])
-    prefix = f"{job['component']}."
-    other = {prefix + n.removeprefix("base_model.model."): s for n, s in shapes.items()}
-    return count + compare(folder, ["pytorch_lora_weights.safetensors"], other, job["dtype"])
+    for file, prefix in library.other_adapters().items():
+        other = {prefix + n.removeprefix("base_model.model."): s for n, s in shapes.items()}
+        count += compare(folder, [file], other, job["dtype"])
+    return count
 
 
 def where(folder: Path, files: list[str]) -> dict[str, str]:

@@ -1,7 +1,8 @@
 """Whether an export is what was trained: judged by another process with the libraries of a user.
 
-outputs   `load_check.py` loads the export with diffusers (and peft), runs it in float32 on fixed
-          inputs, and its outputs must be those of the policy rebuilt here from the checkpoint.
+outputs   `load_check.py` loads the export with diffusers or transformers (and peft), runs it in
+          float32 on fixed inputs, and its outputs must be those of the policy rebuilt here from the
+          checkpoint; what a language model generates greedily must be what the policy would.
 tensors   `load_check.py` compares names, shapes, types and hashes; every value is compared here
           with a merge of its own in float64. For machines that cannot hold the model.
 
@@ -37,6 +38,7 @@ from torch import Tensor, nn
 from adrpo_scale.engines.adapters import add_adapters, is_adapter, original_name
 from adrpo_scale.errors import ExportError
 from adrpo_scale.export.base import Material, Request, Written
+from adrpo_scale.export.layouts import layout_of
 from adrpo_scale.weights import check_coverage
 
 SCRIPT = Path(__file__).with_name("load_check.py")
@@ -80,9 +82,10 @@ def _verify_outputs(
         outputs = Path(place, "outputs.safetensors")
         answer = _run_check(material, request, written, folder, outputs)
         found = load_file(outputs)
-    expected = expected_outputs(material, request)
+    expected = expected_outputs(material, request, answer)
     tolerance = LOW_TOLERANCE if _is_low(material, request) else TOLERANCE
     figures = {f"{how}: off by": distance(out, expected.rounded) for how, out in found.items()}
+    figures |= expected.further
     wrong = {how: off for how, off in figures.items() if not off <= tolerance}
     if wrong:
         listed = ", ".join(f"{how} {off:.2g}" for how, off in wrong.items())
@@ -136,7 +139,7 @@ def _run_check(
             "kind": request.kind,
             "export": str(folder),
             "base": str(material.folder),
-            "pipeline": target.pipeline,
+            "library": target.library,
             "model": target.model,
             "component": target.component,
             "stem": target.stem,
@@ -146,6 +149,7 @@ def _run_check(
             "files": {path: facts.sha256 for path, facts in written.files.items()},
             "outputs": str(outputs),
             "answer": str(place / "answer.json"),
+            **layout_of(target).job(target),
         }
         (place / "job.json").write_text(json.dumps(job))
         done = subprocess.run(
@@ -162,18 +166,20 @@ def _run_check(
             )
         answer = json.loads((place / "answer.json").read_text())
     assert "adrpo_scale" not in answer["modules"], "the check imported this package"
+    layout_of(target).check_answer(target, answer)
     return answer
 
 
 @dataclass(frozen=True)
 class Expected:
     """Outputs on the target's inputs: of the base model and of the policy, each also with its
-    weights rounded as the export's are."""
+    weights rounded as the export's are. further: errors of what else was tried."""
 
     base: Tensor
     base_rounded: Tensor
     exact: Tensor
     rounded: Tensor
+    further: Mapping[str, float]
 
     def lost(self, found: Tensor) -> float:
         """How far `found` is from having moved off the base as the policy did, as a share of that.
@@ -183,15 +189,9 @@ class Expected:
 
 
 @torch.no_grad()
-def expected_outputs(material: Material, request: Request) -> Expected:
+def expected_outputs(material: Material, request: Request, answer: Mapping[str, Any]) -> Expected:
     """From the base's weights and the checkpoint's alone, in one model in float32."""
-    spec = material.spec
-    with init_empty_weights(include_buffers=False):
-        model = spec.build()
-    if spec.lora is not None:
-        add_adapters(model, spec.lora, spec.lora_targets)
-    model._apply(lambda t: torch.empty_like(t, device="cpu") if t.is_meta else t)
-    model.float().eval()
+    model = _empty_policy(material)
     state = _state(model)
     _load_base(material, state)
     base = base_rounded = _run(model, material)
@@ -202,7 +202,22 @@ def expected_outputs(material: Material, request: Request) -> Expected:
     _load_trained(material, state)
     exact = _run(model, material)
     _round(model, state, material, request)
-    return Expected(base, base_rounded, exact, _run(model, material))
+    rounded = _run(model, material)
+    further = layout_of(material.target).further_errors(model, answer)
+    return Expected(base, base_rounded, exact, rounded, further)
+
+
+def _empty_policy(material: Material) -> nn.Module:
+    """The policy without its weights, in eval mode."""
+    spec = material.spec
+    with init_empty_weights(include_buffers=False):
+        model = (material.target.build or spec.build)()
+    spec.tie(model)
+    if spec.lora is not None:
+        add_adapters(model, spec.lora, spec.lora_targets)
+    model._apply(lambda t: torch.empty_like(t, device="cpu") if t.is_meta else t)
+    spec.tie(model)
+    return model.float().eval()
 
 
 def _state(model: nn.Module) -> dict[str, Tensor]:

@@ -30,7 +30,8 @@ from adrpo_scale.checkpoint.reader import Reader
 from adrpo_scale.errors import CheckpointError, DiskSpaceError, ExportError
 from adrpo_scale.export import adapter, folder, load_check, verify
 from adrpo_scale.export.base import Request, base_model, parse_request, parse_size
-from adrpo_scale.export.folder import is_path, without_paths
+from adrpo_scale.export.copies import is_path, without_paths
+from adrpo_scale.export.diffusers_layout import LORA_FILE
 from adrpo_scale.exporter import UNFINISHED, export
 from adrpo_scale.paths import resolve_path
 from adrpo_scale.resume import ORIGIN, open_checkpoint, pin_origin
@@ -246,7 +247,7 @@ def test_plain_libraries_paint_our_pictures(root, plain_pictures, tmp_path, run,
 def test_adapter_keeps_every_value_rank_and_alpha(root, exports):
     place, expected = exports["adapter"].folder, trained(root)
     ours = load_file(place / adapter.PEFT_FILE)
-    theirs = load_file(place / adapter.DIFFUSERS_FILE)
+    theirs = load_file(place / LORA_FILE)
     assert len(ours) == len(theirs) == len(expected)
     for name, tensor in expected.items():
         bare = name.replace(".default.", ".")
@@ -255,7 +256,7 @@ def test_adapter_keeps_every_value_rank_and_alpha(root, exports):
     config = peft.LoraConfig.from_pretrained(place)
     assert (config.r, config.lora_alpha) == (16, 40)
     assert config.base_model_name_or_path == "base-model"
-    with safe_open(place / adapter.DIFFUSERS_FILE, "pt") as file:
+    with safe_open(place / LORA_FILE, "pt") as file:
         settings = json.loads(file.metadata()["lora_adapter_metadata"])
     assert settings["transformer.lora_alpha"] == 40
     assert {p.name for p in place.iterdir()} == {
@@ -263,7 +264,7 @@ def test_adapter_keeps_every_value_rank_and_alpha(root, exports):
         "LICENSE.md",
         "adapter_config.json",
         adapter.PEFT_FILE,
-        adapter.DIFFUSERS_FILE,
+        LORA_FILE,
     }
 
 
@@ -699,6 +700,6 @@ def test_the_command_exports_and_says_what_it_did(root, tmp_path):
     assert answer.exit_code == 0, answer.output
     for text in ("trained tensors differ", "not verified", f"export: {tmp_path / 'a'}"):
         assert text in answer.output
-    assert (tmp_path / "a" / adapter.DIFFUSERS_FILE).is_file()
+    assert (tmp_path / "a" / LORA_FILE).is_file()
     refused = CliRunner().invoke(cli.app, line)
     assert isinstance(refused.exception, ExportError)

@@ -1,0 +1,76 @@
+"""What an export takes over from its base: configs, tokenizers, licences, other components."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+from adrpo_scale.export.base import Copy, last_name
+
+LICENCES = ("LICENSE", "LICENCE", "NOTICE", "USE_POLICY")
+_CONTENT = {"tokenizer.json", "vocab.json", "special_tokens_map.json", "added_tokens.json"}
+
+
+def licence_files(base: Path) -> list[Copy]:
+    """An export is a derivative of the base: the licence's text goes with it."""
+    paths = sorted(path for path in base.iterdir() if path.name.upper().startswith(LICENCES))
+    return [Copy(path, path.name) for path in paths if path.is_file()]
+
+
+def bytes_of(copies: list[Copy]) -> int:
+    return sum(copy.source.stat().st_size for copy in copies)
+
+
+def write_copies(copies: list[Copy], texts: Mapping[str, str], folder: Path, link: bool) -> None:
+    """Copies the files, or links those that stay as they are, and writes the texts. JSON loses its
+    absolute paths."""
+    for name, text in texts.items():
+        (folder / name).write_text(text)
+    for copy in copies:
+        if copy.name in texts:
+            continue
+        to = folder / copy.name
+        to.parent.mkdir(parents=True, exist_ok=True)
+        if to.suffix == ".json" and to.name not in _CONTENT:
+            text = copy.source.read_text()
+            clean = without_paths(json.loads(text))
+            if clean != json.loads(text):
+                to.write_text(json_text(clean))
+                continue
+        _place(copy.source.resolve(), to, link)
+
+
+def _place(source: Path, to: Path, link: bool) -> None:
+    if link:
+        try:
+            os.link(source, to)
+            return
+        except OSError:
+            pass  # another filesystem
+    shutil.copyfile(source, to)
+
+
+def without_paths(value: Any) -> Any:
+    """A JSON value whose strings that are absolute paths are cut down to their last part."""
+    if isinstance(value, dict):
+        return {key: without_paths(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [without_paths(item) for item in value]
+    return last_name(value) if isinstance(value, str) and is_path(value) else value
+
+
+def is_path(text: str) -> bool:
+    """Whether a string is a path that says something about the machine: absolute, or from home."""
+    if len(text) > 4096 or "\n" in text or "://" in text:
+        return False
+    posix, windows = PurePosixPath(text), PureWindowsPath(text)
+    absolute = posix.is_absolute() and len(posix.parts) > 2
+    return absolute or text.startswith(("~/", "../")) or bool(windows.drive and windows.root)
+
+
+def json_text(value: Any) -> str:
+    return json.dumps(value, indent=2, sort_keys=True) + "\n"

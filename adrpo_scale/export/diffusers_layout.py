@@ -1,0 +1,160 @@
+"""Exports for diffusers: a whole pipeline folder, or the adapters as a LoRA file beside peft's.
+
+The LoRA file carries rank and alpha in its metadata: without them the loader takes alpha = rank,
+and a run with another alpha comes out with wrong outputs and no message.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from adrpo_scale.domains.base import ExportTarget
+from adrpo_scale.errors import ExportError
+from adrpo_scale.export.base import (
+    Copy,
+    Kind,
+    Layout,
+    Material,
+    Use,
+    base_arguments,
+    base_lines,
+    code_block,
+)
+from adrpo_scale.export.copies import licence_files
+
+LORA_FILE = "pytorch_lora_weights.safetensors"
+INDEX = "model_index.json"
+PROMPT = "a red ring"
+_KEPT = {".json", ".txt", ".model", ".jinja", ".safetensors", ".md"}
+
+
+class DiffusersLayout(Layout):
+    def copies(self, material: Material, kind: Kind) -> list[Copy]:
+        return licence_files(material.folder) if kind == "adapter" else other_files(material)
+
+    def write_adapters(
+        self,
+        material: Material,
+        tensors: Mapping[str, Tensor],
+        settings: Mapping[str, Any],
+        folder: Path,
+    ) -> list[str]:
+        import diffusers
+
+        target = material.target
+        layers = {f"{target.component}_lora_layers": dict(tensors)}
+        metadata = {f"{target.component}_lora_adapter_metadata": dict(settings)}
+        pipeline = getattr(diffusers, target.pipeline)
+        pipeline.save_lora_weights(folder, weight_name=LORA_FILE, **layers, **metadata)
+        # safetensors writes through a private temporary file: nobody else could read this one.
+        shutil.copymode(folder / "adapter_config.json", folder / LORA_FILE)
+        return [LORA_FILE]
+
+    def job(self, target: ExportTarget) -> dict[str, Any]:
+        return {"pipeline": target.pipeline}
+
+    def summary(self, kind: Kind, target: ExportTarget) -> str:
+        part = target.component
+        return {
+            "adapter": f"LoRA adapters of the {part}",
+            "merged": f"The base pipeline with trained LoRA adapters merged into its {part}",
+            "full": f"The base pipeline with a {part} all of whose parameters were trained",
+        }[kind]
+
+    def usage(self, use: Use) -> list[str]:
+        blocks = [code_block(_pipeline_lines(use))]
+        if use.kind == "adapter":
+            blocks += ["The same adapters through peft:", code_block(_peft_lines(use))]
+        return blocks
+
+
+def other_files(material: Material) -> list[Copy]:
+    """What the base's pipeline has beside the trained weights and belongs into a complete folder.
+
+    Components that model_index.json names, licences; no pickles, no other variants of weights.
+    ExportError where a component has its weights as pickles alone.
+    """
+    base, target = material.folder, material.target
+    index = json.loads((base / INDEX).read_text())
+    found = [Copy(base / INDEX, INDEX), *licence_files(base)]
+    for part in sorted(name for name, value in index.items() if isinstance(value, list)):
+        if not (base / part).is_dir():
+            continue
+        files = sorted(path for path in (base / part).rglob("*") if path.is_file())
+        kept = [path for path in files if _is_kept(path)]
+        if part == target.component:
+            kept = [path for path in kept if ".safetensors" not in path.name]
+        elif _has_pickles(files) and not any(path.suffix == ".safetensors" for path in kept):
+            raise ExportError(
+                f"{base / part} has its weights as pickles alone, which are not copied; bring the "
+                "variant of the base model that has safetensors"
+            )
+        found += [Copy(path, path.relative_to(base).as_posix()) for path in kept]
+    return found
+
+
+def _is_kept(path: Path) -> bool:
+    """Configs, tokenizers, and weights that `from_pretrained` reads when asked for no variant."""
+    if path.name.startswith(".") or path.suffix not in _KEPT:
+        return False
+    if path.suffix == ".safetensors":
+        return "." not in path.stem  # model.fp16.safetensors is a variant
+    return ".index." not in path.name or path.name.endswith(".safetensors.index.json")
+
+
+def _has_pickles(files: list[Path]) -> bool:
+    return any(path.suffix in (".bin", ".pt", ".pth", ".ckpt") for path in files)
+
+
+def _pipeline_lines(use: Use) -> list[str]:
+    target, is_adapter = use.target, use.kind == "adapter"
+    arguments = base_arguments(use.base) if is_adapter else '"."'
+    lines = ["import torch", f"from diffusers import {target.pipeline}", ""]
+    lines += base_lines(use.base) if is_adapter else []
+    lines += [
+        'device = "cuda" if torch.cuda.is_available() else "cpu"',
+        f"pipeline = {target.pipeline}.from_pretrained(",
+        f"    {arguments},",
+        f"    dtype=torch.{use.dtype},",
+        *(f"    {part}=None,  # trained without it" for part in target.unused),
+        ").to(device)",
+    ]
+    if is_adapter:
+        lines.append(f'pipeline.load_lora_weights(".", weight_name="{LORA_FILE}")')
+    return lines + _call_lines(target.call)
+
+
+def _call_lines(call: Mapping[str, Any]) -> list[str]:
+    """Sampling as the run's evaluations did it: Euler steps at evenly spaced sigmas."""
+    others = [f"    {name}={value!r}," for name, value in call.items() if name != "steps"]
+    return [
+        "",
+        f"steps = {call['steps']}",
+        "image = pipeline(",
+        f"    {json.dumps(PROMPT)},",
+        "    sigmas=[1 - i / steps for i in range(steps)],  # as in the run's evaluations",
+        *others,
+        '    generator=torch.Generator("cpu").manual_seed(0),',
+        ").images[0]",
+        'image.save("sample.png")',
+    ]
+
+
+def _peft_lines(use: Use) -> list[str]:
+    target = use.target
+    return [
+        f"from diffusers import {target.model}",
+        "from peft import PeftModel",
+        "",
+        *base_lines(use.base),
+        f"{target.component} = {target.model}.from_pretrained(",
+        f"    {base_arguments(use.base)}, subfolder={json.dumps(target.component)}",
+        ")",
+        f'{target.component} = PeftModel.from_pretrained({target.component}, ".")',
+    ]

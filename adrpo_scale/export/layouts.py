@@ -1,0 +1,17 @@
+"""Which layout an export has: that of the library which loads it."""
+
+from __future__ import annotations
+
+from adrpo_scale.domains.base import ExportTarget
+from adrpo_scale.export.base import Layout
+from adrpo_scale.export.diffusers_layout import DiffusersLayout
+from adrpo_scale.export.transformers_layout import TransformersLayout
+
+LAYOUTS: dict[str, Layout] = {
+    "diffusers": DiffusersLayout(),
+    "transformers": TransformersLayout(),
+}
+
+
+def layout_of(target: ExportTarget) -> Layout:
+    return LAYOUTS[target.library]

@@ -1,0 +1,239 @@
+"""Exports for transformers and peft, which vLLM loads too: a whole model folder, or a peft folder.
+
+Both hold the tokenizer, with the chat template that training used.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from fnmatch import fnmatch
+from typing import Any
+
+import torch
+
+from adrpo_scale.domains.base import ChatTarget, ExportTarget
+from adrpo_scale.errors import ExportError
+from adrpo_scale.export.base import (
+    Copy,
+    Kind,
+    Layout,
+    Material,
+    Request,
+    Use,
+    base_arguments,
+    base_lines,
+    code_block,
+)
+from adrpo_scale.export.copies import json_text, licence_files, without_paths
+from adrpo_scale.weights import SafetensorsFolder
+
+CONFIG, TOKENIZER, TEMPLATE = "config.json", "tokenizer_config.json", "chat_template.jinja"
+_TOKENIZER_FILES = (
+    TOKENIZER,
+    "tokenizer.*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "*.model",
+    "tekken.json",
+    TEMPLATE,
+)
+_MODEL_FILES = (*_TOKENIZER_FILES, CONFIG, "generation_config.json")
+_TEMPLATES = "additional_chat_templates"
+_GENERIC = {"TokenizersBackend": "PreTrainedTokenizerFast"}  # its name before transformers 5
+_VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes as --max-lora-rank
+
+
+class TransformersLayout(Layout):
+    peft_settings: Mapping[str, Any] = {"task_type": "CAUSAL_LM"}
+
+    def check(self, material: Material, kind: Kind) -> None:
+        """Raises ExportError for adapters where the base's folder holds an untrue copy of a tied
+        weight: transformers takes it as it is, training has passed it over."""
+        untrue = untrue_copies(material) if kind == "adapter" else []
+        if untrue:
+            raise ExportError(
+                f"--as adapter, but {material.folder} stores {', '.join(untrue)} beside the weight "
+                "that it is tied to, with other values. transformers would use both, training has "
+                "not: use --as merged, or take it out of the base's files"
+            )
+
+    def copies(self, material: Material, kind: Kind) -> list[Copy]:
+        base = material.folder
+        patterns = _TOKENIZER_FILES if kind == "adapter" else _MODEL_FILES
+        paths = [p for p in base.iterdir() if any(fnmatch(p.name, each) for each in patterns)]
+        paths += [*(base / _TEMPLATES).glob("*.jinja")]
+        files = sorted(path for path in paths if path.is_file())
+        named = [Copy(path, path.relative_to(base).as_posix()) for path in files]
+        return [*licence_files(base), *named]
+
+    def texts(self, material: Material, request: Request) -> dict[str, str]:
+        if request.kind == "adapter":
+            return tokenizer_texts(material, names_class=True)
+        config = {CONFIG: config_text(material, request.dtype)}
+        return tokenizer_texts(material, names_class=False) | config
+
+    def job(self, target: ExportTarget) -> dict[str, Any]:
+        chat = _chat(target)
+        return {
+            "is_chat": chat.is_chat,
+            "prompt": chat.example,
+            "template_arguments": dict(chat.arguments),
+        }
+
+    def check_answer(self, target: ExportTarget, answer: Mapping[str, Any]) -> None:
+        """Raises ExportError where the export's tokenizer makes other tokens of a prompt."""
+        ids = list(_chat(target).ids)
+        if answer["prompt_ids"] != ids:
+            raise ExportError(
+                f"the export's tokenizer makes {answer['prompt_ids'][:20]} of a prompt of which "
+                f"training made {ids[:20]}. It was removed; please report this"
+            )
+
+    def further_errors(self, model: Any, answer: Mapping[str, Any]) -> dict[str, float]:
+        """How far tokens that the export chose greedily lie under the policy's best ones."""
+        ids, start = torch.tensor(answer["greedy"]), answer["prompt_length"]
+        logits = model(input_ids=ids, return_dict=False)[0].float()
+        scale = logits.square().mean().sqrt()
+        logits, chosen = logits[:, start - 1 : -1], ids[:, start:, None]
+        gaps = logits.max(-1).values - logits.gather(-1, chosen)[..., 0]
+        return {f"greedy generate, {chosen.numel()} tokens: off by": float(gaps.max() / scale)}
+
+    def summary(self, kind: Kind, target: ExportTarget) -> str:
+        return {
+            "adapter": "LoRA adapters",
+            "merged": "The base model with trained LoRA adapters merged into it",
+            "full": "All parameters of the base model",
+        }[kind]
+
+    def usage(self, use: Use) -> list[str]:
+        return [
+            code_block(_generate_lines(use)),
+            "These are the settings of the run's evaluations; requests to vLLM need them too:",
+            code_block([_vllm_line(use)], "shell"),
+        ]
+
+
+def _chat(target: ExportTarget) -> ChatTarget:
+    assert target.chat is not None
+    return target.chat
+
+
+def untrue_copies(material: Material) -> list[str]:
+    """Tensors that training has passed over, and that are equal to none that it has read."""
+    stored = material.stored
+    everything = SafetensorsFolder(stored.folder, material.target.stem)
+
+    def is_copy(name: str) -> bool:
+        alike = [n for n in stored.names() if stored.shape(n) == everything.shape(name)]
+        return any(torch.equal(everything.read(name), stored.read(n)) for n in alike)
+
+    found = [name for name in sorted(everything.names() - stored.names()) if not is_copy(name)]
+    material.close()
+    return found
+
+
+def config_text(material: Material, wanted: torch.dtype | None) -> str:
+    """The base's config.json, whose type is the one that most of the export's numbers have."""
+    config = without_paths(json.loads((material.folder / CONFIG).read_text()))
+    elements: Counter[torch.dtype] = Counter()
+    for name in material.stored.names():
+        elements[material.dtype(name, wanted)] += torch.Size(material.stored.shape(name)).numel()
+    material.close()
+    stored = str(elements.most_common(1)[0][0]).removeprefix("torch.")
+    keys = {"dtype", *config.keys() & {"torch_dtype"}}  # its name before transformers 4.56
+    return json_text(config | dict.fromkeys(keys, stored))
+
+
+def tokenizer_texts(material: Material, *, names_class: bool) -> dict[str, str]:
+    """Files of the tokenizer that must say something else than the base's.
+
+    The chat template of training, where the base has another one. names_class: where no config.json
+    says what model it is for, tokenizer_config.json must name the class that training read it with.
+    """
+    chat, path = _chat(material.target), material.folder / TOKENIZER
+    settings = without_paths(json.loads(path.read_text())) if path.is_file() else {}
+    before, found = dict(settings), {}
+    if chat.template is not None:
+        found[TEMPLATE] = with_system(chat.template, chat.system)
+        settings.pop("chat_template", None)  # or there would be two
+    if names_class and not is_class(chat.tokenizer, settings.get("tokenizer_class", "")):
+        settings["tokenizer_class"] = _GENERIC.get(chat.tokenizer, chat.tokenizer)
+    return found if settings == before else found | {TOKENIZER: json_text(settings)}
+
+
+def is_class(found: str, said: str) -> bool:
+    """Whether a tokenizer's class is the one that a file names; …Fast is a name of old."""
+    return _GENERIC.get(found, found).removesuffix("Fast") == (
+        _GENERIC.get(said, said).removesuffix("Fast")
+    )
+
+
+def with_system(template: str, system: str | None) -> str:
+    """A chat template that puts a system message before conversations that begin without one."""
+    if system is None:
+        return template
+    text = json.dumps(system, ensure_ascii=False)  # Jinja reads the same escapes
+    # The line's end is the block's own (trim_blocks): the template's text begins as it did.
+    return (
+        "{% if messages[0]['role'] != 'system' %}"
+        f"{{% set messages = [{{'role': 'system', 'content': {text}}}] + messages %}}"
+        "{% endif %}\n" + template
+    )
+
+
+def _generate_lines(use: Use) -> list[str]:
+    chat, is_adapter = _chat(use.target), use.kind == "adapter"
+    lines = ["import torch", *["from peft import PeftModel"] * is_adapter]
+    lines += ["from transformers import AutoModelForCausalLM, AutoTokenizer", ""]
+    lines += base_lines(use.base) if is_adapter else []
+    arguments = base_arguments(use.base) if is_adapter else '"."'
+    lines += [
+        'device = "cuda" if torch.cuda.is_available() else "cpu"',
+        'tokenizer = AutoTokenizer.from_pretrained(".")',
+        "model = AutoModelForCausalLM.from_pretrained(",
+        f"    {arguments}, dtype=torch.{use.dtype}",
+        ").to(device)",
+        *['model = PeftModel.from_pretrained(model, ".")'] * is_adapter,
+        "",
+        *(_chat_lines(chat) if chat.is_chat else _plain_lines(chat)),
+        "tokens = model.generate(",
+        "    **inputs,",
+        *(f"    {name}={value!r}," for name, value in use.target.call.items()),
+        ")",
+        'print(tokenizer.decode(tokens[0, inputs["input_ids"].shape[1] :]))',
+    ]
+    return lines
+
+
+def _chat_lines(chat: ChatTarget) -> list[str]:
+    return [
+        f'messages = [{{"role": "user", "content": {json.dumps(chat.example)}}}]',
+        "inputs = tokenizer.apply_chat_template(",
+        "    messages,",
+        "    add_generation_prompt=True,",
+        "    return_dict=True,",
+        '    return_tensors="pt",',
+        *(f"    {name}={value!r}," for name, value in chat.arguments.items()),
+        ").to(device)",
+    ]
+
+
+def _plain_lines(chat: ChatTarget) -> list[str]:
+    return [f'inputs = tokenizer({json.dumps(chat.example)}, return_tensors="pt").to(device)']
+
+
+def _vllm_line(use: Use) -> str:
+    if use.kind != "adapter":
+        return f"vllm serve . --dtype {use.dtype}"
+    assert use.rank is not None
+    rank = next((rank for rank in _VLLM_RANKS if rank >= use.rank), use.rank)
+    base, revision = use.base.name.removeprefix("demo:"), use.base.revision
+    pinned = f" --revision {revision}" if use.base.is_hub_id and revision else ""
+    return (
+        f"vllm serve {base}{pinned} --dtype {use.dtype} "
+        f"--enable-lora --max-lora-rank {rank} --lora-modules trained=."
+    )
