@@ -7,6 +7,8 @@ from pathlib import Path
 
 from adrpo_scale.evaluation.tables import Row, metric_order
 
+COLUMNS = 5  # panels side by side
+
 
 def curves(runs: Sequence[Sequence[Row]], to: Path) -> None:
     """Writes one PNG of every metric against the iteration; several runs get a colour each."""
@@ -18,10 +20,14 @@ def curves(runs: Sequence[Sequence[Row]], to: Path) -> None:
     every = [row for run in runs for row in run if row["value"] is not None]
     known = {row["metric"] for row in every}
     metrics = metric_order(known)
+    columns = min(COLUMNS, len(metrics))
+    rows = -(-len(metrics) // columns)
     figure, axes = pyplot.subplots(
-        1, len(metrics), figsize=(3.4 * len(metrics), 3.0), squeeze=False, layout="constrained"
+        rows, columns, figsize=(3.4 * columns, 3.0 * rows), squeeze=False, layout="constrained"
     )
-    for axis, metric in zip(axes[0], metrics, strict=True):
+    for axis in axes.flat[len(metrics) :]:
+        axis.remove()
+    for axis, metric in zip(axes.flat, metrics, strict=False):
         for number, run in enumerate(runs):
             for split, style in (("train", "-"), ("held_out", "--")):
                 points = sorted(

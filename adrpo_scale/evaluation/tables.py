@@ -25,6 +25,12 @@ COLUMNS = (
     ("train", "clip_diversity_cosine"),
     ("train", "pixel_diversity"),
     ("train", "w2_sum"),
+    ("train", "accuracy_greedy"),
+    ("held_out", "accuracy_greedy"),
+    ("held_out", "accuracy_sampled"),
+    ("held_out", "gold_sampled"),
+    ("held_out", "kl"),
+    ("held_out", "entropy"),
 )
 
 

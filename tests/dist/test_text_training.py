@@ -193,6 +193,7 @@ LESS = {
     "winners alone": ["algorithm={name='raft'}"],
     "pairs": ["algorithm={name='dpo', beta=0.1}"],
     "weighted": ["algorithm={name='orw_cfm_w2', beta=0.04, scale='group_std'}"],
+    "activations recomputed": ["engine.activation_checkpointing=true"],
     "two minibatches": ["optimizer.minibatches=2", "algorithm.aggregation=token"],
 }
 
@@ -223,6 +224,30 @@ def test_ranks_with_less_to_do_do_not_hang_and_change_nothing(variant):
                 assert found[place][0] == pytest.approx(loss, rel=1e-4, abs=1e-5), name
                 assert found[place][1] == pytest.approx(norm, rel=1e-4), name
     assert alone[0][2] == (CHOSEN - 1) * GROUP and alone[1][3] == 0
+
+
+def trains_in_bfloat16(rank, world, folder, variant, kind):
+    more = ["engine.dtype=bfloat16", "engine.activation_checkpointing=true"]
+    trainer = build_trainer(config(Path(folder), variant, kind, *more), Path(tempfile.mkdtemp()))
+    start = whole_tensors(trainer.engine)
+    with trainer.log:
+        record = trainer._iterate()
+    end = whole_tensors(trainer.engine)
+    moved = sum(float((end[n] - start[n]).square().sum()) for n in start) ** 0.5
+    assert {t.dtype for t in end.values()} == {torch.float32}
+    return record["loss"], record["entropy"], record["grad_norm"], moved
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_bfloat16_gives_nearly_the_same_on_every_engine(kind):
+    """Other tokens may be drawn, so only sizes can be compared."""
+    folder, *_ = plain_loop(kind)
+    (plain,) = run_ranks(trains_in_bfloat16, 1, str(folder), "fsdp2-1", kind)
+    for variant in ("fsdp2-1", "fsdp2-all", "zero3-all"):
+        for _, entropy, norm, moved in run_ranks(trains_in_bfloat16, 2, str(folder), variant, kind):
+            assert entropy == pytest.approx(plain[1], rel=0.2)
+            assert norm == pytest.approx(plain[2], rel=0.5)
+            assert moved == pytest.approx(plain[3], rel=0.2)
 
 
 def evaluates(rank, world, folder, variant):

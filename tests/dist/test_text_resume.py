@@ -1,0 +1,65 @@
+"""Runs of language models in pieces: to the bit on the same processes, to rounding on others."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests import lives
+from tests.dist.test_resume import assert_close_runs
+from tests.tiny import CONFIGS
+
+SETTINGS = [
+    "iterations=4",
+    "checkpoint.every_iterations=1",
+    "prompts.per_iteration=3",
+    "prompts.group_size=4",
+    "domain.rollout.max_new_tokens=12",
+    "domain.evaluation.max_new_tokens=12",
+    "optimizer.updates=2",
+    "optimizer.micro_batch=2",
+    "evaluation.every=0",
+    "evaluation.prompts=3",
+    "logging.completions_every=1",
+    "engine.timeout_seconds=60",
+]
+FSDP2 = ["engine.name=fsdp2", "engine.shard=all"]
+ZERO3 = ["engine.name=zero3", "engine.shard=all"]
+LORA = ["domain.train=lora", "domain.lora={rank=8}"]
+
+
+def train(folder, world, *settings):
+    """A life of `configs/demo/text_adrpo.toml` cut down to seconds, to its end."""
+    arguments = [
+        "train",
+        str(CONFIGS / "demo" / "text_adrpo.toml"),
+        "--run-dir",
+        str(folder / "run"),
+    ]
+    sets = [part for setting in [*SETTINGS, *settings] for part in ("--set", setting)]
+    life = lives.Life(folder, world, [*arguments, *sets])
+    assert life.wait(150) == [0] * world, life.text()
+    return folder / "run"
+
+
+@pytest.mark.parametrize(
+    ("settings", "world"),
+    [(["evaluation.every=2"], 1), (LORA, 2), (FSDP2, 2), (ZERO3, 2)],
+    ids=["alone", "lora", "fsdp2", "zero3"],
+)
+def test_a_run_in_pieces_is_the_run_in_one_to_the_bit(tmp_path, settings, world):
+    train(tmp_path / "pieces", world, *settings, "iterations=2")
+    pieces = train(tmp_path / "pieces", world, *settings)
+    whole = train(tmp_path / "whole", world, *settings)
+    assert lives.differences(pieces, whole) == []
+    files = [sorted(p.name for p in (run / "samples").iterdir()) for run in (pieces, whole)]
+    assert files[0] == files[1] == [f"completions-00000{n}.parquet" for n in (1, 2, 3, 4)]
+
+
+@pytest.mark.parametrize("settings", [[], LORA], ids=["full", "lora"])
+def test_a_checkpoint_goes_from_fsdp2_to_zero3_and_on(tmp_path, settings):
+    """FSDP2 on 4 processes → ZeRO-3 on 2 → ZeRO-3 on 3 → FSDP2 on 1."""
+    lives_ = ((4, FSDP2), (2, ZERO3), (3, ZERO3), (1, FSDP2))
+    for done, (world, engine) in enumerate(lives_, start=1):
+        run = train(tmp_path / "moved", world, *settings, *engine, f"iterations={done}")
+    assert {life["outcome"] for life in lives.lives_of(run)} == {"done"}
+    assert_close_runs(run, train(tmp_path / "stayed", 2, *settings, *FSDP2))
