@@ -13,13 +13,17 @@ from adrpo_scale.algorithms.orw_cfm_w2 import OrwCfmW2
 from adrpo_scale.algorithms.raft import Raft
 from adrpo_scale.domains.base import Domain
 from adrpo_scale.domains.flow import FlowDomain
+from adrpo_scale.domains.text import TextDomain
 from adrpo_scale.engines.base import Engine
 from adrpo_scale.engines.fsdp2 import Fsdp2Engine
+from adrpo_scale.engines.zero3 import Zero3Engine
 from adrpo_scale.rewards.base import Reward
 from adrpo_scale.rewards.function import FunctionReward
 from adrpo_scale.rewards.image import ClipReward, GlyphChecker
+from adrpo_scale.rewards.reward_model import RewardModel
+from adrpo_scale.rewards.text import DemoGold, ExactAnswer, Format, MathVerify
 
-DOMAINS: dict[str, type[Domain]] = {"flow": FlowDomain}
+DOMAINS: dict[str, type[Domain]] = {"flow": FlowDomain, "text": TextDomain}
 
 ALGORITHMS: dict[str, type[Algorithm]] = {
     "adrpo": Adrpo,
@@ -29,10 +33,15 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
     "dpo": Dpo,
 }
 
-ENGINES: dict[str, type[Engine]] = {"fsdp2": Fsdp2Engine}
+ENGINES: dict[str, type[Engine]] = {"fsdp2": Fsdp2Engine, "zero3": Zero3Engine}
 
 REWARDS: dict[str, type[Reward]] = {
     "clip": ClipReward,
     "glyph_checker": GlyphChecker,
     "function": FunctionReward,
+    "reward_model": RewardModel,
+    "exact_answer": ExactAnswer,
+    "math_verify": MathVerify,
+    "format": Format,
+    "demo_gold": DemoGold,
 }

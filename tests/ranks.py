@@ -33,6 +33,7 @@ PRELOAD = [
     "torch.distributed.fsdp",
     "torch.distributed.tensor",
     "deepspeed",
+    "deepspeed.runtime.zero.muon.muon_optimizer",  # what ZeRO-3 imports late, in seconds
     "diffusers.models.transformers.transformer_sd3",
     "transformers.models.clip.modeling_clip",
     "transformers.models.qwen3.modeling_qwen3",

@@ -13,14 +13,12 @@ trained parameter collects the gradients and is what the optimizer steps.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar, Literal
 
 import torch
 import torch.distributed as td
-from accelerate import init_empty_weights
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
@@ -28,17 +26,24 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from adrpo_scale import dist
-from adrpo_scale.engines.adapters import add_adapters, is_adapter, original_name
 from adrpo_scale.engines.base import Engine, EngineConfig, OptimizerConfig, StepResult
+from adrpo_scale.engines.loading import (
+    begin_moments,
+    build_adamw,
+    build_on_meta,
+    first_values,
+    prepare_device,
+    stored_tensors,
+    trained_parameters,
+)
 from adrpo_scale.errors import ConfigError
 from adrpo_scale.models import DTYPES, ModelSpec
 from adrpo_scale.settings import setting
 from adrpo_scale.types import FlatRange
-from adrpo_scale.weights import check_coverage, initial_uniform
 
 
 class Fsdp2Config(EngineConfig):
-    name: Literal["fsdp2"] = setting("fsdp2", "PyTorch FSDP2")
+    name: Literal["fsdp2"] = setting("fsdp2", "PyTorch FSDP2", effect="rounding")
     shard: Literal[1, "node", "all"] = setting(
         1,
         '1: replicate; "node": shard inside a node, replicate across; "all": shard over all',
@@ -57,58 +62,28 @@ class Fsdp2Engine(Engine):
     def __init__(self, config: Fsdp2Config, optimizer: OptimizerConfig, seed: int) -> None:
         self.config, self.optimizer_config, self.seed = config, optimizer, seed
         self.dtype = DTYPES[config.dtype]
-        kind = config.torch_device()
-        local = dist.rank_facts().local_rank
-        self.device = torch.device(kind, local) if kind == "cuda" else torch.device(kind)
-        self.mesh = build_mesh(config.shard, kind)
-        if kind == "cpu":
-            torch.set_num_threads(config.threads)
-        if config.deterministic:
-            # cuBLAS reads this when its first handle is made; unset, matmuls would raise.
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-            torch.use_deterministic_algorithms(True)
+        self.device = prepare_device(config)
+        self.mesh = build_mesh(config.shard, self.device.type)
         self._trained: dict[str, nn.Parameter] = {}
         self._masters: dict[str, Tensor] = {}
 
     def build_policy(self, spec: ModelSpec) -> nn.Module:
         model = self._build(spec, trained=True)
         self._policy = model
-        self._trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        self._check_trained_parameters()
+        self._trained = trained_parameters(model)
+        self._check_that_all_are_sharded()
         if self.mesh is None and self.dtype != torch.float32:
             self._add_masters()
-        self._optimizer = torch.optim.AdamW(
-            list(self._stepped().values()),
-            betas=(self.optimizer_config.beta1, self.optimizer_config.beta2),
-            eps=self.optimizer_config.eps,
-            weight_decay=self.optimizer_config.weight_decay,
-            fused=True,
-        )
-        self._begin_moments()
+        self._optimizer = build_adamw(self._stepped().values(), self.optimizer_config)
+        begin_moments(self._optimizer, self._stepped().values())
         return model
-
-    def _begin_moments(self) -> None:
-        """Adam's state as its first step would begin it: so that every checkpoint has it, and that
-        memory is what it will be before the first rollout."""
-        for parameter in self._stepped().values():
-            self._optimizer.state[parameter] = {
-                "step": torch.zeros((), device=parameter.device),
-                "exp_avg": torch.zeros_like(parameter.detach()),
-                "exp_avg_sq": torch.zeros_like(parameter.detach()),
-            }
 
     def build_frozen(self, spec: ModelSpec) -> nn.Module:
         return self._build(spec, trained=False)
 
     def _build(self, spec: ModelSpec, *, trained: bool) -> nn.Module:
-        """Meta model → adapters → dtypes → shards → memory → weights, in this order: parameters
-        that are added after sharding would be plain tensors whose gradients nobody reduces."""
-        with init_empty_weights(include_buffers=False):
-            model = spec.build()
-        spec.tie(model)
-        model.requires_grad_(trained)
-        if trained and spec.lora is not None:
-            add_adapters(model, spec.lora, spec.lora_targets)
+        """Meta model with adapters → dtypes → shards → memory → weights, in this order."""
+        model = build_on_meta(spec, trained=trained)
         for parameter in model.parameters():
             keep_float32 = parameter.requires_grad and self.mesh is not None
             parameter.data = parameter.data.to(torch.float32 if keep_float32 else self.dtype)
@@ -138,24 +113,11 @@ class Fsdp2Engine(Engine):
 
     @torch.no_grad()
     def _load(self, model: nn.Module, spec: ModelSpec) -> None:
-        state: dict[str, Tensor] = dict(model.named_parameters())
-        persistent = set(model.state_dict())
-        state |= {n: b for n, b in model.named_buffers() if n in persistent}
-        base = {original_name(n) for n in state if not is_adapter(n)}
-        check_coverage(base, spec.weights.names(), spec.weights.folder)
-        for name, tensor in state.items():
+        for name, tensor in stored_tensors(model).items():
             local, start, stop = local_rows(tensor)
-            if not is_adapter(name):
-                local.copy_(spec.weights.read(original_name(name), start, stop))
-            elif ".lora_A." in name:
-                whole = initial_uniform(name, tensor.shape, tensor.shape[1], self.seed)
-                local.copy_(whole[start:stop])
-            else:
-                local.zero_()
+            local.copy_(first_values(name, tuple(tensor.shape), spec, self.seed, start, stop))
 
-    def _check_trained_parameters(self) -> None:
-        if not self._trained:
-            raise ConfigError("nothing to train: no parameter of the model requires a gradient")
+    def _check_that_all_are_sharded(self) -> None:
         plain = [n for n, p in self._trained.items() if not isinstance(p, DTensor)]
         assert self.mesh is None or not plain, f"trained but not sharded: {plain[:3]}"
 

@@ -22,7 +22,7 @@ LEVELS = [
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names.split()}
 ASSEMBLY = 5  # the level that puts the others together; its modules may use each other
 DEMO = "demo"  # a leaf: imports nothing but itself
-DEMO_USERS = {"rewards/image"}  # beside the assembly
+DEMO_USERS = {"rewards/image", "rewards/text"}  # beside the assembly
 
 # Arrows between modules of one level. Errors, and what level 0 is made of:
 SAME_LEVEL = {
@@ -41,6 +41,9 @@ SAME_LEVEL = {
     ("weights", "paths"),
     ("weights", "seeding"),
     ("prompts", "prompt_files"),  # one thing in two files
+    ("rewards/base", "models"),  # what an engine is asked to build
+    ("rewards/reward_model", "models"),
+    ("report", "batches"),  # whose numbers they are
     ("evaluation/evaluator", "rollout"),  # evaluation is a rollout with other settings
     ("training_state", "ema"),  # a part of the state
     ("saver", "training_state"),  # what is saved
@@ -50,10 +53,18 @@ SAME_LEVEL = {
 SHARED = {
     "algorithms": {"advantages", "tokens"},
     "checkpoint": {"reader", "retention", "shelf", "staging"},
-    "domains": {"embeddings"},
-    "engines": {"adapters"},
+    "domains": {"backends", "chat", "decoding", "embeddings", "scoring"},
+    "engines": {"adapters", "loading"},
     "evaluation": {"diversity", "grids", "tables"},
-    "export": {"adapter", "folder", "verify"},
+    "export": {
+        "adapter",
+        "copies",
+        "diffusers_layout",
+        "folder",
+        "layouts",
+        "transformers_layout",
+        "verify",
+    },
     "rewards": set(),
 }
 

@@ -1,0 +1,110 @@
+"""What engines do alike before they shard and step: the device, the model on the meta device with
+its adapters, every tensor's first values by rows, and AdamW."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+import torch
+from accelerate import init_empty_weights
+from torch import Tensor, nn
+
+from adrpo_scale import dist
+from adrpo_scale.engines.adapters import add_adapters, is_adapter, original_name
+from adrpo_scale.engines.base import EngineConfig, OptimizerConfig
+from adrpo_scale.errors import ConfigError, WeightsError
+from adrpo_scale.models import ModelSpec
+from adrpo_scale.weights import check_coverage, initial_uniform
+
+
+def prepare_device(config: EngineConfig) -> torch.device:
+    """This rank's device; threads and determinism of the process are set on the way."""
+    kind = config.torch_device()
+    if kind == "cpu":
+        torch.set_num_threads(config.threads)
+    if config.deterministic:
+        # cuBLAS reads this when its first handle is made; unset, matmuls would raise.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    return (
+        torch.device(kind, dist.rank_facts().local_rank) if kind == "cuda" else torch.device(kind)
+    )
+
+
+def build_on_meta(spec: ModelSpec, *, trained: bool) -> nn.Module:
+    """The model with its adapters, parameters on the meta device. Adapters come before sharding:
+    parameters that are added later would be plain tensors whose gradients nobody reduces.
+
+    Raises WeightsError unless `spec.weights` are exactly its tensors, in names and shapes.
+    """
+    with init_empty_weights(include_buffers=False):
+        model = spec.build()
+    spec.tie(model)
+    model.requires_grad_(trained)
+    if trained and spec.lora is not None:
+        add_adapters(model, spec.lora, spec.lora_targets)
+    check_weights(model, spec)
+    return model
+
+
+def stored_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters (tied ones once) and persistent buffers, by name."""
+    persistent = set(model.state_dict())
+    buffers = {n: b for n, b in model.named_buffers() if n in persistent}
+    return {**dict(model.named_parameters()), **buffers}
+
+
+def check_weights(model: nn.Module, spec: ModelSpec) -> None:
+    """Raises WeightsError, on every rank alike, where weights are not the model's."""
+    tensors = {original_name(n): t for n, t in stored_tensors(model).items() if not is_adapter(n)}
+    check_coverage(tensors, spec.weights.names(), spec.weights.folder)
+    for name, tensor in tensors.items():
+        # Read by rows, a larger tensor would pass for one of the model's.
+        expected = tensor[-1:] if tensor.ndim else tensor
+        last = spec.weights.read(name, max(0, len(tensor) - 1) if tensor.ndim else 0)
+        if last.shape != expected.shape:
+            raise WeightsError(
+                f"{spec.weights.folder}: {name} does not have the model's shape "
+                f"{list(tensor.shape)}; use the config.json that belongs to these weights"
+            )
+
+
+def first_values(
+    name: str, shape: tuple[int, ...], spec: ModelSpec, seed: int, start: int, stop: int | None
+) -> Tensor:
+    """Rows [start, stop) of a tensor of the built model as training begins, on the CPU."""
+    if not is_adapter(name):
+        return spec.weights.read(original_name(name), start, stop)
+    if ".lora_A." in name:
+        return initial_uniform(name, shape, shape[1], seed)[start:stop]
+    return torch.zeros(shape)[start:stop]
+
+
+def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """By name. Raises ConfigError where there are none."""
+    trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    if not trained:
+        raise ConfigError("nothing to train: no parameter of the model requires a gradient")
+    return trained
+
+
+def build_adamw(parameters: Iterable[Tensor], config: OptimizerConfig) -> torch.optim.AdamW:
+    return torch.optim.AdamW(
+        list(parameters),
+        betas=(config.beta1, config.beta2),
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+        fused=True,
+    )
+
+
+def begin_moments(optimizer: torch.optim.AdamW, parameters: Iterable[Tensor]) -> None:
+    """Adam's state as its first step would begin it: so that every checkpoint has it, and that
+    memory is what it will be before the first rollout."""
+    for parameter in parameters:
+        optimizer.state[parameter] = {
+            "step": torch.zeros((), device=parameter.device),
+            "exp_avg": torch.zeros_like(parameter.detach()),
+            "exp_avg_sq": torch.zeros_like(parameter.detach()),
+        }

@@ -1,0 +1,373 @@
+"""DeepSpeed ZeRO-3: parameters, gradients and Adam's moments sharded over all ranks.
+
+A parameter is cut as its row-major flattened tensor, into equal parts of which the last may be
+shorter or empty; what DeepSpeed pads them with is never handed out. DeepSpeed gathers a module's
+parameters before its forward and backward, reduces gradients in float32 in every micro-batch, and
+keeps float32 masters and AdamW (torch's) on this rank's parts.
+
+Departures from FSDP2: gradients are reduced in every micro-batch, not in the last one alone, and
+a trained parameter without a gradient is stepped with a zero one, so that all step equally often.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.distributed as td
+from pydantic import field_validator
+from torch import Tensor, nn
+
+from adrpo_scale import dist
+from adrpo_scale.engines.adapters import original_name
+from adrpo_scale.engines.base import Engine, EngineConfig, OptimizerConfig, StepResult
+from adrpo_scale.engines.loading import (
+    begin_moments,
+    build_adamw,
+    build_on_meta,
+    first_values,
+    prepare_device,
+    stored_tensors,
+    trained_parameters,
+)
+from adrpo_scale.errors import ConfigError
+from adrpo_scale.models import DTYPES, ModelSpec
+from adrpo_scale.settings import setting
+from adrpo_scale.types import FlatRange
+
+REDUCE_BUCKET = 50_000_000  # elements; DeepSpeed's own 500 million are 2 GB on every rank
+MOMENTS = ("exp_avg", "exp_avg_sq")
+MASTER = "master"  # among what is handed out, beside MOMENTS
+
+
+class Zero3Config(EngineConfig):
+    name: Literal["zero3"] = setting("zero3", "DeepSpeed ZeRO-3", effect="rounding")
+    shard: Literal[1, "node", "all"] = setting(
+        "all",
+        '"all": shard over all; "node": keep a second copy sharded inside each node, so that '
+        "backward gathers inside it (hpZ); 1 is refused",
+        effect="rounding",
+    )
+    offload_optimizer: bool = setting(
+        False, "Adam's moments and float32 masters in host memory", effect="rounding"
+    )
+    offload_parameters: bool = setting(
+        False, "parameters' shards in host memory while not in use", effect="rounding"
+    )
+
+    @field_validator("shard")
+    @classmethod
+    def _is_sharded(cls, shard: Literal[1, "node", "all"]) -> Literal[1, "node", "all"]:
+        if shard == 1:
+            raise ValueError(
+                "1 replicates the model, which ZeRO-3 does not do; use engine.name = "
+                '"fsdp2", or engine.shard = "all"'
+            )
+        return shard
+
+
+class Zero3Engine(Engine):
+    Config: ClassVar[Any] = Zero3Config
+
+    def __init__(self, config: Zero3Config, optimizer: OptimizerConfig, seed: int) -> None:
+        self.config, self.optimizer_config, self.seed = config, optimizer, seed
+        self.dtype = DTYPES[config.dtype]
+        self.device = prepare_device(config)
+        self._secondary = secondary_degree(config.shard)
+        self._deepspeed = start_deepspeed(self.device.type)
+        self._engines: dict[nn.Module, Any] = {}
+        self._trained: dict[str, nn.Parameter] = {}
+        self._handed_out: dict[tuple[str, str], Tensor] = {}
+
+    # ---- building ------------------------------------------------------------------------------
+
+    def build_policy(self, spec: ModelSpec) -> nn.Module:
+        model = self._build(spec, trained=True)
+        self._trained = trained_parameters(model)
+        self._adamw = build_adamw(self._trained.values(), self.optimizer_config)
+        self._policy = self._initialize(model, spec, self._adamw)
+        self._zero = self._policy.optimizer  # it holds shards, masters and gradients
+        begin_moments(self._adamw, self._zero.fp32_partitioned_groups_flat)
+        return model.train()
+
+    def build_frozen(self, spec: ModelSpec) -> nn.Module:
+        model = self._build(spec, trained=False)
+        self._initialize(model, spec, None)
+        return model.eval()
+
+    def _build(self, spec: ModelSpec, *, trained: bool) -> nn.Module:
+        """Meta model with adapters → shards without values, in this order."""
+        model = build_on_meta(spec, trained=trained)
+        if trained and self.config.activation_checkpointing:
+            spec.checkpoint_activations(model)
+        self._partition(model)
+        spec.tie(model)
+        return model
+
+    def _partition(self, model: nn.Module) -> None:
+        """Replaces every meta parameter by a sharded one, one after the other: on no rank does
+        the whole model ever exist. A parameter of two modules stays one."""
+        sharded: dict[nn.Parameter, nn.Parameter] = {}
+        for module in model.modules():
+            for name, meta in list(module.named_parameters(recurse=False)):
+                if meta not in sharded:
+                    sharded[meta] = self._sharded(meta, next(iter(sharded.values()), None))
+                setattr(module, name, sharded[meta])
+        # Buffers are real already and only move.
+        for module in model.modules():
+            for name, buffer in list(module.named_buffers(recurse=False)):
+                module._buffers[name] = buffer.to(self.device)
+
+    def _sharded(self, meta: nn.Parameter, other: Any) -> nn.Parameter:
+        """A ZeRO parameter like `meta`. other: one that is there already, whose settings hold."""
+        whole = torch.zeros(meta.shape, dtype=self.dtype, device=self.device)
+        parameter = nn.Parameter(whole, requires_grad=meta.requires_grad)
+        if other is None:
+            # Not as a context: that would partition whatever module is built inside it.
+            self._deepspeed.zero.Init(
+                module=nn.ParameterList([parameter]),
+                config_dict_or_path=self._settings(0),
+                zero_param_parallel_group=secondary_group(),
+            )
+        else:
+            other.convert_to_zero_parameters(param_list=[parameter])
+        return parameter
+
+    def _settings(self, trained: int) -> dict[str, Any]:
+        """DeepSpeed's configuration. trained: how many numbers are trained."""
+        on_host = {"device": "cpu", "pin_memory": self.device.type == "cuda"}
+        zero: dict[str, Any] = {
+            "stage": 3,
+            "reduce_bucket_size": max(1, min(REDUCE_BUCKET, trained)),
+            # Small parameters would otherwise stay whole between steps and be gathered in `step`.
+            "stage3_param_persistence_threshold": 0,
+            "zero_hpz_partition_size": self._secondary,
+            "memory_efficient_linear": False,  # it replaces torch.nn.functional.linear for good
+        }
+        if self.config.offload_optimizer:
+            zero["offload_optimizer"] = on_host
+        if self.config.offload_parameters:
+            zero["offload_param"] = on_host
+        return {
+            "train_micro_batch_size_per_gpu": 1,
+            "gradient_accumulation_steps": 1,
+            "managed_gradient_accumulation": False,  # `step` ends the accumulation, not a counter
+            "gradient_clipping": self.optimizer_config.max_grad_norm,
+            "bf16": {"enabled": self.dtype == torch.bfloat16},
+            "communication_data_type": "fp32",
+            "data_types": {"grad_accum_dtype": "fp32"},
+            "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,  # it would be compiled first, for minutes
+            "steps_per_print": None,
+            "timers": {"throughput": {"enabled": False}},
+            "zero_optimization": zero,
+        }
+
+    def _initialize(self, model: nn.Module, spec: ModelSpec, optimizer: Any) -> Any:
+        """The DeepSpeedEngine of a sharded model, loaded. optimizer: None for a frozen one."""
+        trained = sum(p.ds_numel for p in self._trained.values())  # type: ignore[attr-defined]
+        engine, *_ = self._deepspeed.initialize(
+            model=model, optimizer=optimizer, config=self._settings(trained)
+        )
+        self._engines[model] = engine
+        self._load(model, spec)
+        return engine
+
+    @torch.no_grad()
+    def _load(self, model: nn.Module, spec: ModelSpec) -> None:
+        """This rank's part of every parameter; trained ones also in float32, as they are stored."""
+        parameters: Iterator[tuple[str, Any]] = model.named_parameters()
+        for name, parameter in parameters:
+            padded = torch.zeros(parameter.ds_tensor.numel(), device=parameter.ds_tensor.device)
+            place = flat_range(parameter)
+            padded[: place.stop - place.start] = self._first_values(name, place, spec)
+            parameter.ds_tensor.copy_(padded)
+            parameter.ds_secondary_tensor = None  # hpZ's copy is of the zeros before
+            if parameter.requires_grad:
+                self._deepspeed.utils.safe_set_local_fp32_param(parameter, padded)
+        for name, buffer in stored_tensors(model).items():
+            if not isinstance(buffer, nn.Parameter):
+                buffer.copy_(spec.weights.read(original_name(name)))
+
+    def _first_values(self, name: str, place: FlatRange, spec: ModelSpec) -> Tensor:
+        """Elements [start, stop), of which only the rows that they lie in are read."""
+        row = max(1, torch.Size(place.shape[1:]).numel())
+        first, end = place.start // row, -(-place.stop // row)
+        rows = first_values(name, place.shape, spec, self.seed, first, end).flatten()
+        return rows[place.start - first * row : place.stop - first * row]
+
+    # ---- forward, backward, step ---------------------------------------------------------------
+
+    @contextmanager
+    def sampling(self, *models: nn.Module) -> Iterator[None]:
+        gathered = self._deepspeed.zero.GatheredParameters
+        with torch.no_grad(), ExitStack() as stack:
+            for engine in {id(self._engines[m]): self._engines[m] for m in models}.values():
+                # What a forward pass without backward has left whole would stay so afterwards.
+                engine.optimizer.empty_partition_cache()
+                stack.enter_context(hooks_off(engine))
+                stack.enter_context(gathered(list(engine.module.parameters())))
+            yield
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        self._zero.set_gradient_accumulation_boundary(False)
+        # What DeepSpeedEngine.forward would do; the domain calls the model, not that engine.
+        self._zero.clear_backward_seen_flag()
+        self._policy.backward(loss * dist.world_size())  # DeepSpeed averages over ranks
+
+    @torch.no_grad()
+    def step(self, learning_rate: float) -> StepResult:
+        self._handed_out.clear()
+        self._zero.set_lr(learning_rate)
+        self._policy.step()
+        self._clear_gradients()
+        norm = float(self._policy.get_global_grad_norm())
+        return StepResult(norm, skipped=not self._policy.was_step_applied())
+
+    def _clear_gradients(self) -> None:
+        """DeepSpeed overwrites the last gradient with the next. Where there is no next one it
+        would step with the old one once more, and a NaN of a skipped step would stay."""
+        self._zero.grad_partitions_flat_buffer.zero_()
+        for part in self._zero.fp32_partitioned_groups_flat:
+            if part.grad is not None:
+                part.grad.zero_()
+
+    # ---- what this rank holds ------------------------------------------------------------------
+
+    def trained_slices(self) -> dict[str, Tensor]:
+        return {name: self._hand_out(MASTER, name) for name in self._trained}
+
+    def moments(self) -> dict[str, dict[str, Tensor]]:
+        return {kind: {n: self._hand_out(kind, n) for n in self._trained} for kind in MOMENTS}
+
+    def _hand_out(self, kind: str, name: str) -> Tensor:
+        """This rank's part without padding. With offload on GPUs DeepSpeed gives copies: what is
+        handed out stays the same, in host memory, until `step`, and `publish` writes it back."""
+        if (kind, name) not in self._handed_out:
+            padded = self._local(kind, self._trained[name]).detach()
+            self._handed_out[kind, name] = padded.cpu() if self.config.offload_optimizer else padded
+        place = flat_range(self._trained[name])
+        return self._handed_out[kind, name][: place.stop - place.start]
+
+    def _local(self, kind: str, parameter: nn.Parameter) -> Tensor:
+        """This rank's part with padding: of the float32 master, or of a moment."""
+        utils = self._deepspeed.utils
+        if kind == MASTER:
+            return utils.safe_get_local_fp32_param(parameter)
+        return utils.safe_get_local_optimizer_state(parameter, kind)
+
+    @torch.no_grad()
+    def publish(self) -> None:
+        utils = self._deepspeed.utils
+        for (kind, name), padded in self._handed_out.items():
+            if kind == MASTER:
+                utils.safe_set_local_fp32_param(self._trained[name], padded)
+            else:
+                utils.safe_set_local_optimizer_state(self._trained[name], padded, kind)
+        for parameter in self._trained.values():
+            parameter.ds_tensor.copy_(self._local(MASTER, parameter))  # type: ignore[attr-defined]
+        # hpZ's second copy inside the node is the one that forward would gather.
+        self._zero.invalidate_secondary_tensor()
+
+    def layout(self) -> dict[str, FlatRange]:
+        return {name: flat_range(parameter) for name, parameter in self._trained.items()}
+
+    def optimizer_steps(self) -> dict[str, int]:
+        step = next(iter(self._adamw.state.values()))["step"]
+        return dict.fromkeys(self._trained, int(step))
+
+    def set_optimizer_steps(self, steps: Mapping[str, int]) -> None:
+        for state in self._adamw.state.values():
+            state["step"].fill_(max(steps[name] for name in self._trained))
+
+
+def secondary_degree(shard: Literal[1, "node", "all"]) -> int:
+    """Over how many ranks hpZ's second copy is sharded; 1: there is none.
+
+    Raises ConfigError if nodes hold different numbers of ranks.
+    """
+    world, local = dist.world_size(), dist.rank_facts().local_world
+    if shard == "all" or local in (1, world):
+        return 1
+    if world % local:
+        raise ConfigError(
+            f'engine.shard = "node" with {world} ranks and {local} on this node: every node must '
+            'run the same number of ranks; use engine.shard = "all" or ask for equal nodes'
+        )
+    return local
+
+
+def secondary_group() -> Any:
+    """The ranks that share hpZ's second copy, once they have met: a second model would else have
+    them meet again, which DeepSpeed refuses."""
+    from deepspeed.utils import groups
+
+    return groups._get_zero_param_intra_parallel_group()
+
+
+def start_deepspeed(device: str) -> Any:
+    """The deepspeed package, joined to the process group that is there.
+
+    Imported here: it takes seconds, which runs with another engine shall not wait for.
+    """
+    if device == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read once, at import
+    import deepspeed
+    from deepspeed.accelerator import get_accelerator
+
+    found = get_accelerator().device_name()
+    if found != device:
+        raise ConfigError(
+            f'engine.device is "{device}", but DeepSpeed has chosen {found}; unset DS_ACCELERATOR'
+        )
+    # Or it compiles a collective for shared memory, a minute and a half, when it joins the group.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    os.environ.setdefault("LOCAL_RANK", str(dist.rank_facts().local_rank))  # DeepSpeed reads it
+    if not td.is_initialized():
+        single_process_group(device)
+    deepspeed.init_distributed(
+        get_accelerator().communication_backend_name(), auto_mpi_discovery=False, verbose=False
+    )
+    return deepspeed
+
+
+def single_process_group(device: str) -> None:
+    """A group of this process alone: DeepSpeed calls collectives also where there is one rank."""
+    backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
+    td.init_process_group(backend, store=td.HashStore(), rank=0, world_size=1)
+    atexit.register(lambda: td.destroy_process_group() if td.is_initialized() else None)
+
+
+def flat_range(parameter: Any) -> FlatRange:
+    """Where this rank's part of a ZeRO parameter lies, without padding."""
+    numel, size = parameter.ds_numel, parameter.ds_tensor.ds_numel
+    start = min(dist.rank() * size, numel)
+    return FlatRange(tuple(parameter.ds_shape), start, min(start + size, numel))
+
+
+@contextmanager
+def hooks_off(engine: Any) -> Iterator[None]:
+    """Inside, forward passes run without DeepSpeed's hooks, which gather each module's parameters
+    and give them back: a rank that runs one more pass would wait for the others."""
+    zero = engine.optimizer
+    offload = getattr(zero, "parameter_offload", zero)
+    handles = [*offload.forward_hooks, *offload.backward_hooks, offload.fwd_pre_hook]
+    handles += [engine.module_forward_pre_hook, engine.module_forward_post_hook]
+    ours = {handle.id for handle in handles}
+    modules = list(engine.module.modules())
+    tables = [t for m in modules for t in (m._forward_pre_hooks, m._forward_hooks)]
+    before = [dict(table) for table in tables]
+    for table in tables:
+        for key in ours & table.keys():
+            del table[key]
+    try:
+        yield
+    finally:
+        for table, all_of_it in zip(tables, before, strict=True):
+            added = {k: hook for k, hook in table.items() if k not in all_of_it}
+            table.clear()
+            table.update({**all_of_it, **added})
