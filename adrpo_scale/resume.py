@@ -14,7 +14,7 @@ from typing import Any
 from adrpo_scale.checkpoint.base import MANIFEST
 from adrpo_scale.checkpoint.reader import Reader
 from adrpo_scale.checkpoint.shelf import CHECKPOINTS, TRAJECTORY, committed
-from adrpo_scale.config import RunConfig, leaves
+from adrpo_scale.config import RunConfig, leaves, parse_config
 from adrpo_scale.errors import CheckpointError, ConfigError, agreed
 from adrpo_scale.files import remove_folder, sync_file, sync_folder
 from adrpo_scale.settings import Effect
@@ -38,15 +38,23 @@ class Change:
 
 
 def settings_changes(before: Mapping[str, Any], config: RunConfig) -> list[Change]:
-    """What differs between a checkpoint's resolved settings and this run's. A key that only one of
-    them has counts as maths: nothing is known of it."""
+    """What differs between a checkpoint's resolved settings and this run's. A key that is no
+    setting (any more) counts as maths: nothing is known of it."""
     old, new = dict(leaves(before)), dict(leaves(config.resolved()))
-    effects = config.effects()
+    effects = _effects(before) | config.effects()
     return [
         Change(path, _text(old, path), _text(new, path), effects.get(path, "maths"))
         for path in dict.fromkeys([*old, *new])
         if old.get(path, _MISSING) != new.get(path, _MISSING)
     ]
+
+
+def _effects(settings: Mapping[str, Any]) -> Mapping[str, Effect]:
+    """Of a checkpoint's settings; {} where this version no longer knows them all."""
+    try:
+        return parse_config(settings).effects()
+    except ConfigError:
+        return {}
 
 
 def _text(values: Mapping[str, Any], path: str) -> str:

@@ -18,6 +18,8 @@ from tests.faults import SignalAt
 from tests.tiny import FULL, records
 
 EVERY = ["checkpoint.every_iterations=1", "iterations=5"]
+FSDP2 = ["engine.name=fsdp2", "engine.shard=all"]
+ZERO3 = ["engine.name=zero3", "engine.shard=all"]
 
 
 @pytest.fixture(scope="module")
@@ -40,11 +42,12 @@ def quiet(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("kind", "world"), [("lora", 1), ("lora", 2), ("full", 1), ("full", 2), ("sharded", 3)]
+    ("kind", "world"),
+    [("lora", 1), ("lora", 2), ("full", 1), ("full", 2), ("sharded", 3), ("zero3", 2)],
 )
 def test_a_run_in_pieces_is_the_run_in_one_to_the_bit(quiet, tmp_path, kind, world):
-    settings = {"lora": [], "full": FULL, "sharded": [*FULL, "engine.shard=all"]}[kind]
-    settings = [*settings, "ema_decay=0.9", "evaluation.every=2"]
+    all_of_it = {"lora": [], "full": FULL, "sharded": [*FULL, *FSDP2], "zero3": [*FULL, *ZERO3]}
+    settings = [*all_of_it[kind], "ema_decay=0.9", "evaluation.every=2"]
     for iterations in (2, 5):
         life = lives.train(tmp_path, world, [*EVERY, *settings, f"iterations={iterations}"])
         assert life.wait() == [0] * world, life.text()
@@ -90,6 +93,17 @@ def test_sharding_may_change_from_life_to_life(quiet, tmp_path):
         life = lives.train(tmp_path, world, [*EVERY, *settings])
         assert life.wait() == [0] * world, life.text()
     assert_close_runs(tmp_path / "run", quiet(1, *FULL))
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_the_engine_may_change_from_life_to_life(quiet, tmp_path, kind):
+    """FSDP2 on 4 → ZeRO-3 on 2 → ZeRO-3 on 3 → FSDP2 on 2: as if nothing had changed."""
+    trained = FULL if kind == "full" else []
+    for world, engine, iterations in ((4, FSDP2, 2), (2, ZERO3, 3), (3, ZERO3, 4), (2, FSDP2, 5)):
+        settings = [*EVERY, *trained, *engine, f"iterations={iterations}"]
+        life = lives.train(tmp_path, world, settings)
+        assert life.wait() == [0] * world, life.text()
+    assert_close_runs(tmp_path / "run", quiet(4, *trained, *FSDP2))
 
 
 def assert_close_runs(run, other):
