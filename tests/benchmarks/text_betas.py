@@ -1,7 +1,7 @@
 """ADRPO against GRPO with fixed betas on the two text demos, three seeds: README's tables.
 
     python tests/benchmarks/text_betas.py arithmetic [--runs runs/betas] [--jobs 1]
-    python tests/benchmarks/text_betas.py reward_model [--iterations 100]
+    python tests/benchmarks/text_betas.py reward_model [--set iterations=120 ...]
 
 arithmetic: `configs/demo/text_*.toml`, beta0 in {0, .04, .08} fixed, and ADRPO at .04.
 reward_model: `configs/demo/text_rm_*.toml` over a sweep of beta0 for both, ADRPO's clip range being
@@ -26,7 +26,7 @@ from pathlib import Path
 from adrpo_scale.evaluation import tables
 
 SEEDS = (0, 1, 2)
-SWEEP = (0.02, 0.04, 0.08, 0.16, 0.32, 0.64)
+SWEEP = (0.04, 0.1, 0.2, 0.4, 0.8)
 
 
 @dataclass(frozen=True)
@@ -114,10 +114,9 @@ def main() -> None:
     parser.add_argument("task", choices=TASKS)
     parser.add_argument("--runs", type=Path, default=Path("runs/betas"))
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
-    parser.add_argument("--iterations", type=int)
+    parser.add_argument("--set", dest="overrides", action="append", default=[])
     arguments = parser.parse_args()
     config, settings, metrics = TASKS[arguments.task]
-    more = [] if arguments.iterations is None else [f"iterations={arguments.iterations}"]
     folders = {
         (setting, seed): arguments.runs / f"{config}-{setting.name}-{seed}"
         for seed in SEEDS
@@ -125,7 +124,7 @@ def main() -> None:
     }
     with ThreadPoolExecutor(arguments.jobs) as pool:
         jobs = [
-            pool.submit(train, config, setting, seed, folder, more)
+            pool.submit(train, config, setting, seed, folder, arguments.overrides)
             for (setting, seed), folder in folders.items()
         ]
         for job in jobs:
