@@ -99,6 +99,7 @@ def build_trainer(config: RunConfig, run: Path, beginning: Beginning = Beginning
     """
     train, held_out = build_prompts(config.prompts)
     domain = build_domain(config)
+    train, held_out = domain.usable(train), domain.usable(held_out)
     policy_spec, reference_spec = specs_of(domain, config, beginning.origin)
     constant = dist.run_on_main(lambda: constant_facts(config, run, domain, train, beginning))
     if beginning.reader is not None:

@@ -49,7 +49,7 @@ def settings_changes(before: Mapping[str, Any], config: RunConfig) -> list[Chang
     ]
 
 
-def _effects(settings: Mapping[str, Any]) -> Mapping[str, Effect]:
+def _effects(settings: Mapping[str, Any]) -> dict[str, Effect]:
     """Of a checkpoint's settings; {} where this version no longer knows them all."""
     try:
         return parse_config(settings).effects()

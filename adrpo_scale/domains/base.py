@@ -109,6 +109,10 @@ class Domain(ABC):
     def export_target(self) -> ExportTarget:
         """What other libraries call the trained model, and how its export is tried out."""
 
+    def usable(self, prompts: Sequence[Prompt]) -> list[Prompt]:
+        """The prompts that can be worked on, in their order."""
+        return list(prompts)
+
     @abstractmethod
     def prepare(self, prompts: Sequence[Prompt], device: torch.device, dtype: torch.dtype) -> None:
         """Whatever must exist before sampling; called once with every prompt of the run.

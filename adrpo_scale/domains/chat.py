@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +12,8 @@ from pydantic import model_validator
 from adrpo_scale.errors import ConfigError, ModelNotFoundError, PromptError
 from adrpo_scale.settings import Section, setting
 from adrpo_scale.types import Prompt
+
+log = logging.getLogger(__name__)
 
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
@@ -28,7 +31,10 @@ class ChatConfig(Section):
     thinking: bool | None = setting(
         None, "Qwen3: enable_thinking of its template; null: the template's own default"
     )
-    max_prompt_tokens: int = setting(1024, "a longer prompt is an error, never cut", ge=1)
+    max_prompt_tokens: int = setting(1024, "longer prompts are never cut, see long_prompts", ge=1)
+    long_prompts: Literal["error", "drop"] = setting(
+        "error", "prompts above it: stop before training, or leave them out and name them in logs/"
+    )
 
     @model_validator(mode="after")
     def _plain_has_no_messages(self) -> ChatConfig:
@@ -80,18 +86,50 @@ def load_tokenizer(folder: Path, config: ChatConfig) -> Any:
 def encode(tokenizer: Any, prompt: Prompt, config: ChatConfig) -> list[int]:
     """Token ids of a prompt. PromptError, naming it, if it is too long, empty, or refused by the
     template."""
+    ids = token_ids(tokenizer, prompt, config)
+    if len(ids) > config.max_prompt_tokens:
+        raise PromptError(
+            f"prompt {prompt.id} {prompt.text[:80]!r} has {len(ids)} tokens, "
+            f"domain.chat.max_prompt_tokens is {config.max_prompt_tokens}: raise it, take the "
+            'prompt out of the file, or set domain.chat.long_prompts = "drop"; prompts are never '
+            "cut"
+        )
+    return ids
+
+
+def without_long(tokenizer: Any, prompts: Sequence[Prompt], config: ChatConfig) -> list[Prompt]:
+    """The prompts that fit; the others are named in the log. PromptError if none fits."""
+    if config.long_prompts == "error":
+        return list(prompts)  # `encode` says so
+    lengths = [len(token_ids(tokenizer, prompt, config)) for prompt in prompts]
+    pairs = list(zip(prompts, lengths, strict=True))
+    for prompt, length in pairs:
+        if length > config.max_prompt_tokens:
+            log.info("prompt %d %r has %d tokens: left out", prompt.id, prompt.text[:80], length)
+    kept = [prompt for prompt, length in pairs if length <= config.max_prompt_tokens]
+    if prompts and not kept:
+        raise PromptError(
+            f"every one of the {len(prompts)} prompts has more than domain.chat.max_prompt_tokens "
+            f"= {config.max_prompt_tokens} tokens, the shortest {min(lengths)}: raise it"
+        )
+    if len(kept) < len(prompts):
+        log.warning(
+            "%d of %d prompts have more than %d tokens and are left out; logs/ names them",
+            len(prompts) - len(kept),
+            len(prompts),
+            config.max_prompt_tokens,
+        )
+    return kept
+
+
+def token_ids(tokenizer: Any, prompt: Prompt, config: ChatConfig) -> list[int]:
+    """Of a prompt of any length. PromptError if it has none, or the template refuses it."""
     if config.template == "plain":
         ids = list(tokenizer(prompt.text)["input_ids"])
     else:
         ids = _templated(tokenizer, prompt, config)
     if not ids:
         raise PromptError(f"prompt {prompt.id} {prompt.text[:80]!r} has no token")
-    if len(ids) > config.max_prompt_tokens:
-        raise PromptError(
-            f"prompt {prompt.id} {prompt.text[:80]!r} has {len(ids)} tokens, "
-            f"domain.chat.max_prompt_tokens is {config.max_prompt_tokens}: raise it, or take the "
-            "prompt out of the file; prompts are never cut"
-        )
     return ids
 
 

@@ -32,7 +32,7 @@ from adrpo_scale.domains.base import (
     Mode,
     Reference,
 )
-from adrpo_scale.domains.chat import ChatConfig, encode, load_tokenizer
+from adrpo_scale.domains.chat import ChatConfig, encode, load_tokenizer, without_long
 from adrpo_scale.domains.decoding import SamplingConfig
 from adrpo_scale.errors import ConfigError, ModelNotFoundError
 from adrpo_scale.models import LoraConfig, ModelSpec
@@ -233,6 +233,9 @@ class TextDomain(Domain):
             example=example.text,
             ids=tuple(encode(self.tokenizer, example, any_length)),
         )
+
+    def usable(self, prompts: Sequence[Prompt]) -> list[Prompt]:
+        return without_long(self.tokenizer, prompts, self.config.chat)
 
     def prepare(self, prompts: Sequence[Prompt], device: torch.device, dtype: torch.dtype) -> None:
         self.device, self.dtype = device, dtype

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from adrpo_scale.algorithms.tokens import kl_estimate
 from adrpo_scale.build import build_domain, build_engine, build_reference
 from adrpo_scale.domains import decoding
-from adrpo_scale.domains.chat import encode
+from adrpo_scale.domains.chat import encode, without_long
 from adrpo_scale.errors import ConfigError, ModelNotFoundError, PromptError, WeightsError
 from adrpo_scale.prompts import build_prompts
 from adrpo_scale.types import DrawKey, Prompt
@@ -227,6 +228,17 @@ def test_a_prompt_that_is_too_long_is_named_and_not_cut(tmp_path):
     prompt = Prompt(17, "w1 " * 30)
     with pytest.raises(PromptError, match=r"prompt 17 'w1 w1.* has 35 tokens, .*is 16: raise it"):
         encode(tiny_tokenizer(), prompt, chat(tmp_path))
+
+
+def test_prompts_that_are_too_long_can_be_left_out_by_name(tmp_path, caplog):
+    config = chat(tmp_path, "domain.chat.long_prompts=drop")
+    prompts = [Prompt(0, "w1"), Prompt(1, "w2 " * 30), Prompt(2, "w3")]
+    with caplog.at_level(logging.INFO):
+        kept = without_long(tiny_tokenizer(), prompts, config)
+    assert [prompt.id for prompt in kept] == [0, 2]
+    assert "prompt 1 'w2 w2" in caplog.text and "1 of 3 prompts have more than 16" in caplog.text
+    with pytest.raises(PromptError, match=r"every one of the 1 prompts .* the shortest 35: raise"):
+        without_long(tiny_tokenizer(), prompts[1:2], config)
 
 
 def test_a_template_that_refuses_a_role_is_reported(tmp_path):
