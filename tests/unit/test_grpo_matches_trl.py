@@ -15,6 +15,8 @@ trl's options that give the paper's formula (eq. 3 with a fixed beta and k3):
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from datasets import Dataset
@@ -29,7 +31,11 @@ from adrpo_scale.algorithms.advantages import advantages
 from adrpo_scale.algorithms.grpo import Grpo
 from adrpo_scale.algorithms.grpo import GrpoConfig as OurConfig
 from adrpo_scale.algorithms.tokens import kl_estimate, per_row
-from adrpo_scale.types import Credit, Terms
+from adrpo_scale.domains import scoring
+from adrpo_scale.domains.chat import ChatConfig
+from adrpo_scale.domains.decoding import SamplingConfig
+from adrpo_scale.domains.text import TextConfig, TextDomain
+from adrpo_scale.types import Credit, DrawKey, Rows, Terms
 
 # trl sets its own deprecated default.
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")
@@ -154,12 +160,12 @@ def our_terms(model, inputs) -> Terms:
     )
 
 
-def our_loss(algorithm, model, inputs):
+def our_loss(algorithm, model, inputs, terms=None):
     weight = inputs["advantages"].double()
     clipped = weight.clamp(algorithm.config.advantage_min, algorithm.config.advantage_max)
     none = torch.full_like(weight, -1, dtype=torch.int64)
     credit = Credit(weight, clipped, algorithm.beta(clipped), none, torch.ones_like(weight))
-    loss = algorithm.loss(our_terms(model, inputs), credit)
+    loss = algorithm.loss(our_terms(model, inputs) if terms is None else terms, credit)
     return loss / algorithm.row_counts(credit, inputs["completion_mask"].sum(1)).sum()
 
 
@@ -189,6 +195,53 @@ def test_loss_and_gradient_equal_trls(algorithm, model, trainer, inputs):
     their_gradient, our_gradient = gradient(model, theirs), gradient(model, ours)
     assert their_gradient.norm() > 0.01
     assert (our_gradient - their_gradient).norm() <= 1e-6 * their_gradient.norm()
+
+
+def test_the_text_domain_as_a_whole_gives_trls_loss_and_gradient(model, trainer, inputs, tmp_path):
+    """Its own passes: padded on the right, logits made in chunks, a reference of its own."""
+    model.save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    chat = ChatConfig(template="plain")
+    limits = SamplingConfig(max_new_tokens=COMPLETION, temperature=TEMPERATURE)
+    domain = TextDomain(
+        TextConfig(
+            model=str(tmp_path), chat=chat.model_copy(update={"max_prompt_tokens": 8}),
+            rollout=limits, evaluation=limits, head_chunk=5,
+        )
+    )  # fmt: skip
+    domain.prepare([], torch.device("cpu"), torch.float32)
+    prompts = [
+        ids[-n:].tolist() for ids, n in zip(inputs["prompt_ids"], PROMPT_LENGTHS, strict=True)
+    ]
+    domain._ids = dict(enumerate(prompts))
+    policy, reference = (Qwen3ForCausalLM.from_pretrained(tmp_path) for _ in range(2))
+    with torch.no_grad():
+        for parameter in reference.parameters():
+            parameter += 0.05 * torch.randn(parameter.shape)
+    for each in (policy, reference):
+        scoring.install(each)
+    ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)
+    mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1)
+    with torch.no_grad():
+        inputs = inputs | {"ref_per_token_logps": completion_logp(reference, ids, mask)}
+    rows = Rows(
+        torch.arange(6),
+        torch.arange(6),
+        {
+            "completion": inputs["completion_ids"],
+            "lengths": torch.tensor(LENGTHS),
+            "logp_old": inputs["old_per_token_logps"],
+        },
+    )
+    terms = domain.terms(
+        policy, lambda: nullcontext(reference), rows, rows.sample_ids_N, DrawKey(0, 0),
+        frozenset({"divergence"}),
+    )  # fmt: skip
+    theirs = trainer.compute_loss(model, inputs)
+    ours = our_loss(Grpo(OurConfig(**settings()), "tokens"), model, inputs, terms)
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
+    their_gradient, our_gradient = gradient(model, theirs), gradient(policy, ours)
+    assert (our_gradient - their_gradient).norm() <= 1e-5 * their_gradient.norm()
 
 
 def test_both_clips_and_the_kl_are_at_work(model, trainer, inputs):
