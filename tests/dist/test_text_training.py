@@ -21,9 +21,11 @@ from adrpo_scale import dist
 from adrpo_scale.build import build_trainer
 from adrpo_scale.domains.decoding import SamplingConfig, generate
 from adrpo_scale.domains.text import LINEAR
+from adrpo_scale.rollout import sample_block
 from adrpo_scale.seeding import Purpose, generator
 from adrpo_scale.types import DrawKey
 from adrpo_scale.weights import initial_uniform
+from tests.dist.test_engine import GatheredBytes
 from tests.ranks import run_ranks
 from tests.tiny import whole_tensors
 from tests.tiny_text import PROMPTS, many_kinds, save_tiny, text_config, tiny_tokenizer
@@ -270,6 +272,31 @@ def test_evaluations_do_not_depend_on_the_number_of_processes(variant):
         for name, (value, n) in alone.items():
             assert found[name][1] == n
             assert found[name][0] == pytest.approx(value, rel=1e-5, abs=1e-6), name
+
+
+def gathers(rank, world, folder, variant):
+    """(bytes gathered in a rollout, tokens generated) for few and for many tokens."""
+    found = []
+    for tokens in (2, 40):
+        more = [f"domain.rollout.max_new_tokens={tokens}"]
+        trainer = build_trainer(
+            config(Path(folder), variant, "full", *more), Path(tempfile.mkdtemp())
+        )
+        prompts = trainer.stream.at(0)
+        with GatheredBytes() as gathered, trainer.engine.sampling(trainer.policy):
+            rows = sample_block(trainer.domain, trainer.policy, prompts, 4, DrawKey(0, 0), 4)
+        found.append((gathered.count, int(rows.tensors["lengths"].sum())))
+    return found
+
+
+@pytest.mark.parametrize("variant", ["fsdp2-all", "zero3-all"])
+def test_a_rollout_gathers_every_parameter_once_whatever_the_number_of_tokens(variant):
+    folder, _, _, parameters = plain_loop("full")
+    once = sum(4 * tensor.numel() for tensor in parameters.values())
+    padding = sum(4 * 2 * tensor[:1].numel() for tensor in parameters.values())
+    for (few, short), (many, long) in run_ranks(gathers, 2, str(folder), variant):
+        assert few == many and long > 3 * short
+        assert once <= many <= 1.01 * once + padding
 
 
 def scores_with_a_sharded_model(rank, world, folder, rm):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from fnmatch import fnmatch
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -155,3 +156,11 @@ def test_nothing_reads_or_writes_pickles():
     forbidden += ("cloudpickle", "np.load", "np.save")
     users = {m for m in FILES for name in used_names(m) if name.startswith(forbidden)}
     assert users == set()
+
+
+def test_no_folder_of_tests_is_passed_over(pytestconfig):
+    """pytest's own list of folders to skip has `dist` in it."""
+    skipped = pytestconfig.getini("norecursedirs")
+    folders = {path.parent.name for path in Path(__file__).parents[1].rglob("test_*.py")}
+    assert {"unit", "dist", "slow", "gpu"} <= folders
+    assert not [name for name in folders for pattern in skipped if fnmatch(name, pattern)]
