@@ -73,7 +73,7 @@ class Fsdp2Engine(Engine):
         self._trained = trained_parameters(model)
         self._check_that_all_are_sharded()
         if self.mesh is None and self.dtype != torch.float32:
-            self._add_masters()
+            self._add_masters(spec)
         self._optimizer = build_adamw(self._stepped().values(), self.optimizer_config)
         begin_moments(self._optimizer, self._stepped().values())
         return model
@@ -121,11 +121,12 @@ class Fsdp2Engine(Engine):
         plain = [n for n, p in self._trained.items() if not isinstance(p, DTensor)]
         assert self.mesh is None or not plain, f"trained but not sharded: {plain[:3]}"
 
-    def _add_masters(self) -> None:
-        """float32 copies of the trained parameters; gradients are moved to them as they appear,
-        so that accumulation over micro-batches happens in float32."""
+    def _add_masters(self, spec: ModelSpec) -> None:
+        """The trained parameters in float32, as they are stored; gradients are moved to them as
+        they appear, so that accumulation over micro-batches happens in float32."""
         for name, parameter in self._trained.items():
-            master = self._masters[name] = parameter.detach().float().clone()
+            values = first_values(name, tuple(parameter.shape), spec, self.seed, 0, None)
+            master = self._masters[name] = values.to(self.device, torch.float32, copy=True)
 
             def collect(p: Tensor, master: Tensor = master) -> None:
                 assert p.grad is not None
