@@ -19,7 +19,7 @@ from adrpo_scale.domains.base import Domain, Reference
 from adrpo_scale.ema import Ema
 from adrpo_scale.engines.adapters import adapters_off
 from adrpo_scale.engines.base import Engine
-from adrpo_scale.errors import ConfigError
+from adrpo_scale.errors import ConfigError, RewardError, agreed
 from adrpo_scale.evaluation.evaluator import Evaluator
 from adrpo_scale.merged import MergedWeights
 from adrpo_scale.metrics import MetricsLog
@@ -44,9 +44,17 @@ def build_domain(config: RunConfig) -> Domain:
     return DOMAINS[config.domain.name](config.domain)  # type: ignore[call-arg]
 
 
-def build_rewards(config: RunConfig, engine: Engine) -> list[Reward]:
+def build_rewards(
+    config: RunConfig, engine: Engine, prompts: Sequence[Prompt] = ()
+) -> list[Reward]:
+    """All rewards, loaded. prompts: those of the run. Raises RewardError, on every rank alike, if
+    one of them lacks what a reward needs. Collective."""
     rewards = [REWARDS[reward.kind](reward, engine.device) for reward in config.rewards]  # type: ignore[call-arg]
     for reward in rewards:
+        try:
+            reward.check(prompts)
+        except RewardError as error:
+            raise agreed(error) from error
         spec = reward.model_spec()
         if spec is not None:
             reward.use(engine.build_frozen(spec))
@@ -99,13 +107,14 @@ def build_trainer(config: RunConfig, run: Path, beginning: Beginning = Beginning
     """
     train, held_out = build_prompts(config.prompts)
     domain = build_domain(config)
+    domain.check_training()
     train, held_out = domain.usable(train), domain.usable(held_out)
     policy_spec, reference_spec = specs_of(domain, config, beginning.origin)
     constant = dist.run_on_main(lambda: constant_facts(config, run, domain, train, beginning))
     if beginning.reader is not None:
         check_content(beginning.reader, constant, beginning.allowed)
     engine = build_engine(config)
-    rewards = build_rewards(config, engine)
+    rewards = build_rewards(config, engine, [*train, *held_out])
     domain.prepare([*train, *held_out], engine.device, engine.dtype)
     policy = engine.build_policy(policy_spec)
     reference, frozen = build_reference(reference_spec, engine, policy)

@@ -262,7 +262,10 @@ def _json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _row(where: str, entry: Mapping[str, Any]) -> Row:
-    key = next((k for k in MESSAGES if k in entry), "prompt")
+    text = entry.get("prompt")
+    key = (
+        "prompt" if isinstance(text, str) else next((k for k in MESSAGES if entry.get(k)), "prompt")
+    )
     others = {name: value for name, value in entry.items() if name != key}
     value = entry.get(key)
     is_text = key == "prompt" and not isinstance(value, list)
@@ -339,11 +342,28 @@ def read_parquet(path: Path) -> Iterator[Row]:
         yield _row(f"row {number}", entry)
 
 
+def split_of(file: Path) -> str:
+    """train, test or validation, if a data file's path says so; else "unnamed"."""
+    words = re.split(r"[^a-z]+", file.as_posix().lower())
+    names = {"val": "validation", "valid": "validation", "dev": "validation", "eval": "test"}
+    known = [names.get(word, word) for word in words]
+    return next((w for w in known if w in ("train", "test", "validation")), "unnamed")
+
+
 def read_folder(path: Path) -> Iterator[Row]:
-    """Every parquet and jsonl file below a folder, by name: a dataset as it is downloaded."""
+    """Every parquet and jsonl file below a folder, by name: a dataset as it is downloaded.
+
+    PromptError where they are of several splits: nobody wants to train on a test set."""
     files = sorted(file for pattern in DATA_FILES for file in path.rglob(pattern))
     if not files:
         raise PromptError(f"{path}: no {' or '.join(DATA_FILES)} in this folder; name a file")
+    splits = {split_of(file.relative_to(path)) for file in files}
+    if len(splits) > 1:
+        names = ", ".join(str(file.relative_to(path)) for file in files[:6])
+        raise PromptError(
+            f"{path}: its files are of several splits ({', '.join(sorted(splits))}): {names}; name "
+            "one file, or a folder with one split"
+        )
     for file in files:
         for row in READERS[guess_format(file)](file):
             yield replace(row, where=f"{file.relative_to(path)} {row.where}")

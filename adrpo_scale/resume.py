@@ -89,7 +89,9 @@ def check_settings(reader: Reader, config: RunConfig, allowed: Sequence[str]) ->
 
 def prompts_digest(*lists: Sequence[Prompt]) -> str:
     """Hash of the prompts' texts and metadata, in order: the cursor means nothing in other ones."""
-    text = json.dumps([[asdict(p) for p in prompts] for prompts in lists], sort_keys=True)
+    text = json.dumps(
+        [[asdict(p) for p in prompts] for prompts in lists], sort_keys=True, default=str
+    )  # dates of parquet rows
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -99,9 +101,9 @@ def check_content(reader: Reader, constant: Mapping[str, Any], allowed: Sequence
     if before["base"]["frozen"] != constant["base"]["frozen"] and not is_allowed("base", allowed):
         raise agreed(
             CheckpointError(
-                f"{reader.folder} was trained with other text encoders, VAE or scheduler than "
-                f"{constant['base']['model']} has now. Bring the same model back, or pass "
-                "--allow-change base"
+                f"{reader.folder} was trained with other files beside the trained weights than "
+                f"{constant['base']['model']} has now (config, tokenizer, chat template; text "
+                "encoders, VAE, scheduler). Bring the same model back, or pass --allow-change base"
             )
         )
     if before["base"]["sha256"] != constant["base"]["sha256"] and not is_allowed("base", allowed):

@@ -165,6 +165,7 @@ def sample_to(
     returns the paths of the pictures, or of that file, on rank 0. Collective."""
     prompts, config = load_prompts(prompts_file), source.config
     domain, engine = build_domain(config), build_engine(config)
+    prompts = domain.usable(prompts)
     domain.prepare(prompts, engine.device, engine.dtype)
     policy = load_policy(source, domain, engine, weights)
     with engine.sampling(policy):

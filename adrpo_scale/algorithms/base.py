@@ -83,6 +83,18 @@ def plain_credit(weight_S: Tensor, beta: Tensor | float, rewards: Rewards) -> Cr
     )
 
 
+def warn_of_flow_defaults(config: AlgorithmConfig, names: tuple[str, ...]) -> None:
+    """Where tokens are trained on with defaults that are the paper's for flow matching."""
+    silent = [name for name in names if name not in config.model_fields_set]
+    if silent:
+        values = ", ".join(f"{name} = {getattr(config, name)!r}" for name in silent)
+        warnings.warn(
+            f"algorithm: {values} by default, which is for flow matching; on tokens state it (the "
+            'paper: beta0 = 0.04, clip range ±0.04, scale = "group_std"; dpo: beta = 0.1)',
+            stacklevel=4,
+        )
+
+
 def included_sum(values_N: Tensor, credit: Credit) -> Tensor:
     """Sum of the included rows' values, in the dtype of the values."""
     return (credit.include.to(values_N) * values_N).sum()
@@ -147,6 +159,7 @@ class GroupRelative(Algorithm):
         self.config = config
         if kind == "tokens":
             self.needs = self.needs | {"logp_old"}
+            warn_of_flow_defaults(config, ("beta0", "scale"))
             self._warn_of_k1()
         if kind == "flow" and config.beta0 <= 0:
             raise ConfigError(

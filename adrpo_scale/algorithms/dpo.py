@@ -26,6 +26,7 @@ from adrpo_scale.algorithms.base import (
     Kind,
     included_sum,
     plain_credit,
+    warn_of_flow_defaults,
 )
 from adrpo_scale.settings import setting
 from adrpo_scale.types import Credit, Rewards, Terms
@@ -59,6 +60,8 @@ class Dpo(Algorithm):
     def __init__(self, config: DpoConfig, kind: Kind) -> None:
         super().__init__(config, kind)
         self.config = config
+        if kind == "tokens":
+            warn_of_flow_defaults(config, ("beta",))
         self.rollouts = config.rollouts
         self.rollout_pool = config.pool
         self.needs = frozenset({"ref_score"} if kind == "flow" else {"score_sum", "ref_score_sum"})

@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from adrpo_scale import dist
 from adrpo_scale.domains.decoding import Generated, SamplingConfig, generate
 from adrpo_scale.errors import ConfigError
 
@@ -77,6 +78,15 @@ class Vllm(Backend):
         self, folder: Path, dtype: torch.dtype, memory_share: float, ends: Sequence[int], pad: int
     ) -> None:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # or the weights are out of reach
+        facts = dist.rank_facts()
+        for name, value in (  # read by `external_launcher`; only torchrun sets them
+            ("RANK", facts.rank),
+            ("LOCAL_RANK", facts.local_rank),
+            ("WORLD_SIZE", facts.world),
+            ("MASTER_ADDR", "localhost"),
+            ("MASTER_PORT", 29500),
+        ):
+            os.environ.setdefault(name, str(value))
         import vllm
 
         self._vllm, self._ends, self._pad = vllm, list(ends), pad

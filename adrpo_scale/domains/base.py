@@ -109,6 +109,10 @@ class Domain(ABC):
     def export_target(self) -> ExportTarget:
         """What other libraries call the trained model, and how its export is tried out."""
 
+    def check_training(self) -> None:
+        """Raises ConfigError where what training (and nothing else) needs is not installed."""
+        return None
+
     def usable(self, prompts: Sequence[Prompt]) -> list[Prompt]:
         """The prompts that can be worked on, in their order."""
         return list(prompts)

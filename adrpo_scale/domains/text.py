@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from adrpo_scale.algorithms.tokens import kl_estimate, per_row
 from adrpo_scale.domains import scoring
-from adrpo_scale.domains.backends import Backend, InProcess, Vllm, check_vllm
+from adrpo_scale.domains.backends import Backend, InProcess, Vllm, check_vllm, evaluating
 from adrpo_scale.domains.base import (
     ChatTarget,
     Domain,
@@ -43,6 +43,7 @@ from adrpo_scale.weights import SafetensorsFolder, find_model
 
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 WEIGHTS = "model"
+SCORES_AGREE = 0.05  # nats; bfloat16 logits of the same operations differ by less
 FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "README.md", "LICENSE*"]
 
 
@@ -145,6 +146,11 @@ class TextDomain(Domain):
                 f"{self.folder}/config.json has {dropout}: policy and reference must see the same "
                 "function; set it to 0 there"
             )
+        if is_stateful(model):
+            raise ConfigError(
+                f"domain.model = {config.model!r} ({model.model_type}) keeps a state instead of a "
+                "cache of keys and values; rollouts here need attention in every layer"
+            )
         targets = config.lora.targets if config.lora is not None else []
         if {"lm_head", "embed_tokens"} & set(targets):
             raise ConfigError(
@@ -163,9 +169,15 @@ class TextDomain(Domain):
         from transformers import AutoModelForCausalLM
 
         def build() -> nn.Module:
-            model = AutoModelForCausalLM.from_config(
-                self._model_config, attn_implementation=self.config.attention
-            )
+            try:
+                model = AutoModelForCausalLM.from_config(
+                    self._model_config, attn_implementation=self.config.attention
+                )
+            except (ImportError, ValueError) as error:
+                raise ConfigError(
+                    f"domain.attention = {self.config.attention!r} does not go with this model "
+                    f'here ({error}); use "eager"'
+                ) from error
             scoring.install(model)
             return model
 
@@ -234,6 +246,10 @@ class TextDomain(Domain):
             ids=tuple(encode(self.tokenizer, example, any_length)),
         )
 
+    def check_training(self) -> None:
+        if self.config.backend == "vllm":
+            check_vllm()
+
     def usable(self, prompts: Sequence[Prompt]) -> list[Prompt]:
         return without_long(self.tokenizer, prompts, self.config.chat)
 
@@ -242,8 +258,7 @@ class TextDomain(Domain):
         self._ids = {p.id: encode(self.tokenizer, p, self.config.chat) for p in prompts}
         self._greedy = self.config.evaluation.model_copy(update={"temperature": 0.0})
         self._in_process = InProcess(self._ends, self._pad)
-        if self.config.backend == "vllm":
-            check_vllm()
+        self._scores_checked = False
 
     @functools.cached_property
     def _backend(self) -> Backend:
@@ -254,7 +269,32 @@ class TextDomain(Domain):
         return Vllm(self.folder, self.dtype, share, self._ends, self._pad)
 
     def begin_rollout(self, policy: nn.Module) -> None:
+        self._check_scores(policy)
         self._backend.sync(policy)
+
+    @torch.no_grad()
+    def _check_scores(self, policy: nn.Module) -> None:
+        """Once: that log-probabilities are those of the model's own logits. Some families do
+        something to their logits that `scoring` may not know of. Raises ConfigError."""
+        if self._scores_checked:
+            return
+        ids = torch.tensor([next(iter(self._ids.values()))[-16:]] * 2, device=self.device)
+        ids[1] = ids[1].flip(0)
+        rows, places = torch.ones_like(ids[:, 1:]).nonzero(as_tuple=True)
+        tokens, temperature = ids[rows, places + 1], self.config.rollout.temperature
+        with evaluating(policy):
+            plain = policy(input_ids=ids, use_cache=False).logits[rows, places].float()
+            targets = scoring.Targets(rows, places, tokens, temperature)
+            logp, _ = policy(input_ids=ids, score=targets)
+        expected = (plain / temperature).log_softmax(-1).gather(1, tokens[:, None])[:, 0]
+        off = float((logp - expected).abs().max()) if len(tokens) else 0.0
+        if not off <= SCORES_AGREE:
+            raise ConfigError(
+                f"domain.model = {self.config.model!r} ({self._model_config.model_type}): its "
+                f"log-probabilities are off by {off:.3g} from its own logits: it changes logits in "
+                "a way that adrpo_scale.domains.scoring does not know; please report this"
+            )
+        self._scores_checked = True
 
     @torch.no_grad()
     def sample(
@@ -421,7 +461,22 @@ def read_config(folder: Path, name: str) -> Any:
             f"domain.model = {name!r} is of type {config.model_type!r}, which transformers has no "
             "causal language model for; the text domain trains language models only"
         )
+    if not hasattr(config, "vocab_size"):
+        raise ConfigError(
+            f"domain.model = {name!r} is of type {config.model_type!r}, a composite of a language "
+            "model and others; give the folder of its language model alone"
+        )
     return config
+
+
+def is_stateful(config: Any) -> bool:
+    """Whether some layer keeps a recurrent state: such a cache cannot be shared by a group."""
+    from transformers import AutoModelForCausalLM
+
+    layers = set(getattr(config, "layer_types", None) or ())
+    is_recurrent = layers - {"full_attention", "sliding_attention", "chunked_attention"}
+    model_class = AutoModelForCausalLM._model_mapping[type(config)]
+    return bool(is_recurrent) or getattr(model_class, "_is_stateful", False)
 
 
 def checkpoint_activations(model: Any) -> None:

@@ -101,12 +101,13 @@ class Evaluator:
         prompts, size = self.splits[split], self.config.samples_per_prompt
         key = DrawKey(self.config.seed, EVALUATION)
         # Everything that runs a model is in here: ranks need not then run it equally often.
-        with self.engine.sampling(policy, *self.frozen):
+        with self.engine.sampling(policy):
             rows = self._sample(policy, prompts, size, key, "evaluation", check)
-            measured = self._divergences(policy, reference, rows, key)
             greedy = None
             if "greedy" in self.domain.evaluations:
                 greedy = self._sample(policy, prompts, 1, key, "greedy", check)
+            with self.engine.sampling(*self.frozen):  # not whole while samples need memory
+                measured = self._divergences(policy, reference, rows, key)
         artifacts, scored = self._score(rows, prompts, size, check)
         measured |= self.domain.row_metrics(rows)
         planes = reward_planes(scored, self.trained_on, greedy is not None)

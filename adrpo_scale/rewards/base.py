@@ -45,6 +45,11 @@ class Reward(ABC):
         self.label, self.weight = config.label, config.weight
         self.sharded: nn.Module | None = None  # whole only inside `engine.sampling()`
 
+    def check(self, prompts: Sequence[Prompt]) -> None:
+        """Raises RewardError if one of the run's prompts lacks what this reward needs. Called with
+        all of them before anything heavy is loaded: found later, only one rank would find it."""
+        return None
+
     def model_spec(self) -> ModelSpec | None:
         """A model of its own that the engine is to build and shard; None: there is none, or every
         rank holds it whole."""

@@ -25,7 +25,7 @@ from adrpo_scale.weights import SafetensorsFolder, check_coverage, find_model
 
 log = logging.getLogger(__name__)
 
-THINKING = re.compile(r"<think>.*?</think>\s*", re.DOTALL)
+THINKING = re.compile(r"<think>.*?(</think>\s*|\Z)", re.DOTALL)  # cut off before its end, too
 FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 Message = dict[str, str]
 
@@ -44,9 +44,13 @@ class RewardModelConfig(RewardConfig):
     )
     dtype: Literal["float32", "bfloat16"] = setting("bfloat16", "replicated: its precision")
     batch: int = setting(16, "conversations scored at once", effect="rounding", ge=1)
-    max_tokens: int = setting(2048, "the oldest tokens beyond it are cut off", ge=2)
+    max_tokens: int = setting(
+        2048, "the oldest tokens beyond it, or beyond what the model takes, are cut off", ge=2
+    )
     system: Literal["keep", "merge", "drop"] = setting(
-        "merge", "a system message: kept, put before the first user's, or left out"
+        "merge",
+        "a prompt's own system message: kept, put before the first user's, or left out; "
+        "domain.chat.system is the policy's alone",
     )
     strip_thinking: bool = setting(False, "score completions without their <think>…</think>")
 
@@ -61,6 +65,9 @@ class RewardModel(Reward):
         self._model_config = self._read_config()
         self._tokenizer = self._read_tokenizer()
         self._weights = SafetensorsFolder(self._folder, "model")
+        self._published_pad = self._model_config.get_text_config().pad_token_id
+        limit = getattr(self._model_config, "max_position_embeddings", None) or config.max_tokens
+        self._max_tokens = min(config.max_tokens, limit)
         self._model: Any = None
         self._cut = False
         if config.placement == "replicated":
@@ -98,11 +105,6 @@ class RewardModel(Reward):
                 f"rewards.model = {self.config.model!r}: its tokenizer has token {largest}, the "
                 f"model a vocabulary of {size}; bring the tokenizer published with the weights"
             )
-        if tokenizer.pad_token_id is None:
-            tokenizer.pad_token = tokenizer.eos_token
-        # The classifier reads its logit at the last token that is not this one.
-        self._model_config.pad_token_id = tokenizer.pad_token_id
-        tokenizer.padding_side = "right"
         return tokenizer
 
     def _class(self) -> Any:
@@ -149,8 +151,20 @@ class RewardModel(Reward):
         return scores
 
     def _logits(self, ids: list[list[int]]) -> Tensor:
-        batch = self._tokenizer.pad({"input_ids": ids}, return_tensors="pt").to(self._device)
-        answer = self._model(**batch, use_cache=False)
+        """The classifier reads its logit at the last token that is not the one its config pads
+        with. A model published without such a one reads the last token, so it is padded with one
+        that no conversation ends in; the tokenizer's may be what every conversation ends in."""
+        pad = self._published_pad
+        if pad is None:
+            pad = min(set(range(len(ids) + 1)) - {row[-1] for row in ids})
+        self._model.config.get_text_config().pad_token_id = pad
+        width = max(map(len, ids))
+        rows = torch.tensor([row + [pad] * (width - len(row)) for row in ids])
+        lengths = torch.tensor([len(row) for row in ids])
+        mask = (torch.arange(width) < lengths[:, None]).long()
+        answer = self._model(
+            input_ids=rows.to(self._device), attention_mask=mask.to(self._device), use_cache=False
+        )
         return answer.logits[:, 0].float().cpu()
 
     def tokens(self, prompt: Prompt, completion: str) -> list[int]:
@@ -162,20 +176,20 @@ class RewardModel(Reward):
             without_system(messages, self.config.system), tokenize=False
         )
         ids = list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
-        if len(ids) <= self.config.max_tokens:
+        if len(ids) <= self._max_tokens:
             return ids
         if not self._cut:
             self._cut = True
             log.warning(
-                "reward %s: prompt %d and its completion have %d tokens, rewards.max_tokens is %d; "
-                "the oldest are cut off, here and in every such sample",
+                "reward %s: prompt %d and its completion have %d tokens, more than %d; the oldest "
+                "are cut off, here and in every such sample",
                 self.label,
                 prompt.id,
                 len(ids),
-                self.config.max_tokens,
+                self._max_tokens,
             )
         begin = ids[:1] if ids[0] == self._tokenizer.bos_token_id else []
-        return begin + ids[len(ids) - self.config.max_tokens + len(begin) :]
+        return begin + ids[len(ids) - self._max_tokens + len(begin) :]
 
 
 def without_system(messages: list[Message], how: str) -> list[Message]:

@@ -7,6 +7,7 @@ the last `<answer>…</answer>`, which may hold line breaks.
 from __future__ import annotations
 
 import re
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal
 
@@ -51,26 +52,38 @@ class VerifierConfig(RewardConfig):
     answer_key: str = setting("answer", "under which key the prompt's file has the right answer")
 
 
+class Verifier(Reward):
+    """1 where a completion is right by the prompt's reference answer, else 0."""
+
+    def __init__(self, config: VerifierConfig, device: torch.device) -> None:
+        super().__init__(config)
+        self._key = config.answer_key
+
+    def check(self, prompts: Sequence[Prompt]) -> None:
+        for prompt in prompts:
+            reference_answer(prompt, self._key)
+
+    def __call__(self, artifacts: Sequence[Completion], prompts: Sequence[Prompt]) -> Tensor:
+        pairs = zip(artifacts, prompts, strict=True)
+        return torch.tensor([float(self.is_right(c.text, p)) for c, p in pairs])
+
+    @abstractmethod
+    def is_right(self, text: str, prompt: Prompt) -> bool:
+        """Whether a completion's text answers the prompt."""
+
+
 class ExactAnswerConfig(VerifierConfig):
     kind: Literal["exact_answer"] = setting(
         "exact_answer", "1 where the text inside <answer> is the right answer, else 0"
     )
 
 
-class ExactAnswer(Reward):
+class ExactAnswer(Verifier):
     """Case and spaces aside; 0 where there is no `<answer>`."""
 
     Config: ClassVar[type[ExactAnswerConfig]] = ExactAnswerConfig
 
-    def __init__(self, config: ExactAnswerConfig, device: torch.device) -> None:
-        super().__init__(config)
-        self._key = config.answer_key
-
-    def __call__(self, artifacts: Sequence[Completion], prompts: Sequence[Prompt]) -> Tensor:
-        pairs = zip(artifacts, prompts, strict=True)
-        return torch.tensor([float(self._is_right(c.text, p)) for c, p in pairs])
-
-    def _is_right(self, text: str, prompt: Prompt) -> bool:
+    def is_right(self, text: str, prompt: Prompt) -> bool:
         right = normalised(reference_answer(prompt, self._key))
         answer = extract_answer(text)
         return answer is not None and normalised(answer) == right
@@ -82,21 +95,16 @@ class MathVerifyConfig(VerifierConfig):
     )
 
 
-class MathVerify(Reward):
+class MathVerify(Verifier):
     """By math-verify: of the text inside `<answer>`, or of the whole completion without one."""
 
     Config: ClassVar[type[MathVerifyConfig]] = MathVerifyConfig
 
     def __init__(self, config: MathVerifyConfig, device: torch.device) -> None:
-        super().__init__(config)
-        self._key = config.answer_key
+        super().__init__(config, device)
         self._parse, self._verify = _math_verify()
 
-    def __call__(self, artifacts: Sequence[Completion], prompts: Sequence[Prompt]) -> Tensor:
-        pairs = zip(artifacts, prompts, strict=True)
-        return torch.tensor([float(self._is_right(c.text, p)) for c, p in pairs])
-
-    def _is_right(self, text: str, prompt: Prompt) -> bool:
+    def is_right(self, text: str, prompt: Prompt) -> bool:
         right = self._parse(reference_answer(prompt, self._key))
         answer = extract_answer(text)
         return bool(self._verify(right, self._parse(text if answer is None else answer)))

@@ -321,6 +321,24 @@ def test_a_folder_of_data_files_is_one_dataset(tmp_path: Path) -> None:
     assert [(p.id, p.metadata["n"]) for p in prompts] == [(0, 0), (1, 1)]
 
 
+def test_a_folder_of_several_splits_is_refused(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        rows_of("jsonl", tmp_path, [{"prompt": split}]).rename(tmp_path / f"{split}-00000.jsonl")
+    with pytest.raises(PromptError, match=r"several splits \(test, train\): test-00000\.jsonl"):
+        load_prompts(tmp_path)
+    (tmp_path / "test-00000.jsonl").unlink()
+    assert [prompt.text for prompt in load_prompts(tmp_path)] == ["train"]
+
+
+@pytest.mark.parametrize("messages", [None, TURNS[:2], TURNS])
+def test_a_prompt_beside_a_whole_conversation_is_the_prompt(
+    tmp_path: Path, messages: object
+) -> None:
+    (prompt,) = load_prompts(rows_of("jsonl", tmp_path, [{"prompt": "hi", "messages": messages}]))
+    assert prompt.text == "hi" and prompt.messages == ()
+    assert prompt.metadata["messages"] == messages
+
+
 def test_a_dataset_of_the_hub_is_looked_for_in_the_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

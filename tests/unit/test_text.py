@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, MambaConfig
 
-from adrpo_scale.algorithms.tokens import kl_estimate
-from adrpo_scale.build import build_domain, build_engine, build_reference
+from adrpo_scale.algorithms.grpo import Grpo, GrpoConfig
+from adrpo_scale.algorithms.tokens import kl_estimate, per_row
+from adrpo_scale.build import build_domain, build_engine, build_reference, build_trainer
 from adrpo_scale.domains import decoding
+from adrpo_scale.domains.backends import InProcess, plain_weights
 from adrpo_scale.domains.chat import encode, without_long
 from adrpo_scale.errors import ConfigError, ModelNotFoundError, PromptError, WeightsError
 from adrpo_scale.prompts import build_prompts
-from adrpo_scale.types import DrawKey, Prompt
-from tests.tiny_text import save_tiny, text_config, tiny_tokenizer
+from adrpo_scale.types import Credit, DrawKey, Prompt
+from tests.tiny_text import TEMPLATE, save_tiny, text_config, tiny_tokenizer
 
 TEMPERATURE = 0.8
 KEY = DrawKey(0, 3)
@@ -330,7 +333,8 @@ def test_another_architectures_weights(tmp_path):
 
 def test_vllm_is_an_extra(tmp_path):
     with pytest.raises(ConfigError, match=r"pip install 'adrpo_scale\[vllm\]'"):
-        Parts(tmp_path / "model", "domain.backend=vllm")
+        build_trainer(text_config(tmp_path / "model", ["domain.backend=vllm"]), tmp_path / "run")
+    Parts(tmp_path / "model")  # `sample` and evaluations draw in process, and need none
 
 
 def test_a_tied_output_layer_that_is_stored_twice_is_read_once(tmp_path):
@@ -343,3 +347,112 @@ def test_a_tied_output_layer_that_is_stored_twice_is_read_once(tmp_path):
     ids = torch.arange(5)[None]
     expected = AutoModelForCausalLM.from_pretrained(folder)(ids).logits
     torch.testing.assert_close(made.policy(ids).logits, expected)
+
+
+def test_models_that_the_domain_cannot_roll_out(tmp_path):
+    mamba = MambaConfig(vocab_size=64, hidden_size=16, num_hidden_layers=1, eos_token_id=2)
+    folder = save_tiny(tmp_path / "mamba")
+    mamba.save_pretrained(folder)
+    refused(folder, ConfigError, r"\(mamba\) keeps a state instead of a cache")
+    folder = save_tiny(tmp_path / "mixed", layer_types=["linear_attention", "full_attention"])
+    refused(folder, ConfigError, r"\(qwen3\) keeps a state instead of a cache")
+    folder = save_tiny(tmp_path / "flash")
+    refused(folder, ConfigError, 'use "eager"', "domain.attention=flash_attention_2")
+
+
+def test_logits_that_a_family_changes_in_an_unknown_way_are_found_out(tmp_path):
+    made = Parts(tmp_path / "model")
+    made.domain.begin_rollout(made.policy)
+    made.domain._scores_checked = False
+    plain = type(made.policy).forward
+
+    def scaled(*args, **kwargs):
+        output = plain(made.policy, *args, **kwargs)
+        output.logits = 2 * output.logits
+        return output
+
+    scoring_forward = made.policy.forward
+    made.policy.forward = lambda *a, score=None, **k: (
+        scaled(*a, **k) if score is None else scoring_forward(*a, score=score, **k)
+    )
+    with pytest.raises(
+        ConfigError, match=r"\(qwen3\): its log-probabilities are off by .* own logits"
+    ):
+        made.domain.begin_rollout(made.policy)
+
+
+def test_a_template_file_may_lie_anywhere(tmp_path):
+    template = tmp_path / "template.jinja"
+    template.write_text(TEMPLATE.replace("assistant ", "assistant w5 "))
+    made = Parts(tmp_path / "model", f"domain.chat.template_file={template}")
+    ids = encode(made.domain.tokenizer, Prompt(0, "w1"), made.config.domain.chat)
+    assert words(made.domain.tokenizer, ids).endswith("assistant w5")
+    assert template in made.domain.frozen_files()
+    run = tmp_path / "run"
+    config = text_config(tmp_path / "model", [f"domain.chat.template_file={template}"])
+    build_trainer(config, run)
+
+
+# ---- other programs that draw tokens ---------------------------------------------------------
+
+
+class Elsewhere(InProcess):
+    """Draws as the policy does and says that it was another program, twice as sure of itself."""
+
+    is_reproducible = False
+
+    def sync(self, policy):
+        self.weights = {n: t.detach().clone() for n, t in plain_weights(policy)}
+
+    def generate(self, *arguments):
+        made = super().generate(*arguments)
+        return dataclasses.replace(made, logp_NT=torch.full(made.tokens_NT.shape, -0.5))
+
+
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_a_backend_gets_plain_weights_and_its_probabilities_correct_the_loss(tmp_path, kind):
+    made = Parts(tmp_path / "model", f"domain.train={kind}")
+    elsewhere = Elsewhere(made.domain._ends, made.domain._pad)
+    made.domain._backend = elsewhere
+    if kind == "lora":
+        with torch.no_grad():
+            for name, parameter in made.policy.named_parameters():
+                if ".lora_B." in name:
+                    parameter.normal_()
+    made.domain.begin_rollout(made.policy)
+    merged = AutoModelForCausalLM.from_pretrained(made.domain.folder)
+    assert elsewhere.weights.keys() == dict(merged.named_parameters()).keys()
+    merged.load_state_dict(elsewhere.weights, strict=False)
+    merged.tie_weights()
+    ids = torch.arange(8)[None]
+    torch.testing.assert_close(merged(ids).logits, made.policy(ids).logits, rtol=1e-4, atol=1e-4)
+    rows = made.sample()
+    assert made.domain.sample(made.policy, [], torch.empty(0).long(), KEY).tensors.keys() == (
+        rows.tensors.keys()
+    )
+    terms = made.terms(rows)
+    assert torch.equal(terms.logp_rollout_K, torch.full_like(terms.logp_K, -0.5).detach())
+    algorithm = Grpo(GrpoConfig(beta0=0.0, scale="group_std", importance_cap=0.3), "tokens")
+    ones = torch.ones(6, dtype=torch.float64)
+    credit = Credit(ones, ones, 0 * ones, -ones.long(), ones)
+    weight_K = (terms.logp_old_K + 0.5).exp().clamp(max=0.3)
+    assert 0 < int((weight_K == 0.3).sum()) < len(weight_K)
+    expected = -per_row(weight_K, terms.segment_K, 6, "sequence").sum()
+    torch.testing.assert_close(algorithm.loss(terms, credit).detach(), expected)
+
+
+def test_the_entropy_bonus_is_the_mean_entropy_of_each_completion(parts):
+    terms = parts.terms()
+    ones = torch.ones(6, dtype=torch.float64)
+    credit = Credit(ones, ones, 0 * ones, -ones.long(), ones)
+    without, with_bonus = (
+        Grpo(GrpoConfig(beta0=0.0, scale="group_std", entropy_coef=c), "tokens").loss(terms, credit)
+        for c in (0.0, 0.1)
+    )
+    entropy = per_row(terms.entropy_K, terms.segment_K, 6, "sequence").sum()
+    torch.testing.assert_close(without - with_bonus, 0.1 * entropy)
+    trained = [p for p in parts.policy.parameters() if p.requires_grad]
+    gradients = torch.autograd.grad(with_bonus - without, trained, retain_graph=True)
+    expected = torch.autograd.grad(-0.1 * entropy, trained)
+    for a, b in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)

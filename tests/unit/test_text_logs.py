@@ -88,5 +88,11 @@ def test_warnings_about_estimators_and_cut_distributions(tmp_path):
         text_config(tmp_path / "model", ["algorithm.kl_estimator=k1"])
     with pytest.warns(UserWarning, match="2 optimizer steps per rollout: ratios are of the whole"):
         text_config(tmp_path / "model", ["domain.rollout.top_p=0.9", "optimizer.updates=2"])
+    with pytest.warns(
+        UserWarning, match=r"beta0 = 1\.0, scale = 'none' by default, which is for flow"
+    ):
+        text_config(tmp_path / "model", ["algorithm={name='grpo'}"])
+    with pytest.warns(UserWarning, match=r"beta = 2000\.0 by default"):
+        text_config(tmp_path / "model", ["algorithm={name='dpo'}"])
     with pytest.warns(UserWarning, match="the divergence coefficient of good samples is negative"):
         text_config(tmp_path / "model", ["algorithm.advantage_max=0.08"])

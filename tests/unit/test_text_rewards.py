@@ -9,14 +9,14 @@ import pytest
 import torch
 from transformers import Qwen3ForSequenceClassification
 
-from adrpo_scale.build import build_engine, build_rewards
+from adrpo_scale.build import build_engine, build_rewards, build_trainer
 from adrpo_scale.demo.text_rm_task import ReviewPrompt, gold_score
 from adrpo_scale.errors import ConfigError, ModelNotFoundError, RewardError, WeightsError
 from adrpo_scale.rewards.base import score
 from adrpo_scale.rewards.reward_model import RewardModel, RewardModelConfig
 from adrpo_scale.rewards.text import extract_answer
 from adrpo_scale.types import Completion, Prompt
-from tests.tiny_text import save_tiny_reward, text_config, tiny_tokenizer
+from tests.tiny_text import TEMPLATE, save_tiny_reward, text_config, tiny_tokenizer
 
 CPU = torch.device("cpu")
 SUM = Prompt(0, "2 + 2", {"answer": "4"})
@@ -73,6 +73,14 @@ def test_a_prompt_without_the_right_answer_is_an_error_and_not_a_masked_sample(t
         RewardError, match=r"prompt 0 '2 \+ 2' has no 'solution'.*\['answer'\].*answer_key"
     ):
         score(made, [Completion("4")], [SUM])
+
+
+def test_a_run_whose_prompts_lack_answers_does_not_begin(tmp_path):
+    rewards = 'rewards=[{kind="exact_answer", answer_key="solution"}]'
+    config = text_config(tmp_path / "model", [rewards])
+    with pytest.raises(RewardError, match=r"prompt 0 'w1 w2' has no 'solution'") as error:
+        build_trainer(config, tmp_path / "run")
+    assert error.value.agreed
 
 
 def test_math_verify_knows_equal_numbers(tmp_path):
@@ -147,6 +155,21 @@ def test_a_batch_gives_the_logits_of_single_conversations(tmp_path, batch):
     torch.testing.assert_close(scored(made), by_transformers(folder), rtol=1e-5, atol=1e-5)
 
 
+def test_a_conversation_that_ends_in_what_the_tokenizer_pads_with_keeps_its_end(tmp_path):
+    """Its logit is that of its last token, as the model was published: without a pad token."""
+    folder = save_tiny_reward(tmp_path, pad_token_id=None)
+    tokenizer = tiny_tokenizer()
+    tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.chat_template = TEMPLATE.replace("<|im_end|> ' }}", "<|im_end|>' }}")
+    tokenizer.save_pretrained(folder)
+    made = model_reward(folder)
+    ids = [made.tokens(prompt, text) for prompt, text in CASES]
+    assert {row[-1] for row in ids} == {tokenizer.eos_token_id}
+    model = Qwen3ForSequenceClassification.from_pretrained(folder).eval()
+    expected = torch.stack([model(torch.tensor([row])).logits[0, 0].detach() for row in ids])
+    torch.testing.assert_close(scored(made), expected, rtol=1e-5, atol=1e-5)
+
+
 def test_sharded_and_replicated_agree_in_one_process(tmp_path):
     folder = save_tiny_reward(tmp_path / "rm")
     whole = reward(tmp_path, kind="reward_model", model=str(folder), dtype="float32")
@@ -202,6 +225,7 @@ def test_thinking_can_be_left_out(tmp_path):
     made = model_reward(save_tiny_reward(tmp_path), strip_thinking=True)
     prompt = Prompt(0, "w1")
     assert made.tokens(prompt, "<think> w5 </think> w2") == made.tokens(prompt, "w2")
+    assert made.tokens(prompt, "<think> w5 w6") == made.tokens(prompt, "")  # cut off in it
 
 
 def test_a_model_that_gives_nan_masks_its_samples_by_name(tmp_path, caplog):
