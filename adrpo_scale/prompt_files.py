@@ -262,10 +262,9 @@ def _json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _row(where: str, entry: Mapping[str, Any]) -> Row:
-    text = entry.get("prompt")
-    key = (
-        "prompt" if isinstance(text, str) else next((k for k in MESSAGES if entry.get(k)), "prompt")
-    )
+    key = "prompt"
+    if not isinstance(entry.get("prompt"), str):
+        key = next((k for k in MESSAGES if entry.get(k) is not None), "prompt")
     others = {name: value for name, value in entry.items() if name != key}
     value = entry.get(key)
     is_text = key == "prompt" and not isinstance(value, list)

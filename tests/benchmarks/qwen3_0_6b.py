@@ -12,6 +12,7 @@ the reference's forward (8 · parameters FLOPs a token, attention left out) over
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import statistics
 import tempfile
@@ -145,6 +146,7 @@ def theirs(folder: Path, texts: list[str], arguments: argparse.Namespace) -> dic
         disable_tqdm=True,
     )
     messages = [{"prompt": [{"role": "user", "content": text}]} for text in texts]
+    gc.collect()  # our model and its head refer to each other
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()

@@ -4,7 +4,8 @@
 
 The same model, prompts (P = 8, G = 8), temperature, lengths, reward, learning rate and loss (group
 advantages over their deviation, ratio clipped at .2, k3 with beta = .04 to a frozen copy, mean over
-a completion, then over completions), float32, one thread, one process each. The two take turns, a
+a completion, then over completions), 16 rows of one forward and backward, float32, one thread, one
+process each. The two take turns, a
 block of steps each; figures are medians over the rounds. Memory is the peak of the resident set
 during the blocks less what was resident when everything was loaded.
 
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 PROMPTS, GROUP, NEW_TOKENS, RATE, BETA = 8, 8, 32, 1e-4, 0.04
+ROWS = 16  # of one forward and backward
 Block = Callable[[int], None]  # runs that many optimizer steps
 
 
@@ -47,6 +49,7 @@ def ours(model: str, prompts: str, folder: Path) -> Block:
             "prompts.held_out=null",
             f"domain.rollout.max_new_tokens={NEW_TOKENS}",
             f"optimizer.learning_rate={RATE}",
+            f"optimizer.micro_batch={ROWS}",
             f"prompts.per_iteration={PROMPTS}",
             f"prompts.group_size={GROUP}",
             "evaluation.every=0",
@@ -96,7 +99,8 @@ def theirs(model: str, prompts: str, folder: Path) -> Block:
         bf16=False,
         gradient_checkpointing=False,
         max_steps=10**6,
-        per_device_train_batch_size=PROMPTS * GROUP,
+        per_device_train_batch_size=ROWS,
+        gradient_accumulation_steps=PROMPTS * GROUP // ROWS,
         num_generations=GROUP,
         max_completion_length=NEW_TOKENS,
         temperature=1.0,

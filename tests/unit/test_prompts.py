@@ -322,8 +322,8 @@ def test_a_folder_of_data_files_is_one_dataset(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_several_splits_is_refused(tmp_path: Path) -> None:
-    for split in ("train", "test"):
-        rows_of("jsonl", tmp_path, [{"prompt": split}]).rename(tmp_path / f"{split}-00000.jsonl")
+    for name in ("train", "test"):
+        rows_of("jsonl", tmp_path, [{"prompt": name}]).rename(tmp_path / f"{name}-00000.jsonl")
     with pytest.raises(PromptError, match=r"several splits \(test, train\): test-00000\.jsonl"):
         load_prompts(tmp_path)
     (tmp_path / "test-00000.jsonl").unlink()
