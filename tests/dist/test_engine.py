@@ -50,7 +50,12 @@ VARIANTS: dict[str, list[str]] = {
 }
 PER_NODE = 2  # four ranks are two nodes of two
 WORLDS = {"zero3-node": [4], "zero3-offload": [2]}  # elsewhere these are zero3-all, or as it
-CASES = [(variant, world) for variant in VARIANTS for world in WORLDS.get(variant, [1, 2, 4])]
+SLOW = {"zero3-node"}  # half a minute each
+CASES = [
+    pytest.param(variant, world, marks=[pytest.mark.slow] if variant in SLOW else [])
+    for variant in VARIANTS
+    for world in WORLDS.get(variant, [1, 2, 4])
+]
 ROWS = 16
 UPDATES = 3
 RATE = 1e-3

@@ -95,6 +95,7 @@ def test_sharding_may_change_from_life_to_life(quiet, tmp_path):
     assert_close_runs(tmp_path / "run", quiet(1, *FULL))
 
 
+@pytest.mark.slow  # test_text_resume.py does the same in less time
 @pytest.mark.parametrize("kind", ["lora", "full"])
 def test_the_engine_may_change_from_life_to_life(quiet, tmp_path, kind):
     """FSDP2 on 4 → ZeRO-3 on 2 → ZeRO-3 on 3 → FSDP2 on 2: as if nothing had changed."""
@@ -174,7 +175,7 @@ def test_without_grace_for_the_updates_the_last_commit_stands(quiet, tmp_path):
 def test_a_stop_in_the_middle_of_an_evaluation_loses_nothing(quiet, tmp_path, call):
     """In one of an iteration in the middle, whose trajectory is due, and in the last one."""
     settings = ["evaluation.every=2", "iterations=4", "checkpoint.keep_trajectory=2"]
-    place = "adrpo_scale.evaluation.evaluator:Evaluator._divergence_metrics"
+    place = "adrpo_scale.evaluation.evaluator:Evaluator._divergences"
     life = lives.train(tmp_path, 1, [*EVERY, *settings], prepare=SignalAt(place, call))
     assert life.wait() == [STOPPED], life.text()
     life = lives.train(tmp_path, 1, [*EVERY, *settings])

@@ -240,6 +240,7 @@ def trains_in_bfloat16(rank, world, folder, variant, kind):
     return record["loss"], record["entropy"], record["grad_norm"], moved
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["lora", "full"])
 def test_bfloat16_gives_nearly_the_same_on_every_engine(kind):
     """Other tokens may be drawn, so only sizes can be compared."""
