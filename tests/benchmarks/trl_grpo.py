@@ -9,7 +9,7 @@ process each. The two take turns, a
 block of steps each; figures are medians over the rounds. Memory is the peak of the resident set
 during the blocks less what was resident when everything was loaded.
 
---vocabulary gives the model that many rows of embeddings (random weights, two layers): what a real
+--vocabulary gives the model that many rows of embeddings (and random weights): what a real
 tokenizer's size costs. Without it the demo's own model is trained.
 """
 
