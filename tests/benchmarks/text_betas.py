@@ -26,7 +26,7 @@ from pathlib import Path
 from adrpo_scale.evaluation import tables
 
 SEEDS = (0, 1, 2)
-SWEEP = (0.04, 0.1, 0.2, 0.4, 0.8)
+SWEEP = (0.04, 0.08, 0.1, 0.2, 0.4, 0.8)
 
 
 @dataclass(frozen=True)
