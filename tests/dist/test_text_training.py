@@ -20,7 +20,7 @@ from transformers import Qwen3ForCausalLM
 from adrpo_scale import dist
 from adrpo_scale.build import build_trainer
 from adrpo_scale.domains.decoding import SamplingConfig, generate
-from adrpo_scale.domains.text import LINEAR
+from adrpo_scale.domains.language_model import LINEAR
 from adrpo_scale.rollout import sample_block
 from adrpo_scale.seeding import Purpose, generator
 from adrpo_scale.types import DrawKey

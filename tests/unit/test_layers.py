@@ -54,7 +54,7 @@ SAME_LEVEL = {
 SHARED = {
     "algorithms": {"advantages", "tokens"},
     "checkpoint": {"reader", "retention", "shelf", "staging"},
-    "domains": {"backends", "chat", "decoding", "embeddings", "scoring"},
+    "domains": {"backends", "chat", "decoding", "embeddings", "language_model", "scoring"},
     "engines": {"adapters", "loading"},
     "evaluation": {"diversity", "grids", "tables"},
     "export": {

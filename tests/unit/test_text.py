@@ -412,7 +412,7 @@ class Elsewhere(InProcess):
 @pytest.mark.parametrize("kind", ["full", "lora"])
 def test_a_backend_gets_plain_weights_and_its_probabilities_correct_the_loss(tmp_path, kind):
     made = Parts(tmp_path / "model", f"domain.train={kind}")
-    elsewhere = Elsewhere(made.domain._ends, made.domain._pad)
+    elsewhere = Elsewhere(made.domain.model.ends, made.domain.model.pad)
     made.domain._backend = elsewhere
     if kind == "lora":
         with torch.no_grad():
