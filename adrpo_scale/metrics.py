@@ -235,15 +235,16 @@ def text_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def progress_line(record: Mapping[str, Any]) -> str:
-    """What a person watches: reward, beta range, divergence, samples per second."""
+    """What a person watches: reward, beta range, divergence, entropy, samples per second."""
 
     def shown(name: str, digits: int) -> str:
         value = record.get(name)
         return "–" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
 
+    tokens = f"entropy {shown('entropy', 3)}  " if "entropy" in record else ""
     return (
         f"reward {shown('reward', 2)}  "
         f"beta {shown('beta_min', 2)}…{shown('beta_max', 2)}  "
-        f"divergence {shown('divergence', 4)}  "
+        f"divergence {shown('divergence', 4)}  {tokens}"
         f"{shown('samples_per_second', 1)} samples/s"
     )

@@ -34,7 +34,8 @@ class DomainConfig(Section):
 
     rollout_chunk: int = setting(
         16,
-        "samples generated at once on one rank; part of what bf16 results depend on",
+        "samples generated at once on one rank; part of what bf16 results depend on. Tokens: a "
+        "prompt's pass is shared by its samples in one chunk, so a multiple of group_size is best",
         effect="rounding",
         ge=1,
     )
