@@ -50,7 +50,7 @@ VARIANTS: dict[str, list[str]] = {
 }
 PER_NODE = 2  # four ranks are two nodes of two
 WORLDS = {"zero3-node": [4], "zero3-offload": [2]}  # elsewhere these are zero3-all, or as it
-SLOW = {"zero3-node"}  # half a minute each
+SLOW = {"zero3-node", "zero3-offload"}  # half a minute each
 CASES = [
     pytest.param(variant, world, marks=[pytest.mark.slow] if variant in SLOW else [])
     for variant in VARIANTS

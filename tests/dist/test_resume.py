@@ -43,7 +43,12 @@ def quiet(tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("kind", "world"),
-    [("lora", 1), ("lora", 2), ("full", 1), ("full", 2), ("sharded", 3), ("zero3", 2)],
+    [
+        *[("lora", 2), ("full", 2), ("sharded", 3)],
+        # Half a minute each, and test_text_resume.py has one like them.
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("lora", 1), ("full", 1))),
+        pytest.param("zero3", 2, marks=pytest.mark.slow),
+    ],
 )
 def test_a_run_in_pieces_is_the_run_in_one_to_the_bit(quiet, tmp_path, kind, world):
     all_of_it = {"lora": [], "full": FULL, "sharded": [*FULL, *FSDP2], "zero3": [*FULL, *ZERO3]}

@@ -43,7 +43,12 @@ def train(folder, world, *settings):
 
 @pytest.mark.parametrize(
     ("settings", "world"),
-    [(["evaluation.every=2"], 1), (LORA, 2), (FSDP2, 2), (ZERO3, 2)],
+    [
+        (["evaluation.every=2"], 1),
+        pytest.param(LORA, 2, marks=pytest.mark.slow),
+        (FSDP2, 2),
+        (ZERO3, 2),
+    ],
     ids=["alone", "lora", "fsdp2", "zero3"],
 )
 def test_a_run_in_pieces_is_the_run_in_one_to_the_bit(tmp_path, settings, world):
