@@ -47,7 +47,7 @@ class Reward(ABC):
 
     def check(self, prompts: Sequence[Prompt]) -> None:
         """Raises RewardError if one of the run's prompts lacks what this reward needs. Called with
-        all of them before anything heavy is loaded: found later, only one rank would find it."""
+        all of them before the policy is loaded: found later, only one rank would find it."""
         return None
 
     def model_spec(self) -> ModelSpec | None:

@@ -6,6 +6,7 @@ Domains are played by plain tensors: `Flow` holds velocities and makes the terms
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import warnings
 
@@ -36,6 +37,25 @@ def scored(rewards, mask=None):
     mask = torch.ones_like(total, dtype=torch.bool) if mask is None else torch.tensor(mask)
     weights = torch.ones(1, dtype=torch.float64)
     return Rewards(["reward"], weights, total[None], total, mask, torch.arange(len(total)))
+
+
+def test_what_the_domain_keeps_out_of_the_loss_still_counts_as_a_reward():
+    """mask_truncated: such a sample is in its group's mean, and in nothing that is trained on."""
+    whole = scored([[1.0, 0.0, 0.5, 0.0]])
+    cut = dataclasses.replace(whole, kept_PG=torch.tensor([[False, True, True, True]]))
+    grpo = Grpo(GrpoConfig(**TOKENS), "tokens")
+    credit = grpo.credit(cut)
+    assert torch.equal(credit.weight, grpo.credit(whole).weight)
+    assert credit.include.tolist() == [0, 1, 1, 1]
+    assert grpo.select(cut, credit).tolist() == [1, 2, 3]
+    raft = Raft(RaftConfig(), "tokens")
+    assert raft.select(whole, raft.credit(whole)).tolist() == [0]
+    assert raft.select(cut, raft.credit(cut)).tolist() == [2]  # the best of those that are left
+    pairs = Dpo(DpoConfig(beta=0.1), "tokens")
+    assert pairs.select(whole, pairs.credit(whole))[0] == 0
+    assert pairs.select(cut, pairs.credit(cut))[0] == 2
+    orw = OrwCfmW2(OrwCfmW2Config(), "tokens")
+    assert orw.select(cut, orw.credit(cut)).tolist() == [1, 2, 3]
 
 
 def credit_of(weight, beta=0.0, clipped=None, include=None):
