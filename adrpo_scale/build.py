@@ -118,8 +118,6 @@ def build_trainer(config: RunConfig, run: Path, beginning: Beginning = Beginning
     domain.prepare([*train, *held_out], engine.device, engine.dtype)
     policy = engine.build_policy(policy_spec)
     reference, frozen = build_reference(reference_spec, engine, policy)
-    trained_on = [r for r, c in zip(rewards, config.rewards, strict=True) if c.use == "training"]
-    chunk = config.domain.rollout_chunk
     ema = Ema(engine, config.ema_decay) if config.ema_decay is not None else None
     state = TrainingState(engine, ema, constant)
     log = MetricsLog(run, config.iterations)
@@ -136,13 +134,13 @@ def build_trainer(config: RunConfig, run: Path, beginning: Beginning = Beginning
         seed=config.seed,
         iterations=config.iterations,
         group_size=config.prompts.group_size,
-        chunk=chunk,
+        chunk=config.domain.rollout_chunk,
         domain=domain,
         algorithm=ALGORITHMS[config.algorithm.name](config.algorithm, domain.kind),
         engine=engine,
         policy=policy,
         reference=reference,
-        rewards=trained_on,
+        rewards=_trained_on(config, rewards),
         stream=PromptStream(
             train, config.prompts.per_iteration, config.seed, config.prompts.shuffle
         ),
@@ -150,21 +148,38 @@ def build_trainer(config: RunConfig, run: Path, beginning: Beginning = Beginning
         limits=config.limits,
         logging=config.logging,
         log=log,
-        evaluator=Evaluator(
-            config.evaluation,
-            domain,
-            engine,
-            rewards,
-            {reward.label for reward in trained_on},
-            {"train": train, "held_out": held_out},
-            chunk,
-            [frozen] if frozen is not None else [],
+        evaluator=_build_evaluator(
+            config, domain, engine, rewards, {"train": train, "held_out": held_out}, frozen
         ),
         state=state,
         saver=saver,
         stop=Stop(beginning.signals, config.checkpoint.grace_seconds, timeout),
         identity=identity,
         run=run,
+    )
+
+
+def _trained_on(config: RunConfig, rewards: Sequence[Reward]) -> list[Reward]:
+    return [r for r, c in zip(rewards, config.rewards, strict=True) if c.use == "training"]
+
+
+def _build_evaluator(
+    config: RunConfig,
+    domain: Domain,
+    engine: Engine,
+    rewards: Sequence[Reward],
+    splits: dict[str, list[Prompt]],
+    frozen: nn.Module | None,
+) -> Evaluator:
+    return Evaluator(
+        config.evaluation,
+        domain,
+        engine,
+        rewards,
+        {reward.label for reward in _trained_on(config, rewards)},
+        splits,
+        config.domain.rollout_chunk,
+        [frozen] if frozen is not None else [],
     )
 
 
