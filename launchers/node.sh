@@ -1,0 +1,72 @@
+#!/usr/bin/env bash
+# The processes of one node: one per GPU, or as many as ADRPO_PROCESSES says. Started once on every
+# node, by srun in slurm/*.sbatch, or by local.sh:
+#
+#     srun --ntasks-per-node=1 launchers/node.sh -m adrpo_scale train configs/sd3/adrpo.toml
+#
+# Why not torchrun: it turns a rank's exit code 85 ("requeue me") into 1, and dies of SIGUSR1.
+# Reads: ADRPO_PROCESSES, ADRPO_NODES (host names, by commas), ADRPO_NODE (this one's number),
+# MASTER_ADDR, MASTER_PORT, ADRPO_PYTHON, ADRPO_PREFIX (put before every process), and
+# ADRPO_PATIENCE (seconds that the other ranks may go on once one has ended; default 60).
+set -u
+if (($# == 0)); then
+    sed -n '2,5s/^# \{0,1\}//p' "$0"
+    exit 2
+fi
+host=$(hostname)
+node=${ADRPO_NODE:-${SLURM_NODEID:-0}}
+IFS=, read -ra hosts <<<"${ADRPO_NODES:-$host}"
+processes=${ADRPO_PROCESSES:-${SLURM_GPUS_ON_NODE:-1}}
+patience=${ADRPO_PATIENCE:-60}
+read -ra prefix <<<"${ADRPO_PREFIX:-}"
+
+# First of all: Slurm's signal kills a bash that does not expect it. Ranks that are still importing
+# would die of it too, so they begin with it ignored, and it is sent to them again and again.
+stopping=0 interrupts=0
+trap 'stopping=1' USR1 TERM
+trap 'stopping=1 interrupts=$((interrupts + 1))' INT
+
+export WORLD_SIZE=$((processes * ${#hosts[@]})) LOCAL_WORLD_SIZE=$processes
+export ADRPO_NODES=${ADRPO_NODES:-$host} MASTER_ADDR=${MASTER_ADDR:-${hosts[0]}}
+if ((processes > 0)) && [[ -z ${OMP_NUM_THREADS:-} ]]; then
+    # Each process would take every core of the node, and they would be in each other's way.
+    cores=$(nproc)
+    export OMP_NUM_THREADS=$((cores > processes ? cores / processes : 1))
+fi
+pids=()
+for ((local = 0; local < processes; local++)); do
+    (
+        trap '' USR1 TERM INT
+        export RANK=$((node * processes + local)) LOCAL_RANK=$local
+        exec ${prefix[@]+"${prefix[@]}"} "${ADRPO_PYTHON:-python}" "$@"
+    ) &
+    pids+=($!)
+done
+
+# The first rank that does not end with 0 decides: those that lost it end with other codes, or hang.
+code=0 deadline=0 beat=0
+while ((${#pids[@]})); do
+    for local in "${!pids[@]}"; do
+        kill -0 "${pids[local]}" 2>/dev/null && continue
+        wait "${pids[local]}"
+        ended=$?
+        unset "pids[local]"
+        ((deadline > 0)) || deadline=$((SECONDS + patience))
+        if ((ended != 0 && code == 0)); then
+            code=$ended
+            echo "$host: rank $((node * processes + local)) ended with code $ended" >&2
+        fi
+    done
+    ((${#pids[@]})) || break
+    ((stopping && beat++ % 5 == 0)) && kill -USR1 "${pids[@]}" 2>/dev/null
+    if ((interrupts > 1 || (deadline > 0 && SECONDS > deadline))); then
+        kill -KILL "${pids[@]}" 2>/dev/null
+    fi
+    sleep 0.5 &
+    wait $!
+done
+# Of all nodes the first one counts too. srun can only say which code was the highest.
+if [[ -n ${ADRPO_FIRST_EXIT:-} ]] && ((code != 0)); then
+    (set -o noclobber && echo "$code $host" >"$ADRPO_FIRST_EXIT") 2>/dev/null
+fi
+exit "$code"
