@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from adrpo_scale.errors import PromptError
+from adrpo_scale.hub_needs import HubNeed
 from adrpo_scale.paths import resolve_path
 from adrpo_scale.types import Prompt
 from adrpo_scale.weights import find_model
@@ -60,7 +61,8 @@ def load_prompts(path: str | Path, format: str = "auto") -> list[Prompt]:
     is missing, empty, not text, or has a row that is not a prompt of that format.
     """
     if isinstance(path, str):
-        path = _from_hub(path) if path.startswith(HUB) else resolve_path(path)
+        needs = needs_from_hub(path, "the prompt file")
+        path = find_model(*needs) if needs else resolve_path(path)
     if format == "auto":
         format = guess_format(path)
     if format not in READERS:
@@ -95,9 +97,11 @@ def _error(path: Path, where: str, value: object, expected: str, remedy: str) ->
     return PromptError(f"{path}, {where}: got {shown}, expected {expected}; {remedy}")
 
 
-def _from_hub(name: str) -> Path:
-    """The folder of a dataset of the hub's, by `find_model`'s rules."""
-    return find_model(name.removeprefix(HUB), ["*.parquet", "*.jsonl"], repo_type="dataset")
+def needs_from_hub(name: str, what: str) -> list[HubNeed]:
+    """What `load_prompts` reads from the hub for a name that the setting `what` has."""
+    if not name.startswith(HUB):
+        return []
+    return [HubNeed(name.removeprefix(HUB), what, DATA_FILES, type="dataset")]
 
 
 def _prompt(path: Path, index: int, row: Row) -> Prompt:

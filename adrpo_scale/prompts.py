@@ -22,7 +22,8 @@ from typing import Any, Literal
 from pydantic import field_validator, model_validator
 
 from adrpo_scale.errors import ConfigError, PromptError
-from adrpo_scale.prompt_files import load_prompts
+from adrpo_scale.hub_needs import HubNeed
+from adrpo_scale.prompt_files import load_prompts, needs_from_hub
 from adrpo_scale.seeding import Purpose, permutation
 from adrpo_scale.settings import REQUIRED, Section, setting
 from adrpo_scale.types import Prompt
@@ -77,6 +78,14 @@ class PromptsConfig(Section):
                 "each other, so a group needs at least 2; set group_size to 2 or more"
             )
         return value
+
+    def needs_from_hub(self) -> list[HubNeed]:
+        """The datasets that `build_prompts` reads, where they are the hub's."""
+        held_out = self.held_out or ""
+        return [
+            *needs_from_hub(self.train, "prompts.train"),
+            *needs_from_hub(held_out, "prompts.held_out"),
+        ]
 
     @model_validator(mode="after")
     def _one_held_out(self) -> PromptsConfig:

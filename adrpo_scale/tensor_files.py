@@ -37,6 +37,10 @@ _NAMES = {
 }
 
 
+def can_write(dtype: torch.dtype) -> bool:
+    return dtype in _NAMES
+
+
 @dataclass(frozen=True)
 class FileFacts:
     """What was written: file name, size in bytes, SHA-256 in hex."""

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from safetensors import safe_open
@@ -20,7 +19,8 @@ from torch import Tensor
 
 from adrpo_scale.errors import ModelNotFoundError, WeightsError
 from adrpo_scale.file_hashes import file_hashes
-from adrpo_scale.paths import resolve_path
+from adrpo_scale.hub_needs import CONVERTED, HubNeed
+from adrpo_scale.prefetch_lock import REMEDY, NotCachedError, PinnedError, find_here
 from adrpo_scale.seeding import Purpose, derive_seed
 
 
@@ -56,14 +56,14 @@ class SafetensorsFolder:
         else:
             raise ModelNotFoundError(
                 f"{folder} holds neither {single.name} nor {index.name}; weights are read from "
-                "safetensors only: save them with `save_pretrained`, or download the variant of "
-                "the model that has them"
+                "safetensors only: `adrpo-scale prefetch` converts a model of the hub's that has "
+                "pickles alone; save one of your own with `save_pretrained`"
             )
         missing = {name for name in self._file_of.values() if not (folder / name).is_file()}
         if missing:
             raise ModelNotFoundError(
                 f"{folder} is half there: {index.name} lists {', '.join(sorted(missing))}, which "
-                "is missing; download the model again"
+                "is missing; bring it here with `adrpo-scale prefetch CONFIG`"
             )
         for name in unwanted:
             self._file_of.pop(name, None)
@@ -125,53 +125,46 @@ def check_coverage(expected: Iterable[str], available: Iterable[str], where: Pat
     )
 
 
-def find_model(
-    name: str, allow_patterns: Sequence[str] | None = None, repo_type: str = "model"
-) -> Path:
-    """The local folder of a model (or of a "dataset"): a folder, `demo:NAME`, or a hub id.
+def find_model(need: HubNeed | str) -> Path:
+    """The local folder of a model or dataset: of a folder, `demo:NAME`, or a hub id.
 
-    A hub id is looked up in the local cache first and downloaded only if the hub may be reached.
-    Raises ModelNotFoundError, with how to bring the model here, where it cannot be had.
+    What `prefetch.lock` names is read from the cache at exactly that revision; any other hub id is
+    looked up in the cache first and downloaded only if the hub may be reached. Raises
+    ModelNotFoundError, with how to bring the model here, where it cannot be had.
     """
-    if name.startswith("demo:"):
-        return resolve_path(name)
-    folder = Path(name).expanduser()
-    if name and folder.is_dir():
-        return folder
-    if name.startswith((".", "/", "~")) or name.count("/") != 1:
-        raise ModelNotFoundError(
-            f"{repo_type} folder {name!r} is not there; give a folder or a hub id"
-        )
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-    )
+    need = HubNeed(need) if isinstance(need, str) else need
+    try:
+        return find_here(need)
+    except PinnedError as error:
+        raise ModelNotFoundError(f"{error}; {REMEDY}") from error
+    except NotCachedError as error:
+        return _download(need, error)
 
-    wanted: Any = {
-        "allow_patterns": list(allow_patterns) if allow_patterns else None,
-        "repo_type": repo_type,
-    }
+
+def _download(need: HubNeed, reason: NotCachedError) -> Path:
+    """Brings a need into the cache. reason: why it is needed."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
     try:
-        return Path(snapshot_download(name, local_files_only=True, **wanted))
-    except LocalEntryNotFoundError:
-        pass  # not in the cache: try the hub below
-    except HFValidationError as error:
-        raise ModelNotFoundError(
-            f"{repo_type} folder {name!r} is not there, and it is no hub id either: {error}"
-        ) from error
-    try:
-        return Path(snapshot_download(name, **wanted))
+        folder = snapshot_download(
+            need.name,
+            repo_type=need.type,
+            allow_patterns=list(need.allow),
+            ignore_patterns=list(need.ignore) or None,
+        )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        cache = os.environ.get("HF_HOME", "~/.cache/huggingface")
         raise ModelNotFoundError(
-            f"{repo_type} {name!r} is neither a folder here nor in the cache {cache}, and the hub "
-            f"cannot be asked ({type(error).__name__}). Compute nodes often have no internet: on a "
-            f"login node, accept the {repo_type}'s terms on its page, run `hf auth login` and `hf "
-            f"download {name}{' --repo-type dataset' * (repo_type == 'dataset')}`, and point "
-            "HF_HOME of the job at the same cache"
+            f"{reason}, nor a folder here, and the hub cannot be asked ({type(error).__name__}). "
+            f"Compute nodes often have no internet: {REMEDY} (without a config, "
+            f"{hf_command(need)}), and point HF_HOME of the job at the same cache"
         ) from error
+    return Path(folder)
+
+
+def hf_command(need: HubNeed) -> str:
+    """What brings a need here by the hub's own command."""
+    return f"`hf download {need.name}{' --repo-type dataset' * (need.type == 'dataset')}`"
 
 
 def combined_sha256(paths: Sequence[Path], root: Path) -> str:
@@ -184,8 +177,9 @@ def combined_sha256(paths: Sequence[Path], root: Path) -> str:
 
 
 def revision_of(folder: Path) -> str | None:
-    """The commit of a snapshot in the hub's cache; None for any other folder."""
-    commit = folder.name if folder.parent.name == "snapshots" else ""
+    """The commit of a folder in the hub's cache, converted or not; None for any other folder."""
+    is_cached = folder.parent.name == "snapshots" or folder.parent.parent.name == CONVERTED
+    commit = folder.name if is_cached else ""
     return commit if re.fullmatch(r"[0-9a-f]{40}", commit) else None
 
 

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from adrpo_scale.hub_needs import HubNeed
 from adrpo_scale.models import ModelSpec
 from adrpo_scale.settings import Section, setting
 from adrpo_scale.types import DrawKey, Prompt, Rows, Terms
@@ -39,6 +40,10 @@ class DomainConfig(Section):
         effect="rounding",
         ge=1,
     )
+
+    def needs_from_hub(self) -> list[HubNeed]:
+        """The models that the domain reads: what it loads, and what `prefetch` brings here."""
+        return []
 
 
 @dataclass(frozen=True)

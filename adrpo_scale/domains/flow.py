@@ -27,11 +27,12 @@ from torch import Tensor, nn
 from adrpo_scale.domains.base import Domain, DomainConfig, ExportTarget, Mode, Reference
 from adrpo_scale.domains.embeddings import load_embeddings
 from adrpo_scale.errors import ConfigError, ModelNotFoundError
+from adrpo_scale.hub_needs import HubNeed
 from adrpo_scale.models import DTYPES, LoraConfig, ModelSpec
 from adrpo_scale.seeding import Purpose, normal, uniform
 from adrpo_scale.settings import REQUIRED, Section, setting
 from adrpo_scale.types import DrawKey, Prompt, Rows, Terms
-from adrpo_scale.weights import SafetensorsFolder, find_model
+from adrpo_scale.weights import SafetensorsFolder, WeightSource, find_model
 
 ATTENTION = (
     "to_q",
@@ -44,6 +45,8 @@ ATTENTION = (
     "add_v_proj",
 )
 WEIGHTS = "diffusion_pytorch_model"
+# The same weights again: 11 GB of stable-diffusion-3-medium are its half precision.
+UNREAD = ("*.fp16*", "*.bin", "*.bin.index.json", "*.msgpack", "*.onnx*")
 
 
 class SolverConfig(Section):
@@ -85,6 +88,13 @@ class FlowConfig(DomainConfig):
             )
         return self
 
+    def needs_from_hub(self) -> list[HubNeed]:
+        parts = ["transformer", "vae", "scheduler", "text_encoder", "text_encoder_2"]
+        parts += ["tokenizer", "tokenizer_2", *(["text_encoder_3", "tokenizer_3"] * self.t5)]
+        # The card and the licence are for exports.
+        allow = ("model_index.json", *(f"{part}/*" for part in parts), "README.md", "LICENSE*")
+        return [HubNeed(self.model, "domain.model", allow, UNREAD)]
+
 
 class FlowDomain(Domain):
     kind: Literal["flow", "tokens"] = "flow"
@@ -93,11 +103,8 @@ class FlowDomain(Domain):
 
     def __init__(self, config: FlowConfig) -> None:
         self.config = config
-        parts = ["transformer", "vae", "scheduler", "text_encoder", "text_encoder_2"]
-        parts += ["tokenizer", "tokenizer_2", *(["text_encoder_3", "tokenizer_3"] * config.t5)]
-        patterns = ["model_index.json", *(f"{part}/*" for part in parts)]
-        # The card and the licence are for exports.
-        self.folder = find_model(config.model, [*patterns, "README.md", "LICENSE*"])
+        (need,) = config.needs_from_hub()
+        self.folder = find_model(need)
         self._transformer_config = self._read("transformer")
         vae, scheduler = self._read("vae"), self._read("scheduler")
         self.shift = float(scheduler.get("shift", 1.0))
@@ -135,23 +142,18 @@ class FlowDomain(Domain):
         return None if self.config.train == "lora" else self._spec(None)
 
     def _spec(self, lora: LoraConfig | None) -> ModelSpec:
-        from diffusers import SD3Transformer2DModel
-
-        return ModelSpec(
-            build=lambda: SD3Transformer2DModel.from_config(self._transformer_config),
-            weights=SafetensorsFolder(self.folder / "transformer", WEIGHTS),
-            blocks=("JointTransformerBlock",),
-            lora=lora,
-            lora_targets=ATTENTION,
-            checkpoint_activations=lambda model: model.enable_gradient_checkpointing(),
-        )
+        weights = SafetensorsFolder(self.folder / "transformer", WEIGHTS)
+        return transformer_spec(self._transformer_config, weights, lora)
 
     def frozen_files(self) -> list[Path]:
         parts = ["vae", "scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"]
         parts += ["text_encoder_3", "tokenizer_3"] if self.config.t5 else []
         files = [self.folder / "transformer" / "config.json"]
+        (need,) = self.config.needs_from_hub()
         for part in parts:
-            files += sorted(path for path in (self.folder / part).glob("*") if path.is_file())
+            there = sorted(path for path in (self.folder / part).glob("*") if path.is_file())
+            # In a cache that others use too, more may turn up beside what is read.
+            files += [path for path in there if need.covers(f"{part}/{path.name}")]
         return files
 
     def export_target(self) -> ExportTarget:
@@ -291,6 +293,22 @@ class FlowDomain(Domain):
         """`w2_sum`: the sum over latent elements of (v - v_ref)², the W2 bound of a sample."""
         assert terms.divergence_N is not None
         return {"w2_sum": terms.divergence_N * float(np.prod(self.latent_shape))}
+
+
+def transformer_spec(
+    config: Mapping[str, Any], weights: WeightSource, lora: LoraConfig | None
+) -> ModelSpec:
+    """The transformer of that config, as an engine is to build it."""
+    from diffusers import SD3Transformer2DModel
+
+    return ModelSpec(
+        build=lambda: SD3Transformer2DModel.from_config(config),
+        weights=weights,
+        blocks=("JointTransformerBlock",),
+        lora=lora,
+        lora_targets=ATTENTION,
+        checkpoint_activations=lambda model: model.enable_gradient_checkpointing(),
+    )
 
 
 def _fixed_inputs(transformer: Mapping[str, Any]) -> dict[str, Tensor]:

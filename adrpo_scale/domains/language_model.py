@@ -13,11 +13,11 @@ from adrpo_scale.domains import scoring
 from adrpo_scale.domains.chat import ChatConfig, load_tokenizer
 from adrpo_scale.errors import ConfigError, ModelNotFoundError
 from adrpo_scale.models import LoraConfig, ModelSpec
-from adrpo_scale.weights import SafetensorsFolder
+from adrpo_scale.weights import SafetensorsFolder, WeightSource
 
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 WEIGHTS = "model"
-FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "README.md", "LICENSE*"]
+FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "README.md", "LICENSE*")
 _BESIDE = ["config.json", "generation_config.json", "tokenizer*", "vocab.*", "merges.txt"]
 _BESIDE += ["*.jinja", "special_tokens_map.json", "added_tokens.json"]
 
@@ -81,34 +81,43 @@ class LanguageModel:
 
     def spec(self, attention: str, lora: LoraConfig | None = None) -> ModelSpec:
         """attention: transformers' name of an implementation; lora: None for all parameters."""
-        from transformers import AutoModelForCausalLM
-
         unwanted = ("lm_head.weight",) if self.config.tie_word_embeddings else ()
-        model_class = AutoModelForCausalLM._model_mapping[type(self.config)]
-        return ModelSpec(
-            build=lambda: self._build(attention),
-            # Some folders store what is shared twice.
-            weights=SafetensorsFolder(self.folder, WEIGHTS, unwanted),
-            blocks=tuple(model_class._no_split_modules or ()),
-            units=embedding_units,
-            tie=lambda model: model.tie_weights(),
-            lora=lora,
-            lora_targets=LINEAR,
-            checkpoint_activations=checkpoint_activations,
-        )
+        # Some folders store what is shared twice.
+        weights = SafetensorsFolder(self.folder, WEIGHTS, unwanted)
+        return language_model_spec(self.config, attention, weights, lora)
 
-    def _build(self, attention: str) -> nn.Module:
-        from transformers import AutoModelForCausalLM
 
-        try:
-            model = AutoModelForCausalLM.from_config(self.config, attn_implementation=attention)
-        except (ImportError, ValueError) as error:
-            raise ConfigError(
-                f"domain.attention = {attention!r} does not go with this model here ({error}); use "
-                '"eager"'
-            ) from error
-        scoring.install(model)
-        return model
+def language_model_spec(
+    config: Any, attention: str, weights: WeightSource, lora: LoraConfig | None
+) -> ModelSpec:
+    """The causal language model of a transformers config, as an engine is to build it."""
+    from transformers import AutoModelForCausalLM
+
+    model_class = AutoModelForCausalLM._model_mapping[type(config)]
+    return ModelSpec(
+        build=lambda: _build(config, attention),
+        weights=weights,
+        blocks=tuple(model_class._no_split_modules or ()),
+        units=embedding_units,
+        tie=lambda model: model.tie_weights(),
+        lora=lora,
+        lora_targets=LINEAR,
+        checkpoint_activations=checkpoint_activations,
+    )
+
+
+def _build(config: Any, attention: str) -> nn.Module:
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+    except (ImportError, ValueError) as error:
+        raise ConfigError(
+            f"domain.attention = {attention!r} does not go with this model here ({error}); use "
+            '"eager"'
+        ) from error
+    scoring.install(model)
+    return model
 
 
 def read_config(folder: Path, name: str) -> Any:

@@ -35,6 +35,7 @@ from adrpo_scale.domains.chat import ChatConfig, encode, without_long
 from adrpo_scale.domains.decoding import SamplingConfig
 from adrpo_scale.domains.language_model import FILES, WEIGHTS, LanguageModel
 from adrpo_scale.errors import ConfigError
+from adrpo_scale.hub_needs import HubNeed
 from adrpo_scale.models import LoraConfig, ModelSpec
 from adrpo_scale.seeding import Purpose, derive_seed, generator
 from adrpo_scale.settings import REQUIRED, setting
@@ -89,6 +90,9 @@ class TextConfig(DomainConfig):
             )
         return self
 
+    def needs_from_hub(self) -> list[HubNeed]:
+        return [HubNeed(self.model, "domain.model", FILES)]
+
 
 class TextDomain(Domain):
     kind: Literal["flow", "tokens"] = "tokens"
@@ -97,7 +101,8 @@ class TextDomain(Domain):
 
     def __init__(self, config: TextConfig) -> None:
         self.config = config
-        self.folder = find_model(config.model, FILES)
+        (need,) = config.needs_from_hub()
+        self.folder = find_model(need)
         self.model = LanguageModel(self.folder, config.model, config.chat)
         self.tokenizer = self.model.tokenizer
         self._check()

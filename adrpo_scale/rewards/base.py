@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from adrpo_scale.errors import RewardError
+from adrpo_scale.hub_needs import HubNeed
 from adrpo_scale.models import ModelSpec
 from adrpo_scale.settings import Section, setting
 from adrpo_scale.types import Prompt
@@ -36,6 +37,10 @@ class RewardConfig(Section):
     @property
     def label(self) -> str:
         return self.name or str(getattr(self, "kind", "reward"))
+
+    def needs_from_hub(self) -> list[HubNeed]:
+        """The models that the reward reads: what it loads, and what `prefetch` brings here."""
+        return []
 
 
 class Reward(ABC):

@@ -14,6 +14,7 @@ from torch.nn.functional import normalize
 
 from adrpo_scale.demo.image_task import check
 from adrpo_scale.errors import ModelNotFoundError
+from adrpo_scale.hub_needs import HubNeed
 from adrpo_scale.rewards.base import Reward, RewardConfig
 from adrpo_scale.settings import REQUIRED, setting
 from adrpo_scale.types import Prompt
@@ -31,6 +32,19 @@ class ClipRewardConfig(RewardConfig):
     pretrained: str | None = setting(None, "open_clip: weights tag or file for an architecture")
     batch: int = setting(32, "images scored at once", ge=1)
 
+    def needs_from_hub(self) -> list[HubNeed]:
+        if self.backend == "transformers":
+            return [HubNeed(self.model, "rewards.model", TRANSFORMERS_FILES)]
+        if self.model.startswith(OPEN_CLIP_HUB):
+            name = self.model.removeprefix(OPEN_CLIP_HUB)
+            return [HubNeed(name, "rewards.model", OPEN_CLIP_FILES)]
+        return []  # a folder, or weights that open_clip brings by their tag
+
+
+TRANSFORMERS_FILES = ("*.json", "*.txt", "*.safetensors")
+OPEN_CLIP_FILES = ("*.json", "*.txt", "*.model", "open_clip*.safetensors")
+OPEN_CLIP_HUB = "hf-hub:"
+
 
 class ClipEncoder(ABC):
     """Unnormalised CLIP embeddings."""
@@ -45,10 +59,10 @@ class ClipEncoder(ABC):
 
 
 class TransformersClip(ClipEncoder):
-    def __init__(self, name: str, device: torch.device) -> None:
+    def __init__(self, need: HubNeed, device: torch.device) -> None:
         from transformers import CLIPModel, CLIPProcessor
 
-        folder = find_model(name, ["*.json", "*.txt", "*.safetensors"])
+        folder = find_model(need)
         self._device = device
         self._model = CLIPModel.from_pretrained(folder, use_safetensors=True, dtype=torch.float32)
         self._model.to(device).requires_grad_(False).eval()
@@ -103,10 +117,13 @@ class ClipReward(Reward):
     def __init__(self, config: ClipRewardConfig, device: torch.device) -> None:
         super().__init__(config)
         self.config = config
+        needs = config.needs_from_hub()
         if config.backend == "transformers":
-            self._encoder: ClipEncoder = TransformersClip(config.model, device)
+            self._encoder: ClipEncoder = TransformersClip(needs[0], device)
         else:
-            self._encoder = OpenClip(config.model, config.pretrained, device)
+            # Its own way to the hub knows no revision.
+            name = f"local-dir:{find_model(needs[0])}" if needs else config.model
+            self._encoder = OpenClip(name, config.pretrained, device)
         self._text_cache: dict[str, Tensor] = {}
 
     @torch.no_grad()

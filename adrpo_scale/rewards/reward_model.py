@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from adrpo_scale.errors import ConfigError, ModelNotFoundError
+from adrpo_scale.hub_needs import HubNeed
 from adrpo_scale.models import DTYPES, ModelSpec
 from adrpo_scale.rewards.base import Reward, RewardConfig
 from adrpo_scale.settings import REQUIRED, setting
@@ -26,7 +27,7 @@ from adrpo_scale.weights import SafetensorsFolder, check_coverage, find_model
 log = logging.getLogger(__name__)
 
 THINKING = re.compile(r"<think>.*?(</think>\s*|\Z)", re.DOTALL)  # cut off before its end, too
-FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
 Message = dict[str, str]
 
 
@@ -54,6 +55,9 @@ class RewardModelConfig(RewardConfig):
     )
     strip_thinking: bool = setting(False, "score completions without their <think>…</think>")
 
+    def needs_from_hub(self) -> list[HubNeed]:
+        return [HubNeed(self.model, "rewards.model", FILES)]
+
 
 class RewardModel(Reward):
     Config: ClassVar[type[RewardModelConfig]] = RewardModelConfig
@@ -61,7 +65,8 @@ class RewardModel(Reward):
     def __init__(self, config: RewardModelConfig, device: torch.device) -> None:
         super().__init__(config)
         self.config, self._device = config, device
-        self._folder = find_model(config.model, FILES)
+        (need,) = config.needs_from_hub()
+        self._folder = find_model(need)
         self._model_config = self._read_config()
         self._tokenizer = self._read_tokenizer()
         self._weights = SafetensorsFolder(self._folder, "model")
