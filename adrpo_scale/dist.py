@@ -99,7 +99,7 @@ def first_host(nodelist: str) -> str:
     return re.sub(r"\[([^\],-]+)[^\]]*\]", r"\1", head[0])
 
 
-def _set_srun_rendezvous() -> None:
+def set_srun_rendezvous() -> None:
     """MASTER_ADDR and MASTER_PORT from the step, unless the user set them.
 
     The port depends on job and step, so that two jobs on one node do not meet.
@@ -124,7 +124,7 @@ def process_group(device: str = "cpu", timeout_seconds: float = 1800) -> Iterato
         yield facts
         return
     if facts.launcher == "srun":
-        _set_srun_rendezvous()
+        set_srun_rendezvous()
     td.init_process_group(
         "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo",
         rank=facts.rank,

@@ -70,6 +70,14 @@ class ExportError(AdrpoError):
     """An export cannot be made, or did not pass its verification."""
 
 
+class NodeError(AdrpoError):
+    """A node is unfit or absent; the same job on other nodes would do."""
+
+
+class TrialError(AdrpoError):
+    """A trial did not come to its end: it was stopped, or needs more memory than there is."""
+
+
 class StopRequested(Exception):
     """A signal asked every rank to stop, and all agreed at the same safe point.
 
@@ -83,5 +91,6 @@ class StopRequested(Exception):
 
 
 def exit_code(error: AdrpoError) -> int:
-    """3: a limit of the config was reached; 2: anything else that a user can mend."""
-    return 3 if isinstance(error, LimitReached) else 2
+    """4: a node is unfit, others would do; 3: a limit of the config was reached; 2: anything else
+    that a user can mend."""
+    return 4 if isinstance(error, NodeError) else 3 if isinstance(error, LimitReached) else 2
