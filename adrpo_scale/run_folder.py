@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,21 @@ def cut_back(run: Path, iteration: int, evaluated: int) -> None:
     it. iteration: the checkpoint's; evaluated: the last iteration whose evaluation it has done."""
     _keep(run / "metrics.jsonl", lambda row: row["iteration"] <= iteration)
     _keep(run / "eval.jsonl", lambda row: row["iteration"] <= min(iteration, evaluated))
+
+
+def left_behind(run: Path, iteration: int) -> dict[str, Any] | None:
+    """What lines of metrics.jsonl came after a checkpoint, before they are cut back: how many
+    iterations, their seconds, and when the last of all lines was written. None: no lines."""
+    path = run / "metrics.jsonl"
+    try:
+        written, lines = path.stat().st_mtime, path.read_text(errors="replace").splitlines()
+    except OSError:
+        return None
+    rows = [json.loads(line) for line in lines if _is_whole(line)]
+    after = [row for row in rows if row["iteration"] > iteration]
+    seconds = sum(row.get("seconds", 0.0) + row.get("seconds_between", 0.0) for row in after)
+    last_line = datetime.fromtimestamp(written).astimezone().isoformat(timespec="seconds")
+    return {"iterations": len(after), "seconds": round(seconds, 3), "last_line": last_line}
 
 
 def _keep(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:

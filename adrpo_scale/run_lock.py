@@ -431,3 +431,14 @@ def _renew(path: Path, content: bytes) -> bool:
     finally:
         os.close(descriptor)
     return True
+
+
+def holder_of(run: Path) -> tuple[Owner, float, bool] | None:
+    """For onlookers, who write nothing: (owner, seconds since its heartbeat by this machine's
+    clock, whether its process is known to have ended). None: nobody holds the folder."""
+    seen = _look(run / LOCK)
+    if seen is None:
+        return None
+    owner = seen.owner
+    is_here = owner.machine is not None and owner.machine == _machine()
+    return owner, time.time() - seen.modified / 1e9, is_here and _has_ended(owner)

@@ -25,7 +25,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from adrpo_scale.build import build_trainer
 from adrpo_scale.config import load_config
-from tests.benchmarks.sd3_medium import PEAK
+from tests.benchmarks.sd3_medium import PEAK, iterations_peak_gib
 from tests.tiny_text import tiny_tokenizer
 
 SHAPE = {
@@ -101,7 +101,7 @@ def ours(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         "seconds_rollout": statistics.median(r["seconds_rollout"] for r in records),
         "seconds_update": update,
         "completion_tokens": statistics.median(r["completion_tokens"] for r in records),
-        "peak_gib": peak_gib(),
+        "peak_gib": iterations_peak_gib(records) if torch.cuda.is_available() else None,
         "parameters": parameters,
         "update_tflops": flops / 1e12,
         "update_mfu": flops / peak if peak else None,

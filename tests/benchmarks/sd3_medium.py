@@ -150,6 +150,12 @@ def forward_flops(trainer: Any, tokens: int) -> float:
     return float(counter.get_total_flops())
 
 
+def iterations_peak_gib(records: list[dict[str, Any]]) -> float:
+    """From the iterations' own records: every phase starts torch's count again."""
+    peaks = (value for r in records for key, value in r.items() if key.startswith("peak_gb_"))
+    return max(peaks) * 1e9 / 2**30
+
+
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     cuda = torch.cuda.is_available()
     if cuda:
@@ -185,7 +191,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             "device": name,
             "torch": torch.__version__,
             "cap_gib": arguments.cap_gib if cuda else None,
-            "peak_gib": torch.cuda.max_memory_allocated() / 2**30 if cuda else None,
+            "peak_gib": iterations_peak_gib(records) if cuda else None,
             "samples": samples,
             "samples_per_second": statistics.median(r["samples_per_second"] for r in records),
             "seconds_rollout": statistics.median(r["seconds_rollout"] for r in records),
