@@ -84,7 +84,8 @@ def check_space(
 
 def _limits(folder: Path, quota_command: str | None) -> list[Space]:
     disk = disk_space(folder)
-    return [disk] if quota_command is None else [disk, _quota(_nearest(folder), quota_command)]
+    command = quota_command or os.environ.get("ADRPO_QUOTA_COMMAND")
+    return [disk] if command is None else [disk, _quota(_nearest(folder), command)]
 
 
 def _nearest(folder: Path) -> Path:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.table import Table
 
-from adrpo_scale import dist, life_record
+from adrpo_scale import dist, life_record, watchdog
 from adrpo_scale.build import Beginning, build_trainer
 from adrpo_scale.checkpoint.reader import Reader
 from adrpo_scale.checkpoint.shelf import examine, newest_whole, remove_left_overs
@@ -31,10 +32,18 @@ from adrpo_scale.evaluation import figures, tables
 from adrpo_scale.life_record import LifeRecord
 from adrpo_scale.metrics import console, setup_logging
 from adrpo_scale.preempt import Signals
+from adrpo_scale.prefetch import require_models
 from adrpo_scale.resume import ORIGIN, check_settings, pin_origin
-from adrpo_scale.run_folder import cut_back, default_folder, make_folder, write_config
+from adrpo_scale.run_folder import (
+    cut_back,
+    default_folder,
+    left_behind,
+    make_folder,
+    write_config,
+)
 from adrpo_scale.run_lock import RunLock
 from adrpo_scale.trainer import Trainer
+from adrpo_scale.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +71,7 @@ def train(loaded: LoadedConfig, orders: Orders = Orders()) -> None:
             "--allow-change without --run-dir: a run's default folder is named after its settings, "
             "so with other settings it is another one; name the folder of the run that is to go on"
         )
+    require_models(config)
     run = orders.run_dir or default_folder(loaded.name, config.digest())
     if dist.rank_facts().is_main:
         console.print(f"run folder: {run}", highlight=False, soft_wrap=True)
@@ -88,10 +98,12 @@ def _live(config: RunConfig, run: Path, orders: Orders, signals: Signals, lock: 
     reader = newest_whole(run)
     notes = _checked_notes(config, run, reader, orders)
     origin = _origin(config, run, reader)
+    dist.run_on_main(lambda: _check_not_looping(config, run, reader))
     record = _open_record(run, reader, notes)
-    with _recorded(record, signals) as trainers:
+    with _recorded(record, signals) as trainers, _watched(config, run, record, trainers):
         beginning = Beginning(reader, origin, orders.allowed, signals, store)
-        trainer = build_trainer(config, run, beginning)
+        with watchdog.phase("load"):
+            trainer = build_trainer(config, run, beginning)
         trainers.append(trainer)
         dist.run_on_main(lambda: _write_start(config, run, trainer))
         trainer.saver.check_room()
@@ -121,6 +133,39 @@ def _recorded(record: LifeRecord | None, signals: Signals) -> Iterator[list[Trai
         if record is not None:
             iteration = trainers[0].counters.iteration if trainers else -1
             record.end(outcome, code, iteration, since)
+
+
+def _watched(
+    config: RunConfig, run: Path, record: LifeRecord | None, trainers: Sequence[Trainer]
+) -> AbstractContextManager[object]:
+    """The watchdog, which says in the life's record what it did."""
+    seconds = config.limits.hang_seconds
+    if seconds is None:
+        return nullcontext()
+
+    def note(line: str) -> None:
+        if record is not None:
+            iteration = trainers[0].counters.iteration if trainers else -1
+            record.end(f"hung: {line}", STOPPED, iteration, None)
+
+    return Watchdog(run, dist.rank(), seconds, note)
+
+
+def _check_not_looping(config: RunConfig, run: Path, reader: Reader | None) -> None:
+    """Raises LimitReached where the job's last lives all came to grief at the same place: to be put
+    back into the queue again and again would burn the allocation."""
+    job = os.environ.get("SLURM_JOB_ID")
+    most = config.limits.max_stalled_lives
+    stalled = life_record.stalled_lives(run, job, reader.iteration if reader else None)
+    if len(stalled) >= most:
+        ends = "; ".join(dict.fromkeys(str(life.get("outcome", "killed")) for life in stalled))
+        raise agreed(
+            LimitReached(
+                f"job {job}: {len(stalled)} lives in a row ended without a new checkpoint ({ends}) "
+                f"(limits.max_stalled_lives = {most}). Look at the log above and into {run}/stacks "
+                "and submit again when the cause is mended"
+            )
+        )
 
 
 def _run(trainer: Trainer) -> None:
@@ -196,6 +241,7 @@ def _open_record(run: Path, reader: Reader | None, notes: Sequence[str]) -> Life
         launcher=dist.rank_facts().launcher,
         resumed_from=reader.iteration if reader else None,
         changed_settings=notes,
+        found=left_behind(run, reader.iteration if reader else 0),
     )
     if before is not None and reader is not None:
         for line in life_record.changes(before, record.content):

@@ -126,9 +126,11 @@ class LifeRecord:
         launcher: str,
         resumed_from: int | None,
         changed_settings: Sequence[str],
+        found: Mapping[str, Any] | None = None,
     ) -> LifeRecord:
         """Writes the next number in `run/lives`. environments: of every rank, in rank order.
-        changed_settings: one line each."""
+        changed_settings: one line each. found: work of the life before that is done again, as
+        `run_folder.left_behind` says it."""
         first = environments[0]
         content = {
             "began": _now(),
@@ -141,6 +143,7 @@ class LifeRecord:
             **{name: first[name] for name in ("commit", "versions", "cuda", "driver")},
             "disagreements": disagreements(environments),
             "resumed_from": resumed_from,
+            "found": dict(found) if found else None,
             "changed_settings": list(changed_settings),
         }
         try:
@@ -211,14 +214,32 @@ def records(run: Path) -> list[Path]:
 
 def previous_life(run: Path) -> dict[str, Any] | None:
     """The newest record that can be read; before `begin` that of the life before. None: none."""
+    return next((found for path in reversed(records(run)) if (found := _read(path))), None)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """A record; None for somebody's edit, or from a damaged disk."""
+    try:
+        record = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def stalled_lives(run: Path, job: str | None, iteration: int | None) -> list[dict[str, Any]]:
+    """The last lives in a row of Slurm's job `job` that ended by accident (killed, or hung) and
+    left the checkpoint that they began with, that of `iteration`, as the newest."""
+    found: list[dict[str, Any]] = []
     for path in reversed(records(run)):
-        try:
-            record = json.loads(path.read_text())
-        except (OSError, ValueError):
-            continue  # somebody's edit, or a damaged disk
-        if isinstance(record, dict):
-            return record
-    return None
+        record = _read(path)
+        if job is None or record is None or record.get("job_id") != job:
+            break
+        if record.get("resumed_from") != iteration:
+            break  # it has left a newer one
+        outcome = str(record.get("outcome", "killed"))
+        if not outcome.startswith("stopped by"):  # asked for, which says nothing of the run
+            found.append(record)
+    return found
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -30,6 +30,7 @@ from adrpo_scale.errors import DiskSpaceError
 from adrpo_scale.files import sync_file
 from adrpo_scale.settings import Effect, Section, setting
 
+log = logging.getLogger(__name__)
 console = Console()
 JSONL = ("metrics.jsonl", "eval.jsonl")
 SHOWN = 32  # completions in TensorBoard
@@ -95,6 +96,7 @@ class MetricsLog:
 
     def __init__(self, run: Path, iterations: int) -> None:
         self.run, self.iterations, self.start = run, iterations, 0
+        self.keep_pictures = False  # every one as a file too
         self._on = dist.is_main()
         self._live = self._on and console.is_terminal
 
@@ -108,7 +110,7 @@ class MetricsLog:
         # Imported here: it takes a second that the other ranks need not spend.
         from torch.utils.tensorboard import SummaryWriter
 
-        self._tensorboard = SummaryWriter(
+        self._tensorboard: Any = SummaryWriter(
             self.run / "tensorboard", purge_step=self.start + 1 if self.start else 0
         )
         self._progress = Progress(
@@ -129,7 +131,7 @@ class MetricsLog:
     def __exit__(self, *error: object) -> None:
         if self._on:
             self._progress.stop()
-            self._tensorboard.close()
+            self._curves("close")
 
     def iteration(
         self, record: Mapping[str, Any], histograms: Mapping[str, np.ndarray] | None = None
@@ -141,9 +143,9 @@ class MetricsLog:
         step = int(record["iteration"])
         for name, value in record.items():
             if isinstance(value, int | float) and name != "iteration" and math.isfinite(value):
-                self._tensorboard.add_scalar(f"train/{name}", value, step)
+                self._curves("add_scalar", f"train/{name}", value, step)
         for name, values in (histograms or {}).items():
-            self._tensorboard.add_histogram(f"train/{name}", values, step)
+            self._curves("add_histogram", f"train/{name}", values, step)
         line = progress_line(record)
         self._progress.update(self._task, completed=step, line=line)
         if not self._live:
@@ -159,14 +161,16 @@ class MetricsLog:
         for row in rows:
             if row["value"] is not None and math.isfinite(row["value"]):
                 name = f"eval_{row['split']}/{row['metric']}"
-                self._tensorboard.add_scalar(name, row["value"], row["iteration"])
-        self._tensorboard.flush()
+                self._curves("add_scalar", name, row["value"], row["iteration"])
+        self._curves("flush")
 
     def picture(self, tag: str, picture: Any, iteration: int, file: str | None = None) -> None:
         """A PIL image into TensorBoard, and as `samples/<file>` where a name is given."""
         if not self._on or picture is None:
             return
-        self._tensorboard.add_image(tag, np.asarray(picture), iteration, dataformats="HWC")
+        self._curves("add_image", tag, np.asarray(picture), iteration, dataformats="HWC")
+        if file is None and self.keep_pictures:
+            file = f"{tag}-{iteration:06d}.png"
         if file is not None:
             with _writing(self.run / "samples" / file):
                 (self.run / "samples").mkdir(exist_ok=True)
@@ -187,7 +191,7 @@ class MetricsLog:
             files = sorted(folder.glob("completions-*.parquet"))
             while len(files) > 1 and sum(f.stat().st_size for f in files) > 1e6 * megabytes:
                 files.pop(0).unlink()
-        self._tensorboard.add_text("completions", text_table(table[:SHOWN]), iteration)
+        self._curves("add_text", "completions", text_table(table[:SHOWN]), iteration)
 
     def sync(self) -> None:
         """Waits until every line written so far is on the disk."""
@@ -196,6 +200,17 @@ class MetricsLog:
         for name in JSONL:
             if (self.run / name).exists():
                 sync_file(self.run / name)
+
+    def _curves(self, method: str, *arguments: Any, **options: Any) -> None:
+        """Calls TensorBoard, until it cannot write any more. Its thread stays broken after a full
+        disk, and raises where it stands; what the run needs is in the JSONL files."""
+        if self._tensorboard is None:
+            return
+        try:
+            getattr(self._tensorboard, method)(*arguments, **options)
+        except OSError as error:
+            self._tensorboard = None
+            log.warning("TensorBoard's files cannot be written any more: %s", error)
 
     def _append(self, name: str, records: Sequence[Mapping[str, Any]]) -> None:
         text = "".join(json.dumps(finite(record), allow_nan=False) + "\n" for record in records)

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from adrpo_scale import dist
+from adrpo_scale import dist, watchdog
 from adrpo_scale.errors import StopRequested
 
 log = logging.getLogger(__name__)
@@ -97,6 +97,7 @@ class Stop:
 
     def _agreed(self, seconds_needed: float) -> tuple[bool, float]:
         """(whether any rank was signalled, by how many seconds the slowest would be late)."""
+        watchdog.beat()
         waited = self.signals.seconds
         late = (waited or 0.0) + seconds_needed - self.grace_seconds
         mine = torch.tensor([waited is not None, late], dtype=torch.float64)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from adrpo_scale import dist
+from adrpo_scale import dist, watchdog
 from adrpo_scale.checkpoint.base import CheckpointConfig
 from adrpo_scale.checkpoint.store import FULL, WEIGHTS, Saved, Store
 from adrpo_scale.errors import CheckpointError, agreed
@@ -84,7 +84,8 @@ class Saver:
         # The metrics are on the disk before the manifest: a resume cuts them back to the
         # checkpoint's iteration and relies on every line up to it.
         sets, document = self._state.sets(kind), self._state.document()
-        self._store.save(kind, self._now[0], sets, document, self._metrics.sync)
+        with watchdog.phase("save"):
+            self._store.save(kind, self._now[0], sets, document, self._metrics.sync)
         if kind == FULL:
             self._last, self._saved_state = time.monotonic(), self._now
 
@@ -105,7 +106,7 @@ class Saver:
 
     def _wait(self) -> list[Saved]:
         """Saves that ended since the last look, the same on every rank."""
-        self._store.wait()
+        self.close()
         new, self._noticed = self._store.ended[self._noticed :], len(self._store.ended)
         return new
 
@@ -118,7 +119,8 @@ class Saver:
 
     def close(self) -> None:
         """Waits for a save under way."""
-        self._store.wait()
+        with watchdog.phase("save"):
+            self._store.wait()
 
 
 def _any_rank(flag: Any) -> bool:

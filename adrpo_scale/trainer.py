@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from adrpo_scale import dist
+from adrpo_scale import dist, watchdog
 from adrpo_scale.algorithms.base import Algorithm
 from adrpo_scale.batches import Minibatch, build_minibatches
 from adrpo_scale.domains.base import Domain, Reference
@@ -58,6 +58,18 @@ class LimitsConfig(Section):
     max_unscored_iterations: int = setting(
         3, "stop after this many iterations in a row in which every sample's reward failed", ge=1
     )
+    hang_seconds: float | None = setting(
+        1200.0,
+        "without progress for this long every rank writes its stacks and ends with the exit code "
+        "that asks for a requeue; below engine.timeout_seconds, or its error comes first",
+        gt=0,
+    )
+    max_stalled_lives: int = setting(
+        3,
+        "a Slurm job that was requeued is refused after this many lives in a row that ended by "
+        "accident (killed, hung) and left no new checkpoint",
+        ge=1,
+    )
 
 
 @dataclass(frozen=True)
@@ -95,6 +107,8 @@ class Trainer:
     stop: Stop
     identity: dict[str, Any]  # run, algorithm, seed: in every row of eval.jsonl
     run: Path
+    measures_memory: bool = False  # also on the CPU
+    watch: Stopwatch | None = None  # of the last iteration
     _pool: dict[int, Scored] = field(default_factory=dict)  # offline rollouts, by place
     _warned: set[str] = field(default_factory=set)
     _step_seconds: float = 0.0  # of the slowest optimizer step so far
@@ -104,20 +118,23 @@ class Trainer:
     def counters(self) -> Counters:
         return self.state.counters
 
-    def train(self) -> None:
-        """Runs to the last iteration. Raises StopRequested when a signal asked for it, and
-        LimitReached, NonFiniteError or CheckpointError when it must stop."""
+    def train(self, last: int | None = None) -> None:
+        """Runs to the last iteration, or no further than to `last`. Raises StopRequested when a
+        signal asked for it, and LimitReached, NonFiniteError or CheckpointError when it must
+        stop."""
+        last = self.iterations if last is None else min(last, self.iterations)
         with self.log:
             if self._maybe_evaluate() and self.counters.iteration > 0:
                 self.saver.maybe_save(True)  # the stop before came in the middle of this evaluation
-            while self.counters.iteration < self.iterations:
+            while self.counters.iteration < last:
                 record = self._iterate()
                 evaluated = self._maybe_evaluate()
                 self.saver.maybe_save(evaluated)
                 self._check_limits(record)
 
     def _iterate(self) -> dict[str, Any]:
-        iteration, watch, tally = self.counters.iteration, Stopwatch(self.engine.device), Tally()
+        watch = self.watch = Stopwatch(self.engine.device, self.watch, self.measures_memory)
+        iteration, tally = self.counters.iteration, Tally()
         scored = self._rollout(iteration, watch)
         with watch("update"):
             credit = self.algorithm.credit(scored.rewards)
@@ -320,7 +337,8 @@ class Trainer:
         if not config.is_due(done, self.iterations) or self.counters.evaluated == done:
             return False
         averaged = self.state.ema if config.weights == "ema" else None
-        with averaged.applied() if averaged is not None else nullcontext():
+        weights = averaged.applied() if averaged is not None else nullcontext()
+        with watchdog.phase("evaluation"), weights:
             results = {
                 split: self.evaluator.evaluate(self.policy, self.reference, split, self.stop.check)
                 for split in self.evaluator.splits

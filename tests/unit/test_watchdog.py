@@ -1,0 +1,71 @@
+"""The watchdog, in processes of their own: it ends the one that it is in."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+import time
+
+from adrpo_scale import watchdog
+from adrpo_scale.errors import STOPPED
+from adrpo_scale.watchdog import Watchdog
+
+
+def outcome(folder, body):
+    """(exit code, standard error, stacks) of a process with a watch of half a second."""
+    script = f"""
+        import sys, threading, time
+        from pathlib import Path
+        from adrpo_scale import watchdog
+        def told(line):
+            print("told:", line.split(":")[0])
+        with watchdog.Watchdog(Path(sys.argv[1]), 7, 0.5, told):
+            {body}
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script), str(folder)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    stacks = folder / "stacks/rank-0007.txt"
+    return done, stacks.read_text() if stacks.exists() else ""
+
+
+def test_a_process_that_hangs_writes_where_and_ends(tmp_path):
+    body = "\n            ".join(
+        [
+            "def stuck_here():",
+            "    time.sleep(99)",
+            "with watchdog.phase('reward'):",
+            "    stuck_here()",
+        ]
+    )
+    done, stacks = outcome(tmp_path, body)
+    assert done.returncode == STOPPED
+    assert "rank 7 on " in done.stderr and "in reward (limits.hang_seconds = 0.5)" in done.stderr
+    assert "stuck_here" in stacks and "in reward" in stacks
+    assert "told: rank 7 on" in done.stdout
+
+
+def test_the_end_comes_also_where_nothing_can_be_written(tmp_path):
+    (tmp_path / "stacks").write_text("a file where the folder should be")
+    done, _ = outcome(tmp_path, "time.sleep(99)")
+    assert done.returncode == STOPPED and "in start" in done.stderr
+
+
+def test_progress_keeps_it_quiet(tmp_path):
+    done, stacks = outcome(tmp_path, "[(time.sleep(.1), watchdog.beat()) for _ in range(12)]")
+    assert (done.returncode, done.stderr, stacks) == (0, "", "")
+
+
+def test_phases_are_named_from_the_inside_out(tmp_path):
+    with Watchdog(tmp_path, 0, 60):
+        with watchdog.phase("evaluation"), watchdog.phase("rollout"):
+            assert watchdog.where() == "rollout"
+        assert watchdog.where() == "start"
+    begin = time.monotonic()
+    with Watchdog(tmp_path, 0, 60):
+        pass
+    assert time.monotonic() - begin < 1  # it does not keep its process waiting
