@@ -12,6 +12,8 @@ from typing import Annotated
 
 import typer
 
+from adrpo_scale import cluster_cli
+from adrpo_scale.cluster_cli import ConfigPath, SetOption
 from adrpo_scale.errors import (
     STOPPED,
     AdrpoError,
@@ -40,13 +42,6 @@ demo_app = typer.Typer(
 )
 app.add_typer(demo_app, name="demo")
 
-ConfigPath = Annotated[
-    Path, typer.Argument(help="TOML file of the run, e.g. configs/sd3/adrpo.toml")
-]
-SetOption = Annotated[
-    list[str], typer.Option("--set", help="Override a setting: section.key=value; repeatable.")
-]
-
 
 @app.command()
 def train(
@@ -67,6 +62,13 @@ def train(
     rebase_reference: Annotated[
         bool, typer.Option("--rebase-reference", help="... which become the reference too.")
     ] = False,
+    trial: Annotated[
+        bool,
+        typer.Option("--trial", help="Two iterations in a folder of their own, measured."),
+    ] = False,
+    preflight: Annotated[
+        bool, typer.Option("--preflight", help="Check all nodes first, as the verb does.")
+    ] = False,
 ) -> None:
     """Train: one process, or as many as torchrun or srun start. Goes on where the run folder's
     newest checkpoint is. Exit code 85: stopped by a signal, start again to go on.
@@ -75,12 +77,26 @@ def train(
         [cyan]torchrun --standalone --nproc-per-node 2 -m adrpo_scale
         train configs/demo/image_adrpo.toml --set seed=1[/cyan]
     """
+    if preflight:
+        from adrpo_scale.preflight import run
+
+        code = run.preflight(run.Orders(config, set_, run_dir, port_shift=1))
+        if code:
+            raise typer.Exit(code)
     from adrpo_scale import life
     from adrpo_scale.config import load_config
 
     fork = [f'init_from="{init_from}"'] if init_from is not None else []
     fork += ["rebase_reference=true"] if rebase_reference else []
     loaded = load_config(config, [*set_, *fork])
+    if trial:
+        from adrpo_scale.trial import run_trial
+
+        if allow_change:
+            raise ConfigError("--trial with --allow-change: a trial goes on from nothing")
+        given = [str(config), *(word for text in [*set_, *fork] for word in ("--set", text))]
+        run_trial(loaded, run_dir, given)
+        return
     life.train(loaded, life.Orders(run_dir, fresh, allow_change))
 
 
@@ -229,20 +245,22 @@ def build_demo(
     builders[name](to or ASSETS / name)
 
 
+cluster_cli.add_to(app)
+
 # Raised alike on every rank wherever they rise, so rank 0's message is enough.
 _AGREED = (ConfigError, PromptError, GroupError, LimitReached, NonFiniteError)
 
 
 def main() -> None:
     """Runs the command. Exit codes: 0 done, 2 an error of the user's to mend, 3 a limit reached,
-    85 stopped by a signal."""
-    from adrpo_scale.dist import rank_facts
-
+    4 a node is unfit and others would do, 85 stopped by a signal."""
     try:
         app()
     except StopRequested:
         sys.exit(STOPPED)
     except AdrpoError as error:
+        from adrpo_scale.dist import rank_facts
+
         facts = rank_facts()
         if facts.is_main or not (error.agreed or isinstance(error, _AGREED)):
             who = "" if facts.world == 1 else f"[rank {facts.rank}] "

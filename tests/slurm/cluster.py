@@ -65,7 +65,7 @@ PreemptMode=REQUEUE
 class Cluster:
     """root: folder for everything. kill_wait: seconds from SIGTERM to SIGKILL of an ended job."""
 
-    def __init__(self, root: Path, nodes: int = 12, kill_wait: int = 5) -> None:
+    def __init__(self, root: Path, nodes: int = 12, kill_wait: int = 30) -> None:
         self.root = root
         self.names = [f"a6000-{number:02d}" for number in range(1, nodes + 1)]
         self.kill_wait = kill_wait
@@ -112,11 +112,14 @@ class Cluster:
                 daemon.kill()
                 daemon.wait(10)
 
-    def power_on(self, name: str) -> None:
-        """Starts a node's slurmd, as the first process of a namespace that dies with it."""
+    def power_on(self, name: str, before: str = "true") -> None:
+        """Starts a node's slurmd, as the first process of a namespace that dies with it.
+
+        before: a shell command in that namespace, e.g. a mount that the other nodes do not have.
+        """
         script = (
             f"mount --bind {self.root}/hosts /etc/hosts && hostname {name} && "
-            f"mount -t proc proc /proc && exec slurmd -D -N {name}"
+            f"mount -t proc proc /proc && {before} && exec slurmd -D -N {name}"
         )
         isolate = ["unshare", "--uts", "--mount", "--pid", "--fork", "--kill-child"]
         self._spawn(name, [*isolate, "--propagation", "private", "sh", "-c", script])
@@ -126,6 +129,11 @@ class Cluster:
         daemon = self._daemons.pop(name)
         daemon.kill()
         daemon.wait(10)
+
+    def inside(self, name: str, *command: str) -> subprocess.CompletedProcess[str]:
+        """Runs a command where the node sees its files."""
+        child = self.run("pgrep", "--parent", str(self._daemons[name].pid)).stdout.split()[0]
+        return self.run("nsenter", f"--target={child}", "--mount", *command)
 
     def idle(self) -> list[str]:
         listed = self.run("sinfo", "--noheader", "--Node", "--format=%N %t", "-p", "main").stdout
@@ -202,7 +210,9 @@ class Cluster:
             )
         (self.root / "hosts").write_text(hosts)
         names = ",".join(self.names)
+        three = ",".join(self.names[:3])
         partitions = [
+            f"PartitionName=three Nodes={three} MaxTime=INFINITE PriorityTier=10 PreemptMode=OFF",
             f"PartitionName=main Nodes={names} Default=YES MaxTime=INFINITE PriorityTier=10 "
             "PreemptMode=OFF",
             *(
@@ -253,6 +263,9 @@ def _wait_for(what: str, is_there: object, seconds: float = 60) -> None:
 
 
 if __name__ == "__main__":
+    ends = {signal.SIGINT, signal.SIGTERM}
     with Cluster(Path(sys.argv[1])) as cluster:
+        # Or they would end this process before its daemons, which inherit what is blocked earlier.
+        signal.pthread_sigmask(signal.SIG_BLOCK, ends)
         print(f"export SLURM_CONF={cluster.env['SLURM_CONF']}", flush=True)
-        signal.sigwait({signal.SIGINT, signal.SIGTERM})
+        signal.sigwait(ends)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
@@ -39,6 +40,7 @@ class Job:
     ) -> None:
         self.cluster, self.folder = cluster, folder
         folder.mkdir(parents=True, exist_ok=True)
+        self.run = folder / "run"
         self.log_file = folder / "log.txt"
         env = {
             "ADRPO_PYTHON": sys.executable,
@@ -51,9 +53,11 @@ class Job:
         options = ["--gpus-per-node=1", f"--output={self.log_file}", *options]
         self.id = cluster.sbatch(*options, script, *arguments, cwd=ROOT, **env)
 
-    @property
-    def run(self) -> Path:
-        return self.folder / "run"
+    def element(self, number: int, run: Path) -> Job:
+        """One element of an array, whose run is in `run`."""
+        job = copy.copy(self)
+        job.id, job.run = f"{self.id}_{number}", run
+        return job
 
     @property
     def log(self) -> str:
@@ -66,6 +70,11 @@ class Job:
     @property
     def restarts(self) -> int:
         return int(self.cluster.facts(self.id)["Restarts"])
+
+    def nodes(self) -> list[str]:
+        """Where it runs, or ran last."""
+        listed = self.cluster.facts(self.id)["NodeList"]
+        return self.cluster.run("scontrol", "show", "hostnames", listed).stdout.split()
 
     def metrics(self) -> list[dict[str, object]]:
         file = self.run / "metrics.jsonl"
@@ -123,7 +132,7 @@ class Job:
         return lives_of(self.run)
 
     def restart_lines(self) -> list[str]:
-        return re.findall(r"^== job \d+, restart \d+", self.log, re.M)
+        return re.findall(r"^== job \S+, restart \d+", self.log, re.M)
 
 
 def train(run: Path, overrides: Sequence[str] = (), *flags: str) -> list[str]:

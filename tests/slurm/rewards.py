@@ -13,8 +13,8 @@ import numpy as np
 
 
 def bright(images, prompts):
-    """The mean of red. PAUSE: seconds a call takes. HANG: file of rank 1's nightmares. FILL: file to
-    fill the disk with, once a file of that name and `.now` is there."""
+    """The mean of red. PAUSE: seconds that a call takes. HANG: while this file is there, rank 1
+    never answers. FILL: file to fill the disk with, once `FILL.now` is there."""
     time.sleep(float(os.environ.get("PAUSE", 0)))
     hang = os.environ.get("HANG")
     while hang and os.environ.get("RANK") == "1" and Path(hang).exists():

@@ -1,7 +1,8 @@
-"""What becomes of a job that is signalled, killed, hung, preempted, cancelled or has lost a node."""
+"""What becomes of a job that is signalled, killed, hung, preempted, cancelled, or loses a node."""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from pathlib import Path
@@ -25,6 +26,33 @@ def uninterrupted(folder: Path, world: int, arguments: list[str]) -> Path:
     return folder / "plain"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def waiting(cluster, tmp_path_factory):
+    """Jobs that mostly wait, begun together and looked at by the tests after them."""
+    folder = tmp_path_factory.mktemp("waiting")
+    limited = [f"--nodelist={cluster.names[10]}", "--time=1", "--signal=B:USR1@20"]
+    trigger = folder / "hang"
+    trigger.touch()
+    paths = {name: folder / name.replace(" ", "-") for name in ("time limit", "hangs")}
+    yield {
+        "time limit": Job(
+            cluster,
+            paths["time limit"],
+            limited,
+            train(paths["time limit"] / "run", ["iterations=60"]),
+            PAUSE="1",
+        ),
+        "hangs": Job(
+            cluster,
+            paths["hangs"],
+            [f"--nodelist={cluster.names[11]}", "--gpus-per-node=2"],
+            train(paths["hangs"] / "run", ["limits.hang_seconds=8"]),
+            HANG=str(trigger),
+        ),
+    }
+    trigger.unlink()
+
+
 def test_three_lives_equal_an_uninterrupted_run(cluster, tmp_path):
     sets = [part for s in DEMO for part in ("--set", s)]
     arguments = [CONFIG, "--run-dir", str(tmp_path / "run"), *sets]
@@ -42,3 +70,165 @@ def test_three_lives_equal_an_uninterrupted_run(cluster, tmp_path):
     assert [life["outcome"] for life in told] == ["stopped by SIGUSR1"] * 2 + ["done"]
     assert len(job.restart_lines()) == 3  # one log, gone on with
     assert "restart 2" in job.log and job.log.rstrip().endswith("== done")
+
+
+def test_a_node_that_dies_in_mid_iteration(cluster, tmp_path):
+    arguments = train(tmp_path / "run", ["iterations=8"])
+    job = Job(cluster, tmp_path, ["--nodes=2"], arguments, PAUSE="1")
+    job.wait_iteration(3)
+    lost = job.nodes()[1]
+    cluster.power_off(lost)
+    job.wait("the requeue", lambda: job.restarts == 1)
+    assert job.wait_end() == "COMPLETED", job.log
+    cluster.power_on(lost)
+    first, second = job.lives()
+    assert first.get("outcome") in (None, "failed") and second["resumed_from"] >= 3
+    assert second["world_size"] == 2 and lost not in job.nodes()
+    assert lives.differences(job.run, uninterrupted(tmp_path, 2, arguments)) == []
+
+
+def test_a_node_that_dies_when_there_is_no_other(cluster, tmp_path):
+    """Two of three are enough: fewer processes, the same samples."""
+    arguments = train(tmp_path / "run", ["iterations=6"])
+    options = ["--nodes=2-3", "--partition=three"]
+    job = Job(cluster, tmp_path, options, arguments, PAUSE="1")
+    job.wait_iteration(2)
+    assert len(job.nodes()) == 3
+    lost = job.nodes()[2]
+    cluster.power_off(lost)
+    job.wait("the requeue", lambda: job.restarts == 1)
+    assert job.wait_end() == "COMPLETED", job.log
+    cluster.power_on(lost)
+    assert [life["world_size"] for life in job.lives()] == [3, 2]
+    plain = records(uninterrupted(tmp_path, 2, arguments))
+    found = job.metrics()
+    assert [line["samples"] for line in found] == [line["samples"] for line in plain]
+    for name in ("reward", "loss"):
+        assert [line[name] for line in found] == pytest.approx([x[name] for x in plain], rel=1e-3)
+
+
+def test_a_rank_that_hangs(cluster, tmp_path):
+    trigger = tmp_path / "hang"
+    arguments = train(tmp_path / "run", ["iterations=5", "limits.hang_seconds=6"])
+    job = Job(cluster, tmp_path, ["--nodes=2"], arguments, PAUSE="1", HANG=str(trigger))
+    job.wait_iteration(2)
+    trigger.touch()
+    job.wait("the requeue", lambda: job.restarts == 1)
+    trigger.unlink()
+    assert job.wait_end() == "COMPLETED", job.log
+    first, second = job.lives()
+    assert first["outcome"].startswith("hung: rank 0 on ") and first["exit_code"] == 85
+    assert second["resumed_from"] >= 2
+    stacks = [(job.run / f"stacks/rank-{rank:04d}.txt").read_text() for rank in (0, 1)]
+    assert "in reward" in stacks[1] and "tests/slurm/rewards.py" in stacks[1]  # the culprit's line
+    assert "in reward" in stacks[0] and "rewards.py" not in stacks[0]  # waits for it
+
+
+def test_a_rank_killed_by_the_kernel(cluster, tmp_path):
+    arguments = train(tmp_path / "run", ["iterations=5"])
+    job = Job(cluster, tmp_path, ["--nodes=2"], arguments, PAUSE="1")
+    job.wait_iteration(2)
+    os.kill(job.pid(rank=1), signal.SIGKILL)
+    assert job.wait_end() == "COMPLETED", job.log
+    assert "rank 1 ended with code 137" in job.log
+    assert "== code 137, a process was killed by signal 9: requeue" in job.log
+    assert job.restarts == 1 and job.lives()[1]["resumed_from"] >= 2
+
+
+def test_cancelled(cluster, tmp_path):
+    arguments = train(tmp_path / "run", ["iterations=999"])
+    job = Job(cluster, tmp_path, ["--nodes=2"], arguments, PAUSE="1")
+    job.wait_iteration(2)
+    cluster.run("scancel", job.id)
+    assert job.wait_end() == "CANCELLED"
+    job.wait("the log's last line", lambda: "cancelled; saved, not requeued" in job.log, 20)
+    (life,) = job.lives()
+    assert life["outcome"].startswith("stopped by SIG")
+    assert lives.committed_iterations(job.run)[-1] == life["iteration"] >= 2
+    assert job.restarts == 0
+
+
+PREEMPTIBLE = ("requeue0", "requeue30", "cancel0", "cancel30")
+
+
+def test_preempted(cluster, tmp_path):
+    """By REQUEUE and by CANCEL, with and without a grace period: saved, once requeued, finished."""
+    nodes = dict(zip(PREEMPTIBLE, cluster.names[6:10], strict=True))
+    jobs = {
+        name: Job(
+            cluster,
+            tmp_path / name,
+            [f"--nodelist={nodes[name]}", f"--partition={name}"],
+            train(tmp_path / name / "run", ["iterations=10"]),
+            PAUSE="1",
+        )
+        for name in PREEMPTIBLE
+    }
+    for job in jobs.values():
+        job.wait_iteration(2)
+    wanted = f"--nodelist={','.join(nodes.values())}"
+    urgent = ["--partition=main", wanted, "--nodes=4", "--exclusive", "--wrap=sleep 2"]
+    cluster.sbatch(*urgent, f"--output={tmp_path}/urgent.txt", cwd=tmp_path)
+    for name, job in jobs.items():
+        job.wait(f"{name}: the requeue", lambda job=job: job.restarts == 1)
+    for name, job in jobs.items():
+        assert job.wait_end() == "COMPLETED", (name, job.log)
+        assert job.restarts == 1 and len(job.restart_lines()) == 2, (name, job.log)
+        first, second = job.lives()
+        assert first["outcome"].startswith("stopped by SIG"), name
+        assert second["resumed_from"] == first["iteration"] >= 2, name
+
+
+def test_an_array_of_seeds(cluster, tmp_path):
+    """Each element has a run of its own, and is stopped and requeued by itself."""
+    sets = [part for s in [*PACED, "iterations=6", "seed=%a"] for part in ("--set", s)]
+    arguments = [CONFIG, "--run-dir", str(tmp_path / "run-%a"), *sets]
+    both = Job(cluster, tmp_path, ["--nodes=1", "--array=0-1"], arguments, PAUSE="1")
+    elements = [both.element(number, tmp_path / f"run-{number}") for number in (0, 1)]
+    elements[1].wait_iteration(2)
+    elements[1].usr1()
+    for seed, job in enumerate(elements):
+        assert job.wait_end() == "COMPLETED", both.log
+        assert json.loads((job.run / "config.json").read_text())["seed"] == seed
+        assert len(job.lives()) == 1 + seed == 1 + job.restarts
+
+
+def test_where_requeue_is_not_allowed_a_chain_goes_on(cluster, tmp_path):
+    arguments = train(tmp_path / "run", ["iterations=5"])
+    options = ["--nodes=1", "--no-requeue", "--job-name=chain", "--dependency=singleton"]
+    first, second = (Job(cluster, tmp_path, options, arguments, PAUSE="1") for _ in range(2))
+    first.wait_iteration(2)
+    first.usr1()
+    assert first.wait_end() == "FAILED"
+    assert "== requeue is not allowed: submit the same again, or a chain of jobs" in first.log
+    assert second.wait_end() == "COMPLETED", second.log
+    assert [life["job_id"] for life in second.lives()] == [first.id, second.id]
+    assert second.lives()[1]["resumed_from"] >= 2
+    export = Job(
+        cluster,
+        tmp_path / "export",
+        [f"--dependency=afterok:{second.id}"],
+        [str(second.run), "--to", str(tmp_path / "lora"), "--as", "adapter"],
+        script="slurm/export.sbatch",
+    )
+    assert export.wait_end() == "COMPLETED", export.log
+    assert (tmp_path / "lora/pytorch_lora_weights.safetensors").exists()
+
+
+def test_a_time_limit(waiting):
+    job = waiting["time limit"]
+    assert job.wait_end() == "COMPLETED", job.log
+    *stopped, last = job.lives()  # more than two on a slow machine
+    assert stopped and last["outcome"] == "done"
+    for life, following in zip(stopped, job.lives()[1:], strict=True):
+        assert (life["outcome"], life["exit_code"]) == ("stopped by SIGUSR1", 85)
+        assert following["resumed_from"] == life["iteration"] < 60
+    assert [line["iteration"] for line in job.metrics()] == list(range(1, 61))
+
+
+def test_a_job_that_gets_nowhere_is_not_requeued_for_ever(waiting):
+    job = waiting["hangs"]
+    assert job.wait_end() == "FAILED", job.log
+    assert job.restarts == 3
+    assert "3 lives in a row ended without a new checkpoint (hung: rank" in job.log
+    assert "== code 3: not requeued" in job.log
