@@ -1,8 +1,8 @@
 """Rank facts and a handful of collectives that also work without a process group.
 
-Facts come, in this order, from `torchrun`'s variables, from those of a Slurm *step* (`srun`), or
-are those of a single process. Slurm's job variables alone do not count: in a bare `salloc` shell
-or a batch script SLURM_NTASKS may say 8 while one process runs.
+Facts come, in this order, from `torchrun`'s variables (which `launchers/node.sh` sets too), from
+those of a Slurm *step* (`srun`), or are those of a single process. Slurm's job variables alone do
+not count: in a bare `salloc` shell or a batch script SLURM_NTASKS may say 8 while one process runs.
 
 Small things (ids, rewards, counts) travel as CPU tensors over gloo, also on a GPU cluster, so
 that float64 and int64 arrive as they were sent; rows of samples travel on the device they lie on.
@@ -44,7 +44,7 @@ class RankFacts:
 
 
 def rank_facts(env: Mapping[str, str] = os.environ) -> RankFacts:
-    """Rank facts from the environment; `launcher` is torchrun, srun or single.
+    """Rank facts from the environment; `launcher` is torchrun, node.sh, srun or single.
 
     Raises ConfigError where the variables contradict each other.
     """
@@ -55,7 +55,7 @@ def rank_facts(env: Mapping[str, str] = os.environ) -> RankFacts:
             world,
             int(env.get("LOCAL_RANK", 0)),
             int(env.get("LOCAL_WORLD_SIZE", world)),
-            "torchrun",
+            env.get("ADRPO_LAUNCHER", "torchrun"),
         )
     elif is_slurm_step(env):
         facts = RankFacts(

@@ -17,6 +17,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from adrpo_scale import watchdog
 from adrpo_scale.errors import ModelNotFoundError, WeightsError
 from adrpo_scale.file_hashes import file_hashes
 from adrpo_scale.hub_needs import CONVERTED, HubNeed
@@ -94,6 +95,7 @@ class SafetensorsFolder:
 
         Raises WeightsError for an unknown name.
         """
+        watchdog.beat()  # a large model from a slow disk is no hang
         file = self._file(name)
         piece = file.get_slice(name)
         return piece[start:stop] if piece.get_shape() else file.get_tensor(name)

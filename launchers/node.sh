@@ -28,6 +28,7 @@ trap 'stopping=1 interrupts=$((interrupts + 1))' INT
 
 export WORLD_SIZE=$((processes * ${#hosts[@]})) LOCAL_WORLD_SIZE=$processes
 export ADRPO_NODES=${ADRPO_NODES:-$host} MASTER_ADDR=${MASTER_ADDR:-${hosts[0]}}
+export ADRPO_LAUNCHER=node.sh # for the record of the life
 if ((processes > 0)) && [[ -z ${OMP_NUM_THREADS:-} ]]; then
     # Each process would take every core of the node, and they would be in each other's way.
     cores=$(nproc)
