@@ -140,6 +140,14 @@ def process_group(device: str = "cpu", timeout_seconds: float = 1800) -> Iterato
         td.destroy_process_group()
 
 
+def is_lost(error: BaseException) -> bool:
+    """Whether a collective failed because another process, or the network, is gone."""
+    # gloo's own errors have no class: they say in which of its files they arose.
+    return isinstance(error, td.DistError) or (
+        isinstance(error, RuntimeError) and "gloo/transport" in str(error)
+    )
+
+
 def rank() -> int:
     return td.get_rank() if td.is_initialized() else 0
 

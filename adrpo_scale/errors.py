@@ -5,6 +5,7 @@ not an `AdrpoError` is a fault of this package and keeps its traceback.
 """
 
 STOPPED = 85  # exit code: a signal asked for it; start the same command again to go on
+LOST = 86  # exit code: another process has ended, or the network; this one has done nothing wrong
 
 
 class AdrpoError(Exception):
@@ -30,6 +31,10 @@ class PromptError(AdrpoError):
     """A prompt file is missing, empty or not in a known format."""
 
 
+class ClipError(AdrpoError):
+    """An audio clip is missing, broken, empty, too short or too long."""
+
+
 class ModelNotFoundError(AdrpoError):
     """A model folder or hub id cannot be read here."""
 
@@ -44,6 +49,10 @@ class RewardError(AdrpoError):
 
 class GroupError(AdrpoError):
     """A group does not hold exactly G samples."""
+
+
+class EndpointError(AdrpoError):
+    """An endpoint gives no answers: it is not there, refuses the key, or fails again and again."""
 
 
 class RunFolderError(AdrpoError):

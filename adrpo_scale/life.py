@@ -18,6 +18,7 @@ from adrpo_scale.checkpoint.shelf import examine, newest_whole, remove_left_over
 from adrpo_scale.checkpoint.store import Store
 from adrpo_scale.config import LoadedConfig, RunConfig
 from adrpo_scale.errors import (
+    LOST,
     STOPPED,
     AdrpoError,
     CheckpointError,
@@ -128,6 +129,10 @@ def _recorded(record: LifeRecord | None, signals: Signals) -> Iterator[list[Trai
         raise
     except AdrpoError as error:
         outcome, code = str(error), exit_code(error)
+        raise
+    except Exception as error:
+        if dist.is_lost(error):
+            outcome, code = "lost another process", LOST
         raise
     finally:
         if record is not None:

@@ -44,7 +44,7 @@ for ((local = 0; local < processes; local++)); do
     pids+=($!)
 done
 
-# The first rank that does not end with 0 decides: those that lost it end with other codes, or hang.
+# The first bad code decides. 86 is of ranks that have only lost another one.
 code=0 deadline=0 beat=0
 while ((${#pids[@]})); do
     for local in "${!pids[@]}"; do
@@ -53,7 +53,7 @@ while ((${#pids[@]})); do
         ended=$?
         unset "pids[local]"
         ((deadline > 0)) || deadline=$((SECONDS + patience))
-        if ((ended != 0 && code == 0)); then
+        if ((ended != 0 && (code == 0 || code == 86))); then
             code=$ended
             echo "$host: rank $((node * processes + local)) ended with code $ended" >&2
         fi
@@ -66,8 +66,7 @@ while ((${#pids[@]})); do
     sleep 0.5 &
     wait $!
 done
-# Of all nodes the first one counts too. srun can only say which code was the highest.
-if [[ -n ${ADRPO_FIRST_EXIT:-} ]] && ((code != 0)); then
-    (set -o noclobber && echo "$code $host" >"$ADRPO_FIRST_EXIT") 2>/dev/null
+if [[ -n ${ADRPO_EXITS:-} ]] && ((code != 0)); then
+    echo "$code" >"$ADRPO_EXITS/$node"
 fi
 exit "$code"

@@ -65,7 +65,7 @@ PreemptMode=REQUEUE
 class Cluster:
     """root: folder for everything. kill_wait: seconds from SIGTERM to SIGKILL of an ended job."""
 
-    def __init__(self, root: Path, nodes: int = 12, kill_wait: int = 30) -> None:
+    def __init__(self, root: Path, nodes: int = 12, kill_wait: int = 15) -> None:
         self.root = root
         self.names = [f"a6000-{number:02d}" for number in range(1, nodes + 1)]
         self.kill_wait = kill_wait

@@ -92,15 +92,20 @@ def test_the_prefix_stands_before_every_process():
 
 
 def test_the_first_bad_exit_decides_and_the_rest_get_some_time(tmp_path):
-    first = tmp_path / "first"
     script = "case $RANK in 0) exec sleep 99;; 1) exit 3;; 2) sleep .8; echo saved; exit 1;; esac"
     begin = time.monotonic()
-    done = node(script, ADRPO_PROCESSES="3", ADRPO_FIRST_EXIT=str(first))
+    done = node(script, ADRPO_PROCESSES="3", ADRPO_EXITS=str(tmp_path))
     assert done.returncode == 3 and time.monotonic() - begin < 20
     assert "rank 1 ended with code 3" in done.stderr and "saved" in done.stdout
-    assert first.read_text().split()[0] == "3"
-    assert node("exit 7", ADRPO_FIRST_EXIT=str(first)).returncode == 7
-    assert first.read_text().split()[0] == "3"  # the node that failed later does not overwrite it
+    assert (tmp_path / "0").read_text() == "3\n"
+
+
+def test_a_rank_that_lost_another_one_does_not_decide(tmp_path):
+    done = node("((RANK)) || exit 86; sleep .7; exit 5", ADRPO_PROCESSES="2")
+    assert done.returncode == 5
+    facts = {"ADRPO_NODES": "a,b", "ADRPO_NODE": "1", "ADRPO_EXITS": str(tmp_path)}
+    assert node("exit 86", **facts).returncode == 86
+    assert (tmp_path / "1").read_text() == "86\n"
 
 
 def test_a_rank_that_does_not_end_is_ended():

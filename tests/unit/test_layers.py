@@ -13,12 +13,13 @@ PACKAGE = Path(__file__).parents[2] / "adrpo_scale"
 LEVELS = [
     "errors types settings files paths file_hashes tensor_files seeding dist weights preempt"
     " disk_space run_lock life_record watchdog prefetch_lock hub_needs pickles",
-    "models algorithms rewards prompts prompt_files metrics",
+    "models algorithms rewards prompts prompt_files metrics audio_clips avqa",
     "domains engines checkpoint",
     "batches rollout ema report evaluation training_state saver merged export",
     "trainer",
     "registry config config_view build run_folder resume sampler exporter inspection"
-    " life cli cluster_cli preflight prefetch hub_access hub_download plan trial status __main__",
+    " life cli cluster_cli preflight prefetch hub_access hub_download plan trial status"
+    " evaluate_cli mmau data_cli prepare __main__",
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names.split()}
 ASSEMBLY = 5  # the level that puts the others together; its modules may use each other
@@ -53,7 +54,9 @@ SAME_LEVEL = {
     ("weights", "hub_needs"),
     ("weights", "prefetch_lock"),
     ("weights", "seeding"),
+    ("weights", "watchdog"),
     ("prompts", "prompt_files"),  # one thing in two files
+    ("prompt_files", "avqa"),  # the wording of one of its formats
     ("rewards/base", "models"),  # what an engine is asked to build
     ("rewards/reward_model", "models"),
     ("report", "batches"),  # whose numbers they are
@@ -66,7 +69,16 @@ SAME_LEVEL = {
 SHARED = {
     "algorithms": {"advantages", "tokens"},
     "checkpoint": {"reader", "retention", "shelf", "staging"},
-    "domains": {"backends", "chat", "decoding", "embeddings", "language_model", "scoring"},
+    "domains": {
+        "backends",
+        "chat",
+        "decoding",
+        "embeddings",
+        "language_model",
+        "omni",
+        "scoring",
+        "text",  # which audio builds on
+    },
     "engines": {"adapters", "loading"},
     "evaluation": {"diversity", "grids", "tables"},
     "export": {
@@ -78,18 +90,22 @@ SHARED = {
         "transformers_layout",
         "verify",
     },
+    "mmau": {"endpoint", "local", "predictions", "scoring", "tables"},
     "plan": {
         "advice",
         "calibrate",
         "communication",
         "dealing",
+        "flow_parts",
         "hardware",
         "measure",
         "memory",
+        "parts",
         "planner",
         "rehearsal",
         "shapes",
         "sharding",
+        "text_parts",
         "times",
         "view",
         "workload",
@@ -106,7 +122,8 @@ SHARED = {
         "survey",
         "view",
     },
-    "rewards": set(),
+    "prepare": {"extract", "pool", "report", "shards", "sources"},
+    "rewards": {"text"},
     "status": {"facts", "queue", "state"},
 }
 
