@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +16,7 @@ import typer
 from adrpo_scale import cluster_cli
 from adrpo_scale.cluster_cli import ConfigPath, SetOption
 from adrpo_scale.errors import (
+    LOST,
     STOPPED,
     AdrpoError,
     ConfigError,
@@ -253,7 +255,7 @@ _AGREED = (ConfigError, PromptError, GroupError, LimitReached, NonFiniteError)
 
 def main() -> None:
     """Runs the command. Exit codes: 0 done, 2 an error of the user's to mend, 3 a limit reached,
-    4 a node is unfit and others would do, 85 stopped by a signal."""
+    4 a node is unfit and others would do, 85 stopped by a signal, 86 another process was lost."""
     try:
         app()
     except StopRequested:
@@ -266,3 +268,10 @@ def main() -> None:
             who = "" if facts.world == 1 else f"[rank {facts.rank}] "
             print(f"{who}error: {error}", file=sys.stderr)
         sys.exit(exit_code(error))
+    except Exception as error:
+        from adrpo_scale.dist import is_lost
+
+        if not is_lost(error):
+            raise
+        traceback.print_exc()
+        sys.exit(LOST)
