@@ -26,6 +26,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from adrpo_scale import avqa
 from adrpo_scale.errors import PromptError
 from adrpo_scale.hub_needs import HubNeed
 from adrpo_scale.paths import resolve_path
@@ -303,12 +304,10 @@ def _is_object(entry: Any) -> bool:
     )
 
 
-def read_imagereward(path: Path) -> Iterator[Row]:
-    """A JSON list of `{id, prompt}`; the file's own id is kept as metadata["id"]."""
+def _json_list(path: Path, expected: str) -> Iterator[tuple[str, dict[str, Any]]]:
     text = _read_text(path)
     if not text.strip():
         return  # an empty file: load_prompts says so
-    expected = "a JSON list of {id, prompt}"
     try:
         entries = json.loads(text)
     except json.JSONDecodeError as error:
@@ -322,7 +321,36 @@ def read_imagereward(path: Path) -> Iterator[Row]:
         if not isinstance(entry, dict):
             remedy = "put the prompt into an object"
             raise _error(path, f"entry {number}", entry, expected, remedy)
-        yield _row(f"entry {number}", entry)
+        yield f"entry {number}", entry
+
+
+def read_imagereward(path: Path) -> Iterator[Row]:
+    """A JSON list of `{id, prompt}`; the file's own id is kept as metadata["id"]."""
+    for where, entry in _json_list(path, "a JSON list of {id, prompt}"):
+        yield _row(where, entry)
+
+
+def json_entries(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(where, object) of a JSON list, or of JSON lines, whatever the file's suffix is."""
+    if _read_text(path).lstrip().startswith("["):
+        return _json_list(path, "a JSON list of objects")
+    return _json_lines(path)
+
+
+def read_avqa(path: Path, think: bool = False) -> Iterator[Row]:
+    """Questions about audio, prepared or AVQA's own; the prompt asks for the answer alone."""
+    for where, entry in json_entries(path):
+        try:
+            prompt, metadata = avqa.prompt_row(entry, str(path.absolute().parent), think)
+        except ValueError as error:
+            expected = f"a question about audio: {error}"
+            raise _error(path, where, entry, expected, "mend the row or delete it") from None
+        yield Row(where, prompt, metadata)
+
+
+def read_avqa_think(path: Path) -> Iterator[Row]:
+    """As `read_avqa`; the prompt asks for reasoning first, and then the answer."""
+    return read_avqa(path, think=True)
 
 
 # ---- parquet and folders -------------------------------------------------------------------------
@@ -377,8 +405,18 @@ def read_folder(path: Path) -> Iterator[Row]:
 
 def _guess_jsonl(path: Path) -> str:
     for _, entry in _json_lines(path):
+        if avqa.is_question(entry):
+            return "avqa"
         return "geneval" if "tag" in entry and "include" in entry else "jsonl"
     return "jsonl"
+
+
+def _guess_json(path: Path) -> str:
+    try:
+        first = next(json_entries(path), None)
+    except PromptError:
+        return "imagereward"  # which says what is wrong with the file
+    return "avqa" if first is not None and avqa.is_question(first[1]) else "imagereward"
 
 
 READERS: dict[str, Reader] = {
@@ -387,6 +425,8 @@ READERS: dict[str, Reader] = {
     "drawbench": read_drawbench,
     "partiprompts": read_partiprompts,
     "imagereward": read_imagereward,
+    "avqa": read_avqa,
+    "avqa_think": read_avqa_think,
     "jsonl": read_jsonl,
     "parquet": read_parquet,
     "folder": read_folder,
@@ -395,7 +435,7 @@ SUFFIXES: dict[str, Callable[[Path], str]] = {
     ".txt": lambda path: "drawbench" if _starts_with_csv_header(path) else "txt",
     ".csv": lambda path: "drawbench",
     ".tsv": lambda path: "partiprompts",
-    ".json": lambda path: "imagereward",
+    ".json": _guess_json,
     ".jsonl": _guess_jsonl,
     ".parquet": lambda path: "parquet",
 }

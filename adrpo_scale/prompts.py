@@ -37,6 +37,8 @@ Format = Literal[
     "drawbench",
     "partiprompts",
     "imagereward",
+    "avqa",
+    "avqa_think",
     "jsonl",
     "parquet",
     "folder",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -15,9 +16,9 @@ import pytest
 import soundfile
 from typer.testing import CliRunner
 
-from adrpo_scale import cli, disk_space
+from adrpo_scale import cli, disk_space, files
 from adrpo_scale.audio_clips import duration, read_clip
-from adrpo_scale.errors import ClipError, ConfigError, DiskSpaceError, PromptError
+from adrpo_scale.errors import ClipError, ConfigError, DiskSpaceError, PromptError, RunFolderError
 from adrpo_scale.prepare import avqa, mmau
 from adrpo_scale.prepare.avqa import Orders, prepare_avqa
 from adrpo_scale.prepare.extract import extract, video_sound
@@ -25,6 +26,7 @@ from adrpo_scale.prepare.pool import in_order
 from adrpo_scale.prepare.shards import COMMIT_EVERY, END, JOURNAL, Shards
 from adrpo_scale.prepare.sources import Source
 from adrpo_scale.prompts import load_prompts
+from adrpo_scale.run_lock import RunLock
 from tests.dying import negative, square_or_die
 from tests.sounds import (
     avqa_row,
@@ -360,6 +362,40 @@ def test_orders_that_cannot_be_carried_out(
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(ConfigError, match=r"av .*pip install 'adrpo_scale\[audio\]'"):
         prepare_avqa(Orders(rows, tmp_path / "out", videos))
+
+
+def test_a_full_disk_is_said_and_the_next_start_goes_on(
+    prepared: Path, avqa_data: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    orders = Orders(avqa_data[0], tmp_path / "out", avqa_data[1])
+    written = []
+
+    def write_half(descriptor: int, data: bytes) -> None:
+        written.append(data)
+        if len(written) < 3:
+            return files.write_all(descriptor, data)
+        files.write_all(descriptor, data[: len(data) // 2])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr("adrpo_scale.prepare.shards.write_all", write_half)
+        with pytest.raises(DiskSpaceError, match=r"No space left.*start the same command again"):
+            prepare_avqa(orders)
+    prepare_avqa(orders)
+    assert left(tmp_path / "out") == left(prepared)
+
+
+def test_one_process_a_folder(avqa_data: tuple[Path, Path], tmp_path: Path) -> None:
+    with RunLock(tmp_path), pytest.raises(RunFolderError, match="is in use by"):
+        prepare_avqa(Orders(avqa_data[0], tmp_path, avqa_data[1]))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("verb", [[], ["avqa"], ["mmau"]])
+def test_help_has_an_example(verb: list[str]) -> None:
+    answer = CliRunner().invoke(cli.app, ["prepare", *verb, "--help"])
+    assert answer.exit_code == 0
+    assert "Example:" in answer.output and "adrpo-scale prepare" in answer.output
 
 
 def test_the_verbs_say_what_they_did(avqa_data: tuple[Path, Path], tmp_path: Path) -> None:

@@ -1,0 +1,145 @@
+"""Multiple-choice questions about audio: AVQA's rows, and the prompts that are made of them.
+
+Two kinds of rows are read:
+
+    AVQA's own    {"id", "video_name", "question_text", "multi_choice": [4 texts], "answer": 0 .. 3,
+                   "question_type", ..., "audio_path" where somebody has extracted the sound}
+    prepared      {"id", "question", "choices", "answer": text, "audio": reference, ...}, written by
+                   `adrpo-scale prepare avqa` and `prepare mmau`
+
+A prompt is the question, one line with the options and one with what to write, worded as R1-AQA
+words it (github.com/xiaomi-research/r1-aqa), so that models trained by either can be compared.
+AVQA asks about videos; a model that only hears is asked about audio: `about_audio`, which R1-AQA
+applies to parts of words too, and we do not ("videotape" stays).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+OPTIONS = "Please choose the answer from the following options: {options}."
+ANSWER_ONLY = "Output the final answer in <answer> </answer>."
+THINK_FIRST = (
+    "Output the thinking process in <think> </think> and final answer in <answer> </answer>."
+)
+_VIDEO = re.compile(r"(?<![\w-])video(?![\w-])", re.IGNORECASE)
+_CASES = {"video": "audio", "Video": "Audio", "VIDEO": "AUDIO"}
+_OWN = ("question_text", "multi_choice")  # keys that AVQA's own rows have and prepared ones do not
+_PREPARED = ("question", "choices", "answer", "audio")
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question. answer: the text of the right option. clip: a reference as `audio_clips` takes
+    it; of a row of AVQA's that names no audio, None. video: the name of the video, without suffix;
+    None where the row has none. others: whatever else the row says."""
+
+    id: int | str | None
+    text: str
+    choices: tuple[str, ...]
+    answer: str
+    clip: str | None
+    video: str | None
+    others: Mapping[str, Any] = field(default_factory=dict)
+
+
+def is_question(entry: Mapping[str, Any]) -> bool:
+    """Whether a row is of one of the two kinds, right or wrong."""
+    return all(key in entry for key in _OWN) or all(key in entry for key in _PREPARED)
+
+
+def parse_question(entry: Mapping[str, Any]) -> Question:
+    """A row of either kind. Raises ValueError that says what is wrong with it."""
+    return _own(entry) if _OWN[0] in entry else _prepared(entry)
+
+
+def _own(entry: Mapping[str, Any]) -> Question:
+    choices = _choices(entry, "multi_choice")
+    place = entry.get("answer")
+    if type(place) is not int or not 0 <= place < len(choices):
+        raise ValueError(f"'answer' is {place!r}, expected an integer 0 to {len(choices) - 1}")
+    clip, video = entry.get("audio_path") or None, entry.get("video_name") or None
+    if not isinstance(clip or video, str):
+        raise ValueError(f"'video_name' is {video!r}, expected the name of the video")
+    return Question(
+        id=entry.get("id"),
+        text=_text(entry, "question_text"),
+        choices=choices,
+        answer=choices[place],
+        clip=clip,
+        video=video,
+        others={"type": entry.get("question_type"), "relation": entry.get("question_relation")},
+    )
+
+
+def _prepared(entry: Mapping[str, Any]) -> Question:
+    known = ("id", "question", "choices", "answer", "audio", "video")
+    return Question(
+        id=entry.get("id"),
+        text=_text(entry, "question"),
+        choices=_choices(entry, "choices"),
+        answer=_text(entry, "answer"),
+        clip=_text(entry, "audio"),
+        video=entry.get("video"),
+        others={key: value for key, value in entry.items() if key not in known},
+    )
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _text(entry: Mapping[str, Any], key: str) -> str:
+    value = entry.get(key)
+    if not _is_text(value):
+        raise ValueError(f"{key!r} is {value!r}, expected a text")
+    return str(value).strip()
+
+
+def _choices(entry: Mapping[str, Any], key: str) -> tuple[str, ...]:
+    value = entry.get(key)
+    if not isinstance(value, list) or len(value) < 2 or not all(map(_is_text, value)):
+        raise ValueError(f"{key!r} is {value!r}, expected a list of two texts or more")
+    return tuple(choice.strip() for choice in value)
+
+
+# ---- wording -------------------------------------------------------------------------------------
+
+
+def about_audio(question: str) -> str:
+    """The question with the word "video" said as "audio": whole words, in the case they have."""
+    return _VIDEO.sub(lambda found: _CASES.get(found[0], "audio"), question)
+
+
+def prompt_text(question: str, choices: Sequence[str], think: bool) -> str:
+    """What the model is asked. think: it is to reason in <think> before the <answer>.
+
+    The options are written as Python writes a list, which is what R1-AQA's prompts have.
+    """
+    options = OPTIONS.format(options=list(choices))
+    return f"{about_audio(question)} {options} {THINK_FIRST if think else ANSWER_ONLY}"
+
+
+def prompt_row(entry: Mapping[str, Any], folder: str, think: bool) -> tuple[str, dict[str, Any]]:
+    """(text, metadata) of the prompt of a row; folder: that of the file it is from.
+
+    metadata: answer (the right option's text), choices, audio (a reference), audio_folder (what it
+    is relative to), id, question, and what else the row says. ValueError as `parse_question`, and
+    for a row that has no audio yet.
+    """
+    question = parse_question(entry)
+    if question.clip is None:
+        raise ValueError("it has no 'audio_path'; run `adrpo-scale prepare avqa` on this file")
+    metadata = {
+        **question.others,
+        "id": question.id,
+        "question": question.text,
+        "choices": list(question.choices),
+        "answer": question.answer,
+        "audio": question.clip,
+        "audio_folder": folder,
+    }
+    return prompt_text(question.text, question.choices, think), metadata
