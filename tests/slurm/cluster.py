@@ -53,6 +53,7 @@ KillWait={kill_wait}
 SlurmdTimeout=5
 SlurmctldTimeout=10
 ReturnToService=1
+MinJobAge=3600
 MailProg=/bin/true
 AccountingStorageType=accounting_storage/none
 JobCompType=jobcomp/none

@@ -39,7 +39,7 @@ def waiting(cluster, tmp_path_factory):
             cluster,
             paths["time limit"],
             limited,
-            train(paths["time limit"] / "run", ["iterations=60"]),
+            train(paths["time limit"] / "run", ["iterations=40"]),
             PAUSE="1",
         ),
         "hangs": Job(
@@ -222,8 +222,8 @@ def test_a_time_limit(waiting):
     assert stopped and last["outcome"] == "done"
     for life, following in zip(stopped, job.lives()[1:], strict=True):
         assert (life["outcome"], life["exit_code"]) == ("stopped by SIGUSR1", 85)
-        assert following["resumed_from"] == life["iteration"] < 60
-    assert [line["iteration"] for line in job.metrics()] == list(range(1, 61))
+        assert following["resumed_from"] == life["iteration"] < 40
+    assert [line["iteration"] for line in job.metrics()] == list(range(1, 41))
 
 
 def test_a_job_that_gets_nowhere_is_not_requeued_for_ever(waiting):
