@@ -117,7 +117,8 @@ def plan(
     and no weights.
 
     Example:
-        [cyan]adrpo-scale plan configs/sd3/adrpo.toml --nodes 10 --gpus-per-node 8 --gpu a6000[/cyan]
+        [cyan]adrpo-scale plan configs/sd3/adrpo.toml --nodes 10 --gpus-per-node 8 --gpu
+        a6000[/cyan]
     """
     from adrpo_scale.config import load_config
     from adrpo_scale.plan.calibrate import read_trial

@@ -83,6 +83,14 @@ class Fsdp2Engine(Engine):
 
     def _build(self, spec: ModelSpec, *, trained: bool) -> nn.Module:
         """Meta model with adapters → dtypes → shards → memory → weights, in this order."""
+        model = self._sharded_on_meta(spec, trained=trained)
+        model._apply(self._materialised)
+        spec.tie(model)
+        self._load(model, spec)
+        return model.train(trained)
+
+    def _sharded_on_meta(self, spec: ModelSpec, *, trained: bool) -> nn.Module:
+        """Everything that needs no memory; `plan` stops here."""
         model = build_on_meta(spec, trained=trained)
         for parameter in model.parameters():
             keep_float32 = parameter.requires_grad and self.mesh is not None
@@ -91,10 +99,7 @@ class Fsdp2Engine(Engine):
             spec.checkpoint_activations(model)
         if self.mesh is not None:
             self._shard(model, spec)
-        model._apply(self._materialised)
-        spec.tie(model)
-        self._load(model, spec)
-        return model.train(trained)
+        return model
 
     def _shard(self, model: nn.Module, spec: ModelSpec) -> None:
         # Inputs are not cast: a timestep of 1000·sigma in bfloat16 would be off by up to 4.

@@ -15,7 +15,7 @@ from accelerate import init_empty_weights
 from typer.testing import CliRunner
 
 from adrpo_scale import build, cli
-from adrpo_scale.config import load_config
+from adrpo_scale.config import load_config, overridden
 from adrpo_scale.domains.flow import FlowDomain
 from adrpo_scale.errors import ConfigError, ModelNotFoundError
 from adrpo_scale.plan import memory, rehearsal
@@ -265,20 +265,32 @@ SMALLEST = ["domain.rollout_chunk=1", "domain.decode_chunk=1", "rewards.0.batch=
 SMALLEST += ["engine.activation_checkpointing=true", "evaluation.every=0", *FULL]
 
 
-def test_several_changes_where_one_is_not_enough():
-    def peak(*settings):
-        return plan_of(demo_config(overrides=[*SMALLEST, *settings]), hardware()).peak.bytes
+@pytest.mark.slow
+def test_several_changes_where_one_is_not_enough_and_no_more_than_are_needed():
+    def overrides(shard, checkpointing):
+        return [
+            *SMALLEST,
+            f"engine.shard={shard}",
+            f"engine.activation_checkpointing={checkpointing}",
+        ]
 
-    sharded = ["engine.shard=all", "engine.reduce_every_micro_batch=true"]
-    both, alone = peak(*sharded, "optimizer.micro_batch=1"), peak(*sharded)
-    assert both < alone < peak("engine.shard=1")
-    found = refused(demo_config(overrides=["engine.shard=1", *SMALLEST]), both + 1000)
+    def peak(shard, checkpointing):
+        return plan_of(demo_config(overrides=overrides(shard, checkpointing)), hardware()).peak
+
+    both = peak("all", "true").bytes
+    assert both < min(peak("all", "false").bytes, peak("1", "true").bytes)
+    config, room = demo_config(overrides=overrides("1", "false")), both + 1000
+    found = refused(config, room)
     assert found.change is not None and found.change.peak <= found.usable
-    assert len(found.change.settings) > 2
+    settings = found.change.settings
+    assert len(settings) > 1
+    for setting in settings:
+        fewer = [other for other in settings if other != setting]
+        assert not plan_of(overridden(config, fewer), gpu_with(room)).fits
 
 
 def test_no_change_is_made_up_where_nothing_is_enough():
-    settings = ["engine.name=zero3", "engine.offload_optimizer=true", *SMALLEST]
+    settings = ["engine.name=zero3", "engine.shard=all", "engine.offload_optimizer=true", *SMALLEST]
     settings += ["engine.offload_parameters=true", "optimizer.micro_batch=1"]
     found = refused(demo_config(overrides=settings), 1000)
     assert found.change is None

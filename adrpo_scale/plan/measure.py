@@ -1,0 +1,140 @@
+"""Runs real code on tensors without memory, and counts what it would have used.
+
+Inside `without_memory()` every tensor is a fake one on the "CPU": shapes, dtypes and lifetimes are
+those of a real run, contents are not there. `Live` counts the bytes that are alive, as a caching
+allocator would be asked for them, and their operators and FLOPs.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+BLOCK = 512  # bytes: what CUDA's allocator rounds up to
+
+
+_NO_KERNEL = {
+    *(torch.ops.aten.empty, torch.ops.aten.empty_like, torch.ops.aten.empty_strided),
+    *(torch.ops.aten.new_empty, torch.ops.aten.detach, torch.ops.aten.lift_fresh),
+    *(torch.ops.aten._unsafe_view, torch.ops.aten.set_, torch.ops.aten.is_same_size),
+}
+
+
+@contextmanager
+def without_memory() -> Iterator[None]:
+    """Tensors made inside are fake; real ones that meet them (buffers) are taken for fake."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        yield
+
+
+def with_memory() -> Any:
+    """Inside `without_memory()`, for code that builds models on the meta device."""
+    return unset_fake_temporarily()
+
+
+class Live(TorchDispatchMode):
+    """now, peak: bytes of the storages that were made inside and are (were at most) alive.
+    operators: how many were called that launch a kernel. flops: by torch's own formulas."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = self.operators = 0
+        self.flops = 0.0
+        self._sizes: dict[int, int] = {}  # by storage
+
+    def __enter__(self) -> Live:
+        # FSDP frees gathered parameters by resizing their storage, which is no operator.
+        self._plain_resize = plain = torch.UntypedStorage.resize_
+
+        def resize(storage: torch.UntypedStorage, size: int) -> Any:
+            result = plain(storage, size)
+            self._track(storage, size)
+            return result
+
+        torch.UntypedStorage.resize_ = resize  # type: ignore[method-assign, assignment]
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        torch.UntypedStorage.resize_ = self._plain_resize  # type: ignore[method-assign]
+        super().__exit__(*error)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {s._cdata for s in _storages((args, kwargs))}
+        result = func(*args, **(kwargs or {}))
+        kind = func.overloadpacket
+        self.operators += not (func.is_view or kind in _NO_KERNEL)
+        if kind in flop_registry:
+            self.flops += flop_registry[kind](*args, **(kwargs or {}), out_val=result)
+        for storage in _storages(result):
+            if storage._cdata not in given or storage._cdata in self._sizes:
+                self._track(storage, storage.nbytes())
+        return result
+
+    def _track(self, storage: torch.UntypedStorage, size: int) -> None:
+        key, size = storage._cdata, -(-size // BLOCK) * BLOCK
+        if key not in self._sizes:
+            weakref.finalize(storage, self._drop, key)
+        self.now += size - self._sizes.get(key, 0)
+        self._sizes[key] = size
+        self.peak = max(self.peak, self.now)
+
+    def _drop(self, key: int) -> None:
+        self.now -= self._sizes.pop(key, 0)
+
+
+def _storages(values: Any) -> list[torch.UntypedStorage]:
+    found = [v for v in tree_leaves(values) if isinstance(v, Tensor) and not isinstance(v, DTensor)]
+    return [tensor.untyped_storage() for tensor in found]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one call: peak bytes beyond what was there, bytes that its result keeps, FLOPs and
+    operators."""
+
+    peak: int
+    kept: int
+    flops: float
+    operators: int
+
+
+@torch.no_grad()
+def cost_of(run: Callable[[], Any]) -> Cost:
+    """Of a call without gradients. Inside `without_memory()`."""
+    with Live() as live:
+        kept = run()
+    bytes_kept = live.now if kept is not None else 0
+    return Cost(live.peak, bytes_kept, live.flops, live.operators)
+
+
+def empty_model(build: Callable[[], Any], dtype: torch.dtype) -> nn.Module:
+    """A frozen model whose parameters are fake. Inside `without_memory()`."""
+    with with_memory(), init_empty_weights(include_buffers=False):
+        model: nn.Module = build().requires_grad_(False).eval()
+    tie = getattr(model, "tie_weights", None)
+    if tie is not None:
+        tie()
+
+    def fake(tensor: Tensor) -> Tensor:
+        kept = tensor.dtype if not tensor.is_floating_point() else dtype
+        return torch.empty(tensor.shape, dtype=kept)
+
+    model._apply(fake)
+    return model
+
+
+def bytes_of(model: nn.Module) -> int:
+    """Of parameters and buffers; shared ones once."""
+    return sum(t.numel() * t.element_size() for t in {*model.parameters(), *model.buffers()})
