@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from adrpo_scale import cluster_cli
+from adrpo_scale import cluster_cli, data_cli, evaluate_cli
 from adrpo_scale.cluster_cli import ConfigPath, SetOption
 from adrpo_scale.errors import (
     LOST,
@@ -82,7 +82,8 @@ def train(
     if preflight:
         from adrpo_scale.preflight import run
 
-        code = run.preflight(run.Orders(config, set_, run_dir, port_shift=1))
+        # 80 processes that import at once from a shared filesystem take minutes.
+        code = run.preflight(run.Orders(config, set_, run_dir, seconds=300, port_shift=1))
         if code:
             raise typer.Exit(code)
     from adrpo_scale import life
@@ -248,6 +249,8 @@ def build_demo(
 
 
 cluster_cli.add_to(app)
+app.add_typer(data_cli.app, name="prepare")
+evaluate_cli.add_to(app)
 
 # Raised alike on every rank wherever they rise, so rank 0's message is enough.
 _AGREED = (ConfigError, PromptError, GroupError, LimitReached, NonFiniteError)

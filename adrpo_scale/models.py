@@ -42,7 +42,8 @@ class ModelSpec:
     weights: where its tensors are read from. blocks: class names of the repeated blocks, each a
     sharding unit. units: further sharding units, each one module or several that share weights.
     tie: makes modules share the weights that they share; called whenever parameters were replaced.
-    lora: (settings, target module names), or None for full training.
+    lora: settings of adapters, or None for full training. lora_targets: names of the modules that
+    are adapted, or one pattern of their whole names.
     checkpoint_activations: switches the library's own activation checkpointing on.
     """
 
@@ -52,5 +53,5 @@ class ModelSpec:
     units: Callable[[Any], list[list[nn.Module]]] = field(default=lambda model: [])
     tie: Callable[[Any], None] = field(default=lambda model: None)
     lora: LoraConfig | None = None
-    lora_targets: tuple[str, ...] = ()
+    lora_targets: tuple[str, ...] | str = ()
     checkpoint_activations: Callable[[Any], None] = field(default=lambda model: None)

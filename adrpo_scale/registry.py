@@ -11,19 +11,21 @@ from adrpo_scale.algorithms.dpo import Dpo
 from adrpo_scale.algorithms.grpo import Grpo
 from adrpo_scale.algorithms.orw_cfm_w2 import OrwCfmW2
 from adrpo_scale.algorithms.raft import Raft
+from adrpo_scale.domains.audio import AudioDomain
 from adrpo_scale.domains.base import Domain
 from adrpo_scale.domains.flow import FlowDomain
 from adrpo_scale.domains.text import TextDomain
 from adrpo_scale.engines.base import Engine
 from adrpo_scale.engines.fsdp2 import Fsdp2Engine
 from adrpo_scale.engines.zero3 import Zero3Engine
+from adrpo_scale.rewards.audio import Choice
 from adrpo_scale.rewards.base import Reward
 from adrpo_scale.rewards.function import FunctionReward
 from adrpo_scale.rewards.image import ClipReward, GlyphChecker
 from adrpo_scale.rewards.reward_model import RewardModel
 from adrpo_scale.rewards.text import DemoGold, ExactAnswer, Format, MathVerify
 
-DOMAINS: dict[str, type[Domain]] = {"flow": FlowDomain, "text": TextDomain}
+DOMAINS: dict[str, type[Domain]] = {"flow": FlowDomain, "text": TextDomain, "audio": AudioDomain}
 
 ALGORITHMS: dict[str, type[Algorithm]] = {
     "adrpo": Adrpo,
@@ -41,6 +43,7 @@ REWARDS: dict[str, type[Reward]] = {
     "function": FunctionReward,
     "reward_model": RewardModel,
     "exact_answer": ExactAnswer,
+    "choice": Choice,
     "math_verify": MathVerify,
     "format": Format,
     "demo_gold": DemoGold,

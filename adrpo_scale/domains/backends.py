@@ -40,8 +40,10 @@ class Backend(ABC):
         sample_seeds: Sequence[int],
         uniforms_NT: Tensor,
         sampling: SamplingConfig,
+        audio_N: Sequence[Tensor] | None = None,
     ) -> Generated:
-        """Completions of N ≥ 1 prompts of token ids, on the device of `uniforms_NT`."""
+        """Completions of N ≥ 1 prompts of token ids, on the device of `uniforms_NT`. audio_N: see
+        `decoding.generate`."""
 
 
 class InProcess(Backend):
@@ -60,9 +62,10 @@ class InProcess(Backend):
         sample_seeds: Sequence[int],
         uniforms_NT: Tensor,
         sampling: SamplingConfig,
+        audio_N: Sequence[Tensor] | None = None,
     ) -> Generated:
         with evaluating(policy):
-            return generate(policy, prompts, uniforms_NT, sampling, self._ends, self._pad)
+            return generate(policy, prompts, uniforms_NT, sampling, self._ends, self._pad, audio_N)
 
 
 class Vllm(Backend):
@@ -109,7 +112,9 @@ class Vllm(Backend):
         sample_seeds: Sequence[int],
         uniforms_NT: Tensor,
         sampling: SamplingConfig,
+        audio_N: Sequence[Tensor] | None = None,
     ) -> Generated:
+        assert audio_N is None, "it is given tokens alone"
         settings = [
             self._vllm.SamplingParams(
                 temperature=sampling.temperature,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -52,9 +52,10 @@ class ChatConfig(Section):
         return self
 
 
-def load_tokenizer(folder: Path, config: ChatConfig) -> Any:
-    """The tokenizer in `folder`. ModelNotFoundError without one, ConfigError if it has no chat
-    template though one is to be used."""
+def load_tokenizer(folder: Path, config: ChatConfig, template: str | None = None) -> Any:
+    """The tokenizer in `folder`. template: a chat template that goes before its own.
+    ModelNotFoundError without one, ConfigError if it has no chat template though one is to be used.
+    """
     from transformers import AutoTokenizer
 
     if not any((folder / name).is_file() for name in VOCABULARIES):
@@ -70,6 +71,8 @@ def load_tokenizer(folder: Path, config: ChatConfig) -> Any:
             f"transformers cannot load the tokenizer in {folder} ({error}); download the model "
             "again with `hf download`"
         ) from error
+    if template is not None:
+        tokenizer.chat_template = template
     if config.template_file is not None:
         path = Path(config.template_file)
         if not path.is_file():
@@ -87,21 +90,33 @@ def encode(tokenizer: Any, prompt: Prompt, config: ChatConfig) -> list[int]:
     """Token ids of a prompt. PromptError, naming it, if it is too long, empty, or refused by the
     template."""
     ids = token_ids(tokenizer, prompt, config)
-    if len(ids) > config.max_prompt_tokens:
+    check_length(prompt, len(ids), config)
+    return ids
+
+
+def check_length(prompt: Prompt, length: int, config: ChatConfig) -> None:
+    """Raises PromptError, naming the prompt, where it has more tokens than it may."""
+    if length > config.max_prompt_tokens:
         raise PromptError(
-            f"prompt {prompt.id} {prompt.text[:80]!r} has {len(ids)} tokens, "
+            f"prompt {prompt.id} {prompt.text[:80]!r} has {length} tokens, "
             f"domain.chat.max_prompt_tokens is {config.max_prompt_tokens}: raise it, take the "
             'prompt out of the file, or set domain.chat.long_prompts = "drop"; prompts are never '
             "cut"
         )
-    return ids
 
 
-def without_long(tokenizer: Any, prompts: Sequence[Prompt], config: ChatConfig) -> list[Prompt]:
-    """The prompts that fit; the others are named in the log. PromptError if none fits."""
+def without_long(
+    tokenizer: Any,
+    prompts: Sequence[Prompt],
+    config: ChatConfig,
+    length_of: Callable[[Prompt], int] | None = None,
+) -> list[Prompt]:
+    """The prompts that fit; the others are named in the log. length_of: tokens of a prompt, where
+    they are not those of `token_ids`. PromptError if none fits."""
     if config.long_prompts == "error":
         return list(prompts)  # `encode` says so
-    lengths = [len(token_ids(tokenizer, prompt, config)) for prompt in prompts]
+    length_of = length_of or (lambda prompt: len(token_ids(tokenizer, prompt, config)))
+    lengths = [length_of(prompt) for prompt in prompts]
     pairs = list(zip(prompts, lengths, strict=True))
     for prompt, length in pairs:
         if length > config.max_prompt_tokens:
@@ -136,7 +151,7 @@ def token_ids(tokenizer: Any, prompt: Prompt, config: ChatConfig) -> list[int]:
 def _templated(tokenizer: Any, prompt: Prompt, config: ChatConfig) -> list[int]:
     from jinja2 import TemplateError
 
-    messages: Sequence[Mapping[str, str]] = prompt.conversation
+    messages: Sequence[Mapping[str, Any]] = prompt.conversation
     if config.system is not None and messages[0]["role"] != "system":
         messages = [{"role": "system", "content": config.system}, *messages]
     thinking = {} if config.thinking is None else {"enable_thinking": config.thinking}

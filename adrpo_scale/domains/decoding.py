@@ -54,14 +54,16 @@ def generate(
     sampling: SamplingConfig,
     ends: Sequence[int],
     pad: int,
+    audio_N: Sequence[Tensor] | None = None,
 ) -> Generated:
     """Completions of N ≥ 1 prompts. model: a transformers causal language model in eval mode.
 
     prompts: token ids. uniforms_NT: float32 [N, max_new_tokens] of [0, 1). ends: tokens that end a
-    completion. pad: what stands after one.
+    completion. pad: what stands after one. audio_N: for models that hear, the embeddings that stand
+    at each prompt's audio tokens, [tokens, H]; one tensor for all samples of a prompt.
     """
     device, rows, steps = uniforms_NT.device, len(prompts), sampling.max_new_tokens
-    logits, cache, mask, positions = _prefill(model, prompts, steps, pad, device)
+    logits, cache, mask, positions = _prefill(model, prompts, steps, pad, device, audio_N)
     width = mask.shape[1] - steps
     tokens_NT = torch.full((rows, steps), pad, device=device)
     lengths_N = torch.full((rows,), steps, device=device)
@@ -94,13 +96,23 @@ def generate(
 
 
 def _prefill(
-    model: Any, prompts: Sequence[Sequence[int]], steps: int, pad: int, device: torch.device
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    steps: int,
+    pad: int,
+    device: torch.device,
+    audio_N: Sequence[Tensor] | None,
 ) -> tuple[Tensor, DynamicCache, Tensor, Tensor]:
     """(logits [N, V] of the first tokens, cache, attention mask [N, width + steps], position [N] of
     the first tokens). Every different prompt goes through the model once, padded on the left."""
-    different = list(dict.fromkeys(tuple(prompt) for prompt in prompts))
-    place = {prompt: number for number, prompt in enumerate(different)}
-    index = torch.tensor([place[tuple(prompt)] for prompt in prompts], device=device)
+    # The same question about two clips of one length has the same tokens.
+    clips = [None if audio_N is None else id(audio_N[row]) for row in range(len(prompts))]
+    keys = [(tuple(prompt), clip) for prompt, clip in zip(prompts, clips, strict=True)]
+    firsts = {key: row for row, key in reversed(list(enumerate(keys)))}
+    rows = sorted(firsts.values())
+    place = {keys[row]: number for number, row in enumerate(rows)}
+    index = torch.tensor([place[key] for key in keys], device=device)
+    different = [prompts[row] for row in rows]
     width = max(len(prompt) for prompt in different)
     ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in different], device=device)
     lengths = torch.tensor([len(prompt) for prompt in different], device=device)
@@ -114,9 +126,15 @@ def _prefill(
         past_key_values=cache,
         use_cache=True,
         logits_to_keep=1,
+        **audio_inputs(None if audio_N is None else [audio_N[row] for row in rows]),
     ).logits[:, -1]
     cache.batch_select_indices(index)
     return logits[index], cache, mask[index], lengths[index]
+
+
+def audio_inputs(audio_N: Sequence[Tensor] | None) -> dict[str, Tensor]:
+    """What a model's forward is given beside N rows of tokens with these embeddings."""
+    return {} if audio_N is None else {"input_features": torch.cat(list(audio_N))}
 
 
 def pick(logits: Tensor, uniforms: Tensor, sampling: SamplingConfig) -> Tensor:

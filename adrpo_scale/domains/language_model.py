@@ -27,16 +27,27 @@ class LanguageModel:
 
     Raises ModelNotFoundError where the folder is not whole, and ConfigError where its parts do not
     fit each other or rollouts of it are not possible. Reads no weights.
+    banned: tokens that it shall never say.
     """
+
+    banned: tuple[int, ...] = ()
 
     def __init__(self, folder: Path, name: str, chat: ChatConfig) -> None:
         self.folder, self.name = folder, name
-        self.config = read_config(folder, name)
-        self.tokenizer = load_tokenizer(folder, chat)
+        self.config = self._read_config()
+        self.tokenizer = load_tokenizer(folder, chat, self._template())
         self.ends = self._read_ends()
         pad = self.tokenizer.pad_token_id
         self.pad = self.ends[0] if pad is None else int(pad)
         self._check()
+
+    def _read_config(self) -> Any:
+        """Of the language model."""
+        return read_config(self.folder, self.name)
+
+    def _template(self) -> str | None:
+        """A chat template that goes before the tokenizer's own."""
+        return None
 
     def _read_ends(self) -> list[int]:
         """Of generation_config.json, the model and the tokenizer."""
@@ -154,7 +165,8 @@ def is_stateful(config: Any) -> bool:
 
     layers = set(getattr(config, "layer_types", None) or ())
     is_recurrent = layers - {"full_attention", "sliding_attention", "chunked_attention"}
-    model_class = AutoModelForCausalLM._model_mapping[type(config)]
+    # None: the language model of a composite.
+    model_class = AutoModelForCausalLM._model_mapping.get(type(config), None)
     return bool(is_recurrent) or getattr(model_class, "_is_stateful", False)
 
 

@@ -21,6 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+BANNED = -1e9  # of a logit: finite, for 0 · log 0 is 0 in an entropy
+
 
 @dataclass(frozen=True)
 class Targets:
@@ -36,16 +38,25 @@ class Targets:
 
 @dataclass(frozen=True)
 class LogitRule:
-    """What a family of models does to its logits: z = cap · tanh(scale · x / cap); cap 0: none."""
+    """What a family of models does to its logits: z = cap · tanh(scale · x / cap); cap 0: none.
+    banned: tokens without a chance, in rollouts and in every log-probability alike."""
 
     scale: float = 1.0
     cap: float = 0.0
+    banned: tuple[int, ...] = ()
 
     def apply(self, logits: Tensor) -> Tensor:
         """In place where it can be."""
         if self.scale != 1.0:
             logits = logits.mul_(self.scale)
-        return logits.div_(self.cap).tanh_().mul_(self.cap) if self.cap else logits
+        logits = logits.div_(self.cap).tanh_().mul_(self.cap) if self.cap else logits
+        return self.ban(logits)
+
+    def ban(self, logits: Tensor) -> Tensor:
+        """In place."""
+        if self.banned:
+            logits[..., list(self.banned)] = BANNED
+        return logits
 
     def pull_back(self, gradient: Tensor, logits: Tensor) -> Tensor:
         """Gradient before the rule from that after it; logits: after it. In place."""
@@ -54,20 +65,22 @@ class LogitRule:
         return gradient.mul_(self.scale) if self.scale != 1.0 else gradient
 
 
-def logit_rule(config: Any) -> LogitRule:
+def logit_rule(config: Any, banned: tuple[int, ...] = ()) -> LogitRule:
     """Gemma caps its logits, Cohere multiplies and Granite divides them."""
     scale = getattr(config, "logit_scale", None) or 1.0
     scale /= getattr(config, "logits_scaling", None) or 1.0
-    return LogitRule(scale, getattr(config, "final_logit_softcapping", None) or 0.0)
+    return LogitRule(scale, getattr(config, "final_logit_softcapping", None) or 0.0, banned)
 
 
-def install(model: Any) -> None:
-    """See the module docstring. model: a transformers causal language model, in place."""
-    plain, head, rule = model.forward, model.get_output_embeddings(), logit_rule(model.config)
+def install(model: Any, banned: tuple[int, ...] = ()) -> None:
+    """See the module docstring. model: a transformers causal language model, in place. banned:
+    tokens that it shall never say; their logits are `BANNED` from here on."""
+    plain, head = model.forward, model.get_output_embeddings()
+    rule = logit_rule(model.config, banned)
 
     def head_forward(hidden: Tensor, targets: Targets | None = None) -> Any:
         if targets is None:
-            return linear(hidden, head.weight, head.bias)
+            return rule.ban(linear(hidden, head.weight, head.bias))
         return _TokenScores.apply(hidden, head.weight, head.bias, targets, rule)
 
     def forward(*args: Any, score: Targets | None = None, **kwargs: Any) -> Any:

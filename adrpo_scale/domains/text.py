@@ -32,7 +32,7 @@ from adrpo_scale.domains.base import (
     Reference,
 )
 from adrpo_scale.domains.chat import ChatConfig, encode, without_long
-from adrpo_scale.domains.decoding import SamplingConfig
+from adrpo_scale.domains.decoding import SamplingConfig, audio_inputs
 from adrpo_scale.domains.language_model import FILES, WEIGHTS, LanguageModel
 from adrpo_scale.errors import ConfigError
 from adrpo_scale.hub_needs import HubNeed
@@ -103,9 +103,12 @@ class TextDomain(Domain):
         self.config = config
         (need,) = config.needs_from_hub()
         self.folder = find_model(need)
-        self.model = LanguageModel(self.folder, config.model, config.chat)
+        self.model = self._read_model()
         self.tokenizer = self.model.tokenizer
         self._check()
+
+    def _read_model(self) -> LanguageModel:
+        return LanguageModel(self.folder, self.config.model, self.config.chat)
 
     def _check(self) -> None:
         """Raises ConfigError where the settings do not fit the model."""
@@ -189,10 +192,23 @@ class TextDomain(Domain):
 
     def prepare(self, prompts: Sequence[Prompt], device: torch.device, dtype: torch.dtype) -> None:
         self.device, self.dtype = device, dtype
-        self._ids = {p.id: encode(self.tokenizer, p, self.config.chat) for p in prompts}
+        self._prepare_prompts(prompts)
         self._greedy = self.config.evaluation.model_copy(update={"temperature": 0.0})
         self._in_process = InProcess(self.model.ends, self.model.pad)
         self._scores_checked = False
+
+    def _prepare_prompts(self, prompts: Sequence[Prompt]) -> None:
+        """Raises PromptError for one that is too long."""
+        self._ids = {p.id: encode(self.tokenizer, p, self.config.chat) for p in prompts}
+        self._first = prompts[0].id if prompts else 0
+
+    def _tokens(self, prompt_id: int) -> Sequence[int]:
+        """Of a prompt that `prepare` was given."""
+        return self._ids[prompt_id]
+
+    def _audio(self, prompt_ids: Sequence[int]) -> Sequence[Tensor] | None:
+        """What stands at the audio tokens of each prompt, [tokens, H]; None: there are none."""
+        return None
 
     @functools.cached_property
     def _backend(self) -> Backend:
@@ -212,9 +228,10 @@ class TextDomain(Domain):
         something to their logits that `scoring` may not know of. Raises ConfigError."""
         if self._scores_checked:
             return
-        ids = torch.tensor([next(iter(self._ids.values()))[-16:]] * 2, device=self.device)
+        ids = torch.tensor([list(self._tokens(self._first)[-16:])] * 2, device=self.device)
         ids[1] = ids[1].flip(0)
-        rows, places = torch.ones_like(ids[:, 1:]).nonzero(as_tuple=True)
+        banned = ids.new_tensor(self.model.banned)
+        rows, places = (~torch.isin(ids[:, 1:], banned)).nonzero(as_tuple=True)
         tokens, temperature = ids[rows, places + 1], self.config.rollout.temperature
         with evaluating(policy):
             plain = policy(input_ids=ids, use_cache=False).logits[rows, places].float()
@@ -252,8 +269,9 @@ class TextDomain(Domain):
             [torch.rand(width, generator=generator(key, int(s), purpose)) for s in sample_ids_N]
         )
         seeds = [derive_seed(key.seed, key.iteration, int(s), int(purpose)) for s in sample_ids_N]
-        prompts = [self._ids[p.id] for p in prompts_N]
-        made = backend.generate(policy, prompts, seeds, uniforms_NT.to(self.device), sampling)
+        prompts, audio_N = [self._tokens(p.id) for p in prompts_N], self._audio(ids_N.tolist())
+        uniforms_NT = uniforms_NT.to(self.device)
+        made = backend.generate(policy, prompts, seeds, uniforms_NT, sampling, audio_N)
         tensors = {
             "completion": made.tokens_NT,
             "lengths": made.lengths_N,
@@ -285,7 +303,7 @@ class TextDomain(Domain):
         return finished if self.config.mask_truncated else torch.ones_like(finished)
 
     def sizes(self, rows: Rows) -> Tensor:
-        prompts = torch.tensor([len(self._ids[i]) for i in rows.prompt_ids_N.tolist()])
+        prompts = torch.tensor([len(self._tokens(i)) for i in rows.prompt_ids_N.tolist()])
         return prompts.long() + rows.tensors["lengths"].cpu()
 
     def row_metrics(self, rows: Rows) -> dict[str, Tensor]:
@@ -343,7 +361,7 @@ class TextDomain(Domain):
     def _score(self, model: nn.Module, rows: Rows) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
         """(logp_K, entropy_K, (row, place in its completion) of each token), the completions'
         tokens packed in order."""
-        prompts = [self._ids[i] for i in rows.prompt_ids_N.tolist()]
+        prompts = [list(self._tokens(i)) for i in rows.prompt_ids_N.tolist()]
         lengths = rows.tensors["lengths"]
         width = rows.tensors["completion"].shape[1]
         inside = torch.arange(width, device=lengths.device) < lengths[:, None]
@@ -364,7 +382,8 @@ class TextDomain(Domain):
             self.config.rollout.temperature,
             self.config.head_chunk,
         )
-        logp_K, entropy_K = model(input_ids=ids, score=targets)
+        more = audio_inputs(self._audio(rows.prompt_ids_N.tolist()))
+        logp_K, entropy_K = model(input_ids=ids, score=targets, **more)
         return logp_K, entropy_K, (segment_K, place_K)
 
     def divergence_metrics(self, terms: Terms) -> dict[str, Tensor]:

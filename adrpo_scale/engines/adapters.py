@@ -14,11 +14,12 @@ from adrpo_scale.models import LoraConfig
 BASE_MARK = ".base_layer"  # peft moves a wrapped layer's own weights under this name
 
 
-def add_adapters(model: nn.Module, config: LoraConfig, targets: tuple[str, ...]) -> None:
+def add_adapters(model: nn.Module, config: LoraConfig, targets: tuple[str, ...] | str) -> None:
     """Wraps the target layers of `model` in place and freezes everything but the adapters."""
     model.requires_grad_(False)
+    usual = targets if isinstance(targets, str) else list(targets)
     lora = peft.LoraConfig(
-        r=config.rank, lora_alpha=config.alpha, target_modules=config.targets or list(targets)
+        r=config.rank, lora_alpha=config.alpha, target_modules=config.targets or usual
     )
     # On the meta device like the model: the engine gives them memory and values.
     peft.inject_adapter_in_model(lora, model, low_cpu_mem_usage=True)

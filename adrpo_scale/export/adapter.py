@@ -77,11 +77,11 @@ def lora_settings(material: Material) -> dict[str, Any]:
     """What a LoraConfig needs, and nothing that an older peft does not know."""
     lora, spec = material.reader.manifest.document["lora"], material.spec
     assert spec.lora is not None
-    alpha = lora["alpha"]
+    alpha, targets = lora["alpha"], spec.lora.targets or spec.lora_targets
     return {
         "r": lora["rank"],
         "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
-        "target_modules": sorted(spec.lora.targets or spec.lora_targets),
+        "target_modules": targets if isinstance(targets, str) else sorted(targets),
     }
 
 

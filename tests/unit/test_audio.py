@@ -19,7 +19,14 @@ from adrpo_scale.build import build_domain, build_engine, build_reference
 from adrpo_scale.domains import audio, decoding, omni
 from adrpo_scale.domains.audio import AudioConfig, clip_of, with_audio
 from adrpo_scale.engines.adapters import is_adapter
-from adrpo_scale.errors import ClipError, ConfigError, ModelNotFoundError, PromptError, WeightsError
+from adrpo_scale.errors import (
+    ClipError,
+    ConfigError,
+    ExportError,
+    ModelNotFoundError,
+    PromptError,
+    WeightsError,
+)
 from adrpo_scale.prompts import build_prompts
 from adrpo_scale.types import DrawKey, Prompt
 from tests.tiny_audio import (
@@ -253,7 +260,8 @@ def test_a_clip_is_encoded_once_for_rollout_policy_and_reference(tmp_path, monke
     made.terms(rows.take(torch.tensor([5, 0])))
     assert len(calls) == len(set(CHOSEN)) and made.domain.sizes(rows).min() > 10
     once = made.terms(rows).logp_K.detach()
-    made.domain.config = made.domain.config.model_copy(update={"cached_clips": 1})
+    made.domain.config = made.domain.config.model_copy(update={"clip_megabytes": 0.0})
+    made.domain._encoded.clear()
     again = made.terms(rows).logp_K.detach()  # encoded again and again
     assert len(calls) > 2 * len(set(CHOSEN)) and torch.equal(once, again)
 
@@ -434,6 +442,12 @@ def test_only_the_policy_itself_rolls_out(tmp_path):
         AudioConfig(model="x", backend="vllm")
 
 
+def test_exports_are_refused(parts):
+    """A folder without the towers would be one that hears nothing, and says nothing of it."""
+    with pytest.raises(ExportError, match="cannot be exported yet"):
+        parts.domain.export_target()
+
+
 def test_the_clip_goes_before_the_last_question():
     turns = (("user", "w1"), ("assistant", "w2"), ("user", "w3"))
     messages = tuple({"role": role, "content": text} for role, text in turns)
@@ -441,6 +455,14 @@ def test_the_clip_goes_before_the_last_question():
     made = with_audio(prompt)
     assert [m["content"] for m in made[:2]] == ["w1", "w2"]
     assert [part["type"] for part in made[2]["content"]] == ["audio", "text"]
+
+
+def test_a_clip_needs_a_folder_and_a_user():
+    with pytest.raises(PromptError, match=r"prompt 3 'w1' names the clip 'a.wav' and no folder"):
+        clip_of(Prompt(3, "w1", {"audio": "a.wav"}))
+    said = ({"role": "system", "content": "w1"},)
+    with pytest.raises(PromptError, match="no message of the user's"):
+        with_audio(Prompt(3, "w1", {"audio": "a.wav", "audio_folder": "/x"}, said))
 
 
 def test_clips_keep_their_sound(tmp_path):

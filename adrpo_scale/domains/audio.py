@@ -1,0 +1,265 @@
+"""Audio reasoning (paper, section 4.6): the thinker of Qwen2.5-Omni answers questions about clips.
+
+Everything is as in the text domain, which this one builds on; a prompt's tokens and what a pass of
+the model is given differ. A prompt whose metadata names a clip (`audio`, in `audio_folder`) becomes
+a conversation whose last user message begins with it, by the model's own template; the template's
+one audio token then stands as often as the clip has tokens, and the pass puts the clip's embeddings
+there. Positions are one-dimensional, for there is nothing to see.
+
+A clip is encoded once per iteration on each rank that samples from it or trains on it: its G
+samples, the policy and the reference share what the frozen tower made of it. Rows that travel
+between ranks hold ids alone, and the rank that trains on them encodes their clips itself, to the
+same numbers. Tokens of modalities (`<|AUDIO|>`, ...) have no chance: rollouts, policy and reference
+all give log-probabilities of the distribution without them.
+
+A clip that is missing or broken by its header when a run begins is left out by name; one that turns
+out to be broken later is sampled from as text, and its samples are left out of the loss.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import model_validator
+from torch import Tensor, nn
+
+from adrpo_scale.audio_clips import SAMPLE_RATE, duration, read_clip, without_broken
+from adrpo_scale.domains.base import ExportTarget, Mode
+from adrpo_scale.domains.chat import check_length, token_ids, without_long
+from adrpo_scale.domains.omni import Thinker, encode_clip, load_tower
+from adrpo_scale.domains.text import TextConfig, TextDomain
+from adrpo_scale.errors import ClipError, ExportError, PromptError
+from adrpo_scale.settings import setting
+from adrpo_scale.types import DrawKey, Prompt, Rows
+
+log = logging.getLogger(__name__)
+
+_THREADS = 16  # looking at headers waits for the disk
+
+
+class AudioConfig(TextConfig):
+    name: Literal["audio"] = setting("audio", "language models that hear")  # type: ignore[assignment]
+    train: Literal["full", "lora"] = setting(
+        "lora", "all parameters of the language model, or adapters on its layers"
+    )
+    towers: Literal["frozen"] = setting(
+        "frozen", "the audio tower is not trained; the vision tower and the talker are not built"
+    )
+    clip_megabytes: float = setting(
+        1024.0,
+        "encoded clips that a rank keeps on its device (10 s are 1.8 MB at 7B); where an iteration "
+        "has more, they are encoded again",
+        effect="none",
+        ge=0,
+    )
+
+    @model_validator(mode="after")
+    def _rolls_out_in_process(self) -> AudioConfig:
+        if self.backend != "in_process":
+            raise ValueError(
+                f'backend = "{self.backend}" is given tokens alone and would hear nothing; audio '
+                'takes backend = "in_process"'
+            )
+        return self
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """ids: of the prompt. audio: [tokens, H], what stands at its audio tokens. fault: why its clip
+    could not be heard; it is then text alone."""
+
+    ids: Sequence[int]
+    audio: Tensor
+    fault: str = ""
+
+
+class AudioDomain(TextDomain):
+    Config: ClassVar[type[TextConfig]] = AudioConfig
+    config: AudioConfig
+    model: Thinker
+
+    def _read_model(self) -> Thinker:
+        return Thinker(self.folder, self.config.model, self.config.chat)
+
+    def export_target(self) -> ExportTarget:
+        raise ExportError(
+            f"{self.config.model}: the thinker of Qwen2.5-Omni cannot be exported yet, expected a "
+            "run of the text or flow domain; sample from and evaluate the run itself, its "
+            "checkpoints hold everything that was trained"
+        )
+
+    def usable(self, prompts: Sequence[Prompt]) -> list[Prompt]:
+        """Without those whose clip is missing or broken, and those that are too long."""
+        silent = sum(clip_of(prompt) is None for prompt in prompts)
+        if silent:
+            log.warning("%d of %d prompts name no clip: they are text", silent, len(prompts))
+        kept = without_broken(prompts)
+        if self.config.chat.long_prompts == "error":
+            return kept  # `prepare` says so
+        lengths = self._expected_lengths(kept)
+        return without_long(self.tokenizer, kept, self.config.chat, lambda p: lengths[p.id])
+
+    def _expected_lengths(self, prompts: Sequence[Prompt]) -> dict[int, int]:
+        """Tokens of each prompt, by its id, as the headers of the clips have it: none is heard."""
+        clips = {clip for prompt in prompts if (clip := clip_of(prompt)) is not None}
+        with ThreadPoolExecutor(_THREADS) as pool:
+            seconds = dict(zip(clips, pool.map(lambda clip: duration(*clip), clips), strict=True))
+        samples = {clip: round(SAMPLE_RATE * seconds[clip]) for clip in clips}
+        found = {}
+        for prompt in prompts:
+            clip = clip_of(prompt)
+            found[prompt.id] = len(self._expanded(prompt, None if clip is None else samples[clip]))
+        return found
+
+    def _prepare_prompts(self, prompts: Sequence[Prompt]) -> None:
+        self._prompts = {prompt.id: prompt for prompt in prompts}
+        self._first = prompts[0].id if prompts else 0
+        self._encoded: OrderedDict[int, Encoded] = OrderedDict()
+        lengths = self._expected_lengths(prompts)
+        for prompt in prompts:
+            check_length(prompt, lengths[prompt.id], self.config.chat)
+
+    def prepare(self, prompts: Sequence[Prompt], device: torch.device, dtype: torch.dtype) -> None:
+        super().prepare(prompts, device, dtype)
+        attention = self.config.attention
+        self._tower = load_tower(self.folder, self.model.thinker, attention, device, dtype)
+        count = sum(parameter.numel() for parameter in self._tower.parameters())
+        log.info(
+            "the audio tower (%.1f M parameters) is frozen, and whole on every rank; the vision "
+            "tower, the talker and token2wav are not built",
+            count / 1e6,
+        )
+
+    def _tokens(self, prompt_id: int) -> Sequence[int]:
+        return self._of(prompt_id).ids
+
+    def _audio(self, prompt_ids: Sequence[int]) -> Sequence[Tensor] | None:
+        different = {prompt_id: self._of(prompt_id).audio for prompt_id in prompt_ids}
+        return [different[prompt_id] for prompt_id in prompt_ids]
+
+    def _of(self, prompt_id: int) -> Encoded:
+        """Encoded now, or before."""
+        found = self._encoded.pop(prompt_id, None)
+        if found is None:
+            found = self._encode(self._prompts[prompt_id])
+            self._make_room(found.audio.nbytes)
+        self._encoded[prompt_id] = found
+        return found
+
+    def _make_room(self, size: int) -> None:
+        """Forgets the clips that were not used for longest."""
+        held = size + sum(each.audio.nbytes for each in self._encoded.values())
+        while self._encoded and held > self.config.clip_megabytes * 2**20:
+            _, forgotten = self._encoded.popitem(last=False)
+            held -= forgotten.audio.nbytes
+
+    def _encode(self, prompt: Prompt) -> Encoded:
+        clip, samples, fault = clip_of(prompt), None, ""
+        if clip is not None:
+            try:
+                samples = read_clip(*clip)
+            except ClipError as error:  # its header was whole when the run began
+                fault = str(error)
+                log.warning("prompt %d is left out: %s", prompt.id, fault)
+        ids = self._expanded(prompt, None if samples is None else len(samples))
+        check_length(prompt, len(ids), self.config.chat)
+        if samples is None:
+            width = self.model.config.hidden_size
+            audio = torch.empty(0, width, device=self.device, dtype=self.dtype)
+        else:
+            audio = encode_clip(self._tower, self.model.features, samples)
+        assert list(ids).count(self.model.audio_token) == len(audio)
+        return Encoded(ids, audio, fault)
+
+    def _expanded(self, prompt: Prompt, samples: int | None) -> list[int]:
+        """Token ids of a prompt with a clip of so many samples at 16 kHz, None without one.
+        PromptError, naming it, where the clip does not fit the model, or its text has audio tokens
+        of its own."""
+        spoken = prompt if samples is None else replace(prompt, messages=with_audio(prompt))
+        ids = token_ids(self.tokenizer, spoken, self.config.chat)
+        token, count = (
+            self.model.audio_token,
+            0 if samples is None else self._count(prompt, samples),
+        )
+        if ids.count(token) != (samples is not None):
+            raise PromptError(
+                f"prompt {prompt.id} {prompt.text[:80]!r} becomes {ids.count(token)} audio tokens "
+                f"by the chat template, expected {int(samples is not None)}: take "
+                f"{self.tokenizer.decode([token])!r} out of its text, or mend the template"
+            )
+        return [each for i in ids for each in ([token] * count if i == token else [i])]
+
+    def _count(self, prompt: Prompt, samples: int) -> int:
+        """Audio tokens of a clip; PromptError where the model would hear none, or not all of it."""
+        count, window = self.model.audio_tokens(samples), int(self.model.features.n_samples)
+        if samples > window or count == 0:
+            raise PromptError(
+                f"prompt {prompt.id} {prompt.text[:80]!r}: its clip has "
+                f"{samples / SAMPLE_RATE:.2f} s, of which {self.config.model} hears at least one "
+                f"token and at most {window / SAMPLE_RATE:g} s; cut it into parts or take it out; "
+                "clips are never cut here"
+            )
+        return count
+
+    # ---- clips that turn out to be broken --------------------------------------------------------
+
+    def sample(
+        self,
+        policy: nn.Module,
+        prompts_N: Sequence[Prompt],
+        sample_ids_N: Tensor,
+        key: DrawKey,
+        mode: Mode = "rollout",
+    ) -> Rows:
+        rows = super().sample(policy, prompts_N, sample_ids_N, key, mode)
+        heard = [int(not self._of(prompt.id).fault) for prompt in prompts_N]
+        column = torch.tensor(heard, dtype=torch.int64, device=self.device)
+        return replace(rows, tensors={**rows.tensors, "heard": column})
+
+    def keeps(self, rows: Rows) -> Tensor:
+        return super().keeps(rows) & rows.tensors["heard"].bool().cpu()
+
+    def row_metrics(self, rows: Rows) -> dict[str, Tensor]:
+        return super().row_metrics(rows) | {"unheard": 1 - rows.tensors["heard"].cpu().double()}
+
+    def _score(self, model: nn.Module, rows: Rows) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+        heard = rows.tensors["heard"].tolist()
+        for prompt_id, was_heard in zip(rows.prompt_ids_N.tolist(), heard, strict=True):
+            fault = self._of(prompt_id).fault
+            if was_heard and fault:  # trained on as it was sampled, or not at all
+                raise ClipError(f"{fault}. Another rank has just heard it; do all see the folder?")
+        return super()._score(model, rows)
+
+
+def clip_of(prompt: Prompt) -> tuple[str, Path] | None:
+    """(reference, folder) of a prompt's clip; None where it has none. PromptError where it has no
+    folder."""
+    reference, folder = (prompt.metadata.get(key) for key in ("audio", "audio_folder"))
+    if reference and not folder:
+        raise PromptError(
+            f"prompt {prompt.id} {prompt.text[:80]!r} names the clip {reference!r} and no folder; "
+            'say "audio_folder" in its row, or write the rows with `adrpo-scale prepare`'
+        )
+    return (reference, Path(folder)) if reference and folder else None
+
+
+def with_audio(prompt: Prompt) -> list[Any]:
+    """The conversation whose last user message begins with the clip."""
+    messages: list[dict[str, Any]] = [dict(message) for message in prompt.conversation]
+    users = [n for n, message in enumerate(messages) if message["role"] == "user"]
+    if not users:
+        raise PromptError(
+            f"prompt {prompt.id} {prompt.text[:80]!r} has a clip and no message of the user's, "
+            "which it would begin: mend the prompt"
+        )
+    last = users[-1]
+    text = {"type": "text", "text": messages[last]["content"]}
+    messages[last]["content"] = [{"type": "audio", "audio": prompt.metadata["audio"]}, text]
+    return messages

@@ -1,0 +1,284 @@
+"""The thinker of Qwen2.5-Omni: what is trained of it, its audio tower, and what it hears.
+
+The policy is transformers' `Qwen2_5OmniThinkerForConditionalGeneration` without its two towers: the
+language model and its output layer, under the names that they have in the whole class. The audio
+tower is a frozen model of its own, whole on every rank and outside of what an engine shards, so
+that a rank without a clip waits for nobody and nobody for it. The vision tower, the talker and
+token2wav are never built, and none of their weights is read.
+
+A clip goes through the tower alone: what it becomes depends neither on the batch nor on the ranks.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from adrpo_scale.domains import scoring
+from adrpo_scale.domains.chat import ChatConfig
+from adrpo_scale.domains.language_model import (
+    WEIGHTS,
+    LanguageModel,
+    checkpoint_activations,
+    embedding_units,
+)
+from adrpo_scale.errors import ConfigError, ModelNotFoundError
+from adrpo_scale.models import LoraConfig, ModelSpec
+from adrpo_scale.weights import SafetensorsFolder, WeightSource, check_coverage
+
+# The whole name, because the towers have layers of these names too.
+ADAPTED = r".*language_model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
+_AUDIO, _VISION = "model.audio_tower.", "model.visual."
+_OTHERS = ("talker.", "token2wav.")  # parts of a full checkpoint that speak
+_MODALITIES = (
+    "audio_token_id",
+    "image_token_id",
+    "video_token_id",
+    "audio_start_token_id",
+    "audio_end_token_id",
+    "vision_start_token_id",
+    "vision_end_token_id",
+    "audio_bos_token_id",
+    "audio_eos_token_id",
+    "vision_bos_token_id",
+    "vision_eos_token_id",
+)
+_PROCESSOR = ("preprocessor_config.json", "processor_config.json")
+_TEMPLATE = "chat_template.json"  # a processor's, before there was chat_template.jinja
+
+
+class Thinker(LanguageModel):
+    """A full Qwen2.5-Omni checkpoint, or a folder of its thinker alone.
+
+    config: of the language model; thinker: of the thinker. banned: the tokens of modalities, which
+    stand for what is seen or heard: one that is said would have no embedding to stand for. Raises
+    as `LanguageModel` does.
+    """
+
+    def __init__(self, folder: Path, name: str, chat: ChatConfig) -> None:
+        super().__init__(folder, name, chat)
+        self.features = load_features(folder)
+        said = (
+            getattr(of, key, None) for of in (self.thinker, self.tokenizer) for key in _MODALITIES
+        )
+        self.banned = tuple(sorted({token for token in said if isinstance(token, int)}))
+        self.audio_token = int(self.thinker.audio_token_id)
+
+    def _read_config(self) -> Any:
+        self.thinker = read_thinker_config(self.folder, self.name)
+        return self.thinker.text_config
+
+    def _template(self) -> str | None:
+        path = self.folder / _TEMPLATE
+        if not path.is_file() or (self.folder / "chat_template.jinja").is_file():
+            return None
+        return str(json.loads(path.read_text())["chat_template"])
+
+    def files(self) -> list[Path]:
+        beside = [self.folder / name for name in (*_PROCESSOR, _TEMPLATE)]
+        return sorted({*super().files(), *(path for path in beside if path.is_file())})
+
+    def spec(self, attention: str, lora: LoraConfig | None = None) -> ModelSpec:
+        tied = ("lm_head.weight",) if self.thinker.tie_word_embeddings else ()
+        weights = ThinkerPart(self.folder, unwanted=tied)
+        return thinker_spec(self.thinker, attention, weights, lora, self.banned)
+
+    def audio_tokens(self, samples: int) -> int:
+        """How many tokens a clip of so many samples at 16 kHz is."""
+        after_convolution = (frames_of(samples, self.features) - 1) // 2 + 1
+        return max(0, (after_convolution - 2) // 2 + 1)
+
+
+def thinker_spec(
+    config: Any,
+    attention: str,
+    weights: WeightSource,
+    lora: LoraConfig | None,
+    banned: tuple[int, ...] = (),
+) -> ModelSpec:
+    """The language model of a thinker's config, as an engine is to build it."""
+
+    def build() -> nn.Module:
+        model = build_thinker(config, attention)
+        scoring.install(model, banned)
+        return model
+
+    return ModelSpec(
+        build=build,
+        weights=weights,
+        blocks=("Qwen2_5OmniDecoderLayer",),
+        units=embedding_units,
+        tie=lambda model: model.tie_weights(),
+        lora=lora,
+        lora_targets=ADAPTED,
+        checkpoint_activations=checkpoint_activations,
+    )
+
+
+def build_thinker(config: Any, attention: str) -> Any:
+    """Without towers; what it is given as `input_features` are embeddings, [tokens, H] of all audio
+    tokens of the batch in order. attention: transformers' name."""
+    from transformers import Qwen2_5OmniThinkerForConditionalGeneration
+    from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+    try:
+        model = Qwen2_5OmniThinkerForConditionalGeneration._from_config(
+            config, attn_implementation=attention
+        )
+    except (ImportError, ValueError) as error:
+        raise ConfigError(
+            f"domain.attention = {attention!r} does not go with this model here ({error}); use "
+            '"eager"'
+        ) from error
+    del model.model.audio_tower, model.model.visual
+
+    def encoded_already(embeddings: Tensor, *_: Any, **__: Any) -> BaseModelOutputWithPooling:
+        return BaseModelOutputWithPooling(last_hidden_state=embeddings)
+
+    model.model.get_audio_features = encoded_already
+    return model
+
+
+def read_thinker_config(folder: Path, name: str) -> Any:
+    """ModelNotFoundError where the folder is not whole, ConfigError for another kind of model."""
+    from transformers import AutoConfig
+
+    if not (folder / "config.json").is_file():
+        raise ModelNotFoundError(
+            f"domain.model = {name!r}: {folder} has no config.json, so it is no model folder of "
+            "transformers, or half of one; download it again with `hf download`"
+        )
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise ModelNotFoundError(
+            f"domain.model = {name!r}: transformers cannot read {folder}/config.json ({error})"
+        ) from error
+    thinker = getattr(config, "thinker_config", config)
+    if thinker.model_type != "qwen2_5_omni_thinker":
+        raise ConfigError(
+            f"domain.model = {name!r} is of type {config.model_type!r}; the audio domain trains "
+            "the thinker of Qwen2.5-Omni: give a full checkpoint of it or a folder of its thinker, "
+            'or use domain.name = "text" for a language model'
+        )
+    return thinker
+
+
+# ---- weights -------------------------------------------------------------------------------------
+
+
+class ThinkerPart(SafetensorsFolder):
+    """One part of a thinker out of a full checkpoint or a folder of its own, by the names that the
+    built part has: the audio tower, or by default all but the towers.
+
+    Names differ between checkpoints: of the whole model they begin with `thinker.`, and before
+    transformers 5 the language model was `model.` and the towers had no prefix.
+    """
+
+    def __init__(self, folder: Path, part: str = "", unwanted: tuple[str, ...] = ()) -> None:
+        super().__init__(folder, WEIGHTS)
+        named = {thinker_name(stored): stored for stored in self._file_of}
+        towers = (_AUDIO, _VISION)
+        self._stored = {
+            name.removeprefix(part): stored
+            for name, stored in named.items()
+            if name is not None
+            and (name.startswith(part) if part else not name.startswith(towers))
+            and name not in unwanted
+        }
+        self._file_of = {stored: self._file_of[stored] for stored in self._stored.values()}
+
+    def names(self) -> set[str]:
+        return set(self._stored)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return super().shape(self._stored.get(name, name))
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
+        return super().read(self._stored.get(name, name), start, stop)
+
+
+def thinker_name(stored: str) -> str | None:
+    """A tensor's name in transformers' class; None for one that is not the thinker's."""
+    if stored.startswith(_OTHERS):
+        return None
+    name = stored.removeprefix("thinker.")
+    name = re.sub(r"^(?=(audio_tower|visual)\.)", "model.", name)
+    return re.sub(
+        r"^model\.(?!(language_model|audio_tower|visual)\.)", "model.language_model.", name
+    )
+
+
+# ---- hearing -------------------------------------------------------------------------------------
+
+
+def load_tower(
+    folder: Path, config: Any, attention: str, device: torch.device, dtype: torch.dtype
+) -> nn.Module:
+    """The frozen audio tower, whole, on this rank. config: the thinker's. Raises WeightsError where
+    its weights are not in the folder."""
+    from accelerate import init_empty_weights
+    from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import Qwen2_5OmniAudioEncoder
+
+    with init_empty_weights(include_buffers=False):
+        tower = Qwen2_5OmniAudioEncoder._from_config(
+            config.audio_config, attn_implementation=attention
+        )
+    stored = ThinkerPart(folder, _AUDIO)
+    check_coverage(tower.state_dict(), stored.names(), folder)
+    tensors = {name: stored.read(name).to(device, dtype) for name in stored.names()}
+    tower.load_state_dict(tensors, assign=True)
+    stored.close()
+    tower.to(device)  # its buffers
+    return tower.requires_grad_(False).eval()
+
+
+def load_features(folder: Path) -> Any:
+    """Whisper's feature extractor. ModelNotFoundError where the folder has none."""
+    from transformers import WhisperFeatureExtractor
+
+    try:
+        return WhisperFeatureExtractor.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise ModelNotFoundError(
+            f"{folder} has no feature extractor ({' or '.join(_PROCESSOR)}), without which there "
+            f"is nothing to hear ({error}); copy it from the model that the weights belong to"
+        ) from error
+
+
+def frames_of(samples: int, features: Any) -> int:
+    """Frames of the log-mel spectrogram that the processor's mask keeps."""
+    return -(-samples // int(features.hop_length))
+
+
+@torch.no_grad()
+def encode_clip(tower: nn.Module, features: Any, samples: NDArray[np.float32]) -> Tensor:
+    """[tokens, H] of one clip of float32 samples, on the tower's device and in its precision. The
+    clip is not longer than the extractor's window.
+
+    The processor fills up to its window, of 300 s, with silence and then masks it: the same frames
+    come of silence for one frame's length.
+    """
+    frames, hop = frames_of(len(samples), features), int(features.hop_length)
+    room = min(int(features.n_samples), frames * hop + int(features.n_fft))
+    padded = np.zeros(room, np.float32)
+    padded[: len(samples)] = samples
+    found = features(
+        [padded],
+        sampling_rate=features.sampling_rate,
+        padding="do_not_pad",
+        truncation=False,
+        return_tensors="pt",
+    )
+    first: Any = tower.conv1
+    mel = found["input_features"][0, :, :frames].to(first.weight.device)
+    lengths = torch.tensor([frames], device=first.weight.device)
+    heard: Tensor = tower(mel, feature_lens=lengths).last_hidden_state
+    return heard
