@@ -79,18 +79,13 @@ def train(
         [cyan]torchrun --standalone --nproc-per-node 2 -m adrpo_scale
         train configs/demo/image_adrpo.toml --set seed=1[/cyan]
     """
+    fork = [f'init_from="{init_from}"'] if init_from is not None else []
+    fork += ["rebase_reference=true"] if rebase_reference else []
     if preflight:
-        from adrpo_scale.preflight import run
-
-        # 80 processes that import at once from a shared filesystem take minutes.
-        code = run.preflight(run.Orders(config, set_, run_dir, seconds=300, port_shift=1))
-        if code:
-            raise typer.Exit(code)
+        cluster_cli.preflight_apart(config, [*set_, *fork], run_dir)
     from adrpo_scale import life
     from adrpo_scale.config import load_config
 
-    fork = [f'init_from="{init_from}"'] if init_from is not None else []
-    fork += ["rebase_reference=true"] if rebase_reference else []
     loaded = load_config(config, [*set_, *fork])
     if trial:
         from adrpo_scale.trial import run_trial

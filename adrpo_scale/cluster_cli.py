@@ -97,6 +97,26 @@ def preflight(
     raise typer.Exit(code)
 
 
+def preflight_apart(config: Path, overrides: list[str], run_dir: Path | None) -> None:
+    """The verb in a process of its own, before this one joins the others: its groups, its threads
+    and its memory on the GPU end with it. Exits with its code if that is not 0."""
+    import os
+    import subprocess
+    import sys
+
+    command = [sys.executable, "-m", "adrpo_scale", "preflight", str(config)]
+    # 80 processes that import at once from a shared filesystem take minutes.
+    command += ["--seconds", "300", *(word for text in overrides for word in ("--set", text))]
+    command += ["--run-dir", str(run_dir)] if run_dir is not None else []
+    env = dict(os.environ)
+    if env.get("MASTER_PORT", "").isdigit() and "TORCHELASTIC_USE_AGENT_STORE" not in env:
+        # A slow rank must not take the one store for the other.
+        env["MASTER_PORT"] = str(int(env["MASTER_PORT"]) + 1)
+    code = subprocess.run(command, env=env).returncode
+    if code:
+        raise typer.Exit(code if code > 0 else 128 - code)
+
+
 def plan(
     config: ConfigPath,
     nodes: Annotated[int, typer.Option(help="Nodes of the job.")] = 1,

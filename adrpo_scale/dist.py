@@ -141,11 +141,16 @@ def process_group(device: str = "cpu", timeout_seconds: float = 1800) -> Iterato
 
 
 def is_lost(error: BaseException) -> bool:
-    """Whether a collective failed because another process, or the network, is gone."""
-    # gloo's own errors have no class: they say in which of its files they arose.
-    return isinstance(error, td.DistError) or (
-        isinstance(error, RuntimeError) and "gloo/transport" in str(error)
-    )
+    """Whether a collective failed because another process, or the network, is gone; or this
+    process's own GPU, which the next preflight will name."""
+    gone = isinstance(error, td.DistError | torch.AcceleratorError)
+    return gone or (isinstance(error, RuntimeError) and says_lost(str(error)))
+
+
+def says_lost(text: str) -> bool:
+    """Whether an error's text is of a connection to another process. gloo's errors have no class:
+    they say in which of its files they arose."""
+    return "gloo/transport" in text
 
 
 def rank() -> int:

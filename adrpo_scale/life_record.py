@@ -237,7 +237,7 @@ def stalled_lives(run: Path, job: str | None, iteration: int | None) -> list[dic
         if record.get("resumed_from") != iteration:
             break  # it has left a newer one
         outcome = str(record.get("outcome", "killed"))
-        if not outcome.startswith("stopped by"):  # asked for, which says nothing of the run
+        if outcome != "done" and not outcome.startswith("stopped by"):  # asked for by somebody
             found.append(record)
     return found
 

@@ -72,6 +72,8 @@ class Saver:
         if self._saved_state != self._now:
             self._save(FULL)
             failure = self._look_at(self._wait())
+            if failure is not None and dist.says_lost(str(failure.error)):
+                raise RuntimeError(failure.error)  # no fault of the disk: see `dist.is_lost`
             if failure is not None:
                 raise agreed(
                     CheckpointError(

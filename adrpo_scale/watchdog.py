@@ -15,6 +15,7 @@ from __future__ import annotations
 import faulthandler
 import logging
 import os
+import signal
 import socket
 import sys
 import threading
@@ -31,6 +32,7 @@ FOLDER = "stacks"
 _OTHERS = 20.0  # seconds for the other ranks to notice it too, before our end breaks their sockets
 _WRITING = 30.0  # seconds for the stacks to be written, to a disk that may be what hangs
 _BACKSTOP = 60.0  # seconds after which C code writes the stacks, should Python itself be stuck
+_MORE = {"load": 3}  # times the seconds: rank 0 may encode every prompt while the others wait
 
 _phases: list[str] = ["start"]  # what the main thread is in, the innermost last
 _last = time.monotonic()  # of the newest progress
@@ -90,18 +92,21 @@ class Watchdog:
 
     def _watch(self) -> None:
         step = min(10.0, self._seconds / 4)
+        faulthandler.register(signal.SIGALRM, file=2, chain=True)
         try:
             while not self._done.wait(step):
                 self._arm_backstop()
                 silent = time.monotonic() - _last
-                if silent > self._seconds:
+                if silent > self._seconds * _MORE.get(where(), 1):
                     self._end(silent)
         finally:
-            faulthandler.cancel_dump_traceback_later()
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            faulthandler.unregister(signal.SIGALRM)
 
     def _arm_backstop(self) -> None:
-        """A thread of C code that does not need Python's lock, put off for as long as ours runs."""
-        faulthandler.dump_traceback_later(self._seconds + _BACKSTOP, exit=True)
+        """An alarm, put off for as long as this thread runs: its handler in C needs no lock of
+        Python's, writes the stacks, and leaves the end to the signal's own effect."""
+        signal.setitimer(signal.ITIMER_REAL, self._seconds + _BACKSTOP)
 
     def _end(self, silent: float) -> None:
         line = (

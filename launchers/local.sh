@@ -22,7 +22,8 @@ if (($# == 0)) || [[ ! $processes =~ ^[0-9]+$ ]]; then
 fi
 ((processes > 0)) || processes=1
 # Of no other run on this machine: a port that the system has just had free.
-export MASTER_PORT=${MASTER_PORT:-$("${ADRPO_PYTHON:-python}" -c \
+read -ra prefix <<<"${ADRPO_PREFIX:-}"
+export MASTER_PORT=${MASTER_PORT:-$(${prefix[@]+"${prefix[@]}"} "${ADRPO_PYTHON:-python}" -c \
     'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')}
 export MASTER_ADDR=127.0.0.1 ADRPO_NODES=localhost ADRPO_NODE=0 ADRPO_PROCESSES=$processes
 exec "$(dirname "$0")/node.sh" -m adrpo_scale train "$@"

@@ -7,7 +7,7 @@
 # Why not torchrun: it turns a rank's exit code 85 ("requeue me") into 1, and dies of SIGUSR1.
 # Reads: ADRPO_PROCESSES, ADRPO_NODES (host names, by commas), ADRPO_NODE (this one's number),
 # MASTER_ADDR, MASTER_PORT, ADRPO_PYTHON, ADRPO_PREFIX (put before every process), and
-# ADRPO_PATIENCE (seconds that the other ranks may go on once one has ended; default 60).
+# ADRPO_PATIENCE (seconds that the other ranks may go on once one has failed; default 60).
 set -u
 if (($# == 0)); then
     sed -n '2,5s/^# \{0,1\}//p' "$0"
@@ -15,6 +15,10 @@ if (($# == 0)); then
 fi
 host=$(hostname)
 node=${ADRPO_NODE:-${SLURM_NODEID:-0}}
+if [[ -z ${ADRPO_NODES:-} && -n ${SLURM_STEP_NODELIST:-} ]]; then # by srun alone
+    ADRPO_NODES=$(scontrol show hostnames "$SLURM_STEP_NODELIST" | paste -sd,)
+    export MASTER_PORT=${MASTER_PORT:-$((20000 + (SLURM_JOB_ID * 7 + SLURM_STEP_ID) % 12000))}
+fi
 IFS=, read -ra hosts <<<"${ADRPO_NODES:-$host}"
 processes=${ADRPO_PROCESSES:-${SLURM_GPUS_ON_NODE:-1}}
 patience=${ADRPO_PATIENCE:-60}
@@ -52,8 +56,9 @@ while ((${#pids[@]})); do
         wait "${pids[local]}"
         ended=$?
         unset "pids[local]"
+        ((ended == 0)) && continue
         ((deadline > 0)) || deadline=$((SECONDS + patience))
-        if ((ended != 0 && (code == 0 || code == 86))); then
+        if ((code == 0 || code == 86)); then
             code=$ended
             echo "$host: rank $((node * processes + local)) ended with code $ended" >&2
         fi

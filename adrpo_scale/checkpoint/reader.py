@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from adrpo_scale import watchdog
 from adrpo_scale.checkpoint.base import MANIFEST, Manifest, Piece, key_of, parse_manifest
 from adrpo_scale.errors import CheckpointError
 from adrpo_scale.tensor_files import FileFacts, file_sha256
@@ -47,6 +48,7 @@ class Reader:
         self, name: str, start: int = 0, stop: int | None = None, kind: str = "policy"
     ) -> Tensor:
         """Elements [start, stop) of a flattened tensor, float32 [stop - start] on the CPU."""
+        watchdog.beat()  # a large checkpoint on a slow disk is no hang
         stored = self.manifest.sets[kind][name]
         stop = math.prod(stored.shape) if stop is None else stop
         parts = [

@@ -28,7 +28,7 @@ from adrpo_scale.preflight.facts import Node
 
 BYTES = {"gloo": 4 << 20, "nccl": 64 << 20}  # of the message that is timed
 REPEATS = 3
-SECONDS = 20.0  # for a group to form and sum; the first NCCL call of a node takes some
+SECONDS = 60.0  # for a group to form and sum; the first NCCL call of a node takes some
 _PATTERN = 3
 
 _kept: list[Any] = []  # groups that are closed while others still use theirs can abort a process

@@ -150,13 +150,9 @@ def _answer(order: Order, obey: Callable[[Order], Any]) -> dict[str, Any]:
         return {"error": f"{type(error).__name__}: {error}", "trace": traceback.format_exc()}
 
 
-def meet(place: Place, seconds: float, port_shift: int = 0) -> Meeting:
+def meet(place: Place, seconds: float) -> Meeting:
     """Opens the store on rank 0, or reaches it. Raises NodeError where that cannot be, ConfigError
-    where nobody said where it is.
-
-    port_shift: added to MASTER_PORT, by a process that opens another store there afterwards: a slow
-    rank must not take the one for the other.
-    """
+    where nobody said where it is."""
     if place.world == 1:
         return Meeting(td.HashStore(), place, seconds)
     if dist.rank_facts().launcher == "srun":
@@ -170,13 +166,11 @@ def meet(place: Place, seconds: float, port_shift: int = 0) -> Meeting:
         )
     # torchrun's own process has a store at that port already.
     has_store = env.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    opens, number = place.rank == 0 and not has_store, int(port)
-    if not has_store:
-        number += port_shift
+    opens = place.rank == 0 and not has_store
     if not opens:
         # By the time that rank 0 counts the absent, it must not be this one that gave up.
-        _reach(place, host, number, seconds + 10)
-    store = _open(place, host, number, opens)
+        _reach(place, host, int(port), seconds + 10)
+    store = _open(place, host, int(port), opens)
     life = [env.get(name, "") for name in _LIFE]
     return Meeting(td.PrefixStore("-".join(["preflight", *life]), store), place, seconds)
 

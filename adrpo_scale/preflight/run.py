@@ -41,10 +41,7 @@ SKIPPABLE = (
 
 @dataclass(frozen=True)
 class Orders:
-    """The command line. seconds: how long to wait for every process. skipped: names of checks.
-
-    port_shift: see `rendezvous.meet`.
-    """
+    """The command line. seconds: how long to wait for every process. skipped: names of checks."""
 
     config: Path
     overrides: Sequence[str] = ()
@@ -52,7 +49,6 @@ class Orders:
     as_json: bool = False
     seconds: float = 120.0
     skipped: frozenset[str] = frozenset()
-    port_shift: int = 0
 
 
 def preflight(orders: Orders) -> int:
@@ -92,7 +88,7 @@ def preflight(orders: Orders) -> int:
 
 def _meet(place: Place, orders: Orders) -> Meeting:
     try:
-        return meet(place, orders.seconds, orders.port_shift)
+        return meet(place, orders.seconds)
     except NodeError:
         if place.rank == 0:  # the port is taken, or its own name leads elsewhere
             write_bad_nodes([place.name])

@@ -91,28 +91,33 @@ def token_in(folder: Path) -> Iterator[str | None]:
     """A small file whose name nobody has used before, while inside; None where it cannot be
     written, which `folder_facts` says of this node as of every other."""
     token = f"{_TOKEN}{os.urandom(8).hex()}"
-    try:
-        (folder / token).write_text(token)
-    except OSError:
-        yield None
-        return
-    try:
-        yield token
+    try:  # from before it is written: a stop may come at any line
+        yield token if _is_written(folder / token) else None
     finally:
         with suppress(OSError):
             (folder / token).unlink()
+
+
+def _is_written(path: Path) -> bool:
+    try:
+        path.write_text(path.name)
+    except OSError:
+        return False
+    return True
 
 
 def folder_facts(request: Request, place: Place) -> FolderFacts:
     """Whether this node sees what rank 0 wrote, and can write beside it."""
     folder = Path(request.folder)
     unseen = None if request.token is None else _why_unseen(folder / request.token)
+    own = folder / f"{request.token or _TOKEN}-{place.node}-{os.getpid()}"
     try:
-        own = folder / f"{request.token or _TOKEN}-{place.node}-{os.getpid()}"
         own.write_text("")
-        own.unlink()
     except OSError as error:
         return FolderFacts(unseen, _words(error))
+    finally:
+        with suppress(OSError):
+            own.unlink()
     return FolderFacts(unseen, None)
 
 

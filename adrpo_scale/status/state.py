@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 from statistics import fmean
 
+from adrpo_scale.errors import LOST
 from adrpo_scale.errors import STOPPED as REQUEUE
 from adrpo_scale.status.base import (
     DONE,
@@ -69,7 +70,7 @@ def _state(facts: RunFacts) -> tuple[str, str]:
         return RUNNING, holder.text
     if last is not None and last.exit_code == 0:
         return DONE, ""
-    if last is not None and last.exit_code not in (None, REQUEUE):
+    if last is not None and last.exit_code not in (None, REQUEUE, LOST):
         return FAILED, f"{_first_line(last.outcome)} (exit code {last.exit_code})"
     if queue is not None and queue.state == "PENDING":
         return QUEUED, _ending(facts, last)
@@ -77,7 +78,7 @@ def _state(facts: RunFacts) -> tuple[str, str]:
         return STARTING, f"the job runs, its heartbeat is not here yet; {_ending(facts, last)}"
     if last is None:
         return NEW, "no life has begun"
-    state = STOPPED if last.exit_code == REQUEUE else KILLED
+    state = STOPPED if last.exit_code in (REQUEUE, LOST) else KILLED
     return state, f"{_ending(facts, last)}; start again to go on"
 
 

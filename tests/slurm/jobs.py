@@ -115,7 +115,8 @@ class Job:
 
     def pid(self, rank: int) -> int:
         """Process id, on this machine, of a rank of this job."""
-        wanted = {f"RANK={rank}", f"SLURM_JOB_ID={self.id}"}
+        conf = f"SLURM_CONF={self.cluster.env['SLURM_CONF']}"  # there may be two clusters
+        wanted = {f"RANK={rank}", f"SLURM_JOB_ID={self.id}", conf}
         for folder in Path("/proc").iterdir():
             if not folder.name.isdecimal() or int(folder.name) == os.getpid():
                 continue
