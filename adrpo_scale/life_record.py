@@ -260,6 +260,8 @@ def disagreements(environments: Sequence[Mapping[str, Any]]) -> list[str]:
     for name in dict.fromkeys(name for _, facts in told for name in facts):
         hosts: dict[str, dict[str, None]] = {}
         for host, facts in told:
+            if name == "commit" and name not in facts:
+                continue  # git is not on every node, or does not answer
             hosts.setdefault(facts.get(name, "none"), {})[host] = None
         if len(hosts) > 1:
             rarest_first = sorted(hosts.items(), key=lambda item: len(item[1]))
