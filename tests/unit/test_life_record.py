@@ -219,9 +219,10 @@ def test_ranks_that_disagree_are_named_by_host_and_value():
     ranks = [an_environment(f"a6000-{host:02}") for host in range(7) for _ in range(8)]
     assert disagreements(ranks) == []
     versions = {"python": "3.11.7", "torch": "2.15.0"}
-    ranks += [an_environment("b", versions=versions, commit=None)] * 2
+    ranks += [an_environment("b", versions=versions, commit="0123456789abcdef")] * 2
+    ranks += [an_environment("c", versions=versions, commit=None)]  # without git
     others = "a6000-00, a6000-01, a6000-02, a6000-03 and 3 more hosts"
     assert disagreements(ranks) == [
-        f"commit: none on b, 59503a935fc7 on {others}",
-        f"torch: 2.15.0 on b, 2.11.0 on {others}",
+        f"commit: 0123456789ab on b, 59503a935fc7 on {others}",
+        f"torch: 2.15.0 on b, c, 2.11.0 on {others}",
     ]
