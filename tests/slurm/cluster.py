@@ -211,9 +211,9 @@ class Cluster:
             )
         (self.root / "hosts").write_text(hosts)
         names = ",".join(self.names)
-        three = ",".join(self.names[:3])
+        four = ",".join(self.names[:4])
         partitions = [
-            f"PartitionName=three Nodes={three} MaxTime=INFINITE PriorityTier=10 PreemptMode=OFF",
+            f"PartitionName=four Nodes={four} MaxTime=INFINITE PriorityTier=10 PreemptMode=OFF",
             f"PartitionName=main Nodes={names} Default=YES MaxTime=INFINITE PriorityTier=10 "
             "PreemptMode=OFF",
             *(

@@ -60,7 +60,7 @@ def test_ranks_that_die_at_once_are_not_started_for_ever(cluster, checkout):
         (["--gpus-per-node=2", "--nodes=2"], 2, 2),
         (["--gres=gpu:3", "--nodes=2"], 2, 3),
         (["--gpus-per-node=a6000:4", "--nodes=1"], 1, 4),
-        (["--nodes=2-3", "--partition=three", "--gpus-per-node=1"], 3, 1),
+        (["--nodes=2-4", "--partition=four", "--gpus-per-node=1"], 4, 1),
         (["--gpus-per-node=8", "--nodes=10"], 10, 8),
     ],
 )
