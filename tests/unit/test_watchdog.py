@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import textwrap
@@ -53,6 +54,21 @@ def test_the_end_comes_also_where_nothing_can_be_written(tmp_path):
     (tmp_path / "stacks").write_text("a file where the folder should be")
     done, _ = outcome(tmp_path, "time.sleep(99)")
     assert done.returncode == STOPPED and "in start" in done.stderr
+
+
+def test_a_thread_that_never_lets_go_of_pythons_lock_is_ended_too(tmp_path):
+    """As a broken driver does it: no Python code runs any more, not even the watchdog's."""
+    body = "\n            ".join(
+        [
+            "import ctypes",
+            "watchdog._BACKSTOP = 0.5",
+            "time.sleep(0.3)  # until the alarm is set anew",
+            "ctypes.PyDLL(None).sleep(99)",
+        ]
+    )
+    done, _ = outcome(tmp_path, body)
+    assert done.returncode == -signal.SIGALRM  # 142 to a shell: requeued
+    assert 'File "<string>"' in done.stderr and "Current thread" in done.stderr
 
 
 def test_progress_keeps_it_quiet(tmp_path):
