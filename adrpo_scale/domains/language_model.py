@@ -131,9 +131,9 @@ def _build(config: Any, attention: str) -> nn.Module:
     return model
 
 
-def read_config(folder: Path, name: str) -> Any:
-    """The model's config. ModelNotFoundError where the folder is not a whole language model."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+def read_any_config(folder: Path, name: str) -> Any:
+    """The config of any model of transformers. ModelNotFoundError where the folder is not whole."""
+    from transformers import AutoConfig
 
     if not (folder / "config.json").is_file():
         raise ModelNotFoundError(
@@ -141,11 +141,18 @@ def read_config(folder: Path, name: str) -> Any:
             "transformers, or half of one; download it again with `hf download`"
         )
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        return AutoConfig.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
         raise ModelNotFoundError(
             f"domain.model = {name!r}: transformers cannot read {folder}/config.json ({error})"
         ) from error
+
+
+def read_config(folder: Path, name: str) -> Any:
+    """The model's config. ModelNotFoundError where the folder is not a whole language model."""
+    from transformers import AutoModelForCausalLM
+
+    config = read_any_config(folder, name)
     if type(config) not in AutoModelForCausalLM._model_mapping:
         raise ConfigError(
             f"domain.model = {name!r} is of type {config.model_type!r}, which transformers has no "

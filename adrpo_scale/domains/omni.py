@@ -28,6 +28,7 @@ from adrpo_scale.domains.language_model import (
     LanguageModel,
     checkpoint_activations,
     embedding_units,
+    read_any_config,
 )
 from adrpo_scale.errors import ConfigError, ModelNotFoundError
 from adrpo_scale.models import LoraConfig, ModelSpec
@@ -148,19 +149,7 @@ def build_thinker(config: Any, attention: str) -> Any:
 
 def read_thinker_config(folder: Path, name: str) -> Any:
     """ModelNotFoundError where the folder is not whole, ConfigError for another kind of model."""
-    from transformers import AutoConfig
-
-    if not (folder / "config.json").is_file():
-        raise ModelNotFoundError(
-            f"domain.model = {name!r}: {folder} has no config.json, so it is no model folder of "
-            "transformers, or half of one; download it again with `hf download`"
-        )
-    try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise ModelNotFoundError(
-            f"domain.model = {name!r}: transformers cannot read {folder}/config.json ({error})"
-        ) from error
+    config = read_any_config(folder, name)
     thinker = getattr(config, "thinker_config", config)
     if thinker.model_type != "qwen2_5_omni_thinker":
         raise ConfigError(
