@@ -155,7 +155,9 @@ def test_a_node_that_the_others_cannot_talk_to_is_named(tmp_path):
     codes, said, bad = start(tmp_path, 4, changes=changes)
     assert codes == [4] * 4
     assert bad == ["n2"]
-    (finding,) = faults(said)["all-reduce"]["findings"]
+    # On a loaded machine a healthy pair may also be slower than half of the median: a warning.
+    findings = faults(said)["all-reduce"]["findings"]
+    (finding,) = [one for one in findings if one["severity"] == "fault"]
     assert "gloo all-reduce with its neighbours: rank 2" in finding["value"]
     assert "GLOO_SOCKET_IFNAME" in finding["remedy"]
 

@@ -130,7 +130,7 @@ def test_a_signal_reaches_every_rank_also_one_that_is_still_starting(name):
     script = """if True:
         import signal, sys, time
         time.sleep(1)  # imports
-        signal.signal(signal.SIGUSR1, lambda *_: (print("told"), sys.exit(85)))
+        signal.signal(signal.SIGUSR1, lambda *_: (sys.stdout.write("told\\n"), sys.exit(85)))
         time.sleep(60)"""
     command = [str(NODE), "-S", "-c", script]
     env = environment(ADRPO_PROCESSES="2", ADRPO_PYTHON=sys.executable)
