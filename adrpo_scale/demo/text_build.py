@@ -24,6 +24,7 @@ from adrpo_scale.demo import text_rm_task, text_task
 from adrpo_scale.demo.text_model import (
     REVIEW_SFT,
     TEXT_SFT,
+    Batch,
     Preference,
     RewardRecipe,
     SftRecipe,
@@ -31,7 +32,9 @@ from adrpo_scale.demo.text_model import (
     build_policy_tokenizer,
     build_reward_model,
     build_reward_tokenizer,
+    chat_ids,
     sample,
+    sft_batch,
     train_reward_model,
     train_sft,
 )
@@ -44,7 +47,7 @@ Rows = list[tuple[str, str]]  # (prompt, completion)
 
 
 @contextmanager
-def _pinned() -> Iterator[None]:
+def pinned() -> Iterator[None]:
     """One thread, and a global random state that is put back."""
     threads = torch.get_num_threads()
     try:
@@ -55,7 +58,7 @@ def _pinned() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _write_rows(rows: Iterable[Mapping[str, object]], to: Path) -> None:
+def write_rows(rows: Iterable[Mapping[str, object]], to: Path) -> None:
     to.parent.mkdir(parents=True, exist_ok=True)
     to.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
@@ -64,6 +67,17 @@ def _save_policy(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, to
     # float32: transformers loads the stored dtype, and 16 bits would slow training on a CPU.
     model.save_pretrained(to)
     tokenizer.save_pretrained(to)
+
+
+def _batches(
+    tokenizer: PreTrainedTokenizerFast, draw_rows: Callable[[int], Rows]
+) -> Callable[[int], Batch]:
+    def draw(count: int) -> Batch:
+        rows = draw_rows(count)
+        prompts = [chat_ids(tokenizer, prompt) for prompt, _ in rows]
+        return sft_batch(tokenizer, prompts, [completion for _, completion in rows])
+
+    return draw
 
 
 def _arithmetic_rows(held_out: Sequence[text_task.TextPrompt], seed: int) -> Callable[[int], Rows]:
@@ -97,13 +111,14 @@ def build_text(
     names are replaced. The global random state and the number of threads are left as they were.
     """
     train, held_out = text_task.split_prompts(seed)
-    with _pinned():
+    with pinned():
         tokenizer = build_policy_tokenizer(text_task.words())
         model = build_policy(recipe.size, tokenizer, seed)
-        train_sft(model, tokenizer, _arithmetic_rows(held_out, seed + 1), recipe, log)
+        rows = _arithmetic_rows(held_out, seed + 1)
+        train_sft(model, _batches(tokenizer, rows), recipe, log)
         _save_policy(model, tokenizer, to)
-    _write_rows(map(text_task.to_row, train), to / "prompts" / "train.jsonl")
-    _write_rows(map(text_task.to_row, held_out), to / "prompts" / "held_out.jsonl")
+    write_rows(map(text_task.to_row, train), to / "prompts" / "train.jsonl")
+    write_rows(map(text_task.to_row, held_out), to / "prompts" / "held_out.jsonl")
 
 
 def _review_rows(
@@ -154,10 +169,10 @@ def build_text_rm(
     reward_recipe = reward_recipe or RewardRecipe()
     train, held_out = text_rm_task.split_prompts(seed)
     rng = np.random.default_rng(seed + 1)
-    with _pinned():
+    with pinned():
         tokenizer = build_policy_tokenizer(text_rm_task.words())
         policy = build_policy(recipe.size, tokenizer, seed)
-        train_sft(policy, tokenizer, _review_rows(train, rng), recipe, log)
+        train_sft(policy, _batches(tokenizer, _review_rows(train, rng)), recipe, log)
         _save_policy(policy, tokenizer, to)
         torch.manual_seed(seed)
         preferences = _draw_preferences(policy, tokenizer, train, reward_recipe, rng)
@@ -166,5 +181,5 @@ def build_text_rm(
         train_reward_model(reward_model, reward_tokenizer, preferences, seed, reward_recipe, log)
         reward_model.save_pretrained(to / "reward_model")
         reward_tokenizer.save_pretrained(to / "reward_model")
-    _write_rows(({"prompt": prompt.text} for prompt in train), to / "prompts" / "train.jsonl")
-    _write_rows(({"prompt": prompt.text} for prompt in held_out), to / "prompts" / "held_out.jsonl")
+    write_rows(({"prompt": prompt.text} for prompt in train), to / "prompts" / "train.jsonl")
+    write_rows(({"prompt": prompt.text} for prompt in held_out), to / "prompts" / "held_out.jsonl")

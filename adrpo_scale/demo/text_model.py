@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
 from transformers import (
+    PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen3Config,
     Qwen3ForCausalLM,
@@ -18,6 +20,9 @@ from transformers import (
 
 POSITIONS = 128  # longest sequence of either demo's models
 IGNORED = -100  # a label that carries no loss
+
+Policy = TypeVar("Policy", bound=PreTrainedModel)
+Batch = dict[str, Tensor]  # what a model is called with
 
 _CHAT = (
     "{% for message in messages %}"
@@ -129,21 +134,23 @@ def chat_ids(tokenizer: PreTrainedTokenizerFast, prompt: str) -> list[int]:
 
 
 def sft_batch(
-    tokenizer: PreTrainedTokenizerFast, rows: Sequence[tuple[str, str]]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(ids, mask, labels), each int64 [B, T], right-padded; only completion and end carry loss."""
-    prompts = [chat_ids(tokenizer, prompt) for prompt, _ in rows]
-    ends = [[*tokenizer.encode(text), tokenizer.eos_token_id] for _, text in rows]
+    tokenizer: PreTrainedTokenizerFast,
+    prompts: Sequence[Sequence[int]],
+    completions: Sequence[str],
+) -> Batch:
+    """input_ids, attention_mask and labels of prompts, as token ids, and their completions: int64
+    [B, T], right-padded; only completion and end carry loss."""
+    ends = [[*tokenizer.encode(text), tokenizer.eos_token_id] for text in completions]
     length = max(len(p) + len(e) for p, e in zip(prompts, ends, strict=True))
-    ids = torch.full((len(rows), length), tokenizer.pad_token_id)
+    ids = torch.full((len(prompts), length), tokenizer.pad_token_id)
     labels = torch.full_like(ids, IGNORED)
     mask = torch.zeros_like(ids)
     for row, (prompt, end) in enumerate(zip(prompts, ends, strict=True)):
         total = len(prompt) + len(end)
-        ids[row, :total] = torch.tensor(prompt + end)
+        ids[row, :total] = torch.tensor([*prompt, *end])
         labels[row, len(prompt) : total] = torch.tensor(end)
         mask[row, :total] = 1
-    return ids, mask, labels
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 
 def _rising(warmup: int, steps: int) -> float:
@@ -152,13 +159,13 @@ def _rising(warmup: int, steps: int) -> float:
 
 
 def train_sft(
-    model: Qwen3ForCausalLM,
-    tokenizer: PreTrainedTokenizerFast,
-    draw_rows: Callable[[int], Sequence[tuple[str, str]]],
+    model: Policy,
+    draw_batch: Callable[[int], Batch],
     recipe: SftRecipe,
     log: Callable[[str], object],
-) -> Qwen3ForCausalLM:
-    """Cross-entropy on `draw_rows(batch)` of (prompt, completion); returns the model, eval mode."""
+) -> Policy:
+    """Cross-entropy on batches of `recipe.batch` rows, which are what the model is called with;
+    returns the model, eval mode."""
     model.train()
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.95), weight_decay=0.01
@@ -170,8 +177,7 @@ def train_sft(
         pct_start=_rising(recipe.warmup, recipe.steps),
     )
     for step in range(recipe.steps):
-        ids, mask, labels = sft_batch(tokenizer, draw_rows(recipe.batch))
-        loss = model(input_ids=ids, attention_mask=mask, labels=labels).loss
+        loss = model(**draw_batch(recipe.batch)).loss
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
