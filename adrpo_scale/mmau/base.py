@@ -57,8 +57,13 @@ class Model(Protocol):
         again another time. Not collective: ranks call it as often as their questions need."""
 
 
-class PaperRow(Section):
-    """A line of the paper's table 2, in percent."""
+PAPER = "paper, table 2"
+
+
+class PublishedRow(Section):
+    """What somebody has published, in percent."""
+
+    source: str = setting(PAPER, "where")
 
     sound: float = setting(REQUIRED, "sound", ge=0, le=100)
     music: float = setting(REQUIRED, "music", ge=0, le=100)
@@ -91,7 +96,9 @@ class MmauConfig(Section):
     domain: dict[str, Any] = setting({}, "settings of [domain] for --model, over the run's own")
     engine: dict[str, Any] = setting({}, "settings of [engine] for --model, over the run's own")
     endpoint: EndpointConfig = setting(EndpointConfig(), "how --endpoint is asked")
-    paper: dict[str, PaperRow] = setting({}, "lines of the paper's table 2, shown below ours")
+    published: dict[str, PublishedRow] = setting(
+        {}, "figures of others, shown below ours, by model"
+    )
 
 
 @dataclass(frozen=True)

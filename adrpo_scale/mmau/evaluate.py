@@ -257,9 +257,9 @@ def _write(
         f"{len(questions)} of {len(benchmark.questions)} questions, asked as "
         f"`{config.variant}`; accuracy in percent. Questions file: SHA-256 {benchmark.sha256}."
     ]
-    text = tables.report(title, notes, subject.name, found, config.paper)
+    text = tables.report(title, notes, subject.name, found, config.published)
     replace_file(to / "table.md", text.encode())
-    _say(tables.main_table(subject.name, found, config.paper))
+    _say(tables.main_table(subject.name, found, config.published))
     missing = said.count(None)
     if missing:
         _say(f"questions without an answer: {missing}; the same command asks them again")

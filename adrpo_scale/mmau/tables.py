@@ -1,5 +1,5 @@
-"""An evaluation as Markdown, in percent, beside the lines of the paper's table 2 that the config
-holds. None of the paper's figures is written down in this package."""
+"""An evaluation as Markdown, in percent, beside the published figures that the config holds. None
+of the paper's is written down in this package."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from adrpo_scale.evaluation.tables import markdown
-from adrpo_scale.mmau.base import TASKS, PaperRow
+from adrpo_scale.mmau.base import PAPER, TASKS, PublishedRow
 from adrpo_scale.mmau.scoring import MEASURES, TOTAL, Tally
 
 COLUMNS = (*TASKS, TOTAL)
@@ -21,21 +21,21 @@ LABELS = {
 }
 NO_PAPER = (
     "The paper's table 2 (arXiv 2510.18053) is not shown: its figures are not in this package; "
-    "with a line of [paper] in the config for each of the table, they stand here."
+    "with a line of [published] in the config for each of the table, they stand here."
 )
 
 
-def main_table(model: str, tallies: Sequence[Tally], paper: Mapping[str, PaperRow]) -> str:
-    """Accuracy by task and measure, then counts; the paper's lines last."""
+def main_table(model: str, tallies: Sequence[Tally], published: Mapping[str, PublishedRow]) -> str:
+    """Accuracy by task and measure, then counts; published lines last."""
     subsets = {tally.subset: tally for tally in tallies}
     lines = [[model, *COLUMNS]]
     for metric, label in LABELS.items():
         cells = [subsets[column].metrics[metric] for column in COLUMNS]
         show = percent if metric in MEASURES else count
         lines.append([label, *(show(*cell) for cell in cells)])
-    for name, row in paper.items():
+    for name, row in published.items():
         figures = [getattr(row, column) for column in COLUMNS]
-        lines.append([f"paper, table 2: {name}", *(f"{figure:.2f}" for figure in figures)])
+        lines.append([f"{row.source}: {name}", *(f"{figure:.2f}" for figure in figures)])
     return markdown(lines)
 
 
@@ -63,9 +63,9 @@ def report(
     notes: Sequence[str],
     model: str,
     tallies: Sequence[Tally],
-    paper: Mapping[str, PaperRow],
+    published: Mapping[str, PublishedRow],
 ) -> str:
     """All of table.md."""
-    parts = [f"# {title}", *notes, main_table(model, tallies, paper)]
-    parts += [] if paper else [NO_PAPER]
+    parts = [f"# {title}", *notes, main_table(model, tallies, published)]
+    parts += [] if any(row.source == PAPER for row in published.values()) else [NO_PAPER]
     return "\n\n".join([*parts, detail_table(tallies)]) + "\n"

@@ -23,10 +23,10 @@ from adrpo_scale.audio_clips import read_clip
 from adrpo_scale.config import LoadedConfig
 from adrpo_scale.errors import ConfigError, EndpointError, PromptError, RunFolderError
 from adrpo_scale.mmau import evaluate, local, predictions
-from adrpo_scale.mmau.base import MmauConfig, PaperRow, Question, evenly, load_benchmark
+from adrpo_scale.mmau.base import PAPER, MmauConfig, PublishedRow, Question, evenly, load_benchmark
 from adrpo_scale.mmau.endpoint import Endpoint, retry_after, said, wav
 from adrpo_scale.mmau.scoring import benchmark_match, score, submitted, tallies
-from adrpo_scale.mmau.tables import NO_PAPER, main_table
+from adrpo_scale.mmau.tables import NO_PAPER, main_table, report
 from adrpo_scale.prepare.mmau import Orders, prepare_mmau
 from adrpo_scale.registry import DOMAINS
 from adrpo_scale.types import Prompt
@@ -123,16 +123,20 @@ def test_tallies_by_task_difficulty_and_sub_category():
     assert found["total"]["strict"] == (1 / 5, 5) and found["total"]["benchmark"] == (2 / 4, 4)
 
 
-def test_the_table_has_the_papers_lines_where_the_config_has_them():
+def test_the_table_has_published_lines_where_the_config_has_them():
     asked = [question()]
     found = tallies(asked, [score(asked[0], "<answer>B</answer>")])
     plain = main_table("mine", found, {})
     assert "| strict: the option inside `<answer>` | 100.00 | – | – | 100.00 |" in plain
     assert "| unparsed: names no option | 0 of 1 | 0 of 0 | 0 of 0 | 0 of 1 |" in plain
     assert "paper" not in plain and "not shown" in NO_PAPER
-    row = PaperRow(sound=1.0, music=2.0, speech=3.0, total=2.5)  # not the paper's
-    lines = main_table("mine", found, {"theirs": row}).splitlines()
-    assert lines[-1] == "| paper, table 2: theirs | 1.00 | 2.00 | 3.00 | 2.50 |"
+    row = PublishedRow(sound=1.0, music=2.0, speech=3.0, total=2.5)  # not the paper's
+    others = row.model_copy(update={"source": "a board"})
+    lines = main_table("mine", found, {"theirs": row, "another": others}).splitlines()
+    assert lines[-2] == "| paper, table 2: theirs | 1.00 | 2.00 | 3.00 | 2.50 |"
+    assert lines[-1] == "| a board: another | 1.00 | 2.00 | 3.00 | 2.50 |"
+    assert NO_PAPER not in report("", [], "mine", found, {"theirs": row})
+    assert NO_PAPER in report("", [], "mine", found, {"another": others})
 
 
 # ---- data ------------------------------------------------------------------------------------
@@ -184,7 +188,9 @@ def test_questions_are_worded_as_in_training_and_know_their_revision(tmp_path):
 
 def test_the_shipped_config_says_what_is_the_papers():
     config = evaluate.load_settings(CONFIG, [], None)
-    assert config.variant == "think" and config.paper == {}
+    assert config.variant == "think" and PAPER not in {
+        row.source for row in config.published.values()
+    }
     values = [line for line in CONFIG.read_text().splitlines() if re.match(r"\w+ = ", line)]
     assert len(values) > 8
     assert [line for line in values[1:] if not re.search(r"# (paper|our choice)\b", line)] == []
