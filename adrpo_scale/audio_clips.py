@@ -16,6 +16,7 @@ soundfile and soxr are optional packages, so they are imported where they are us
 
 from __future__ import annotations
 
+import functools
 import io
 import logging
 import re
@@ -29,6 +30,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from adrpo_scale import dist, watchdog
 from adrpo_scale.errors import ClipError, ConfigError
 
 if TYPE_CHECKING:
@@ -50,6 +52,7 @@ _STREAMED = 0x7FFF_0000  # and above: the length in a wav that was written to a 
 _FLAC_HEADER = 4096  # bytes of a member that its header is in; the first 42 would do
 _WHOLE = 0.98  # of the length in the header: that of an mp3 is a frame or two off
 _THREADS = 16  # looking at headers waits for the disk and nothing else
+PART = 1000  # headers between two signs of life: seconds, on a slow filesystem too
 
 Samples = NDArray[np.float32]
 
@@ -187,24 +190,38 @@ def _decoded(sound: Any, name: str) -> Samples:
 
 # ---- the clips of prompts ------------------------------------------------------------------------
 
+Clip = tuple[str, str]  # (reference, folder)
+Header = float | str  # seconds of a clip, or what is wrong with it
+
 
 def clip_faults(prompts: Sequence[Prompt]) -> Mapping[int, str]:
     """What is wrong with the clips of prompts (`metadata`: audio, audio_folder), by prompt id:
     missing, not audio by its header, empty, too short, too long. Prompts without audio have none.
     """
-    heard = [prompt for prompt in prompts if prompt.metadata.get("audio")]
-    clips = {_clip_of(prompt) for prompt in heard}  # several questions may ask about one
-    optional("soundfile")
-    with ThreadPoolExecutor(_THREADS) as pool:
-        faults = dict(zip(clips, pool.map(_fault, clips), strict=True))
-    found = {prompt.id: faults[_clip_of(prompt)] for prompt in heard}
-    return {place: fault for place, fault in found.items() if fault is not None}
+    return _faults(prompts, _look_at(_clips_of(prompts)))
 
 
-def without_broken(prompts: Sequence[Prompt]) -> list[Prompt]:
+def agreed_headers(prompts: Sequence[Prompt]) -> dict[Clip, Header]:
+    """What the headers of the prompts' clips say, by clip, the same on every rank. Collective.
+
+    Rank 0 alone looks: a look of 80 ranks at 40,000 headers each is what a shared filesystem
+    breaks down under, and ranks of which one has a stale view would train on different prompts and
+    wait for each other for ever. It looks at a part of them at a time, and every part is progress
+    for the watchdogs of all ranks. An error on rank 0 rises on every rank.
+    """
+    clips, found = _clips_of(prompts), dict[Clip, Header]()
+    for start in range(0, len(clips), PART):
+        part = clips[start : start + PART]
+        found |= dist.run_on_main(functools.partial(_look_at, part))
+        watchdog.beat()
+    return found
+
+
+def without_broken(prompts: Sequence[Prompt], headers: Mapping[Clip, Header]) -> list[Prompt]:
     """The prompts whose clips are there and have a sound header; the others are counted in one
-    warning and named in the log, as `chat.without_long` does. ClipError if none is left."""
-    faults = clip_faults(prompts)
+    warning and named in the log, as `chat.without_long` does. headers: of all their clips.
+    ClipError if none is left."""
+    faults = _faults(prompts, headers)
     for place, fault in faults.items():
         log.info("prompt %d: %s: left out", place, fault)
     if prompts and len(faults) == len(prompts):
@@ -219,13 +236,30 @@ def without_broken(prompts: Sequence[Prompt]) -> list[Prompt]:
     return [prompt for prompt in prompts if prompt.id not in faults]
 
 
-def _clip_of(prompt: Prompt) -> tuple[str, str]:
-    return prompt.metadata["audio"], prompt.metadata["audio_folder"]
+def _clips_of(prompts: Sequence[Prompt]) -> list[Clip]:
+    """Each once: several questions may ask about one."""
+    heard = [prompt for prompt in prompts if prompt.metadata.get("audio")]
+    return list(dict.fromkeys(map(_clip_of, heard)))
 
 
-def _fault(clip: tuple[str, str]) -> str | None:
+def _clip_of(prompt: Prompt) -> Clip:
+    return prompt.metadata["audio"], str(prompt.metadata["audio_folder"])
+
+
+def _faults(prompts: Sequence[Prompt], headers: Mapping[Clip, Header]) -> dict[int, str]:
+    heard = [prompt for prompt in prompts if prompt.metadata.get("audio")]
+    found = {prompt.id: headers[_clip_of(prompt)] for prompt in heard}
+    return {place: header for place, header in found.items() if isinstance(header, str)}
+
+
+def _look_at(clips: Sequence[Clip]) -> dict[Clip, Header]:
+    optional("soundfile")
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return dict(zip(clips, pool.map(_header, clips), strict=True))
+
+
+def _header(clip: Clip) -> Header:
     try:
-        duration(clip[0], Path(clip[1]))
+        return duration(clip[0], Path(clip[1]))
     except ClipError as error:
         return str(error)
-    return None

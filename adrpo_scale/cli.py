@@ -126,7 +126,7 @@ def sample(
 def export(
     run_or_checkpoint: Annotated[str, typer.Argument(help="RUN, RUN@iteration or a checkpoint.")],
     to: Annotated[Path, typer.Option(help="Folder to make.")],
-    as_: Annotated[str, typer.Option("--as", help="adapter, merged or full.")],
+    as_: Annotated[str, typer.Option("--as", help="adapter, merged, full or whole.")],
     ema: Annotated[bool, typer.Option("--ema", help="The moving average of the weights.")] = False,
     dtype: Annotated[
         str | None,

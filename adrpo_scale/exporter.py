@@ -20,11 +20,12 @@ from adrpo_scale.disk_space import disk_space, size_text
 from adrpo_scale.errors import CheckpointError, DiskSpaceError, ExportError
 from adrpo_scale.evaluation.tables import metric_order
 from adrpo_scale.export.adapter import adapter_bytes, write_adapter
-from adrpo_scale.export.base import Copy, Material, Request, Written, base_model
+from adrpo_scale.export.base import Copy, Kind, Material, Request, Written, base_model
 from adrpo_scale.export.card import Metric, Provenance, Story, base_licence, write_card
 from adrpo_scale.export.copies import bytes_of, write_copies
 from adrpo_scale.export.folder import weight_headers, write_weights
 from adrpo_scale.export.layouts import layout_of
+from adrpo_scale.export.stored import StoredTensors
 from adrpo_scale.export.verify import Verdict, verify
 from adrpo_scale.files import remove_folder, sync_file, sync_folder
 from adrpo_scale.metrics import console
@@ -64,6 +65,7 @@ def export(name: str, request: Request, base: str | None = None) -> Exported:
         config = overridden(config, [f"domain.model={json.dumps(base)}"])
     _check_whole(reader)
     material = _material(reader, config, request)
+    _check_part(material, request.kind)
     layout = layout_of(material.target)
     layout.check(material, request.kind)
     copies = layout.copies(material, request.kind)
@@ -114,7 +116,7 @@ def _check_kind(reader: Reader, request: Request) -> None:
     """Whether the checkpoint holds what is asked for."""
     document = reader.manifest.document
     is_lora = document["lora"] is not None
-    if is_lora != (request.kind in ("adapter", "merged")):
+    if request.kind != "whole" and is_lora != (request.kind in ("adapter", "merged")):
         trained = "LoRA adapters" if is_lora else "all parameters"
         raise ExportError(
             f"--as {request.kind}, but {reader.folder} has trained {trained}: "
@@ -132,6 +134,25 @@ def _check_kind(reader: Reader, request: Request) -> None:
         )
 
 
+def _check_part(material: Material, kind: Kind) -> None:
+    """Whether the base's folder has the rest of what a whole is made of."""
+    if kind != "whole":
+        return
+    part, folder = material.target.part, material.folder
+    if not part.whole:
+        raise ExportError(
+            f"--as whole, but {folder} holds nothing beside what --as "
+            f"{'full' if material.spec.lora is None else 'merged'} exports: use that. A whole "
+            "model comes of a run whose domain.model is a full checkpoint of one"
+        )
+    missing = [name for name in part.needs if not (folder / name).is_file()]
+    if missing:
+        raise ExportError(
+            f"--as whole, but {folder} lacks {', '.join(missing)}, without which {part.whole} does "
+            "not load: copy it there from where the base model was published"
+        )
+
+
 def _check_whole(reader: Reader) -> None:
     faults = list(reader.faults())
     if faults:
@@ -144,13 +165,13 @@ def _check_whole(reader: Reader) -> None:
 def _material(reader: Reader, config: RunConfig, request: Request) -> Material:
     """Everything that is read. ExportError where the base model is another one by now."""
     domain, document = build_domain(config), reader.manifest.document
-    stored = domain.policy_spec().weights
-    assert isinstance(stored, SafetensorsFolder)
-    said = document["base"]
-    if stored.sha256() != said["sha256"]:
+    weights = domain.policy_spec().weights
+    assert isinstance(weights, SafetensorsFolder)
+    said, found = document["base"], weights.sha256()
+    if found != said["sha256"]:
         raise ExportError(
             f"{reader.folder} was trained on {said['model']} with weights of sha256 "
-            f"{said['sha256'][:12]}…, but {stored.folder} has {stored.sha256()[:12]}…: bring that "
+            f"{said['sha256'][:12]}…, but {weights.folder} has {found[:12]}…: bring that "
             "model back, or name its folder with --base"
         )
     origin = None
@@ -158,12 +179,15 @@ def _material(reader: Reader, config: RunConfig, request: Request) -> Material:
         origin = origin_of(reader)
         assert origin is not None
         _check_whole(origin)
+    target = domain.export_target()
     return Material(
         reader=reader,
         part="ema" if request.ema else "policy",
         spec=specs_of(domain, config, origin)[0],
-        target=domain.export_target(),
-        stored=stored,
+        target=target,
+        stored=StoredTensors(
+            domain.folder, target, weights.names(), is_whole=request.kind == "whole"
+        ),
         folder=domain.folder,
         base=base_model(said["model"], said["revision"], said["sha256"]),
     )

@@ -18,6 +18,7 @@ from adrpo_scale.checkpoint.base import MANIFEST
 from adrpo_scale.checkpoint.reader import Reader
 from adrpo_scale.checkpoint.shelf import CHECKPOINTS, TRAJECTORY
 from adrpo_scale.config import RunConfig, overridden, parse_config
+from adrpo_scale.domains import omni
 from adrpo_scale.domains.base import Domain
 from adrpo_scale.engines.base import Engine
 from adrpo_scale.errors import ConfigError
@@ -35,7 +36,12 @@ SHOWN, SHOWN_CHARACTERS = 4, 400  # completions on the terminal, and how much of
 PIPELINE = "model_index.json"  # a diffusers pipeline has it
 COMPLETIONS = "completions.jsonl"
 # Of a plain model: settings that sampling does not use, and that must not be in its way.
-_UNUSED: dict[str, dict[str, Any]] = {"flow": {}, "text": {"rollout": {"max_new_tokens": 1}}}
+_UNUSED: dict[str, dict[str, Any]] = {
+    "flow": {},
+    "text": {"rollout": {"max_new_tokens": 1}},
+    "audio": {"rollout": {"max_new_tokens": 1}},
+}
+Model = Literal["flow", "text", "audio"]
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,7 @@ def find_source(run_or_model: str, prompts: Path) -> Source:
     )
 
 
-def kind_of(name: str) -> Literal["run", "flow", "text"]:
+def kind_of(name: str) -> Literal["run"] | Model:
     """What a name stands for: a run or checkpoint, or a model, by the domain that samples from it.
 
     By what lies in the folder; of a hub id, by the files that the hub or its cache lists.
@@ -76,15 +82,15 @@ def kind_of(name: str) -> Literal["run", "flow", "text"]:
     """
     folder = _local_folder(name)
     if folder is None:
-        return "flow" if _is_pipeline_on_hub(name) else "text"
+        return _kind_on_hub(name)
     if (folder / PIPELINE).is_file():
         return "flow"
     if any((folder / name).exists() for name in (MANIFEST, CHECKPOINTS, TRAJECTORY)):
         return "run"
     if (folder / "config.json").is_file():
         # Both a run and a language model have a config.json; only the model's has a type.
-        is_model = '"model_type"' in (folder / "config.json").read_text()
-        return "text" if is_model else "run"
+        said = _model_type(folder / "config.json")
+        return "run" if said is None else _domain_of(said)
     what = "adapters alone" if (folder / "adapter_config.json").is_file() else "none of them"
     raise ConfigError(
         f"{name!r}: expected a run, a checkpoint, a diffusers pipeline or a language model, but "
@@ -103,17 +109,35 @@ def _local_folder(name: str) -> Path | None:
     return None
 
 
-def _is_pipeline_on_hub(name: str) -> bool:
-    """Asks for the list of files alone: a file that is brought would make a half model's folder."""
-    from huggingface_hub import file_exists, try_to_load_from_cache
+def _model_type(config: Path) -> str | None:
+    """Of a model's config.json; None for that of a run."""
+    try:
+        said = json.loads(config.read_text()).get("model_type")
+    except ValueError:  # half written: what reads it next has the words for it
+        return None
+    return said if isinstance(said, str) else None
+
+
+def _domain_of(model_type: str | None) -> Model:
+    return "audio" if model_type in omni.TYPES else "text"
+
+
+def _kind_on_hub(name: str) -> Model:
+    """Asks for the list of files and the model's type alone: a file that is brought would make a
+    half model's folder."""
+    from huggingface_hub import file_exists, model_info, try_to_load_from_cache
 
     try:
-        cached = {f: try_to_load_from_cache(name, f) for f in (PIPELINE, "config.json")}
-        if any(isinstance(path, str) for path in cached.values()):
-            return isinstance(cached[PIPELINE], str)
-        return file_exists(name, PIPELINE)
+        pipeline, config = (try_to_load_from_cache(name, f) for f in (PIPELINE, "config.json"))
+        if isinstance(pipeline, str):
+            return "flow"
+        if isinstance(config, str):
+            return _domain_of(_model_type(Path(config)))
+        if file_exists(name, PIPELINE):
+            return "flow"
+        return _domain_of((model_info(name).config or {}).get("model_type"))
     except Exception:  # which one differs between the hub's clients
-        return False  # no such model, or nobody to ask: what loads it has the words for it
+        return "text"  # no such model, or nobody to ask: what loads it has the words for it
 
 
 def load_policy(

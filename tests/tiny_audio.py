@@ -2,7 +2,8 @@
 of seconds, for tests of the audio domain.
 
     full/      config.json of the whole model, thinker.* with talker.* and token2wav.* beside them,
-               preprocessor_config.json and chat_template.json, as the hub's checkpoints have them
+               preprocessor_config.json, chat_template.json and spk_dict.pt, as the hub's
+               checkpoints have them; transformers' whole class loads it
     thinker/   what transformers 5 saves of a thinker and of a processor
 """
 
@@ -24,6 +25,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import (
     PreTrainedTokenizerFast,
     Qwen2_5OmniConfig,
+    Qwen2_5OmniForConditionalGeneration,
     Qwen2_5OmniProcessor,
     Qwen2_5OmniThinkerConfig,
     Qwen2_5OmniThinkerForConditionalGeneration,
@@ -96,6 +98,53 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 
 
+SPEAKS: dict[str, dict[str, Any]] = {  # what a whole model speaks with
+    "talker_config": {
+        "vocab_size": 64,
+        "embedding_size": 32,
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 8,
+        "rope_parameters": SIZES["text_config"]["rope_parameters"],
+        **{f"tts_codec_{n}_token_id": i for i, n in enumerate(("pad", "start", "end", "mask"))},
+        **{f"tts_text_{n}_token_id": i for i, n in enumerate(("pad", "start", "end"))},
+        **{f"vision_{n}_token_id": 6 + i for i, n in enumerate(("start", "end"))},
+        **{f"audio_{n}_token_id": 8 + i for i, n in enumerate(("start", "end"))},
+        **{f"{n}_token_index": 3 + i for i, n in enumerate(("image", "audio", "video"))},
+    },
+    "token2wav_config": {
+        "dit_config": {
+            "hidden_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "ff_mult": 1,
+            "emb_dim": 8,
+            "head_dim": 8,
+            "num_embeds": 64,
+            "mel_dim": 8,
+            "enc_emb_dim": 8,
+            "enc_dim": 8,
+            "enc_channels": [8, 8, 8, 8, 24],
+            "enc_attention_channels": 8,
+            "enc_se_channels": 8,
+            "look_ahead_layers": [0],
+            "look_backward_layers": [0],
+        },
+        "bigvgan_config": {
+            "mel_dim": 8,
+            "upsample_initial_channel": 16,
+            "resblock_kernel_sizes": [3],
+            "resblock_dilation_sizes": [[1, 3, 5]],
+            "upsample_rates": [2, 2],
+            "upsample_kernel_sizes": [4, 4],
+        },
+    },
+}
+
+
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
     vocabulary = {word: number for number, word in enumerate(WORDS)}
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="w0"))
@@ -153,7 +202,10 @@ def save_full(folder: Path, *, seed: int = 0) -> Path:
     with tempfile.TemporaryDirectory() as alone:
         tensors = load_file(save_thinker(Path(alone), seed=seed) / "model.safetensors")
     prefixed = {f"thinker.{name.removeprefix('thinker.')}": t for name, t in tensors.items()}
-    speaks = {"talker.model.norm.weight": torch.ones(4), "token2wav.code.bias": torch.ones(4)}
+    config = Qwen2_5OmniConfig(thinker_config=tiny_config().to_dict(), **SPEAKS)
+    torch.manual_seed(seed)
+    whole = Qwen2_5OmniForConditionalGeneration(config).state_dict()
+    speaks = {name: t for name, t in whole.items() if not name.startswith("thinker.")}
     files = {"model-00001-of-00002": prefixed, "model-00002-of-00002": speaks}
     where = {name: f"{file}.safetensors" for file, group in files.items() for name in group}
     for file, group in files.items():
@@ -161,9 +213,9 @@ def save_full(folder: Path, *, seed: int = 0) -> Path:
     (folder / "model.safetensors.index.json").write_text(
         json.dumps({"metadata": {}, "weight_map": where})
     )
-    talker = {"vocab_size": 152000}  # whose special tokens are the real ones
-    config = Qwen2_5OmniConfig(thinker_config=tiny_config().to_dict(), talker_config=talker)
     config.save_pretrained(folder)
+    voice = {"cond": torch.randn(1, 8), "ref_mel": torch.randn(1, 10, 8), "bos_token": 1}
+    torch.save({"Chelsie": voice, "Ethan": voice}, folder / "spk_dict.pt")
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = None
     tokenizer.save_pretrained(folder)

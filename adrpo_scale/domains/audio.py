@@ -21,27 +21,37 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from adrpo_scale.audio_clips import SAMPLE_RATE, duration, read_clip, without_broken
+from adrpo_scale.audio_clips import (
+    SAMPLE_RATE,
+    Clip,
+    Header,
+    agreed_headers,
+    read_clip,
+    without_broken,
+)
+from adrpo_scale.domains import omni
 from adrpo_scale.domains.base import ExportTarget, Mode
 from adrpo_scale.domains.chat import check_length, token_ids, without_long
+from adrpo_scale.domains.decoding import audio_inputs
+from adrpo_scale.domains.language_model import FILES, WEIGHTS
 from adrpo_scale.domains.omni import Thinker, encode_clip, load_tower
 from adrpo_scale.domains.text import TextConfig, TextDomain
-from adrpo_scale.errors import ClipError, ExportError, PromptError
+from adrpo_scale.errors import ClipError, PromptError
+from adrpo_scale.hub_needs import HubNeed
 from adrpo_scale.settings import setting
 from adrpo_scale.types import DrawKey, Prompt, Rows
 
 log = logging.getLogger(__name__)
-
-_THREADS = 16  # looking at headers waits for the disk
 
 
 class AudioConfig(TextConfig):
@@ -59,6 +69,9 @@ class AudioConfig(TextConfig):
         effect="none",
         ge=0,
     )
+
+    def needs_from_hub(self) -> list[HubNeed]:
+        return [HubNeed(self.model, "domain.model", (*FILES, omni.SPEAKERS))]
 
     @model_validator(mode="after")
     def _rolls_out_in_process(self) -> AudioConfig:
@@ -85,43 +98,87 @@ class AudioDomain(TextDomain):
     config: AudioConfig
     model: Thinker
 
+    def __init__(self, config: AudioConfig) -> None:
+        super().__init__(config)
+        self._headers: dict[Clip, Header] = {}
+
     def _read_model(self) -> Thinker:
         return Thinker(self.folder, self.config.model, self.config.chat)
 
     def export_target(self) -> ExportTarget:
-        raise ExportError(
-            f"{self.config.model}: the thinker of Qwen2.5-Omni cannot be exported yet, expected a "
-            "run of the text or flow domain; sample from and evaluate the run itself, its "
-            "checkpoints hold everything that was trained"
+        is_heard = self.config.chat.template == "chat"  # plain prompts are text alone
+        silenced = {"suppress_tokens": list(self.model.banned)}
+        return ExportTarget(
+            library="transformers",
+            model=omni.THINKER,
+            component="",
+            stem=WEIGHTS,
+            task="audio-text-to-text",
+            inputs={"clip": torch.from_numpy(example_clip())} if is_heard else {},
+            call=self._generate_arguments() | silenced,
+            chat=self._chat_target(),
+            processor=omni.PROCESSOR,
+            part=self.model.part(),
+            # The library's own attention: what training uses may need a GPU.
+            build=lambda: omni.build_thinker(self.model.thinker, "sdpa"),
+            policy_inputs=self._example_inputs,
         )
 
+    def _example(self) -> tuple[Prompt, Sequence[int]]:
+        prompt = Prompt(0, "What can you hear?", {"audio": "example"})
+        is_heard = self.config.chat.template == "chat"
+        return prompt, self._expanded(prompt, len(example_clip()) if is_heard else None)
+
+    def _example_inputs(self) -> dict[str, Tensor]:
+        """What the policy is given of the example: as in training, its clip went through the tower
+        before."""
+        _, ids = self._example()
+        tokens = {"input_ids": torch.tensor([list(ids)])}
+        if self.model.audio_token not in ids:
+            return tokens
+        cpu, config = torch.device("cpu"), self.model.thinker
+        tower = load_tower(self.folder, config, "sdpa", cpu, torch.float32)
+        heard = encode_clip(tower, self.model.features, example_clip())
+        return tokens | audio_inputs([heard])
+
     def usable(self, prompts: Sequence[Prompt]) -> list[Prompt]:
-        """Without those whose clip is missing or broken, and those that are too long."""
+        """Without those whose clip is missing or broken, and those that are too long. Collective:
+        all ranks take rank 0's word for the clips."""
         silent = sum(clip_of(prompt) is None for prompt in prompts)
         if silent:
             log.warning("%d of %d prompts name no clip: they are text", silent, len(prompts))
-        kept = without_broken(prompts)
+        self._headers |= agreed_headers(prompts)
+        kept = without_broken(prompts, self._headers)
         if self.config.chat.long_prompts == "error":
             return kept  # `prepare` says so
         lengths = self._expected_lengths(kept)
         return without_long(self.tokenizer, kept, self.config.chat, lambda p: lengths[p.id])
 
     def _expected_lengths(self, prompts: Sequence[Prompt]) -> dict[int, int]:
-        """Tokens of each prompt, by its id, as the headers of the clips have it: none is heard."""
-        clips = {clip for prompt in prompts if (clip := clip_of(prompt)) is not None}
-        with ThreadPoolExecutor(_THREADS) as pool:
-            seconds = dict(zip(clips, pool.map(lambda clip: duration(*clip), clips), strict=True))
-        samples = {clip: round(SAMPLE_RATE * seconds[clip]) for clip in clips}
+        """Tokens of each prompt, by its id, as the headers of the clips have it: none is heard, and
+        none looked at again that `usable` has looked at."""
         found = {}
         for prompt in prompts:
             clip = clip_of(prompt)
-            found[prompt.id] = len(self._expanded(prompt, None if clip is None else samples[clip]))
+            seconds = None if clip is None else self._seconds(clip)
+            samples = None if seconds is None else round(SAMPLE_RATE * seconds)
+            found[prompt.id] = len(self._expanded(prompt, samples))
         return found
+
+    def _seconds(self, clip: tuple[str, Path]) -> float:
+        """Of a clip whose header was looked at; ClipError for a broken one."""
+        header = self._headers[clip[0], str(clip[1])]
+        if isinstance(header, str):
+            raise ClipError(header)
+        return header
 
     def _prepare_prompts(self, prompts: Sequence[Prompt]) -> None:
         self._prompts = {prompt.id: prompt for prompt in prompts}
         self._first = prompts[0].id if prompts else 0
         self._encoded: OrderedDict[int, Encoded] = OrderedDict()
+        known = self._headers  # of all that came through `usable`
+        unseen = [p for p in prompts if (c := clip_of(p)) and (c[0], str(c[1])) not in known]
+        self._headers |= agreed_headers(unseen)
         lengths = self._expected_lengths(prompts)
         for prompt in prompts:
             check_length(prompt, lengths[prompt.id], self.config.chat)
@@ -236,6 +293,12 @@ class AudioDomain(TextDomain):
             if was_heard and fault:  # trained on as it was sampled, or not at all
                 raise ClipError(f"{fault}. Another rank has just heard it; do all see the folder?")
         return super()._score(model, rows)
+
+
+def example_clip() -> NDArray[np.float32]:
+    """A second of noise at 16 kHz."""
+    generator = np.random.default_rng(0)
+    return 0.1 * generator.standard_normal(SAMPLE_RATE, dtype=np.float32)
 
 
 def clip_of(prompt: Prompt) -> tuple[str, Path] | None:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from adrpo_scale.domains import scoring
+from adrpo_scale.domains.base import Part
 from adrpo_scale.domains.chat import ChatConfig
 from adrpo_scale.domains.language_model import (
     WEIGHTS,
@@ -32,10 +33,17 @@ from adrpo_scale.domains.language_model import (
 )
 from adrpo_scale.errors import ConfigError, ModelNotFoundError
 from adrpo_scale.models import LoraConfig, ModelSpec
-from adrpo_scale.weights import SafetensorsFolder, WeightSource, check_coverage
+from adrpo_scale.weights import SafetensorsFolder, WeightSource, check_coverage, combined_sha256
 
 # The whole name, because the towers have layers of these names too.
 ADAPTED = r".*language_model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
+TYPES = ("qwen2_5_omni", "qwen2_5_omni_thinker")  # in config.json
+PROCESSOR = "Qwen2_5OmniProcessor"
+THINKER, WHOLE = (
+    "Qwen2_5OmniThinkerForConditionalGeneration",
+    "Qwen2_5OmniForConditionalGeneration",
+)
+SPEAKERS = "spk_dict.pt"  # whose voices the talker has; copied in exports, never opened
 _AUDIO, _VISION = "model.audio_tower.", "model.visual."
 _OTHERS = ("talker.", "token2wav.")  # parts of a full checkpoint that speak
 _MODALITIES = (
@@ -90,6 +98,14 @@ class Thinker(LanguageModel):
         tied = ("lm_head.weight",) if self.thinker.tie_word_embeddings else ()
         weights = ThinkerPart(self.folder, unwanted=tied)
         return thinker_spec(self.thinker, attention, weights, lora, self.banned)
+
+    def part(self) -> Part:
+        """Where the policy lies in the thinker, and this in the folder."""
+        key = "thinker_config"
+        is_alone = key not in json.loads((self.folder / "config.json").read_text())
+        if is_alone:
+            return Part(thinker_name, (_AUDIO, _VISION))
+        return Part(thinker_name, (_AUDIO, _VISION), key, WHOLE, "thinker", (SPEAKERS,))
 
     def audio_tokens(self, samples: int) -> int:
         """How many tokens a clip of so many samples at 16 kHz is."""
@@ -182,7 +198,17 @@ class ThinkerPart(SafetensorsFolder):
             and (name.startswith(part) if part else not name.startswith(towers))
             and name not in unwanted
         }
+        self._used = {
+            self._file_of[stored]
+            for name, stored in named.items()
+            if name is not None and not name.startswith(_VISION)
+        }
         self._file_of = {stored: self._file_of[stored] for stored in self._stored.values()}
+
+    def sha256(self) -> str:
+        """Over the files of the language model and of the audio tower, whichever part this is: with
+        another tower the same policy hears something else."""
+        return combined_sha256([self.folder / name for name in sorted(self._used)], self.folder)
 
     def names(self) -> set[str]:
         return set(self._stored)

@@ -31,7 +31,7 @@ from adrpo_scale.domains.base import (
     Mode,
     Reference,
 )
-from adrpo_scale.domains.chat import ChatConfig, encode, without_long
+from adrpo_scale.domains.chat import ChatConfig, encode, token_ids, without_long
 from adrpo_scale.domains.decoding import SamplingConfig, audio_inputs
 from adrpo_scale.domains.language_model import FILES, WEIGHTS, LanguageModel
 from adrpo_scale.errors import ConfigError
@@ -169,10 +169,10 @@ class TextDomain(Domain):
         return found | {"repetition_penalty": 1.0, "eos_token_id": self.model.ends}
 
     def _chat_target(self) -> ChatTarget:
-        chat, example = self.config.chat, Prompt(0, "What is 2 + 3?")
+        chat = self.config.chat
+        example, ids = self._example()
         differs = chat.template_file is not None or chat.system is not None
         thinking = {} if chat.thinking is None else {"enable_thinking": chat.thinking}
-        any_length = chat.model_copy(update={"max_prompt_tokens": 1 << 30})
         return ChatTarget(
             is_chat=chat.template == "chat",
             template=self.tokenizer.get_chat_template() if differs else None,
@@ -180,8 +180,13 @@ class TextDomain(Domain):
             arguments=thinking,
             tokenizer=type(self.tokenizer).__name__,
             example=example.text,
-            ids=tuple(encode(self.tokenizer, example, any_length)),
+            ids=tuple(ids),
         )
+
+    def _example(self) -> tuple[Prompt, Sequence[int]]:
+        """A prompt, and its tokens in training."""
+        prompt = Prompt(0, "What is 2 + 3?")
+        return prompt, token_ids(self.tokenizer, prompt, self.config.chat)
 
     def check_training(self) -> None:
         if self.config.backend == "vllm":

@@ -3,6 +3,8 @@
     adapter   the trained LoRA alone: a peft folder, with what else the base's library wants of it
     merged    the base model with W + alpha/rank · B @ A in place of every adapted W
     full      the base model with the parameters of full training in place of its own
+    whole     everything that the base's folder holds, with the trained model put back into it,
+              however it was trained; where the folder holds more than the model
 
 An export is written to `<to>.tmp` and renamed at its end, so a killed one leaves no half folder.
 """
@@ -23,11 +25,11 @@ from torch import Tensor
 from adrpo_scale.checkpoint.reader import Reader
 from adrpo_scale.domains.base import ExportTarget
 from adrpo_scale.errors import ExportError
+from adrpo_scale.export.stored import StoredTensors
 from adrpo_scale.models import ModelSpec
 from adrpo_scale.tensor_files import FileFacts
-from adrpo_scale.weights import SafetensorsFolder
 
-Kind = Literal["adapter", "merged", "full"]
+Kind = Literal["adapter", "merged", "full", "whole"]
 Level = Literal["outputs", "tensors", "none"]
 DTYPES = {
     "float32": torch.float32,
@@ -44,7 +46,7 @@ _HUB_CACHE = re.compile(r"models--([^/]+)--([^/]+)/snapshots/")
 @dataclass(frozen=True)
 class Request:
     """What is wanted. dtype: None for float32 (adapter), or the base's own, tensor by tensor
-    (merged, full). max_shard_bytes: of one weight file. link: hard links instead of copies of what
+    (any other). max_shard_bytes: of one weight file. link: hard links instead of copies of what
     the base has beside the trained weights."""
 
     to: Path
@@ -121,15 +123,15 @@ class Material:
 
     reader: the checkpoint, its hashes verified. part: the set of it, `policy` or `ema`.
     spec: the policy; `spec.weights` are those that training started from, and are not `stored`
-    where the run's reference was rebased on a fork's origin. stored: the base's tensors as they lie
-    on the disk. folder: of the base's pipeline or model.
+    where the run's reference was rebased on a fork's origin. stored: the base's tensors that a
+    complete export holds, as they lie on the disk. folder: of the base's pipeline or model.
     """
 
     reader: Reader
     part: str
     spec: ModelSpec
     target: ExportTarget
-    stored: SafetensorsFolder
+    stored: StoredTensors
     folder: Path
     base: BaseModel
 
@@ -140,9 +142,10 @@ class Material:
         return lora["alpha"] / lora["rank"]
 
     def dtype(self, name: str, wanted: torch.dtype | None) -> torch.dtype:
-        """Of one of the base's tensors in a merged or full export."""
-        own = self.stored.dtype(name)
-        return wanted if wanted is not None and own.is_floating_point else own
+        """Of one of the base's tensors, by its stored name, in any export but an adapter. What the
+        policy does without is copied as it is."""
+        own, is_policy = self.stored.dtype(name), name in self.stored.policy_names
+        return wanted if wanted is not None and is_policy and own.is_floating_point else own
 
     def close(self) -> None:
         """Lets go of mapped files: their pages count as this process's memory."""
@@ -224,17 +227,20 @@ class Layout(ABC):
         settings: rank, alpha and targets, as a LoraConfig takes them."""
         return []
 
-    def job(self, target: ExportTarget) -> dict[str, Any]:
-        """What `load_check.py` must know of the target, beside what every export has."""
+    def job(self, target: ExportTarget, kind: Kind) -> dict[str, Any]:
+        """What `load_check.py` must know of the target, beside what every export has; or instead
+        of it."""
         return {}
 
     def check_answer(self, target: ExportTarget, answer: Mapping[str, Any]) -> None:
         """Raises ExportError where something else that `load_check.py` tried is wrong."""
         return None
 
-    def further_errors(self, model: Any, answer: Mapping[str, Any]) -> dict[str, float]:
+    def further_errors(
+        self, model: Any, inputs: Mapping[str, Tensor], answer: Mapping[str, Any]
+    ) -> dict[str, float]:
         """Errors of what else it tried, as shares of the outputs' root mean square, by name.
-        model: the policy, rounded as the export is."""
+        model: the policy, rounded as the export is; inputs: what it is given."""
         return {}
 
     @abstractmethod

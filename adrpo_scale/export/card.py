@@ -119,7 +119,7 @@ def _summary(story: Story) -> str:
         f"({source.settings['algorithm.name']}) with adrpo_scale {source.package}.{average}\n\n"
         f"* base model: `{base.name}`{revision}\n"
         f"* sha256 of the base's {part}: `{base.sha256}`\n"
-        f"* {story.dtype}, {size_text(story.written.bytes)} of trained weights in "
+        f"* {story.dtype}, {size_text(story.written.bytes)} of weights in "
         f"{len(story.written.files)} file{'s' * (len(story.written.files) > 1)}"
     )
 

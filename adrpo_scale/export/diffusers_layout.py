@@ -56,7 +56,7 @@ class DiffusersLayout(Layout):
         shutil.copymode(folder / "adapter_config.json", folder / LORA_FILE)
         return [LORA_FILE]
 
-    def job(self, target: ExportTarget) -> dict[str, Any]:
+    def job(self, target: ExportTarget, kind: Kind) -> dict[str, Any]:
         return {"pipeline": target.pipeline}
 
     def summary(self, kind: Kind, target: ExportTarget) -> str:

@@ -23,7 +23,7 @@ HELD = 64 << 20  # bytes read before the files are let go of
 
 
 def weight_headers(material: Material, dtype: torch.dtype | None) -> list[TensorHeader]:
-    """Every tensor of the exported component, from the base's headers alone."""
+    """Every tensor of the exported component, by its stored name, from the base's headers alone."""
     stored = material.stored
     names = sorted(stored.names())
     headers = [TensorHeader(n, material.dtype(n, dtype), stored.shape(n)) for n in names]
@@ -70,7 +70,7 @@ class _Stream:
     """Tensors as they are to be written, counting which of the trained ones differ."""
 
     def __init__(self, material: Material) -> None:
-        self._reference = material.spec.weights
+        self._reference, self._stored = material.spec.weights, material.stored
         self._weights = MergedWeights(self._reference, material.reader, material.part)
         self._held = 0
         self.trained = self.changed = 0
@@ -79,12 +79,16 @@ class _Stream:
         """One tensor. ExportError where its values do not fit the type."""
         if self._held > HELD:
             self._weights.close()
+            self._stored.close()
             self._held = 0
         self._held += header.bytes
-        tensor = self._weights.read(header.name)
+        name = self._stored.policy_names.get(header.name)
+        if name is None:
+            return self._stored.read(header.name)
+        tensor = self._weights.read(name)
         result = tensor.to(header.dtype)
-        if self._weights.is_trained(header.name):
-            before = self._reference.read(header.name).to(header.dtype)
+        if self._weights.is_trained(name):
+            before = self._reference.read(name).to(header.dtype)
             self.trained += 1
             self.changed += not torch.equal(result, before)
         if header.dtype == torch.float16 and not bool(torch.isfinite(result).all()):

@@ -7,19 +7,22 @@ needs none of it. Reads no network. JOB.json:
 
     mode        outputs: run the loaded model on the inputs; tensors: compare every tensor's name,
                 shape and type with the model's class, and every file's hash with the one written
-    kind        adapter, merged or full
-    library     diffusers or transformers
+    kind        adapter, merged, full or whole
+    library     diffusers or transformers; loader: who loads it, where not by the library's name
     export      the export's folder; base: that of the base's pipeline or model
     model, component, stem   the library's class, the model's folder, its files' name
     inputs      safetensors file of keyword arguments of the model's forward
     dtype       of an adapter's tensors
-    dtypes      of the other kinds' tensors, by name
+    dtypes      of the other kinds' tensors, by name; names: theirs in the class, by name
+    copied      names of tensors that are the base's: some may be unknown to the class
     files       weight files: path inside the export → SHA-256
     outputs     where the outputs go (safetensors); answer: where this script's findings go (JSON)
 
     pipeline    diffusers: the pipeline's class
     prompt      transformers: a text; is_chat: whether it goes through the chat template, with
                 template_arguments
+    processor   hearing: the class that makes inputs of a prompt and the clip in `inputs`;
+                attribute: the thinker's name in a whole model
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ import hashlib
 import importlib
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +46,8 @@ GREEDY = 8  # tokens that a language model goes on by
 
 def main(job: dict[str, Any]) -> None:
     torch.set_grad_enabled(False)
-    library = {"diffusers": Diffusers, "transformers": Transformers}[job["library"]](job)
+    loaders = {"diffusers": Diffusers, "transformers": Transformers, "hearing": Hearing}
+    library = loaders[job.get("loader", job["library"])](job)
     answer: dict[str, Any] = {"tensors": 0, **library.further()}
     if job["mode"] == "outputs":
         is_adapter = job["kind"] == "adapter"
@@ -71,8 +75,12 @@ class Library:
         """Tries what an export has beside weights; findings by name."""
         return {}
 
+    def inputs(self) -> dict[str, torch.Tensor]:
+        """Keyword arguments of the model's forward."""
+        return load_file(self.job["inputs"])
+
     def run(self, model: Any) -> torch.Tensor:
-        outputs = model(**load_file(self.job["inputs"]), return_dict=False)
+        outputs = model(**self.inputs(), return_dict=False)
         return outputs[0].float().contiguous()
 
     def adapter_outputs(self) -> dict[str, torch.Tensor]:
@@ -167,15 +175,12 @@ class Transformers(Library):
 
     def _run_and_go_on(self, model: Any) -> torch.Tensor:
         """Outputs; the inputs are then gone on with greedily, whatever ends a sequence."""
-        ids = load_file(self.job["inputs"])["input_ids"]
+        inputs = self.inputs()
+        ids = inputs["input_ids"]
         # Else what generation_config.json says of ends and penalties would be mixed in.
         model.generation_config = self.module.GenerationConfig()
-        tokens = model.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            do_sample=False,
-            max_new_tokens=GREEDY,
-        )
+        given = {"attention_mask": torch.ones_like(ids)} | inputs
+        tokens = model.generate(**given, do_sample=False, max_new_tokens=GREEDY)
         assert tokens.shape[1] == ids.shape[1] + GREEDY, f"generate returned {tuple(tokens.shape)}"
         self.tried = {"greedy": tokens.tolist(), "prompt_length": ids.shape[1]}
         return self.run(model)
@@ -183,6 +188,55 @@ class Transformers(Library):
     def empty(self, folder: Path) -> Any:
         config = self.module.AutoConfig.from_pretrained(folder, local_files_only=True)
         return getattr(self.module, self.job["model"]).from_config(config)
+
+
+class Hearing(Transformers):
+    """A model that is given a clip by its processor; alone, or as a part of a whole."""
+
+    def further(self) -> dict[str, Any]:
+        """The tokens of the prompt with its clip."""
+        return {"prompt_ids": self.inputs()["input_ids"][0].tolist()}
+
+    def inputs(self) -> dict[str, torch.Tensor]:
+        processor = getattr(self.module, self.job["processor"]).from_pretrained(
+            self.job["export"], local_files_only=True
+        )
+        text, clips = self.job["prompt"], load_file(self.job["inputs"])
+        if not clips:
+            return dict(processor(text=text, return_tensors="pt"))
+        content = [{"type": "audio", "audio": "clip"}, {"type": "text", "text": text}]
+        spoken = processor.apply_chat_template(
+            [{"role": "user", "content": content}],
+            add_generation_prompt=True,
+            tokenize=False,
+            **self.job["template_arguments"],
+        )
+        return dict(processor(text=spoken, audio=[clips["clip"].numpy()], return_tensors="pt"))
+
+    def model_outputs(self) -> dict[str, torch.Tensor]:
+        model = self._load_model(self.job["export"]).eval()
+        # What the library did not find in the files it has made up, with no more than a warning.
+        check_loaded(model, Path(self.job["export"]), self.job)
+        model = getattr(model, self.job["attribute"]) if "attribute" in self.job else model
+        return {"from_pretrained": self._run_and_go_on(model)}
+
+    def empty(self, folder: Path) -> Any:
+        model_class = getattr(self.module, self.job["model"])
+        config = model_class.config_class.from_pretrained(folder, local_files_only=True)
+        return model_class._from_config(config)
+
+
+def check_loaded(model: Any, folder: Path, job: dict[str, Any]) -> None:
+    """Asserts that everything in the model is what the files hold."""
+    own = dict(model.named_parameters()) | dict(model.named_buffers())
+    wanted = {name for name in model.state_dict() if name in own}
+    for name, tensor in tensors(folder, weight_files(folder, job["stem"])):
+        called = job["names"][name]
+        if called in wanted:
+            wanted.remove(called)
+            found = own[called]
+            assert torch.equal(found, tensor.to(found.dtype)), f"{name} was not loaded"
+    assert not wanted, f"missing {sorted(wanted)[:3]}"
 
 
 def check_hashes(job: dict[str, Any]) -> None:
@@ -200,13 +254,24 @@ def check_model(job: dict[str, Any], library: Library) -> int:
     # A tied weight is one parameter, and is in the files once.
     own = dict(model.named_parameters()) | dict(model.named_buffers())
     shapes = {name: tuple(own[name].shape) for name in model.state_dict() if name in own}
-    index, single = folder / f"{job['stem']}.safetensors.index.json", f"{job['stem']}.safetensors"
-    files = [single]
-    if index.is_file():
-        content = json.loads(index.read_text())
-        files = sorted(set(content["weight_map"].values()))
-        assert content["weight_map"] == where(folder, files), f"{index.name} is wrong"
-    return compare(folder, files, shapes, job["dtypes"])
+    files, names = weight_files(folder, job["stem"]), job["names"]
+    stored = {name: shapes[names[name]] for name in names if names[name] in shapes}
+    missing = shapes.keys() - {names[name] for name in stored}
+    assert not missing, f"missing {sorted(missing)[:3]}"
+    # Some checkpoints hold what their class does not know.
+    unknown = {name for name in job["copied"] if name not in stored}
+    return compare(folder, files, stored, job["dtypes"], unknown)
+
+
+def weight_files(folder: Path, stem: str) -> list[str]:
+    """Of a model's folder; asserts that an index is right."""
+    index = folder / f"{stem}.safetensors.index.json"
+    if not index.is_file():
+        return [f"{stem}.safetensors"]
+    content = json.loads(index.read_text())
+    files = sorted(set(content["weight_map"].values()))
+    assert content["weight_map"] == where(folder, files), f"{index.name} is wrong"
+    return files
 
 
 def check_adapter(job: dict[str, Any], library: Library) -> int:
@@ -233,13 +298,20 @@ def where(folder: Path, files: list[str]) -> dict[str, str]:
 
 
 def compare(
-    folder: Path, files: list[str], shapes: dict[str, tuple[int, ...]], dtypes: str | dict[str, str]
+    folder: Path,
+    files: list[str],
+    shapes: dict[str, tuple[int, ...]],
+    dtypes: str | dict[str, str],
+    unknown: Collection[str] = (),
 ) -> int:
-    """Asserts that the files hold exactly these tensors, finite; how many they are."""
-    there = where(folder, files)
+    """Asserts that the files hold exactly these tensors, finite, and what is unknown; how many
+    they are."""
+    there = {name: file for name, file in where(folder, files).items() if name not in unknown}
     missing, extra = sorted(shapes.keys() - there), sorted(there.keys() - shapes)
     assert not missing and not extra, f"missing {missing[:3]}, not of the model {extra[:3]}"
     for name, tensor in tensors(folder, files):
+        if name in unknown:
+            continue
         wanted = dtypes if isinstance(dtypes, str) else dtypes[name]
         found = (tuple(tensor.shape), str(tensor.dtype))
         assert found == (shapes[name], wanted), f"{name} is {found}, not {(shapes[name], wanted)}"

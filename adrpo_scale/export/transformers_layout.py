@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from fnmatch import fnmatch
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from adrpo_scale.domains.base import ChatTarget, ExportTarget
 from adrpo_scale.errors import ExportError
@@ -27,7 +28,6 @@ from adrpo_scale.export.base import (
     code_block,
 )
 from adrpo_scale.export.copies import json_text, licence_files, without_paths
-from adrpo_scale.weights import SafetensorsFolder
 
 CONFIG, TOKENIZER, TEMPLATE = "config.json", "tokenizer_config.json", "chat_template.jinja"
 _TOKENIZER_FILES = (
@@ -42,6 +42,7 @@ _TOKENIZER_FILES = (
     TEMPLATE,
 )
 _MODEL_FILES = (*_TOKENIZER_FILES, CONFIG, "generation_config.json")
+_DTYPE_KEYS = {"dtype", "torch_dtype"}  # now, and before transformers 4.56
 _TEMPLATES = "additional_chat_templates"
 _GENERIC = {"TokenizersBackend": "PreTrainedTokenizerFast"}  # its name before transformers 5
 _VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes as --max-lora-rank
@@ -76,7 +77,7 @@ class TransformersLayout(Layout):
         config = {CONFIG: config_text(material, request.dtype)}
         return tokenizer_texts(material, names_class=False) | config
 
-    def job(self, target: ExportTarget) -> dict[str, Any]:
+    def job(self, target: ExportTarget, kind: Kind) -> dict[str, Any]:
         chat = _chat(target)
         return {
             "is_chat": chat.is_chat,
@@ -93,10 +94,12 @@ class TransformersLayout(Layout):
                 f"training made {ids[:20]}. It was removed; please report this"
             )
 
-    def further_errors(self, model: Any, answer: Mapping[str, Any]) -> dict[str, float]:
+    def further_errors(
+        self, model: Any, inputs: Mapping[str, Tensor], answer: Mapping[str, Any]
+    ) -> dict[str, float]:
         """How far tokens that the export chose greedily lie under the policy's best ones."""
         ids, start = torch.tensor(answer["greedy"]), answer["prompt_length"]
-        logits = model(input_ids=ids, return_dict=False)[0].float()
+        logits = model(**{**inputs, "input_ids": ids}, return_dict=False)[0].float()
         scale = logits.square().mean().sqrt()
         logits, chosen = logits[:, start - 1 : -1], ids[:, start:, None]
         gaps = logits.max(-1).values - logits.gather(-1, chosen)[..., 0]
@@ -107,6 +110,7 @@ class TransformersLayout(Layout):
             "adapter": "LoRA adapters",
             "merged": "The base model with trained LoRA adapters merged into it",
             "full": "All parameters of the base model",
+            "whole": "The base model with its trained part put back into it",
         }[kind]
 
     def usage(self, use: Use) -> list[str]:
@@ -125,27 +129,36 @@ def _chat(target: ExportTarget) -> ChatTarget:
 def untrue_copies(material: Material) -> list[str]:
     """Tensors that training has passed over, and that are equal to none that it has read."""
     stored = material.stored
-    everything = SafetensorsFolder(stored.folder, material.target.stem)
 
     def is_copy(name: str) -> bool:
-        alike = [n for n in stored.names() if stored.shape(n) == everything.shape(name)]
-        return any(torch.equal(everything.read(name), stored.read(n)) for n in alike)
+        alike = [n for n in stored.policy_names if stored.shape(n) == stored.shape(name)]
+        return any(torch.equal(stored.read(name), stored.read(n)) for n in alike)
 
-    found = [name for name in sorted(everything.names() - stored.names()) if not is_copy(name)]
+    found = [name for name in sorted(stored.left_out) if not is_copy(name)]
     material.close()
     return found
 
 
 def config_text(material: Material, wanted: torch.dtype | None) -> str:
-    """The base's config.json, whose type is the one that most of the export's numbers have."""
+    """The base's config.json, or the model's part of it. Its type is the one that most of the
+    export's numbers have, and the model's in a whole that most of the policy's."""
     config = without_paths(json.loads((material.folder / CONFIG).read_text()))
+    key, stored = material.target.part.config, material.stored
+    if key and stored.is_whole:
+        of_model = _main_dtype(material, wanted, stored.policy_names)
+        config[key] |= dict.fromkeys(config[key].keys() & _DTYPE_KEYS, of_model)
+    elif key:
+        config = config[key] | {"architectures": [material.target.model]}
+    keys = {"dtype", *config.keys() & _DTYPE_KEYS}
+    return json_text(config | dict.fromkeys(keys, _main_dtype(material, wanted, stored.names())))
+
+
+def _main_dtype(material: Material, wanted: torch.dtype | None, names: Collection[str]) -> str:
     elements: Counter[torch.dtype] = Counter()
-    for name in material.stored.names():
+    for name in names:
         elements[material.dtype(name, wanted)] += torch.Size(material.stored.shape(name)).numel()
     material.close()
-    stored = str(elements.most_common(1)[0][0]).removeprefix("torch.")
-    keys = {"dtype", *config.keys() & {"torch_dtype"}}  # its name before transformers 4.56
-    return json_text(config | dict.fromkeys(keys, stored))
+    return str(elements.most_common(1)[0][0]).removeprefix("torch.")
 
 
 def tokenizer_texts(material: Material, *, names_class: bool) -> dict[str, str]:

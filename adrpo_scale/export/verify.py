@@ -6,6 +6,8 @@ outputs   `load_check.py` loads the export with diffusers or transformers (and p
 tensors   `load_check.py` compares names, shapes, types and hashes; every value is compared here
           with a merge of its own in float64. For machines that cannot hold the model.
 
+Either way what is taken over from the base must be the base's to the byte.
+
 The policy is rebuilt as training builds it, adapters beside the base weights, and then brought to
 what the export holds: merged by peft where it is merged, rounded to its types. Nothing of the code
 that wrote the export takes part.
@@ -18,6 +20,7 @@ rounded either way.
 
 from __future__ import annotations
 
+import filecmp
 import json
 import os
 import subprocess
@@ -39,6 +42,7 @@ from adrpo_scale.engines.adapters import add_adapters, is_adapter, original_name
 from adrpo_scale.errors import ExportError
 from adrpo_scale.export.base import Material, Request, Written
 from adrpo_scale.export.layouts import layout_of
+from adrpo_scale.export.stored import check_copied, names_in
 from adrpo_scale.weights import check_coverage
 
 SCRIPT = Path(__file__).with_name("load_check.py")
@@ -72,6 +76,7 @@ def verify(material: Material, request: Request, written: Written, folder: Path)
     off = compare_values(material, request, written, folder)
     material.close()
     figures = {"tensors compared": answer["tensors"], "largest error / rounding": off}
+    figures |= _check_taken_over(material, request, written, folder)
     return Verdict("tensors", figures, answer["versions"])
 
 
@@ -100,15 +105,16 @@ def _verify_outputs(
         )
     figures[MOVED] = distance(expected.exact, expected.base)
     figures[LOST] = expected.lost(next(iter(found.values())))
+    figures |= _check_taken_over(material, request, written, folder)
     warning = None if figures[LOST] <= LOST_LIMIT else LOST_WARNING.format(figures[LOST])
     return Verdict("outputs", figures, answer["versions"], warning)
 
 
 def _is_low(material: Material, request: Request) -> bool:
-    """Whether the export holds anything in a type lower than float32."""
+    """Whether the export holds anything of the policy's in a type lower than float32."""
     if request.kind == "adapter":
         return request.dtype not in (None, torch.float32)
-    names = material.stored.names()
+    names = material.stored.policy_names
     return any(material.dtype(name, request.dtype) != torch.float32 for name in names)
 
 
@@ -146,10 +152,12 @@ def _run_check(
             "inputs": str(place / "inputs.safetensors"),
             "dtype": str(dtype or torch.float32),
             "dtypes": {n: str(material.dtype(n, dtype)) for n in material.stored.names()},
+            "names": {n: material.stored.class_name(n) for n in material.stored.names()},
+            "copied": sorted(material.stored.copied),
             "files": {path: facts.sha256 for path, facts in written.files.items()},
             "outputs": str(outputs),
             "answer": str(place / "answer.json"),
-            **layout_of(target).job(target),
+            **layout_of(target).job(target, request.kind),
         }
         (place / "job.json").write_text(json.dumps(job))
         done = subprocess.run(
@@ -191,19 +199,21 @@ class Expected:
 @torch.no_grad()
 def expected_outputs(material: Material, request: Request, answer: Mapping[str, Any]) -> Expected:
     """From the base's weights and the checkpoint's alone, in one model in float32."""
+    target = material.target
+    inputs = target.inputs if target.policy_inputs is None else target.policy_inputs()
     model = _empty_policy(material)
     state = _state(model)
     _load_base(material, state)
-    base = base_rounded = _run(model, material)
+    base = base_rounded = _run(model, inputs)
     if request.kind != "adapter" and request.dtype is not None:
         _round_base(state, material, request)
-        base_rounded = _run(model, material)
+        base_rounded = _run(model, inputs)
         _load_base(material, state)
     _load_trained(material, state)
-    exact = _run(model, material)
+    exact = _run(model, inputs)
     _round(model, state, material, request)
-    rounded = _run(model, material)
-    further = layout_of(material.target).further_errors(model, answer)
+    rounded = _run(model, inputs)
+    further = layout_of(target).further_errors(model, inputs, answer)
     return Expected(base, base_rounded, exact, rounded, further)
 
 
@@ -268,12 +278,27 @@ def _round(
 def _round_base(state: Mapping[str, Tensor], material: Material, request: Request) -> None:
     for name, tensor in state.items():
         if not is_adapter(name):
-            tensor.copy_(tensor.to(material.dtype(original_name(name), request.dtype)))
+            stored = material.stored.stored_name(original_name(name))
+            tensor.copy_(tensor.to(material.dtype(stored, request.dtype)))
     material.close()
 
 
-def _run(model: Any, material: Material) -> Tensor:
-    return model(**material.target.inputs, return_dict=False)[0].float()
+def _run(model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
+    return model(**inputs, return_dict=False)[0].float()
+
+
+def _check_taken_over(
+    material: Material, request: Request, written: Written, folder: Path
+) -> dict[str, float]:
+    """How many tensors of the base's the export has as they are; ExportError where one of them, or
+    a file that a whole does not load without, differs from the base's."""
+    if request.kind == "adapter":
+        return {}
+    for name in material.target.part.needs if request.kind == "whole" else ():
+        if not filecmp.cmp(folder / name, material.folder / name, shallow=False):
+            raise ExportError(f"{name} is not the base model's. The export was removed")
+    count = check_copied(material.stored, written.files, folder)
+    return {"tensors copied, the same to the byte": count} if count else {}
 
 
 def compare_values(material: Material, request: Request, written: Written, folder: Path) -> float:
@@ -284,9 +309,7 @@ def compare_values(material: Material, request: Request, written: Written, folde
     value_of = _adapter_value if request.kind == "adapter" else _merged_value
     worst = 0.0
     for path in written.files:
-        with safe_open(folder / path, "pt") as file:
-            names = sorted(file.keys())
-        for name in names:
+        for name in sorted(names_in(folder / path) - material.stored.copied):
             with safe_open(folder / path, "pt") as file:  # again: mapped pages count as memory
                 tensor = file.get_tensor(name)
             off = _off(tensor, *value_of(name, material))
@@ -323,9 +346,9 @@ def _adapter_value(name: str, material: Material) -> Value:
     return material.reader.whole(stored, material.part), NOTHING
 
 
-def _merged_value(name: str, material: Material) -> Value:
+def _merged_value(stored: str, material: Material) -> Value:
     """The value, computed in float64, and what float32 sums of that size may be off by."""
-    reader, part = material.reader, material.part
+    reader, part, name = material.reader, material.part, material.stored.policy_names[stored]
     module, trained = name.removesuffix(".weight"), reader.names(part)
     if name in trained:
         return reader.whole(name, part), NOTHING

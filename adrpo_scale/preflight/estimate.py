@@ -8,12 +8,14 @@ files; `train` checks again, with the exact ones, once its model is loaded.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 from adrpo_scale.checkpoint.shelf import CHECKPOINTS, committed
 from adrpo_scale.config import RunConfig
 from adrpo_scale.disk_space import free_space
 from adrpo_scale.domains import flow, language_model
+from adrpo_scale.domains.omni import ThinkerPart
 from adrpo_scale.errors import AdrpoError
 from adrpo_scale.models import LoraConfig
 from adrpo_scale.prefetch_lock import find_here
@@ -22,10 +24,11 @@ from adrpo_scale.preflight.checks import check_space
 from adrpo_scale.weights import SafetensorsFolder
 
 _FLOAT32 = 4  # bytes
-# Domain → where its model's weights lie, the stem of their files, and what adapters are put on.
-_WEIGHTS = {
-    "flow": ("transformer", flow.WEIGHTS, flow.ATTENTION),
-    "text": ("", language_model.WEIGHTS, language_model.LINEAR),
+# Domain → its model's weights in a folder, and what adapters are put on.
+_WEIGHTS: dict[str, tuple[Callable[[Path], SafetensorsFolder], tuple[str, ...]]] = {
+    "flow": (lambda at: SafetensorsFolder(at / "transformer", flow.WEIGHTS), flow.ATTENTION),
+    "text": (lambda at: SafetensorsFolder(at, language_model.WEIGHTS), language_model.LINEAR),
+    "audio": (ThinkerPart, language_model.LINEAR),
 }
 
 
@@ -66,9 +69,9 @@ def trained_elements(config: RunConfig) -> int | None:
     domain = config.domain
     if domain.name not in _WEIGHTS:
         return None
-    part, stem, usual = _WEIGHTS[domain.name]
+    weights_in, usual = _WEIGHTS[domain.name]
     (need, *_) = domain.needs_from_hub()
-    weights = SafetensorsFolder(find_here(need) / part, stem)
+    weights = weights_in(find_here(need))
     try:
         shapes = {name: weights.shape(name) for name in weights.names()}
     finally:

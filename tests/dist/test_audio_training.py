@@ -7,7 +7,9 @@ peft's adapters, one row at a time: every sample's clip is encoded for it alone,
 from __future__ import annotations
 
 import functools
+import json
 import math
+import os
 import tempfile
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from adrpo_scale.build import build_trainer
 from adrpo_scale.domains import audio
 from adrpo_scale.domains.decoding import SamplingConfig, pick
 from adrpo_scale.domains.omni import ADAPTED
+from adrpo_scale.errors import ClipError
 from adrpo_scale.seeding import Purpose, generator
 from adrpo_scale.types import DrawKey
 from adrpo_scale.weights import initial_uniform
@@ -269,3 +272,54 @@ def test_ranks_with_less_to_hear_do_not_hang_and_change_nothing(variant):
             assert found[place][2:] == (masked, updates), name
             assert found[place][0] == pytest.approx(loss, rel=1e-4, abs=1e-5), name
             assert found[place][1] == pytest.approx(norm, rel=1e-4), name
+
+
+# ---- ranks that see different folders ------------------------------------------------------------
+
+
+def sees(rank, world, folder, views):
+    """For each view (clips that each rank does not see): the prompts that a run is left with and
+    its first record, or the error. A rank's clips are in its own working folder."""
+    found = []
+    for place, hidden in enumerate(views):
+        mine = Path(folder) / f"view-{place}-{rank}"
+        mine.mkdir()
+        save_prompts(mine / "clips.jsonl", PROMPTS, SECONDS)
+        for n in hidden[rank]:
+            (mine / f"clip-{n}.wav").unlink()
+        os.chdir(mine)
+        train = f"prompts.train={folder}/relative.jsonl"
+        settings = config(Path(folder), "fsdp2-all", "lora", "adrpo", "optimizer.updates=1", train)
+        try:
+            trainer = build_trainer(settings, Path(tempfile.mkdtemp()))
+        except ClipError as error:
+            found.append(str(error))
+            continue
+        with trainer.log:
+            record = trainer._iterate()
+        ids = [prompt.id for prompt in trainer.stream.prompts]
+        found.append((ids, record["loss"], record["unheard"]))
+    return found
+
+
+EVERY = list(range(len(PROMPTS)))
+VIEWS = {
+    "a clip that one rank does not see yet": [[], [3]],
+    "a clip that rank 0 does not see yet": [[4], []],
+    "no clip at all on rank 0": [EVERY, []],
+}
+
+
+def test_ranks_that_see_different_clips_train_on_the_same_prompts():
+    """Rank 0 decides; what a rank then cannot hear is left out of the loss, on all ranks alike."""
+    folder = model_and_rows()[0]
+    rows = [json.loads(line) for line in (folder / "prompts.jsonl").read_text().splitlines()]
+    lines = [json.dumps(row | {"audio_folder": "."}) + "\n" for row in rows]
+    (folder / "relative.jsonl").write_text("".join(lines))
+    both = run_ranks(sees, 2, str(folder), list(VIEWS.values()), timeout=120)
+    assert both[0] == both[1]
+    later, earlier, none = both[0]
+    assert later[0] == EVERY and later[2] == pytest.approx(1 / CHOSEN)  # rank 1's last prompt
+    assert earlier[0] == [0, 1, 2, 3, 5] and earlier[2] == 0
+    assert math.isfinite(later[1]) and math.isfinite(earlier[1])
+    assert none.startswith("none of the 6 prompts has its clip; the first: clip 'clip-0.wav'")

@@ -9,6 +9,7 @@ import logging
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     Qwen2_5OmniProcessor,
     Qwen2_5OmniThinkerForConditionalGeneration,
@@ -22,7 +23,6 @@ from adrpo_scale.engines.adapters import is_adapter
 from adrpo_scale.errors import (
     ClipError,
     ConfigError,
-    ExportError,
     ModelNotFoundError,
     PromptError,
     WeightsError,
@@ -338,6 +338,31 @@ def test_adapters_are_on_the_language_models_layers_alone(parts):
     assert all(name.startswith("model.language_model.layers.") for name in adapted)
 
 
+@pytest.mark.parametrize(
+    ("part", "matters"),
+    [("audio_tower", True), ("model.layers", True), ("visual", False), ("talker", False)],
+)
+def test_another_tower_is_another_base_model(tmp_path, part, matters):
+    """Wherever the parts lie: a checkpoint may keep them in files of their own."""
+    tensors = load_file(save_thinker(tmp_path / "thinker") / "model.safetensors")
+    parts = {"audio_tower": {}, "visual": {}, "talker": {"talker.x": torch.ones(4)}}
+    for name, tensor in tensors.items():
+        (own,) = [p for p in parts if p in name] or ["model.layers"]
+        parts.setdefault(own, {})[name] = tensor
+    (tmp_path / "model").mkdir()
+    where = {name: f"{own}.safetensors" for own, group in parts.items() for name in group}
+    index = {"metadata": {}, "weight_map": where}
+    (tmp_path / "model" / "model.safetensors.index.json").write_text(json.dumps(index))
+    hashes = []
+    for _ in range(2):
+        for own, group in parts.items():
+            save_file(group, tmp_path / "model" / f"{own}.safetensors")
+        hashes.append(omni.ThinkerPart(tmp_path / "model").sha256())
+        first = next(iter(parts[part]))
+        parts[part][first] = parts[part][first] + 1
+    assert (hashes[0] != hashes[1]) == matters
+
+
 def test_the_frozen_files_say_what_is_heard(parts):
     names = {path.name for path in parts.domain.frozen_files()}
     assert {
@@ -440,12 +465,6 @@ def test_other_models_and_half_folders(tmp_path):
 def test_only_the_policy_itself_rolls_out(tmp_path):
     with pytest.raises(ValueError, match="would hear nothing"):
         AudioConfig(model="x", backend="vllm")
-
-
-def test_exports_are_refused(parts):
-    """A folder without the towers would be one that hears nothing, and says nothing of it."""
-    with pytest.raises(ExportError, match="cannot be exported yet"):
-        parts.domain.export_target()
 
 
 def test_the_clip_goes_before_the_last_question():

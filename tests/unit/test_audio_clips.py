@@ -13,8 +13,14 @@ import numpy as np
 import pytest
 import soundfile
 
-from adrpo_scale import avqa
-from adrpo_scale.audio_clips import clip_faults, duration, read_clip, without_broken
+from adrpo_scale import audio_clips, avqa, watchdog
+from adrpo_scale.audio_clips import (
+    agreed_headers,
+    clip_faults,
+    duration,
+    read_clip,
+    without_broken,
+)
 from adrpo_scale.errors import ClipError, ConfigError, PromptError
 from adrpo_scale.prompt_files import guess_format, load_prompts
 from tests.sounds import avqa_row, cut, pitch, tone, write_audio, write_rows
@@ -254,10 +260,28 @@ def test_prompts_without_their_clip_are_counted_and_named(
     clips = ("rain.wav", "nowhere.wav", "rain.wav", "junk.wav")
     prompts = load_prompts(lines(tmp_path / "t.jsonl", *({**ROW, "audio": c} for c in clips)))
     assert list(clip_faults(prompts)) == [1, 3]
+    headers = agreed_headers(prompts)
+    assert headers["rain.wav", str(tmp_path)] == 1.0 and len(headers) == 3
     with caplog.at_level(logging.INFO):
-        kept = without_broken(prompts)
+        kept = without_broken(prompts, headers)
     assert [prompt.id for prompt in kept] == [0, 2]  # ids stay those of the file
     assert "2 of 4 prompts have a missing or broken clip" in caplog.text
     assert "nowhere.wav" in caplog.text and "junk.wav" in caplog.text
     with pytest.raises(ClipError, match="none of the 2 prompts has its clip"):
-        without_broken([prompts[1], prompts[3]])
+        without_broken([prompts[1], prompts[3]], headers)
+
+
+def test_looking_at_many_clips_is_progress_and_each_is_looked_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{**ROW, "audio": f"{n % 5}.wav"} for n in range(10)]
+    for row in rows[:5]:
+        write_audio(tmp_path / row["audio"])
+    beats, seen = [], []
+    look = audio_clips.duration
+    monkeypatch.setattr(audio_clips, "PART", 2)
+    monkeypatch.setattr(audio_clips, "duration", lambda *clip: (seen.append(clip), look(*clip))[1])
+    monkeypatch.setattr(watchdog, "beat", lambda: beats.append(len(seen)))
+    headers = agreed_headers(load_prompts(lines(tmp_path / "t.jsonl", *rows)))
+    assert set(headers.values()) == {1.0} and len(headers) == 5
+    assert beats == [2, 4, 5]

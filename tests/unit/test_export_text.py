@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
 from types import SimpleNamespace
 
 import peft
@@ -32,6 +31,7 @@ from adrpo_scale.exporter import export
 from adrpo_scale.resume import open_checkpoint
 from adrpo_scale.sampler import COMPLETIONS, find_source, sample_to
 from adrpo_scale.types import Prompt
+from tests.plain_processes import plain_processes
 from tests.tiny_text import PROMPTS, TEMPLATE, save_prompts, save_tiny, text_config, tiny_tokenizer
 
 SECRET = "ada-lovelace"  # part of every path of this file: no export may tell it
@@ -105,55 +105,13 @@ def root(tmp_path_factory):
         yield place
 
 
-SERVER = """
-import json, os, runpy, sys, traceback
-
-import peft
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
-from transformers.models.qwen3 import modeling_qwen3
-
-torch.set_num_threads(1)
-for line in sys.stdin:
-    job = json.loads(line)
-    child = os.fork()
-    if not child:
-        log = os.open(job["log"], os.O_WRONLY | os.O_CREAT)
-        os.dup2(log, 1), os.dup2(log, 2)
-        os.chdir(job["cwd"])
-        sys.argv, code = job["argv"], 1
-        try:
-            runpy.run_path(sys.argv[0], run_name="__main__")
-            code = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush(), sys.stderr.flush()
-            os._exit(code)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
-
-
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory):
     """Runs `script arguments…` in a process with transformers and peft, imported before."""
-    place = tmp_path_factory.mktemp("plain")
-    command = [sys.executable, "-P", "-c", SERVER]
-    server = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=place
-    )
-
-    def run(*argv, cwd=place):
-        log = place / "log"
-        log.unlink(missing_ok=True)
-        job = {"argv": list(map(str, argv)), "cwd": str(cwd), "log": str(log)}
-        server.stdin.write(json.dumps(job) + "\n")
-        server.stdin.flush()
-        return SimpleNamespace(returncode=int(server.stdout.readline()), stderr=log.read_text())
-
-    yield run
-    server.kill()
-    server.wait()
+    imports = "from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig\n"
+    imports += "from transformers.models.qwen3 import modeling_qwen3"
+    with plain_processes(tmp_path_factory.mktemp("plain"), imports) as run:
+        yield run
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,154 @@
+"""Exports of models that hear, for transformers and peft: the thinker of Qwen2.5-Omni in a folder
+of its own, adapters on it, or the whole model with the trained thinker put back into it.
+
+What a processor needs goes with all of them, so a clip becomes what it was in training. What the
+policy does without (the towers, and in a whole the talker, token2wav and the speakers' file) is the
+base's to the byte.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from adrpo_scale.domains.base import ExportTarget
+from adrpo_scale.export.base import (
+    Copy,
+    Kind,
+    Material,
+    Use,
+    base_arguments,
+    base_lines,
+    code_block,
+)
+from adrpo_scale.export.copies import licence_files
+from adrpo_scale.export.transformers_layout import TransformersLayout
+
+OLD_TEMPLATE = "chat_template.json"  # a processor's, before there was chat_template.jinja
+_PROCESSOR_FILES = (
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+    "processor_config.json",
+    OLD_TEMPLATE,
+)
+_WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx"}
+_SECONDS = 1  # of silence that the card's example gives
+
+
+class HearingLayout(TransformersLayout):
+    def copies(self, material: Material, kind: Kind) -> list[Copy]:
+        base = material.folder
+        if kind == "whole":
+            found = [*licence_files(base), *_everything_else(material)]
+        else:
+            beside = [Copy(base / n, n) for n in _PROCESSOR_FILES if (base / n).is_file()]
+            found = [*super().copies(material, kind), *beside]
+        has_own = material.target.chat is not None and material.target.chat.template is not None
+        once = {copy.name: copy for copy in found if not (has_own and copy.name == OLD_TEMPLATE)}
+        return list(once.values())
+
+    def job(self, target: ExportTarget, kind: Kind) -> dict[str, Any]:
+        own = {"loader": "hearing", "processor": target.processor}
+        if kind == "whole":
+            own |= {"model": target.part.whole, "attribute": target.part.attribute}
+        return super().job(target, kind) | own
+
+    def summary(self, kind: Kind, target: ExportTarget) -> str:
+        return {
+            "adapter": "LoRA adapters of the thinker",
+            "merged": "The base's thinker with trained LoRA adapters merged into it",
+            "full": "The base's thinker, whose language model was trained",
+            "whole": "The base model with its trained thinker",
+        }[kind]
+
+    def usage(self, use: Use) -> list[str]:
+        blocks = [code_block(_lines(use)), "These are the settings of the run's evaluations."]
+        if use.kind == "whole":
+            served = code_block([f"vllm serve . --dtype {use.dtype}"], "shell")
+            blocks += ["vLLM serves the thinker of a whole model, by requests with audio:", served]
+        return blocks
+
+
+def _everything_else(material: Material) -> list[Copy]:
+    """The base's files but for weights and its card. What hides itself, a download's or a
+    repository's, is no part of a model."""
+    base = material.folder
+    found = []
+    for path in sorted(path for path in base.rglob("*") if path.is_file()):
+        name = path.relative_to(base)
+        is_needed = name.as_posix() in material.target.part.needs
+        if is_needed or not (_is_hidden(name) or _is_weights(name) or name == Path("README.md")):
+            found.append(Copy(path, name.as_posix()))
+    return found
+
+
+def _is_hidden(name: Path) -> bool:
+    return any(part.startswith(".") for part in name.parts)
+
+
+def _is_weights(name: Path) -> bool:
+    """Those of before the training, or a pickle, which may be anything."""
+    return name.suffix in _WEIGHTS or any(f"{kind}.index." in name.name for kind in _WEIGHTS)
+
+
+# ---- the card's example --------------------------------------------------------------------------
+
+
+def _lines(use: Use) -> list[str]:
+    target, is_adapter, is_whole = use.target, use.kind == "adapter", use.kind == "whole"
+    model = target.part.whole if is_whole else target.model
+    is_heard = bool(target.inputs)
+    lines = [*["import numpy as np"] * is_heard, "import torch"]
+    lines += ["from peft import PeftModel"] * is_adapter
+    lines += [f"from transformers import {', '.join(sorted((target.processor, model)))}", ""]
+    lines += base_lines(use.base) if is_adapter else []
+    arguments = base_arguments(use.base) if is_adapter else '"."'
+    return [
+        *lines,
+        'device = "cuda" if torch.cuda.is_available() else "cpu"',
+        f'processor = {target.processor}.from_pretrained(".")',
+        f"model = {model}.from_pretrained(",
+        f"    {arguments}, dtype=torch.{use.dtype}",
+        ").to(device)",
+        *['model = PeftModel.from_pretrained(model, ".")'] * is_adapter,
+        "",
+        *_input_lines(target),
+        "tokens = model.generate(",
+        "    **inputs,",
+        *(f"    {name}={value!r}," for name, value in _call(target, is_whole).items()),
+        ")",
+        'print(processor.decode(tokens[0, inputs["input_ids"].shape[1] :]))',
+    ]
+
+
+def _input_lines(target: ExportTarget) -> list[str]:
+    chat = target.chat
+    assert chat is not None
+    if not chat.is_chat:
+        made = [f'inputs = processor(text={json.dumps(chat.example)}, return_tensors="pt")']
+    else:
+        made = [
+            f"clip = np.zeros({16000 * _SECONDS}, np.float32)  # your sound, mono at 16 kHz",
+            "content = [",
+            '    {"type": "audio", "audio": "clip"},',
+            f'    {{"type": "text", "text": {json.dumps(chat.example)}}},',
+            "]",
+            "text = processor.apply_chat_template(",
+            '    [{"role": "user", "content": content}],',
+            "    add_generation_prompt=True,",
+            "    tokenize=False,",
+            *(f"    {name}={value!r}," for name, value in chat.arguments.items()),
+            ")",
+            'inputs = processor(text=text, audio=[clip], return_tensors="pt")',
+        ]
+    return [*made, "inputs = inputs.to(device).to(model.dtype)"]
+
+
+def _call(target: ExportTarget, is_whole: bool) -> Mapping[str, Any]:
+    """The whole model's `generate` gives its parts what begins with their names."""
+    if not is_whole:
+        return target.call
+    own = {f"{target.part.attribute}_{name}": value for name, value in target.call.items()}
+    return {"generation_mode": "text", **own}

@@ -1,0 +1,88 @@
+"""Which of the base's tensors an export holds, and what they are called: on the disk, by the
+policy, and by the class that loads the export.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from adrpo_scale.domains.base import ExportTarget
+from adrpo_scale.errors import ExportError
+from adrpo_scale.weights import SafetensorsFolder
+
+
+class StoredTensors(SafetensorsFolder):
+    """The base's tensors that a complete export holds, by the names that they have on the disk, in
+    the base as in the export.
+
+    policy: names of the policy's tensors. is_whole: whether an export holds what the base's folder
+    has beside the model. policy_names: stored name → the policy's, where it has the tensor; copied:
+    names of the others. left_out: tensors of the model that neither training nor an export has
+    (second copies of what is tied).
+    """
+
+    def __init__(
+        self, base: Path, target: ExportTarget, policy: Collection[str], *, is_whole: bool
+    ) -> None:
+        super().__init__(base / target.component, target.stem)
+        self.is_whole, part = is_whole, target.part
+        of_model = {n: name for n in self._file_of if (name := part.name(n)) is not None}
+        self.policy_names = {n: name for n, name in of_model.items() if name in policy}
+        frozen = {n for n, name in of_model.items() if name.startswith(part.frozen)}
+        others = self._file_of.keys() - of_model.keys() if is_whole else set()
+        self.copied = (frozen | others) - self.policy_names.keys()
+        self.left_out = of_model.keys() - self.policy_names.keys() - frozen
+        self._stored_names = {name: stored for stored, name in self.policy_names.items()}
+        prefix = f"{part.attribute}." if is_whole else ""
+        self._class_names = {n: prefix + name for n, name in of_model.items()}
+
+    def names(self) -> set[str]:
+        return self.policy_names.keys() | self.copied
+
+    def stored_name(self, policy: str) -> str:
+        """Of a tensor of the policy's."""
+        return self._stored_names[policy]
+
+    def class_name(self, stored: str) -> str:
+        """In the class that loads the export."""
+        return self._class_names.get(stored, stored)
+
+
+def check_copied(stored: StoredTensors, files: Iterable[str], folder: Path) -> int:
+    """Compares every copied tensor in the export's files with the base's, byte for byte; how many
+    they are. ExportError where one differs or is missing."""
+    missing = set(stored.copied)
+    for path in files:
+        for name in sorted(names_in(folder / path) & stored.copied):
+            with safe_open(folder / path, "pt") as file:  # again: mapped pages count as memory
+                if not is_same(file.get_tensor(name), stored.read(name)):
+                    raise ExportError(
+                        f"{path}: {name} is not what the base model has. The export was removed; "
+                        "please report this"
+                    )
+            missing.remove(name)
+            stored.close()
+    if missing:
+        raise ExportError(
+            f"the export lacks {sorted(missing)[:3]}, which it takes over from the base. It was "
+            "removed; please report this"
+        )
+    return len(stored.copied)
+
+
+def names_in(path: Path) -> set[str]:
+    """Of the tensors in a safetensors file."""
+    with safe_open(path, "pt") as file:
+        return set(file.keys())
+
+
+def is_same(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are the same to the byte, NaNs included."""
+    if (a.dtype, a.shape) != (b.dtype, b.shape):
+        return False
+    return torch.equal(*(t.contiguous().flatten().view(torch.uint8) for t in (a, b)))
