@@ -16,6 +16,7 @@ from adrpo_scale.config import RunConfig, overridden
 from adrpo_scale.errors import ConfigError
 from adrpo_scale.plan.base import Change, DoesNotFitError, Hardware, Phase, Plan
 
+FEW_CLIPS = 64  # MiB: an iteration's
 Planner = Callable[[RunConfig, Hardware], Plan]
 
 
@@ -51,6 +52,8 @@ def ladder(config: RunConfig, plan: Plan) -> list[Rung]:
     for number, reward in enumerate(config.rewards):
         for size in _halves(getattr(reward, "batch", 1)):
             add(f"rewards.{number}.batch={size}", phases=["reward"])
+    if getattr(domain, "clip_megabytes", 0.0) > FEW_CLIPS:
+        add(f"domain.clip_megabytes={FEW_CLIPS}", phases=_RUNNING)
     if not engine.activation_checkpointing:
         add("engine.activation_checkpointing=true", phases=["update"])
     for number, reward in enumerate(config.rewards):
@@ -71,6 +74,7 @@ def ladder(config: RunConfig, plan: Plan) -> list[Rung]:
 
 
 _EVERY: tuple[Phase, ...] = ("load", "rollout", "reward", "update", "evaluation")
+_RUNNING = _EVERY[1:]
 
 
 def _halves(size: int) -> list[int]:

@@ -21,7 +21,8 @@ class Dealt:
     """Of the fullest rank. samples: it makes in one iteration. chunk: of them at once. chunks: in
     one rollout. prompts: different ones in a chunk. rows: of a micro-batch. micro_batches: of an
     optimizer step. steps: optimizer steps of an iteration. chosen: rows that all ranks train on.
-    unit: rows that stay together.
+    unit: rows that stay together. sampled: different prompts that it samples from in an iteration.
+    received: further ones that it trains on, at most: rows are dealt by their size.
     """
 
     samples: int
@@ -33,6 +34,8 @@ class Dealt:
     steps: int
     chosen: int
     unit: int
+    sampled: int
+    received: int
 
 
 def build_algorithm(config: RunConfig) -> Algorithm:
@@ -53,6 +56,7 @@ def deal_out(config: RunConfig, hardware: Hardware) -> Dealt:
     units = -(-chosen // per_unit // optimizer.minibatches)
     micro_units = max(1, optimizer.micro_batch // per_unit)
     dealt = deal(units, hardware.world, micro_units)
+    sampled = _prompts_at_once(prompts * group, group, hardware.world, samples)
     return Dealt(
         samples=samples,
         chunk=chunk,
@@ -65,6 +69,8 @@ def deal_out(config: RunConfig, hardware: Hardware) -> Dealt:
         steps=optimizer.updates * optimizer.minibatches,
         chosen=chosen,
         unit=per_unit,
+        sampled=sampled,
+        received=max(0, min(-(-chosen // hardware.world), prompts - sampled)),
     )
 
 
@@ -81,7 +87,15 @@ def evaluation_dealt(config: RunConfig, hardware: Hardware) -> Dealt:
         chunks=-(-samples // chunk),
         prompts=_prompts_at_once(evaluation.prompts * each, each, hardware.world, chunk),
         steps=1,
+        sampled=_prompts_at_once(evaluation.prompts * each, each, hardware.world, samples),
+        received=0,
     )
+
+
+def evaluation_splits(config: RunConfig) -> int:
+    """Prompts of training, and those held out."""
+    prompts = config.prompts
+    return 1 + (prompts.held_out is not None or prompts.held_out_share > 0)
 
 
 def _prompts_at_once(samples: int, group: int, world: int, chunk: int) -> int:

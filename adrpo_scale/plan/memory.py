@@ -22,8 +22,8 @@ from adrpo_scale.plan.base import (
     PhaseMemory,
     Shards,
 )
-from adrpo_scale.plan.dealing import Dealt, evaluation_dealt
-from adrpo_scale.plan.parts import Frozen, Workload
+from adrpo_scale.plan.dealing import Dealt, evaluation_dealt, evaluation_splits
+from adrpo_scale.plan.parts import Clips, Frozen, Workload
 from adrpo_scale.plan.sharding import is_zero3
 
 CONTEXT = GIB // 2  # CUDA's context, cuBLAS, cuDNN
@@ -67,8 +67,11 @@ def items_of(
     found = _always(config, what)
     for model in work.frozen:
         found += _frozen(config, hardware, model, dealt)
+    if work.clips is not None:
+        bytes_kept = _clips(config, hardware, work.clips, dealt)
+        found.append(MemoryItem("encoded clips, kept", bytes_kept, RUNNING))
     found += _rollout(config, hardware, work, dealt, what)
-    found += _update(config, hardware, what)
+    found += _update(config, hardware, work, what)
     if config.evaluation.every:
         found += _evaluation(config, hardware, work, what)
     return [item for item in found if item.bytes > 0]
@@ -109,6 +112,20 @@ def _frozen(config: RunConfig, hardware: Hardware, model: Frozen, dealt: Dealt) 
     ]
 
 
+def _clips(config: RunConfig, hardware: Hardware, clips: Clips, dealt: Dealt) -> int:
+    """All that a rank meets in the run, up to what it may keep; one, whatever it may."""
+    met = config.iterations * (dealt.sampled + dealt.received)
+    if config.evaluation.every:
+        met += evaluation_splits(config) * evaluation_dealt(config, hardware).sampled
+    return max(clips.bytes, min(clips.kept, met * clips.bytes))
+
+
+def encoding(config: RunConfig, work: Workload) -> int:
+    """Bytes that the encoding of a clip works with."""
+    towers = [model for model in work.frozen if model.per_clip]
+    return max((rehearsal.frozen_cost(config, m, m.rows).at(1).peak for m in towers), default=0)
+
+
 def gathered_bytes(shards: Shards) -> int:
     """What `engine.sampling()` adds: the model, and the buffer that its last unit came in."""
     return shards.whole + shards.largest if shards.degree > 1 else 0
@@ -136,7 +153,7 @@ def _rollout(
     return [*found, largest]
 
 
-def _update(config: RunConfig, hardware: Hardware, what: Held) -> list[MemoryItem]:
+def _update(config: RunConfig, hardware: Hardware, work: Workload, what: Held) -> list[MemoryItem]:
     policy, update = what.policy, what.update
     # The peak has those that wait for the next micro-batch in it, and those that are made.
     waiting = min(max(update.gradients, policy.gradients), update.peak)
@@ -147,6 +164,7 @@ def _update(config: RunConfig, hardware: Hardware, what: Held) -> list[MemoryIte
         working += int(width) + 6 * min(REDUCE_BUCKET, policy.trained)
     elif policy.degree == 1 and hardware.world > 1:  # summed in one flat buffer
         working = max(working, 4 * policy.trained)
+    working = max(working, encoding(config, work))  # of clips that came from other ranks
     return [
         MemoryItem("policy: gradients", waiting, ["update"]),
         MemoryItem("update: activations, gathered units, logits", working, ["update"]),
@@ -161,7 +179,7 @@ def _evaluation(
     if what.reference is not None:
         gathered += gathered_bytes(what.reference)
     dealt = evaluation_dealt(config, hardware)
-    working = rehearsal.forward(config, work, dealt.chunk).peak
+    working = max(rehearsal.forward(config, work, dealt.chunk).peak, encoding(config, work))
     for number, step in enumerate(work.rollout):
         rows = dealt.prompts if step.per_group else dealt.chunk
         working = max(working, rehearsal.rollout_step(config, work, number, rows).at(rows).peak)
@@ -172,7 +190,8 @@ def _evaluation(
 
 
 def peaks(items: Sequence[MemoryItem], config: RunConfig) -> list[PhaseMemory]:
-    """By phase. The VAE works after the solver, when the policy is not gathered any more."""
+    """By phase. The VAE works after the solver, when the policy is not gathered any more; clips are
+    encoded before the first token."""
     found = []
     for phase in PHASES:
         total = sum(item.bytes for item in items if phase in item.phases)
@@ -185,8 +204,9 @@ def peaks(items: Sequence[MemoryItem], config: RunConfig) -> list[PhaseMemory]:
 
 def _not_at_once(items: Sequence[MemoryItem]) -> int:
     here = [item for item in items if "rollout" in item.phases]
-    decoding = sum(i.bytes for i in here if i.name == "VAE: at work")
-    solving = sum(
-        i.bytes for i in here if i.name.startswith("sampling:") or i.name.endswith("to sample")
-    )
-    return min(decoding, solving)
+
+    def total(*starts: str) -> int:
+        return sum(item.bytes for item in here if item.name.startswith(starts))
+
+    decoding = min(total("VAE: at work"), total("sampling:", "policy: gathered to sample"))
+    return decoding + min(total("audio tower: at work"), total("sampling:"))

@@ -23,7 +23,9 @@ Call = Callable[[Any, int], Any]  # (model, rows)
 @dataclass(frozen=True)
 class Frozen:
     """A model beside the policy. rows: how many at once, at most. phase: when it works. placement:
-    "rank 0" holds it while embeddings are made, before there is a policy."""
+    "rank 0" holds it while embeddings are made, before there is a policy. per_clip: its rows are
+    clips, each encoded once where it is sampled from or trained on. host_seconds: of one core for a
+    row, before the model sees it."""
 
     name: str
     spec: ModelSpec
@@ -32,6 +34,19 @@ class Frozen:
     phase: Phase
     rows: int
     call: Call
+    per_clip: bool = False
+    host_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Clips:
+    """What is heard. tokens, seconds, bytes: of one clip, encoded. kept: bytes of them that a rank
+    keeps, at most."""
+
+    tokens: int
+    seconds: float
+    bytes: int
+    kept: int
 
 
 @dataclass(frozen=True)
@@ -58,6 +73,7 @@ class Workload:
     frozen: tuple[Frozen, ...]
     tokens: int = 0
     head_bytes: int = 0
+    clips: Clips | None = None
     not_counted: tuple[str, ...] = ()
 
 

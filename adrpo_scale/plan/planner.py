@@ -71,7 +71,7 @@ def _predicted(config: RunConfig, hardware: Hardware, name: str) -> Plan:
         largest_micro_batch=None,
         largest_rollout_chunk=None,
         warnings=[*warnings_of(config, hardware, dealt), *_not_counted(work)],
-        assumptions=_assumptions(config, hardware, work),
+        assumptions=_assumptions(config, hardware, work, dealt),
     )
     return replace(
         plan,
@@ -97,7 +97,7 @@ def _not_counted(work: Workload) -> list[str]:
     return [f"not counted: {what}" for what in work.not_counted]
 
 
-def _assumptions(config: RunConfig, hardware: Hardware, work: Workload) -> list[str]:
+def _assumptions(config: RunConfig, hardware: Hardware, work: Workload, dealt: Dealt) -> list[str]:
     gpu = hardware.gpu
     found = [
         f"{gpu.efficiency:.0%} of {gpu.name}'s {gpu.flops[config.engine.dtype] / 1e12:g} TFLOP/s "
@@ -113,6 +113,15 @@ def _assumptions(config: RunConfig, hardware: Hardware, work: Workload) -> list[
             f"every prompt has {config.domain.chat.max_prompt_tokens} tokens and every completion "
             f"{config.domain.rollout.max_new_tokens}: the most that the config allows; logits of "
             f"{config.domain.head_chunk} tokens at once, {work.head_bytes / 2**30:.2f} GiB"
+        )
+    if work.clips is not None:
+        host = sum(model.host_seconds for model in work.frozen)
+        found.append(
+            f"every prompt is a clip of {work.clips.tokens} tokens ({work.clips.seconds:g} s), "
+            f"{work.clips.bytes / 2**20:.1f} MiB encoded; a process encodes at most "
+            f"{dealt.sampled} an iteration to sample and {dealt.received} more to train, each "
+            f"after {host:.2g} s of one core; it keeps those that it meets, up to "
+            f"domain.clip_megabytes = {config.domain.clip_megabytes:g}"
         )
     return found
 

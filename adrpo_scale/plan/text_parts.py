@@ -4,39 +4,46 @@ keys and values in a cache. Sequences have the greatest length that the config a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from adrpo_scale.config import RunConfig
-from adrpo_scale.domains.language_model import (
-    LINEAR,
-    checkpoint_activations,
-    embedding_units,
-    language_model_spec,
-)
-from adrpo_scale.domains.scoring import Targets, install
-from adrpo_scale.models import DTYPES, LoraConfig, ModelSpec
-from adrpo_scale.plan.parts import NO_WEIGHTS, Frozen, Step, Workload, lora_of, plain_spec, spec_of
+from adrpo_scale.domains.language_model import language_model_spec, read_config
+from adrpo_scale.domains.scoring import Targets
+from adrpo_scale.models import ModelSpec
+from adrpo_scale.plan.parts import NO_WEIGHTS, Clips, Frozen, Step, Workload, lora_of, spec_of
 from adrpo_scale.plan.shapes import config_folder
 
-MLP = ("gate_proj", "up_proj", "down_proj")
+Inputs = Callable[[int], dict[str, Tensor]]  # rows → what a pass is given beside their tokens
 
 
 def text_workload(config: RunConfig) -> Workload:
-    from transformers import AutoConfig
+    folder = config_folder(config.domain.model, "domain.model")
+    settings = read_config(folder, config.domain.model)
+    spec = language_model_spec(settings, attention_of(config), NO_WEIGHTS, lora_of(config))
+    return tokens_workload(config, spec_of(spec), vocabulary=settings.vocab_size)
 
+
+def attention_of(config: RunConfig) -> str:
+    return "eager" if config.domain.attention == "eager" else "sdpa"  # flash needs the same memory
+
+
+def tokens_workload(
+    config: RunConfig,
+    spec: ModelSpec,
+    *,
+    vocabulary: int,
+    inputs: Inputs = lambda rows: {},
+    frozen: tuple[Frozen, ...] = (),
+    clips: Clips | None = None,
+) -> Workload:
+    """Of a policy that says tokens. spec: with shapes in place of weights."""
     domain = config.domain
-    folder = config_folder(domain.model, "domain.model")
-    settings = AutoConfig.from_pretrained(folder, local_files_only=True)
-    attention = "eager" if domain.attention == "eager" else "sdpa"  # flash needs the same memory
-    lora = lora_of(config)
-    settings = getattr(settings, "thinker_config", settings)
-    hears = domain.name == "audio"
-    spec = spec_of(causal_spec(settings, attention, lora, hears))
     prompt, new = domain.chat.max_prompt_tokens, domain.rollout.max_new_tokens
 
     def train(model: Any, rows: int) -> Tensor:
@@ -45,74 +52,25 @@ def text_workload(config: RunConfig) -> Workload:
         places = (torch.arange(new) + prompt - 1).repeat(rows)
         tokens = torch.zeros(rows * new, dtype=torch.int64)
         targets = Targets(segment, places, tokens, domain.rollout.temperature, domain.head_chunk)
-        logp, entropy = model(input_ids=ids, score=targets)
+        logp, entropy = model(input_ids=ids, score=targets, **inputs(rows))
         return logp.sum() + 0.0 * entropy.sum()
 
-    text = settings.get_text_config()
     return Workload(
         spec=spec,
-        reference=None if lora is not None else replace(spec, lora=None),
+        reference=None if spec.lora is not None else replace(spec, lora=None),
         train=train,
         rollout=(
-            Step("prompts", partial(_prefill, length=prompt), 1, per_group=True),
+            Step("prompts", partial(_prefill, length=prompt, inputs=inputs), 1, per_group=True),
             Step("tokens", partial(_decode, length=prompt + new), new),
         ),
-        frozen=(_tower(settings, attention, DTYPES[config.engine.dtype]),) if hears else (),
+        frozen=frozen,
         tokens=prompt + new,
-        head_bytes=4 * domain.head_chunk * text.vocab_size,
-        not_counted=("encoding of clips",) if hears else (),
+        head_bytes=4 * domain.head_chunk * vocabulary,
+        clips=clips,
     )
 
 
-def causal_spec(settings: Any, attention: str, lora: LoraConfig | None, hears: bool) -> ModelSpec:
-    """Of a language model, or of Qwen2.5-Omni's thinker. hears: its towers are no part of it."""
-    from transformers import AutoModelForCausalLM
-
-    if type(settings) in AutoModelForCausalLM._model_mapping:
-        return language_model_spec(settings, attention, NO_WEIGHTS, lora)
-    return _thinker_spec(settings, attention, lora, hears)
-
-
-def _thinker_spec(settings: Any, attention: str, lora: LoraConfig | None, hears: bool) -> ModelSpec:
-    from transformers import Qwen2_5OmniThinkerForConditionalGeneration as Thinker
-
-    def build() -> nn.Module:
-        model = Thinker._from_config(settings, attn_implementation=attention)
-        if hears:
-            del model.model.audio_tower, model.model.visual
-        install(model)
-        return model
-
-    # Names of whole paths: the towers have layers of the same names.
-    layers = range(settings.get_text_config().num_hidden_layers)
-    parts = [f"{'mlp' if name in MLP else 'self_attn'}.{name}" for name in LINEAR]
-    return ModelSpec(
-        build=build,
-        weights=NO_WEIGHTS,
-        blocks=("Qwen2_5OmniDecoderLayer",),  # the towers' layers belong to the root
-        units=embedding_units,
-        lora=lora,
-        lora_targets=tuple(f"language_model.layers.{n}.{part}" for n in layers for part in parts),
-        checkpoint_activations=checkpoint_activations,
-    )
-
-
-def _tower(settings: Any, attention: str, dtype: torch.dtype) -> Frozen:
-    """The audio domain's, whole on every rank. What encoding clips takes is not counted."""
-    from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import Qwen2_5OmniAudioEncoder
-
-    def build() -> nn.Module:
-        return Qwen2_5OmniAudioEncoder._from_config(
-            settings.audio_config, attn_implementation=attention
-        )
-
-    def nothing(model: Any, rows: int) -> None:
-        return None
-
-    return Frozen("audio tower", plain_spec(build), dtype, "replicated", "rollout", 1, nothing)
-
-
-def _prefill(model: Any, rows: int, length: int) -> Any:
+def _prefill(model: Any, rows: int, length: int, inputs: Inputs) -> Any:
     """As `decoding._prefill`: every different prompt once, padded on the left."""
     from transformers import DynamicCache
 
@@ -123,6 +81,7 @@ def _prefill(model: Any, rows: int, length: int) -> Any:
         past_key_values=DynamicCache(config=model.config),
         use_cache=True,
         logits_to_keep=1,
+        **inputs(rows),
     )
 
 

@@ -10,7 +10,13 @@ from __future__ import annotations
 from adrpo_scale.config import RunConfig
 from adrpo_scale.plan import rehearsal
 from adrpo_scale.plan.base import Hardware, Phase, PhaseTime, Traffic
-from adrpo_scale.plan.dealing import Dealt, evaluation_dealt, needs_old, needs_reference
+from adrpo_scale.plan.dealing import (
+    Dealt,
+    evaluation_dealt,
+    evaluation_splits,
+    needs_old,
+    needs_reference,
+)
 from adrpo_scale.plan.measure import Cost
 from adrpo_scale.plan.memory import Held
 from adrpo_scale.plan.parts import Frozen, Workload
@@ -30,9 +36,11 @@ def times_of(
 ) -> list[PhaseTime]:
     compute: dict[Phase, float] = {
         "load": _load(config, hardware, work, what),
-        "rollout": _rollout(config, hardware, work, dealt, what),
+        "rollout": _rollout(config, hardware, work, dealt, what)
+        + _encoding(config, hardware, work, dealt.sampled),
         "reward": _reward(config, hardware, work, dealt.samples, dealt.chunk),
-        "update": _update(config, hardware, dealt, what),
+        "update": _update(config, hardware, dealt, what)
+        + _encoding(config, hardware, work, dealt.received),
     }
     found = []
     for phase, seconds in compute.items():
@@ -76,8 +84,15 @@ def _rollout(
         flops = update.forward_flops * dealt.rows * dealt.micro_batches
         operators = update.forward_operators * dealt.micro_batches
         seconds += pass_seconds(hardware, dtype, flops, operators)
-    decoding = [m for m in work.frozen if m.phase == "rollout"]
+    decoding = [m for m in work.frozen if m.phase == "rollout" and not m.per_clip]
     return seconds + sum(_all(config, hardware, m, dealt.samples, m.rows) for m in decoding)
+
+
+def _encoding(config: RunConfig, hardware: Hardware, work: Workload, clips: int) -> float:
+    """Of so many clips, one by one."""
+    towers = [model for model in work.frozen if model.per_clip]
+    seconds = sum(_all(config, hardware, tower, clips, tower.rows) for tower in towers)
+    return seconds + clips * sum(tower.host_seconds for tower in towers)
 
 
 def _reward(
@@ -114,12 +129,13 @@ def _load(config: RunConfig, hardware: Hardware, work: Workload, what: Held) -> 
 
 def _evaluation(config: RunConfig, hardware: Hardware, work: Workload, what: Held) -> PhaseTime:
     """Its share of an iteration: samples of every split and their rewards; not the divergence."""
-    evaluation, prompts = config.evaluation, config.prompts
-    passes = 2 if prompts.held_out is not None or prompts.held_out_share > 0 else 1
+    evaluation = config.evaluation
     dealt = evaluation_dealt(config, hardware)
     greedy = work.tokens > 0  # one more sample of each prompt, in chunks of their own
     name = "max_new_tokens" if greedy else "steps"
     longer = getattr(config.domain.evaluation, name) / getattr(config.domain.rollout, name)
     sampling = (1 + greedy) * longer * _rollout(config, hardware, work, dealt, what)
+    sampling += _encoding(config, hardware, work, dealt.sampled)
+    passes = evaluation_splits(config)
     seconds = passes * (sampling + _reward(config, hardware, work, dealt.samples, dealt.chunk))
     return PhaseTime("evaluation", seconds / evaluation.every, 0.0, seconds / evaluation.every)

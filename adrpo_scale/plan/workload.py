@@ -10,10 +10,13 @@ import torch
 
 from adrpo_scale.config import RunConfig
 from adrpo_scale.models import DTYPES, ModelSpec
+from adrpo_scale.plan.audio_parts import audio_workload
 from adrpo_scale.plan.flow_parts import flow_workload
 from adrpo_scale.plan.parts import NO_WEIGHTS, Frozen, Workload, plain_spec, spec_of
 from adrpo_scale.plan.shapes import config_folder
 from adrpo_scale.plan.text_parts import text_workload
+
+_DOMAINS = {"flow": flow_workload, "text": text_workload, "audio": audio_workload}
 
 
 def workload_of(config: RunConfig) -> Workload:
@@ -26,8 +29,7 @@ def workload_of(config: RunConfig) -> Workload:
             frozen.append(_reward_model(config, reward, f"rewards.{number}.model"))
         elif reward.kind in ("clip", "function"):
             unknown.append(f"reward {reward.label}: whatever memory and time it takes")
-    build = flow_workload if config.domain.name == "flow" else text_workload
-    made = build(config)
+    made = _DOMAINS[config.domain.name](config)
     return replace(made, frozen=(*made.frozen, *frozen), not_counted=(*made.not_counted, *unknown))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from adrpo_scale.build import build_engine
+from adrpo_scale.domains.audio import AudioDomain
 from adrpo_scale.domains.flow import FlowDomain
 from adrpo_scale.engines.base import OptimizerConfig
 from adrpo_scale.plan.measure import without_memory
@@ -17,6 +19,7 @@ from adrpo_scale.plan.sharding import RehearsedFsdp2, fake_ranks, shards_of, zer
 from adrpo_scale.plan.workload import workload_of
 from tests.ranks import run_ranks
 from tests.tiny import FULL, demo_config
+from tests.tiny_audio import audio_config, save_prompts, save_thinker
 
 PER_NODE = 2  # four ranks are two nodes of two
 VARIANTS = {
@@ -27,7 +30,12 @@ VARIANTS = {
 }
 
 
-def config_of(variant, kind, dtype):
+def config_of(variant, kind, dtype, thinker=None):
+    """thinker: the folder of one, instead of the image demo's model."""
+    if thinker:
+        return audio_config(
+            Path(thinker), [*VARIANTS[variant], f"domain.train={kind}", f"engine.dtype={dtype}"]
+        )
     trained = FULL if kind == "full" else []
     return demo_config(overrides=[*VARIANTS[variant], *trained, f"engine.dtype={dtype}"])
 
@@ -75,22 +83,26 @@ def held_zero3(engine, model):
     }
 
 
-def live(rank, world, cases):
+def live(rank, world, cases, thinker=None):
     os.environ["LOCAL_WORLD_SIZE"] = str(min(PER_NODE, world))
     os.environ["LOCAL_RANK"] = str(rank % PER_NODE)
     found = []
     for variant, kind, dtype in cases:
-        config = config_of(variant, kind, dtype)
-        engine, spec = build_engine(config), FlowDomain(config.domain).policy_spec()
+        config = config_of(variant, kind, dtype, thinker)
+        domain = AudioDomain if thinker else FlowDomain
+        engine, spec = build_engine(config), domain(config.domain).policy_spec()
         model = engine.build_policy(spec)
-        one_update(engine, model)
+        if thinker:
+            engine.backward(workload_of(config).train(model, 2), last=True)
+        else:
+            one_update(engine, model)
         held = held_zero3 if variant.startswith("zero3") else held_fsdp2
         found.append(held(engine, model))
     return found
 
 
-def planned(rank, world, variant, kind, dtype):
-    config = config_of(variant, kind, dtype)
+def planned(rank, world, variant, kind, dtype, thinker=None):
+    config = config_of(variant, kind, dtype, thinker)
     spec = workload_of(config).spec
     if variant.startswith("zero3"):
         found = zero3_shards(spec, config.engine, world, PER_NODE, trained=True)
@@ -114,3 +126,15 @@ def test_bytes_per_rank_are_the_real_ones(engine, world):
     for place, case in enumerate(cases):
         real = [found[place] for found in by_rank]
         assert real == [planned(rank, world, *case) for rank in range(world)], case
+
+
+def test_bytes_per_rank_of_a_thinker_are_the_real_ones(tmp_path):
+    """Its towers are no part of what an engine shards."""
+    folder = str(save_thinker(tmp_path / "m"))
+    save_prompts(tmp_path / "m" / "prompts.jsonl")
+    cases = [("fsdp2-1", "lora", "bfloat16"), ("fsdp2-all", "lora", "bfloat16")]
+    cases += [("fsdp2-all", "full", "float32"), ("zero3-all", "lora", "bfloat16")]
+    by_rank = run_ranks(live, 2, cases, folder, timeout=120)
+    for place, case in enumerate(cases):
+        real = [found[place] for found in by_rank]
+        assert real == [planned(rank, 2, *case, folder) for rank in range(2)], case

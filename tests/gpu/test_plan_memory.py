@@ -7,6 +7,7 @@ The logic can be tried without a GPU, on few layers and with the bytes that live
 
 from __future__ import annotations
 
+import gc
 import json
 import tempfile
 from contextlib import nullcontext
@@ -22,13 +23,15 @@ from adrpo_scale.plan.base import Hardware
 from adrpo_scale.plan.hardware import GPUS
 from adrpo_scale.plan.measure import Live
 from adrpo_scale.plan.planner import plan_of
-from tests.benchmarks import qwen3_0_6b, sd3_medium
+from tests.benchmarks import omni_7b, qwen3_0_6b, sd3_medium
+from tests.tiny_audio import save_prompts
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 TOLERANCE = 0.1
+TEMPLATE = 14  # tokens of the small chat template around a clip, with a question of two words
 ALONE = ["engine.shard=1", "evaluation.every=0", "checkpoint.keep_best=0", "iterations=3"]
 ALONE += ["limits={}", "logging.pictures_every=0"]
 
@@ -61,6 +64,25 @@ def qwen3_config(folder: Path, layers: int, vocabulary: int, tokens: int = 128) 
     return load_config(Path("configs/qwen/qwen3_0.6b_grpo.toml"), settings).config
 
 
+def omni_config(folder: Path, layers: int, vocabulary: int, seconds: float = 10.0) -> RunConfig:
+    """Every prompt as long as the config allows, as plan takes it to be."""
+    omni_7b.write_model(folder, layers, vocabulary)
+    gc.collect()  # 17 GB that were only to be written
+    tokens = round(25 * seconds)
+    save_prompts(folder / "prompts.jsonl", ["w1 w2", "w3 w4"], [seconds, seconds])
+    settings = [
+        f"domain.model={folder}",
+        f"domain.chat.max_prompt_tokens={tokens + TEMPLATE}",
+        f"domain.rollout.max_new_tokens={tokens}",
+        f"prompts={{train='{folder}/prompts.jsonl', per_iteration=2}}",
+        "prompts.group_size=8",
+        "optimizer.micro_batch=4",
+        "rewards=[{kind='function', path='tests.benchmarks.omni_7b:even_tokens'}]",
+        *ALONE,
+    ]
+    return load_config(Path("configs/omni/avqa_grpo.toml"), settings).config
+
+
 def compare(config: RunConfig, folder: Path) -> dict[str, Any]:
     """Bytes: predicted, and measured over two iterations after the run is loaded."""
     cuda = torch.cuda.is_available()
@@ -87,6 +109,9 @@ def unmap(trainer: Any) -> None:
         encoder = getattr(reward, "_encoder", None)
         if encoder is not None:
             encoder._model._apply(torch.clone)
+    tower = getattr(trainer.domain, "_tower", None)
+    if tower is not None:
+        tower._apply(torch.clone)
 
 
 def assert_near(found: dict[str, Any]) -> None:
@@ -109,8 +134,14 @@ def test_the_peak_of_qwen3_0_6b_full(tmp_path: Path) -> None:
     assert_near(compare(config, tmp_path))
 
 
+@pytest.mark.timeout(900)
+def test_the_peak_of_omni_7b_lora(tmp_path: Path) -> None:
+    """On a GPU of 48 GB or more: the whole thinker, and the whole audio tower."""
+    assert_near(compare(omni_config(tmp_path, 28, 152064), tmp_path))
+
+
 def dry_run() -> None:
-    """Both on the CPU, on layers of the real widths."""
+    """All on the CPU, on layers of the real widths."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "qwen").mkdir()
@@ -121,6 +152,8 @@ def dry_run() -> None:
         solver = config.domain.rollout.model_copy(update={"steps": 2})
         domain = config.domain.model_copy(update={**small, "rollout": solver})
         assert_near(compare(config.model_copy(update={"domain": domain}), folder / "sd3"))
+        (folder / "omni").mkdir()
+        assert_near(compare(omni_config(folder / "omni", 2, 8192, seconds=2.0), folder / "omni"))
 
 
 if __name__ == "__main__":

@@ -21,9 +21,11 @@ ADRPO, DPO = CONFIGS / "demo" / "image_adrpo.toml", CONFIGS / "demo" / "image_dp
 FIVE = ["adrpo", "dpo", "grpo", "orw_cfm_w2", "raft"]
 # family of configs → (its algorithms, what may differ beside the algorithm)
 FAMILIES = {
+    "demo/audio": (["adrpo", "grpo"], set()),
     "demo/image": (FIVE, {"optimizer.learning_rate"}),
     "demo/text": (["adrpo", "grpo"], set()),
     "demo/text_rm": (["adrpo", "grpo"], set()),
+    "omni/avqa": (["adrpo", "grpo"], set()),
     "qwen/qwen2_0.5b": (["adrpo", "grpo"], set()),
     "qwen/qwen3_0.6b": (["adrpo", "grpo"], set()),
     "sd3": (FIVE, set()),
@@ -81,6 +83,17 @@ def test_every_value_says_whether_it_is_the_papers(path):
     assert len(values) > 20
     unmarked = [line for line in values if not re.search(r"# (paper|our choice)\b", line)]
     assert unmarked == []
+
+
+def test_the_ablation_of_the_clip_range_is_as_the_config_writes_it():
+    """Table 3 of the paper: clip ranges of 0.5, 1 and 2 times beta0."""
+    path = CONFIGS / "omni" / "avqa_adrpo.toml"
+    lines = re.findall(r"^#   (--set .*)$", path.read_text(), re.MULTILINE)
+    found = [load_config(path, line.split("--set ")[1:]).config.algorithm for line in lines]
+    assert [(a.beta0, a.advantage_min, a.advantage_max) for a in found] == [
+        (0.04, -times * 0.04, times * 0.04) for times in (0.5, 1, 2)
+    ]
+    assert found[1] == load_config(path).config.algorithm
 
 
 # ---- messages --------------------------------------------------------------------------------
