@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -226,7 +227,7 @@ def report(
 
 @demo_app.command("build")
 def build_demo(
-    name: Annotated[str, typer.Argument(help="image")],
+    name: Annotated[str, typer.Argument(help="image, text, text_rm or audio")],
     to: Annotated[Path | None, typer.Option(help="Folder; default: the shipped assets.")] = None,
 ) -> None:
     """Build a demo's small models and prompts again, from code and pinned seeds.
@@ -234,10 +235,17 @@ def build_demo(
     Example:
         [cyan]adrpo-scale demo build image --to /tmp/image-demo[/cyan]
     """
+    from adrpo_scale.demo.audio_build import build_audio
     from adrpo_scale.demo.image_build import build_image
+    from adrpo_scale.demo.text_build import build_text, build_text_rm
     from adrpo_scale.paths import ASSETS
 
-    builders = {"image": build_image}
+    builders: dict[str, Callable[[Path], None]] = {
+        "image": build_image,
+        "text": build_text,
+        "text_rm": build_text_rm,
+        "audio": build_audio,
+    }
     if name not in builders:
         raise ConfigError(f"demo {name!r} is not known; known: {', '.join(builders)}")
     builders[name](to or ASSETS / name)

@@ -25,7 +25,7 @@ from adrpo_scale.errors import ConfigError
 from adrpo_scale.evaluation.grids import picture_grid
 from adrpo_scale.metrics import console
 from adrpo_scale.paths import resolve_path
-from adrpo_scale.prompts import load_prompts
+from adrpo_scale.prompt_files import guess_format, load_prompts
 from adrpo_scale.resume import open_checkpoint, origin_of
 from adrpo_scale.rollout import sample_block
 from adrpo_scale.training_state import TrainingState
@@ -187,7 +187,8 @@ def sample_to(
 ) -> list[Path]:
     """Writes PROMPT-SAMPLE.png files, grid.png and samples.jsonl into `to`, or completions.jsonl;
     returns the paths of the pictures, or of that file, on rank 0. Collective."""
-    prompts, config = load_prompts(prompts_file), source.config
+    config = source.config
+    prompts = load_asked_as_trained(str(prompts_file), config.prompts.format)
     domain, engine = build_domain(config), build_engine(config)
     prompts = domain.usable(prompts)
     domain.prepare(prompts, engine.device, engine.dtype)
@@ -206,6 +207,12 @@ def sample_to(
     to.mkdir(parents=True, exist_ok=True)
     write = _write_pictures if domain.makes_pictures else _write_completions
     return write(prompts, artifacts, per_prompt, to)
+
+
+def load_asked_as_trained(file: str, trained: str) -> list[Prompt]:
+    """The prompts of a file; where these are questions about clips, in the run's own wording."""
+    is_reworded = trained == "avqa_think" and guess_format(resolve_path(file)) == "avqa"
+    return load_prompts(file, trained if is_reworded else "auto")
 
 
 def _write_pictures(

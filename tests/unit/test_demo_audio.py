@@ -20,6 +20,7 @@ from adrpo_scale.demo.audio_model import spoken_batch, spoken_ids
 from adrpo_scale.demo.audio_task import SOUNDS, Question
 from adrpo_scale.demo.text_model import ModelSize, SftRecipe
 from adrpo_scale.prompt_files import read_avqa_think
+from adrpo_scale.sampler import load_asked_as_trained
 from tests.tiny import CONFIGS
 
 AUDIO = Path(adrpo_scale.demo.__file__).parent / "assets" / "audio"
@@ -111,6 +112,16 @@ def test_prompts_are_worded_as_avqa_s():
         prompt_of(question) for question in _questions("held_out")
     ]
     assert {row.metadata["audio_folder"] for row in rows} == {str(PROMPTS)}
+
+
+def test_samples_are_asked_for_in_the_wording_of_the_training(tmp_path):
+    name = "demo:audio/prompts/held_out.jsonl"
+    asked = load_asked_as_trained(name, "avqa_think")
+    assert [prompt.text for prompt in asked] == list(map(prompt_of, _questions("held_out")))
+    assert "<think>" not in load_asked_as_trained(name, "auto")[0].text
+    (tmp_path / "mine.txt").write_text("what is this?\n")
+    (other,) = load_asked_as_trained(str(tmp_path / "mine.txt"), "avqa_think")
+    assert other.text == "what is this?"
 
 
 def test_words_are_single_tokens_and_tags_are_no_special_ones():
