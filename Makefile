@@ -18,10 +18,10 @@ demo: $(VENV)/.installed ## train the image demo in two processes, print the tab
 		configs/demo/image_adrpo.toml --run-dir runs/demo-image
 
 test: $(VENV)/.installed ## at most 12 minutes on 2 cores
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu"
+	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 15 -m "not slow and not gpu"
 
 test-slow: $(VENV)/.installed ## the demo's claims, over seeds, and what else takes minutes
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow
+	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 25 -m slow
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -116,7 +116,7 @@ def planned(rank, world, variant, kind, dtype, thinker=None):
     return {name: getattr(found, name) for name in names}
 
 
-@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("engine", ["fsdp2", "zero3"])
 def test_bytes_per_rank_are_the_real_ones(engine, world):
     variants = [name for name in VARIANTS if name.startswith(engine)]

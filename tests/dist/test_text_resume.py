@@ -47,7 +47,7 @@ def train(folder, world, *settings):
         (["evaluation.every=2"], 1),
         pytest.param(LORA, 2, marks=pytest.mark.slow),
         (FSDP2, 2),
-        (ZERO3, 2),
+        pytest.param(ZERO3, 2, marks=pytest.mark.slow),
     ],
     ids=["alone", "lora", "fsdp2", "zero3"],
 )
