@@ -1,5 +1,6 @@
-"""The sounds demo under GRPO and ADRPO, three seeds, one and two processes, both engines, and
-ADRPO's clip range at half, one and two times beta0 (paper, table 3): README's table.
+"""The sounds demo under GRPO and ADRPO, three seeds, one and two processes, both engines;
+ADRPO's clip range at half, one and two times beta0 (paper, table 3); GRPO without and with twice
+the penalty, because ADRPO acts much like GRPO with a larger beta: README's table.
 
     python tests/benchmarks/audio_demo.py [--runs runs/sounds] [--jobs 2]
 
@@ -27,23 +28,26 @@ METRICS = ("accuracy_sampled", "accuracy_greedy", "format_sampled", "kl", "entro
 
 @dataclass(frozen=True)
 class Setting:
-    """clip: ADRPO's clip range over beta0."""
+    """clip: ADRPO's clip range over beta0; beta0: GRPO's."""
 
     algorithm: str
     engine: str = "fsdp2"
     processes: int = 1
     clip: float = 1.0
+    beta0: float = BETA0
 
     @property
     def name(self) -> str:
-        clip = f", clip at {self.clip:g} beta0" if self.clip != 1 else ""
+        changed = f", clip at {self.clip:g} beta0" if self.clip != 1 else ""
+        changed += f", beta0 = {self.beta0:g}" if self.beta0 != BETA0 else ""
         where = f"{self.engine}, {self.processes} process{'es' * (self.processes > 1)}"
-        return f"{self.algorithm.upper()}, {where}{clip}"
+        return f"{self.algorithm.upper()}, {where}{changed}"
 
     @property
     def overrides(self) -> list[str]:
         shard = "all" if self.engine == "zero3" or self.processes > 1 else "1"
         settings = [f"engine.name={self.engine}", f"engine.shard={shard}"]
+        settings += [f"algorithm.beta0={self.beta0}"]
         if self.algorithm == "adrpo":
             settings += [f"algorithm.advantage_min={-self.clip * BETA0}"]
             settings += [f"algorithm.advantage_max={self.clip * BETA0}"]
@@ -53,6 +57,7 @@ class Setting:
 STARTS = [(engine, processes) for engine in ("fsdp2", "zero3") for processes in (1, 2)]
 SETTINGS = [Setting(algorithm, *start) for algorithm in ("grpo", "adrpo") for start in STARTS]
 SETTINGS += [Setting("adrpo", clip=clip) for clip in (0.5, 2.0)]
+SETTINGS += [Setting("grpo", beta0=beta0) for beta0 in (0.0, 2 * BETA0)]  # the controls
 
 
 def train(setting: Setting, seed: int, folder: Path, more: Iterable[str] = ()) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 
 from tests import lives
@@ -27,14 +29,10 @@ ZERO3 = ["engine.name=zero3", "engine.shard=all"]
 LORA = ["domain.train=lora", "domain.lora={rank=8}"]
 
 
-def train(folder, world, *settings):
-    """A life of `configs/demo/text_adrpo.toml` cut down to seconds, to its end."""
-    arguments = [
-        "train",
-        str(CONFIGS / "demo" / "text_adrpo.toml"),
-        "--run-dir",
-        str(folder / "run"),
-    ]
+def train(folder, world, *settings, config="text_adrpo"):
+    """A life of a demo cut down to seconds, to its end."""
+    path = CONFIGS / "demo" / f"{config}.toml"
+    arguments = ["train", str(path), "--run-dir", str(folder / "run")]
     sets = [part for setting in [*SETTINGS, *settings] for part in ("--set", setting)]
     life = lives.Life(folder, world, [*arguments, *sets])
     assert life.wait(150) == [0] * world, life.text()
@@ -68,3 +66,17 @@ def test_a_checkpoint_goes_from_fsdp2_to_zero3_and_on(tmp_path, settings):
         run = train(tmp_path / "moved", world, *settings, *engine, f"iterations={done}")
     assert {life["outcome"] for life in lives.lives_of(run)} == {"done"}
     assert_close_runs(run, train(tmp_path / "stayed", 2, *settings, *FSDP2))
+
+
+@pytest.mark.slow
+def test_a_run_on_clips_goes_on_to_the_bit_and_on_another_engine(tmp_path):
+    """What a rank has encoded is not part of a checkpoint: the next life hears it again."""
+    more = ("domain.rollout.max_new_tokens=16", "domain.evaluation.max_new_tokens=16")
+    clips = functools.partial(train, config="audio_adrpo")
+    for done in (2, 4):
+        pieces = clips(tmp_path / "pieces", 2, *more, *FSDP2, f"iterations={done}")
+    whole = clips(tmp_path / "whole", 2, *more, *FSDP2)
+    assert lives.differences(pieces, whole) == []
+    for world, engine, done in ((2, FSDP2, 1), (3, ZERO3, 3), (1, FSDP2, 4)):
+        moved = clips(tmp_path / "moved", world, *more, *engine, f"iterations={done}")
+    assert_close_runs(moved, whole)
