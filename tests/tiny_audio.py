@@ -35,6 +35,7 @@ from transformers import (
 )
 
 from adrpo_scale.config import RunConfig, assign, parse_config, parse_override
+from adrpo_scale.demo.audio_model import SPECIAL
 
 TEMPLATE = (  # Qwen2.5-Omni's, without pictures
     "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}"
@@ -45,15 +46,6 @@ TEMPLATE = (  # Qwen2.5-Omni's, without pictures
     "{% endif %}{% endfor %}<|im_end|>\n{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-SPECIAL = {
-    "image_token": "<|IMAGE|>",
-    "audio_token": "<|AUDIO|>",
-    "video_token": "<|VIDEO|>",
-    "vision_bos_token": "<|vision_bos|>",
-    "vision_eos_token": "<|vision_eos|>",
-    "audio_bos_token": "<|audio_bos|>",
-    "audio_eos_token": "<|audio_eos|>",
-}
 WORDS = ["<pad>", "<|im_start|>", "<|im_end|>", *SPECIAL.values(), "user", "assistant", "system"]
 WORDS += [f"w{i}" for i in range(52)]
 PROMPTS = ["w1 w2", "w3", "w1 w2", "w8 w9", "w10", "w11 w12 w13"]

@@ -21,7 +21,6 @@ from adrpo_scale.build import build_domain, build_trainer
 from adrpo_scale.config import parse_config
 from adrpo_scale.domains.audio import example_clip
 from adrpo_scale.domains.omni import SPEAKERS, thinker_name
-from adrpo_scale.errors import ExportError
 from adrpo_scale.export import folder, hearing_layout, transformers_layout, verify
 from adrpo_scale.export.adapter import PEFT_FILE
 from adrpo_scale.export.base import Request
@@ -30,6 +29,7 @@ from adrpo_scale.exporter import export
 from adrpo_scale.preflight.estimate import trained_elements
 from adrpo_scale.resume import open_checkpoint
 from adrpo_scale.sampler import COMPLETIONS, find_source, kind_of, sample_to
+from tests.exported import refused, tensors_of, trained
 from tests.plain_processes import plain_processes
 from tests.tiny_audio import PROMPTS, audio_config, save_full, save_prompts, save_thinker
 from tests.tiny_text import save_tiny, text_config
@@ -142,22 +142,6 @@ def exports(root, checked):
         "whole": made("whole", "lora", "whole", **shards),
         "whole_all": made("whole_all", "all", "whole", dtype=torch.float32, **tensors),
     }
-
-
-def tensors_of(place):
-    return {n: t for file in place.glob("*.safetensors") for n, t in load_file(file).items()}
-
-
-def trained(root, run):
-    reader = open_checkpoint(str(root / "runs" / run))
-    return {n: reader.whole(n) for n in reader.names()}
-
-
-def refused(root, run, to, kind, message, **settings):
-    request = Request(to, kind, **{"verify": "none", **settings})
-    with pytest.raises(ExportError, match=message):
-        export(str(root / "runs" / run), request)
-    assert not to.exists()
 
 
 # ---- equal to the policy ---------------------------------------------------------------------

@@ -22,7 +22,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from adrpo_scale.build import build_domain, build_trainer
 from adrpo_scale.config import parse_config
-from adrpo_scale.errors import ExportError
 from adrpo_scale.export import folder, transformers_layout, verify
 from adrpo_scale.export.adapter import PEFT_FILE
 from adrpo_scale.export.base import Request
@@ -31,6 +30,7 @@ from adrpo_scale.exporter import export
 from adrpo_scale.resume import open_checkpoint
 from adrpo_scale.sampler import COMPLETIONS, find_source, sample_to
 from adrpo_scale.types import Prompt
+from tests.exported import refused, tensors_of, trained
 from tests.plain_processes import plain_processes
 from tests.tiny_text import PROMPTS, TEMPLATE, save_prompts, save_tiny, text_config, tiny_tokenizer
 
@@ -145,22 +145,6 @@ def exports(root, checked):
         "tensors": made("tensors", "untied", "full", verify="tensors", **shards),
         "adapter_tensors": made("adapter_tensors", "lora", "adapter", verify="tensors"),
     }
-
-
-def tensors_of(place):
-    return {n: t for file in place.glob("model*.safetensors") for n, t in load_file(file).items()}
-
-
-def trained(root, run):
-    reader = open_checkpoint(str(root / "runs" / run))
-    return {n: reader.whole(n) for n in reader.names()}
-
-
-def refused(root, run, to, kind, message, **settings):
-    request = Request(to, kind, **{"verify": "none", **settings})
-    with pytest.raises(ExportError, match=message):
-        export(str(root / "runs" / run), request)
-    assert not to.exists()
 
 
 # ---- equal to the policy ---------------------------------------------------------------------
