@@ -16,29 +16,23 @@ soundfile and soxr are optional packages, so they are imported where they are us
 
 from __future__ import annotations
 
-import functools
+import errno
 import io
-import logging
 import re
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import time
+from collections.abc import Callable
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from adrpo_scale import dist, watchdog
 from adrpo_scale.errors import ClipError, ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from adrpo_scale.types import Prompt
-
-log = logging.getLogger(__name__)
 
 SAMPLE_RATE = 16_000  # Hz: what Qwen2.5-Omni's feature extractor takes
 LONGEST_SECONDS = 300.0  # its window
@@ -51,10 +45,12 @@ _CUT_WAV = re.compile(r"^data : ([0-9]+) \(should be ([0-9]+)\)", re.MULTILINE)
 _STREAMED = 0x7FFF_0000  # and above: the length in a wav that was written to a pipe
 _FLAC_HEADER = 4096  # bytes of a member that its header is in; the first 42 would do
 _WHOLE = 0.98  # of the length in the header: that of an mp3 is a frame or two off
-_THREADS = 16  # looking at headers waits for the disk and nothing else
-PART = 1000  # headers between two signs of life: seconds, on a slow filesystem too
+# A network filesystem that stumbles, and when to ask it again, in seconds.
+_STUMBLES = {errno.EIO, errno.ESTALE, errno.EAGAIN, errno.ETIMEDOUT}
+_WAITS = (0.5, 2.0, 5.0)
 
 Samples = NDArray[np.float32]
+Result = TypeVar("Result")
 
 
 def read_clip(reference: str, folder: Path, longest: float = LONGEST_SECONDS) -> Samples:
@@ -135,11 +131,12 @@ def _opened(reference: str, folder: Path, most: int | None = None) -> Iterator[B
     name = clip_name(reference, folder)
     path = folder / (inside["shard"] if inside else reference)
     try:
-        with path.open("rb") as file:
-            if inside is None:
+        if inside is None:
+            with patiently(lambda: path.open("rb")) as file:
                 yield file
-            else:
-                yield _member(file, int(inside["offset"]), int(inside["length"]), most, name)
+        else:
+            offset, length = int(inside["offset"]), int(inside["length"])
+            yield patiently(lambda: _member(path, offset, length, most, name))
     except FileNotFoundError:
         remedy = "copy the shards of `prepare` beside its rows" if inside else "copy it there"
         raise ClipError(f"{name} is missing: expected the file {path}; {remedy}") from None
@@ -147,15 +144,29 @@ def _opened(reference: str, folder: Path, most: int | None = None) -> Iterator[B
         raise ClipError(f"{name} cannot be read ({error.strerror}); is it a file?") from None
 
 
-def _member(file: BinaryIO, offset: int, length: int, most: int | None, name: str) -> BinaryIO:
-    size = file.seek(0, io.SEEK_END)
-    if offset + length > size:
-        raise ClipError(
-            f"{name} lies beyond the end of its shard, which has {size} bytes, expected at least "
-            f"{offset + length}; copy the shard again, or the rows that belong to it"
-        )
-    file.seek(offset)
-    return io.BytesIO(file.read(length if most is None else min(length, most)))
+def _member(path: Path, offset: int, length: int, most: int | None, name: str) -> BinaryIO:
+    with path.open("rb") as file:
+        size = file.seek(0, io.SEEK_END)
+        if offset + length > size:
+            raise ClipError(
+                f"{name} lies beyond the end of its shard, which has {size} bytes, expected at "
+                f"least {offset + length}; copy the shard again, or the rows that belong to it"
+            )
+        file.seek(offset)
+        return io.BytesIO(file.read(length if most is None else min(length, most)))
+
+
+def patiently(action: Callable[[], Result]) -> Result:
+    """`action()`, again after a while where a network filesystem stumbled over it: in weeks of
+    training it does, and what could not be heard would be left out."""
+    for seconds in _WAITS:
+        try:
+            return action()
+        except OSError as error:
+            if error.errno not in _STUMBLES:
+                raise
+        time.sleep(seconds)
+    return action()
 
 
 @contextmanager
@@ -186,80 +197,3 @@ def _decoded(sound: Any, name: str) -> Samples:
     """[frames, channels]; every frame there is."""
     samples: Samples = sound.read(dtype="float32", always_2d=True)
     return samples
-
-
-# ---- the clips of prompts ------------------------------------------------------------------------
-
-Clip = tuple[str, str]  # (reference, folder)
-Header = float | str  # seconds of a clip, or what is wrong with it
-
-
-def clip_faults(prompts: Sequence[Prompt]) -> Mapping[int, str]:
-    """What is wrong with the clips of prompts (`metadata`: audio, audio_folder), by prompt id:
-    missing, not audio by its header, empty, too short, too long. Prompts without audio have none.
-    """
-    return _faults(prompts, _look_at(_clips_of(prompts)))
-
-
-def agreed_headers(prompts: Sequence[Prompt]) -> dict[Clip, Header]:
-    """What the headers of the prompts' clips say, by clip, the same on every rank. Collective.
-
-    Rank 0 alone looks: a look of 80 ranks at 40,000 headers each is what a shared filesystem
-    breaks down under, and ranks of which one has a stale view would train on different prompts and
-    wait for each other for ever. It looks at a part of them at a time, and every part is progress
-    for the watchdogs of all ranks. An error on rank 0 rises on every rank.
-    """
-    clips, found = _clips_of(prompts), dict[Clip, Header]()
-    for start in range(0, len(clips), PART):
-        part = clips[start : start + PART]
-        found |= dist.run_on_main(functools.partial(_look_at, part))
-        watchdog.beat()
-    return found
-
-
-def without_broken(prompts: Sequence[Prompt], headers: Mapping[Clip, Header]) -> list[Prompt]:
-    """The prompts whose clips are there and have a sound header; the others are counted in one
-    warning and named in the log, as `chat.without_long` does. headers: of all their clips.
-    ClipError if none is left."""
-    faults = _faults(prompts, headers)
-    for place, fault in faults.items():
-        log.info("prompt %d: %s: left out", place, fault)
-    if prompts and len(faults) == len(prompts):
-        first = next(iter(faults.values()))
-        raise ClipError(f"none of the {len(prompts)} prompts has its clip; the first: {first}")
-    if faults:
-        log.warning(
-            "%d of %d prompts have a missing or broken clip and are left out; logs/ names them",
-            len(faults),
-            len(prompts),
-        )
-    return [prompt for prompt in prompts if prompt.id not in faults]
-
-
-def _clips_of(prompts: Sequence[Prompt]) -> list[Clip]:
-    """Each once: several questions may ask about one."""
-    heard = [prompt for prompt in prompts if prompt.metadata.get("audio")]
-    return list(dict.fromkeys(map(_clip_of, heard)))
-
-
-def _clip_of(prompt: Prompt) -> Clip:
-    return prompt.metadata["audio"], str(prompt.metadata["audio_folder"])
-
-
-def _faults(prompts: Sequence[Prompt], headers: Mapping[Clip, Header]) -> dict[int, str]:
-    heard = [prompt for prompt in prompts if prompt.metadata.get("audio")]
-    found = {prompt.id: headers[_clip_of(prompt)] for prompt in heard}
-    return {place: header for place, header in found.items() if isinstance(header, str)}
-
-
-def _look_at(clips: Sequence[Clip]) -> dict[Clip, Header]:
-    optional("soundfile")
-    with ThreadPoolExecutor(_THREADS) as pool:
-        return dict(zip(clips, pool.map(_header, clips), strict=True))
-
-
-def _header(clip: Clip) -> Header:
-    try:
-        return duration(clip[0], Path(clip[1]))
-    except ClipError as error:
-        return str(error)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from adrpo_scale import dist
+from adrpo_scale.domains.base import Domain
 from adrpo_scale.types import Credit, Rows
 
 Dealt = list[list[list[tuple[int, bool]]]]
@@ -94,6 +95,17 @@ def build_minibatches(
             start = stop
         result.append(minibatch)
     return result
+
+
+def receive(domain: Domain, minibatches: Sequence[Minibatch]) -> list[Minibatch]:
+    """As this rank can train on them: a row that it cannot adds nothing to the loss."""
+    return [[_received(domain, micro) for micro in minibatch] for minibatch in minibatches]
+
+
+def _received(domain: Domain, micro: MicroBatch) -> MicroBatch:
+    rows = domain.receive(micro.rows)
+    include = micro.credit.include * domain.is_sound(rows)
+    return replace(micro, rows=rows, credit=replace(micro.credit, include=include))
 
 
 def by_size(units: Tensor, sizes_S: Tensor, world: int) -> Tensor:

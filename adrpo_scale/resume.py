@@ -88,11 +88,16 @@ def check_settings(reader: Reader, config: RunConfig, allowed: Sequence[str]) ->
 
 
 def prompts_digest(*lists: Sequence[Prompt]) -> str:
-    """Hash of the prompts' texts and metadata, in order: the cursor means nothing in other ones."""
-    text = json.dumps(
-        [[asdict(p) for p in prompts] for prompts in lists], sort_keys=True, default=str
-    )  # dates of parquet rows
+    """Hash of the prompts' texts and metadata, in order: the cursor means nothing in other ones.
+    Where clips lie is left out: data may move between two lives of a run."""
+    facts = [[_without_place(asdict(prompt)) for prompt in prompts] for prompts in lists]
+    text = json.dumps(facts, sort_keys=True, default=str)  # str: dates of parquet rows
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _without_place(prompt: dict[str, Any]) -> dict[str, Any]:
+    metadata = {k: v for k, v in prompt["metadata"].items() if k != "audio_folder"}
+    return prompt | {"metadata": metadata}
 
 
 def check_content(reader: Reader, constant: Mapping[str, Any], allowed: Sequence[str]) -> None:
@@ -119,8 +124,9 @@ def check_content(reader: Reader, constant: Mapping[str, Any], allowed: Sequence
         raise agreed(
             CheckpointError(
                 f"{reader.folder} was trained on other prompts: the files of [prompts] have "
-                "changed, and its place in them would mean others. Bring the same files back, or "
-                "pass --allow-change prompts"
+                "changed, or clips that they name are gone or back (logs/ names those left out), "
+                "and its place in them would mean others. Bring the same files back, or pass "
+                "--allow-change prompts"
             )
         )
 

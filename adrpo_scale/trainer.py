@@ -21,7 +21,7 @@ from torch import nn
 
 from adrpo_scale import dist, watchdog
 from adrpo_scale.algorithms.base import Algorithm
-from adrpo_scale.batches import Minibatch, build_minibatches
+from adrpo_scale.batches import Minibatch, build_minibatches, receive
 from adrpo_scale.domains.base import Domain, Reference
 from adrpo_scale.engines.base import Engine, OptimizerConfig
 from adrpo_scale.errors import LimitReached, NonFiniteError
@@ -149,7 +149,7 @@ class Trainer:
                 sizes_S=gather_sizes(self.domain, scored.rows),
             )
             needs = self._needs(credit, iteration)
-            minibatches = self._remember(minibatches, needs)
+            minibatches = self._remember(receive(self.domain, minibatches), needs)
             steps = [
                 (update * self.optimizer.minibatches + k, minibatch)
                 for update in range(self.optimizer.updates)

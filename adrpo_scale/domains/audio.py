@@ -31,12 +31,12 @@ from numpy.typing import NDArray
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from adrpo_scale.audio_clips import (
-    SAMPLE_RATE,
+from adrpo_scale.audio_clips import SAMPLE_RATE, read_clip
+from adrpo_scale.clip_headers import (
     Clip,
     Header,
     agreed_headers,
-    read_clip,
+    check_packages,
     without_broken,
 )
 from adrpo_scale.domains import omni
@@ -147,6 +147,7 @@ class AudioDomain(TextDomain):
         silent = sum(clip_of(prompt) is None for prompt in prompts)
         if silent:
             log.warning("%d of %d prompts name no clip: they are text", silent, len(prompts))
+        check_packages()
         self._headers |= agreed_headers(prompts)
         kept = without_broken(prompts, self._headers)
         if self.config.chat.long_prompts == "error":
@@ -218,22 +219,31 @@ class AudioDomain(TextDomain):
             held -= forgotten.audio.nbytes
 
     def _encode(self, prompt: Prompt) -> Encoded:
-        clip, samples, fault = clip_of(prompt), None, ""
+        """Text alone where the clip cannot be heard, though its header was sound when the run
+        began: a rank that stopped for one clip in weeks would stop them all."""
+        clip, fault = clip_of(prompt), ""
         if clip is not None:
             try:
-                samples = read_clip(*clip)
-            except ClipError as error:  # its header was whole when the run began
+                return self._hear(prompt, read_clip(*clip))
+            except (ClipError, PromptError) as error:  # PromptError: longer than its header said
                 fault = str(error)
                 log.warning("prompt %d is left out: %s", prompt.id, fault)
-        ids = self._expanded(prompt, None if samples is None else len(samples))
+        ids = self._expanded(prompt, None)
         check_length(prompt, len(ids), self.config.chat)
-        if samples is None:
-            width = self.model.config.hidden_size
-            audio = torch.empty(0, width, device=self.device, dtype=self.dtype)
-        else:
-            audio = encode_clip(self._tower, self.model.features, samples)
-        assert list(ids).count(self.model.audio_token) == len(audio)
-        return Encoded(ids, audio, fault)
+        width = self.model.config.hidden_size
+        return Encoded(ids, torch.empty(0, width, device=self.device, dtype=self.dtype), fault)
+
+    def _hear(self, prompt: Prompt, samples: NDArray[np.float32]) -> Encoded:
+        ids = self._expanded(prompt, len(samples))
+        check_length(prompt, len(ids), self.config.chat)
+        audio = encode_clip(self._tower, self.model.features, samples)
+        assert ids.count(self.model.audio_token) == len(audio)
+        return Encoded(ids, audio)
+
+    def _forget_faults(self) -> None:
+        """What could not be heard a while ago is tried again: a filesystem may have stumbled."""
+        sound = {i: each for i, each in self._encoded.items() if not each.fault}
+        self._encoded = OrderedDict(sound)
 
     def _expanded(self, prompt: Prompt, samples: int | None) -> list[int]:
         """Token ids of a prompt with a clip of so many samples at 16 kHz, None without one.
@@ -275,13 +285,23 @@ class AudioDomain(TextDomain):
         key: DrawKey,
         mode: Mode = "rollout",
     ) -> Rows:
+        self._forget_faults()
         rows = super().sample(policy, prompts_N, sample_ids_N, key, mode)
         heard = [int(not self._of(prompt.id).fault) for prompt in prompts_N]
         column = torch.tensor(heard, dtype=torch.int64, device=self.device)
         return replace(rows, tensors={**rows.tensors, "heard": column})
 
-    def keeps(self, rows: Rows) -> Tensor:
-        return super().keeps(rows) & rows.tensors["heard"].bool().cpu()
+    def is_sound(self, rows: Rows) -> Tensor:
+        return super().is_sound(rows) & rows.tensors["heard"].bool().cpu()
+
+    def receive(self, rows: Rows) -> Rows:
+        """Without a clip that another rank has heard and this one cannot."""
+        self._forget_faults()
+        heard = rows.tensors["heard"].clone()
+        for place, prompt_id in enumerate(rows.prompt_ids_N.tolist()):
+            if self._of(prompt_id).fault:
+                heard[place] = 0
+        return replace(rows, tensors={**rows.tensors, "heard": heard})
 
     def row_metrics(self, rows: Rows) -> dict[str, Tensor]:
         return super().row_metrics(rows) | {"unheard": 1 - rows.tensors["heard"].cpu().double()}
@@ -291,7 +311,7 @@ class AudioDomain(TextDomain):
         for prompt_id, was_heard in zip(rows.prompt_ids_N.tolist(), heard, strict=True):
             fault = self._of(prompt_id).fault
             if was_heard and fault:  # trained on as it was sampled, or not at all
-                raise ClipError(f"{fault}. Another rank has just heard it; do all see the folder?")
+                raise ClipError(f"{fault}. This rank has just heard it: its folder is failing")
         return super()._score(model, rows)
 
 

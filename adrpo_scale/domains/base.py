@@ -179,9 +179,19 @@ class Domain(ABC):
         """What rewards and people look at, one per row: uint8 images [H, W, 3], or
         `Completion`s."""
 
+    def is_sound(self, rows: Rows) -> Tensor:
+        """bool [N] on the CPU: False for a row that nothing can be concluded from, in training and
+        evaluation, because the policy was not given all of its prompt."""
+        return torch.ones(len(rows), dtype=torch.bool)
+
     def keeps(self, rows: Rows) -> Tensor:
         """bool [N] on the CPU: False for a row that is left out of the loss."""
-        return torch.ones(len(rows), dtype=torch.bool)
+        return self.is_sound(rows)
+
+    def receive(self, rows: Rows) -> Rows:
+        """Rows that were dealt to this rank, before it trains on them; `is_sound` then also says
+        which of them it cannot train on."""
+        return rows
 
     def sizes(self, rows: Rows) -> Tensor | None:
         """What a pass over each row costs, int64 [N] on the CPU (its tokens); None where all rows

@@ -305,7 +305,7 @@ class TextDomain(Domain):
 
     def keeps(self, rows: Rows) -> Tensor:
         finished = rows.tensors["finished"].bool().cpu()
-        return finished if self.config.mask_truncated else torch.ones_like(finished)
+        return super().keeps(rows) & (finished | (not self.config.mask_truncated))
 
     def sizes(self, rows: Rows) -> Tensor:
         prompts = torch.tensor([len(self._tokens(i)) for i in rows.prompt_ids_N.tolist()])

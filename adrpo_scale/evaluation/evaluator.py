@@ -141,6 +141,7 @@ class Evaluator:
         samples = len(prompts) * size
         with self.engine.sampling(*sharded_models(self.rewards)):
             scores_NR = score_block(self.rewards, artifacts, prompts_N, samples, self.chunk, check)
+        scores_NR[~self.domain.is_sound(rows)] = torch.nan
         return artifacts, gather_rewards(rows, scores_NR, self.rewards, prompts, size)
 
     def _divergences(

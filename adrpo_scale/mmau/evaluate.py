@@ -19,8 +19,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from adrpo_scale import dist
-from adrpo_scale.audio_clips import clip_faults
 from adrpo_scale.checkpoint.shelf import CHECKPOINTS, TRAJECTORY
+from adrpo_scale.clip_headers import clip_faults
 from adrpo_scale.config import assign, parse_override
 from adrpo_scale.errors import AdrpoError, ConfigError, agreed
 from adrpo_scale.files import replace_file, replace_json

@@ -306,6 +306,7 @@ EVERY = list(range(len(PROMPTS)))
 VIEWS = {
     "a clip that one rank does not see yet": [[], [3]],
     "a clip that rank 0 does not see yet": [[4], []],
+    "a rank that hears nothing, and is dealt what the other has heard": [[], EVERY],
     "no clip at all on rank 0": [EVERY, []],
 }
 
@@ -318,8 +319,9 @@ def test_ranks_that_see_different_clips_train_on_the_same_prompts():
     (folder / "relative.jsonl").write_text("".join(lines))
     both = run_ranks(sees, 2, str(folder), list(VIEWS.values()), timeout=120)
     assert both[0] == both[1]
-    later, earlier, none = both[0]
+    later, earlier, deaf, none = both[0]
     assert later[0] == EVERY and later[2] == pytest.approx(1 / CHOSEN)  # rank 1's last prompt
     assert earlier[0] == [0, 1, 2, 3, 5] and earlier[2] == 0
-    assert math.isfinite(later[1]) and math.isfinite(earlier[1])
+    assert deaf[0] == EVERY and deaf[2] == 0.5
+    assert all(math.isfinite(loss) for _, loss, _ in (later, earlier, deaf))
     assert none.startswith("none of the 6 prompts has its clip; the first: clip 'clip-0.wav'")

@@ -16,7 +16,8 @@ from transformers import (
 )
 
 from adrpo_scale.audio_clips import read_clip
-from adrpo_scale.build import build_domain, build_engine, build_reference
+from adrpo_scale.batches import MicroBatch, receive
+from adrpo_scale.build import build_domain, build_engine, build_reference, build_trainer
 from adrpo_scale.domains import audio, decoding, omni
 from adrpo_scale.domains.audio import AudioConfig, clip_of, with_audio
 from adrpo_scale.engines.adapters import is_adapter
@@ -27,8 +28,9 @@ from adrpo_scale.errors import (
     PromptError,
     WeightsError,
 )
-from adrpo_scale.prompts import build_prompts
-from adrpo_scale.types import DrawKey, Prompt
+from adrpo_scale.prompts import build_prompts, load_prompts
+from adrpo_scale.resume import prompts_digest
+from adrpo_scale.types import Credit, DrawKey, Prompt
 from tests.tiny_audio import (
     PROMPTS,
     SECONDS,
@@ -439,8 +441,58 @@ def test_a_clip_that_breaks_in_the_middle_of_a_run_is_left_out_of_the_loss(tmp_p
     assert made.domain.row_metrics(rows)["unheard"].sum() == 2
     assert torch.isfinite(made.terms(rows).logp_K).all()
     heard = dict(rows.tensors) | {"heard": torch.ones(6, dtype=torch.int64)}
-    with pytest.raises(ClipError, match="Another rank has just heard it"):
+    with pytest.raises(ClipError, match="This rank has just heard it"):
         made.terms(dataclasses.replace(rows, tensors=heard))
+
+
+def credit_of(count):
+    ones = torch.ones(count, dtype=torch.float64)
+    return Credit(ones, ones, ones, torch.full((count,), -1), ones)
+
+
+def test_a_clip_that_only_another_rank_has_heard_is_not_trained_on(tmp_path):
+    made = Parts(tmp_path / "m")
+    assert bool(made.domain.is_sound(made.rows).all())
+    made.domain._encoded.clear()
+    clip = made.domain.folder / "clip-2.wav"
+    whole = clip.read_bytes()
+    clip.write_bytes(whole[:3000])
+    received = made.domain.receive(made.rows)
+    assert made.domain.is_sound(received).tolist() == [c != 2 for c in CHOSEN]
+    (micro,) = receive(made.domain, [[MicroBatch(made.rows, credit_of(6), torch.arange(6))]])[0]
+    assert micro.credit.include.tolist() == [float(c != 2) for c in CHOSEN]
+    assert torch.isfinite(made.terms(micro.rows).logp_K).all()
+    clip.write_bytes(whole)  # a fault is not for ever
+    assert bool(made.domain.is_sound(made.domain.receive(made.rows)).all())
+    assert bool(made.domain.is_sound(made.sample()).all())
+
+
+def test_data_may_move_between_two_lives(tmp_path):
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+    rows = [{"prompt": "w1", "audio": "a.wav"}, {"prompt": "w2", "audio": "b.wav"}]
+
+    def digest(name, rows):
+        folder = {"audio_folder": str(tmp_path / name)}
+        lines = "".join(json.dumps(row | folder) + "\n" for row in rows)
+        (tmp_path / name / "rows.jsonl").write_text(lines)
+        return prompts_digest(load_prompts(tmp_path / name / "rows.jsonl"))
+
+    assert digest("here", rows) == digest("there", rows)
+    assert digest("here", rows) != digest("there", [rows[0] | {"audio": "b.wav"}, rows[1]])
+
+
+def test_an_evaluation_leaves_out_what_was_not_heard(tmp_path):
+    settings = ["evaluation.every=1", "prompts.held_out_share=0.5", "domain.clip_megabytes=0"]
+    config = audio_config(tmp_path / "m", settings)
+    trainer = build_trainer(config, tmp_path / "run")
+    every = trainer.evaluator.evaluate(trainer.policy, trainer.reference, "held_out").metrics
+    first = trainer.evaluator.splits["held_out"][0]
+    (tmp_path / "m" / f"clip-{first.id}.wav").unlink()
+    some = trainer.evaluator.evaluate(trainer.policy, trainer.reference, "held_out").metrics
+    samples = config.evaluation.samples_per_prompt
+    assert some["reward"][1] == every["reward"][1] - samples
+    assert some["unheard"] == (pytest.approx(samples / every["unheard"][1]), every["unheard"][1])
 
 
 def test_a_text_with_audio_tokens_of_its_own(tmp_path):

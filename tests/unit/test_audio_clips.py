@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import logging
@@ -13,14 +14,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from adrpo_scale import audio_clips, avqa, watchdog
-from adrpo_scale.audio_clips import (
-    agreed_headers,
-    clip_faults,
-    duration,
-    read_clip,
-    without_broken,
-)
+from adrpo_scale import audio_clips, avqa, clip_headers, watchdog
+from adrpo_scale.audio_clips import duration, patiently, read_clip
+from adrpo_scale.clip_headers import agreed_headers, check_packages, clip_faults, without_broken
 from adrpo_scale.errors import ClipError, ConfigError, PromptError
 from adrpo_scale.prompt_files import guess_format, load_prompts
 from tests.sounds import avqa_row, cut, pitch, tone, write_audio, write_rows
@@ -278,10 +274,36 @@ def test_looking_at_many_clips_is_progress_and_each_is_looked_at_once(
     for row in rows[:5]:
         write_audio(tmp_path / row["audio"])
     beats, seen = [], []
-    look = audio_clips.duration
-    monkeypatch.setattr(audio_clips, "PART", 2)
-    monkeypatch.setattr(audio_clips, "duration", lambda *clip: (seen.append(clip), look(*clip))[1])
+    look = clip_headers.duration
+    monkeypatch.setattr(clip_headers, "PART", 2)
+    monkeypatch.setattr(clip_headers, "duration", lambda *clip: (seen.append(clip), look(*clip))[1])
     monkeypatch.setattr(watchdog, "beat", lambda: beats.append(len(seen)))
     headers = agreed_headers(load_prompts(lines(tmp_path / "t.jsonl", *rows)))
     assert set(headers.values()) == {1.0} and len(headers) == 5
     assert beats == [2, 4, 5]
+
+
+def test_a_filesystem_that_stumbles_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(audio_clips, "_WAITS", (0.0, 0.0))
+    errors = [OSError(errno.ESTALE, "stale"), OSError(errno.EIO, "input/output")]
+
+    def action() -> str:
+        if errors:
+            raise errors.pop()
+        return "there"
+
+    assert patiently(action) == "there"
+    errors += [OSError(errno.EIO, "input/output")] * 3
+    with pytest.raises(OSError, match="input/output"):
+        patiently(action)
+    errors[:] = [FileNotFoundError(errno.ENOENT, "gone")] * 2
+    with pytest.raises(FileNotFoundError):
+        patiently(action)
+    assert len(errors) == 1
+
+
+def test_a_missing_package_is_said_before_any_clip(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_packages()
+    monkeypatch.setattr(clip_headers, "PACKAGES", ("soundfile", "no_such_package"))
+    with pytest.raises(ConfigError, match=r"needs the package no_such_package .*pip install"):
+        check_packages()

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[2] / "adrpo_scale"
 LEVELS = [
     "errors types settings files paths file_hashes tensor_files seeding dist weights preempt"
     " disk_space run_lock life_record watchdog prefetch_lock hub_needs pickles",
-    "models algorithms rewards prompts prompt_files metrics audio_clips avqa",
+    "models algorithms rewards prompts prompt_files metrics audio_clips clip_headers avqa",
     "domains engines checkpoint",
     "batches rollout ema report evaluation training_state saver merged export",
     "trainer",
@@ -57,6 +57,7 @@ SAME_LEVEL = {
     ("weights", "seeding"),
     ("weights", "watchdog"),
     ("prompts", "prompt_files"),  # one thing in two files
+    ("clip_headers", "audio_clips"),
     ("prompt_files", "avqa"),  # the wording of one of its formats
     ("rewards/base", "models"),  # what an engine is asked to build
     ("rewards/reward_model", "models"),
