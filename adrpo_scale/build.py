@@ -27,7 +27,7 @@ from adrpo_scale.models import ModelSpec
 from adrpo_scale.preempt import Signals, Stop
 from adrpo_scale.prompts import PromptStream, build_prompts
 from adrpo_scale.registry import ALGORITHMS, DOMAINS, ENGINES, REWARDS
-from adrpo_scale.resume import check_content, prompts_digest
+from adrpo_scale.resume import check_content, is_allowed, prompts_digest
 from adrpo_scale.rewards.base import Reward
 from adrpo_scale.saver import Saver
 from adrpo_scale.trainer import Trainer
@@ -108,9 +108,13 @@ def build_trainer(config: RunConfig, run: Path, beginning: Beginning = Beginning
     train, held_out = build_prompts(config.prompts)
     domain = build_domain(config)
     domain.check_training()
-    train, held_out = domain.usable(train), domain.usable(held_out)
+    every = [prompt.id for prompt in (*train, *held_out)]
+    train, held_out = (usable(domain, some, beginning) for some in (train, held_out))
+    left_out = sorted({*every} - {prompt.id for prompt in (*train, *held_out)})
     policy_spec, reference_spec = specs_of(domain, config, beginning.origin)
-    constant = dist.run_on_main(lambda: constant_facts(config, run, domain, train, beginning))
+    constant = dist.run_on_main(
+        lambda: constant_facts(config, run, domain, train, beginning) | {"left_out": left_out}
+    )
     if beginning.reader is not None:
         check_content(beginning.reader, constant, beginning.allowed)
     engine = build_engine(config)
@@ -194,6 +198,16 @@ def specs_of(
     if reference is not None:
         reference = replace(reference, weights=MergedWeights(reference.weights, origin))
     return policy, reference
+
+
+def usable(domain: Domain, prompts: Sequence[Prompt], beginning: Beginning) -> list[Prompt]:
+    """Those that a run can work on; where it goes on, those it had, whatever has become of their
+    clips since: its place in them would mean others. Collective."""
+    document = beginning.reader.manifest.document if beginning.reader else {}
+    if "left_out" not in document or is_allowed("prompts", beginning.allowed):
+        return domain.usable(prompts)
+    left_out = {*document["left_out"]}
+    return domain.as_before([prompt for prompt in prompts if prompt.id not in left_out])
 
 
 def constant_facts(

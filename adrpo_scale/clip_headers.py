@@ -65,9 +65,17 @@ def agreed_headers(prompts: Sequence[Prompt]) -> dict[Clip, Header]:
 
 
 def without_broken(prompts: Sequence[Prompt], headers: Mapping[Clip, Header]) -> list[Prompt]:
-    """The prompts whose clips are there and have a sound header; the others are counted in one
-    warning and named in the log, as `chat.without_long` does. headers: of all their clips.
+    """The prompts whose clips are there and have a sound header. headers: of all their clips.
     ClipError if none is left."""
+    faults = report_broken(prompts, headers, "are left out")
+    return [prompt for prompt in prompts if prompt.id not in faults]
+
+
+def report_broken(
+    prompts: Sequence[Prompt], headers: Mapping[Clip, Header], consequence: str
+) -> dict[int, str]:
+    """What is wrong with the clips of prompts, by prompt id: counted in one warning and named in
+    the log, as `chat.without_long` does. ClipError where no prompt has its clip."""
     faults = _faults(prompts, headers)
     for place, fault in faults.items():
         log.info("prompt %d: %s: left out", place, fault)
@@ -76,11 +84,12 @@ def without_broken(prompts: Sequence[Prompt], headers: Mapping[Clip, Header]) ->
         raise ClipError(f"none of the {len(prompts)} prompts has its clip; the first: {first}")
     if faults:
         log.warning(
-            "%d of %d prompts have a missing or broken clip and are left out; logs/ names them",
+            "%d of %d prompts have a missing or broken clip and %s; logs/ names them",
             len(faults),
             len(prompts),
+            consequence,
         )
-    return [prompt for prompt in prompts if prompt.id not in faults]
+    return faults
 
 
 def _clips_of(prompts: Sequence[Prompt]) -> list[Clip]:

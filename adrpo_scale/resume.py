@@ -124,9 +124,8 @@ def check_content(reader: Reader, constant: Mapping[str, Any], allowed: Sequence
         raise agreed(
             CheckpointError(
                 f"{reader.folder} was trained on other prompts: the files of [prompts] have "
-                "changed, or clips that they name are gone or back (logs/ names those left out), "
-                "and its place in them would mean others. Bring the same files back, or pass "
-                "--allow-change prompts"
+                "changed, and its place in them would mean others. Bring the same files back, or "
+                "pass --allow-change prompts"
             )
         )
 

@@ -37,6 +37,7 @@ from adrpo_scale.clip_headers import (
     Header,
     agreed_headers,
     check_packages,
+    report_broken,
     without_broken,
 )
 from adrpo_scale.domains import omni
@@ -155,23 +156,23 @@ class AudioDomain(TextDomain):
         lengths = self._expected_lengths(kept)
         return without_long(self.tokenizer, kept, self.config.chat, lambda p: lengths[p.id])
 
+    def as_before(self, prompts: Sequence[Prompt]) -> list[Prompt]:
+        """Also those whose clip has gone since: their samples are left out of the loss."""
+        check_packages()
+        self._headers |= agreed_headers(prompts)
+        report_broken(prompts, self._headers, "were there before; the run goes on without them")
+        return list(prompts)
+
     def _expected_lengths(self, prompts: Sequence[Prompt]) -> dict[int, int]:
         """Tokens of each prompt, by its id, as the headers of the clips have it: none is heard, and
-        none looked at again that `usable` has looked at."""
+        none looked at again that was looked at before. Without the clip where that has gone."""
         found = {}
         for prompt in prompts:
             clip = clip_of(prompt)
-            seconds = None if clip is None else self._seconds(clip)
-            samples = None if seconds is None else round(SAMPLE_RATE * seconds)
+            header = "" if clip is None else self._headers[clip[0], str(clip[1])]
+            samples = None if isinstance(header, str) else round(SAMPLE_RATE * header)
             found[prompt.id] = len(self._expanded(prompt, samples))
         return found
-
-    def _seconds(self, clip: tuple[str, Path]) -> float:
-        """Of a clip whose header was looked at; ClipError for a broken one."""
-        header = self._headers[clip[0], str(clip[1])]
-        if isinstance(header, str):
-            raise ClipError(header)
-        return header
 
     def _prepare_prompts(self, prompts: Sequence[Prompt]) -> None:
         self._prompts = {prompt.id: prompt for prompt in prompts}

@@ -154,6 +154,10 @@ class Domain(ABC):
         """The prompts that can be worked on, in their order. Collective."""
         return list(prompts)
 
+    def as_before(self, prompts: Sequence[Prompt]) -> list[Prompt]:
+        """All of them, which could be worked on when their run began. Collective."""
+        return list(prompts)
+
     @abstractmethod
     def prepare(self, prompts: Sequence[Prompt], device: torch.device, dtype: torch.dtype) -> None:
         """Whatever must exist before sampling; called once with every prompt of the run.

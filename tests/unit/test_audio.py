@@ -17,11 +17,13 @@ from transformers import (
 
 from adrpo_scale.audio_clips import read_clip
 from adrpo_scale.batches import MicroBatch, receive
-from adrpo_scale.build import build_domain, build_engine, build_reference, build_trainer
+from adrpo_scale.build import Beginning, build_domain, build_engine, build_reference, build_trainer
+from adrpo_scale.checkpoint.shelf import newest_whole
 from adrpo_scale.domains import audio, decoding, omni
 from adrpo_scale.domains.audio import AudioConfig, clip_of, with_audio
 from adrpo_scale.engines.adapters import is_adapter
 from adrpo_scale.errors import (
+    CheckpointError,
     ClipError,
     ConfigError,
     ModelNotFoundError,
@@ -480,6 +482,37 @@ def test_data_may_move_between_two_lives(tmp_path):
 
     assert digest("here", rows) == digest("there", rows)
     assert digest("here", rows) != digest("there", [rows[0] | {"audio": "b.wav"}, rows[1]])
+
+
+def test_a_clip_that_has_gone_between_two_lives_is_left_out_of_the_loss(tmp_path, caplog):
+    """The run goes on with the prompts that it had, as its place in others would mean others. What
+    was left out before stays out."""
+    folder = save_thinker(tmp_path / "m")
+    save_prompts(folder / "prompts.jsonl")
+    clips = [folder / f"clip-{n}.wav" for n in range(6)]
+    clips[0].rename(tmp_path / "away.wav")
+    settings = ["prompts.per_iteration=5", "checkpoint.every_iterations=1", "iterations=3"]
+    config, run = audio_config(folder, settings), tmp_path / "run"
+    first = build_trainer(config, run)
+    first.train(1)
+    first.saver.close()
+    (tmp_path / "away.wav").rename(clips[0])
+    clips[3].unlink()
+    second = build_trainer(config, run, Beginning(newest_whole(run)))
+    assert "1 of 5 prompts have a missing or broken clip and were there before" in caplog.text
+    second.train(2)
+    second.saver.close()
+    kept = [[prompt.id for prompt in trainer.stream.prompts] for trainer in (first, second)]
+    assert kept == [[1, 2, 3, 4, 5]] * 2
+    unheard = [json.loads(line)["unheard"] for line in (run / "metrics.jsonl").open()]
+    assert unheard == [0, 0.2]
+    with pytest.raises(CheckpointError, match="trained on other prompts"):
+        save_prompts(folder / "prompts.jsonl", [*PROMPTS[:5], "w9"])
+        build_trainer(config, run, Beginning(newest_whole(run)))
+    for clip in clips:
+        clip.unlink()
+    with pytest.raises(ClipError, match="none of the 5 prompts has its clip"):
+        build_trainer(config, run, Beginning(newest_whole(run)))
 
 
 def test_an_evaluation_leaves_out_what_was_not_heard(tmp_path):

@@ -168,6 +168,8 @@ def test_packages_that_are_not_installed_are_named_with_the_line_that_installs_t
             "Is the AUDIO loud? In the audio, who sings",
         ),
         ("Does a videotape play on the video-wall?", "Does a videotape play on the video-wall?"),
+        ("Which of the videos? VIDEOS, Videos.", "Which of the audios? AUDIOS, Audios."),
+        ("The video's end", "The audio's end"),
         ("What is heard?", "What is heard?"),
     ],
 )
