@@ -25,8 +25,15 @@ ANSWER_ONLY = "Output the final answer in <answer> </answer>."
 THINK_FIRST = (
     "Output the thinking process in <think> </think> and final answer in <answer> </answer>."
 )
-_VIDEO = re.compile(r"(?<![\w-])video(?![\w-])", re.IGNORECASE)
-_CASES = {"video": "audio", "Video": "Audio", "VIDEO": "AUDIO"}
+_VIDEO = re.compile(r"(?<![\w-])video(s?)(?![\w-])", re.IGNORECASE)
+_CASES = {
+    "video": "audio",
+    "Video": "Audio",
+    "VIDEO": "AUDIO",
+    "videos": "audios",
+    "Videos": "Audios",
+    "VIDEOS": "AUDIOS",
+}
 _OWN = ("question_text", "multi_choice")  # keys that AVQA's own rows have and prepared ones do not
 _PREPARED = ("question", "choices", "answer", "audio")
 
@@ -110,8 +117,9 @@ def _choices(entry: Mapping[str, Any], key: str) -> tuple[str, ...]:
 
 
 def about_audio(question: str) -> str:
-    """The question with the word "video" said as "audio": whole words, in the case they have."""
-    return _VIDEO.sub(lambda found: _CASES.get(found[0], "audio"), question)
+    """The question with the words "video" and "videos" said as "audio" and "audios": whole words,
+    in the case they have."""
+    return _VIDEO.sub(lambda found: _CASES.get(found[0], "audio" + found[1].lower()), question)
 
 
 def prompt_text(question: str, choices: Sequence[str], think: bool) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -21,6 +21,7 @@ from adrpo_scale.types import Prompt
 
 TASKS = ("sound", "music", "speech")
 QUESTIONS, REPORT = "mmau.jsonl", "report.json"
+ORIGINAL = "original"  # key of a row: the benchmark's own row, which the submission repeats
 _FORMATS = {"answer": "avqa", "think": "avqa_think"}
 _PREPARE = "write it with `adrpo-scale prepare mmau`"
 
@@ -28,7 +29,7 @@ _PREPARE = "write it with `adrpo-scale prepare mmau`"
 @dataclass(frozen=True)
 class Question:
     """answer: the right option's text. prompt: the words, and in its metadata the row of the file
-    and the clip (`audio`, `audio_folder`)."""
+    and the clip (`audio`, `audio_folder`). original: the benchmark's own row."""
 
     id: str
     choices: tuple[str, ...]
@@ -37,11 +38,13 @@ class Question:
     sub_category: str
     difficulty: str
     prompt: Prompt
+    original: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def row(self) -> dict[str, Any]:
-        """The line of the file."""
-        return {k: v for k, v in self.prompt.metadata.items() if k != "audio_folder"}
+        """The line of the file, without the benchmark's."""
+        left_out = ("audio_folder", ORIGINAL)
+        return {k: v for k, v in self.prompt.metadata.items() if k not in left_out}
 
     @property
     def clip(self) -> tuple[str, Path]:
@@ -49,10 +52,18 @@ class Question:
         return self.prompt.metadata["audio"], Path(self.prompt.metadata["audio_folder"])
 
 
+@dataclass(frozen=True)
+class Answer:
+    """text: what was said, perhaps nothing. is_cut: it reached the limit of its length."""
+
+    text: str
+    is_cut: bool = False
+
+
 class Model(Protocol):
     """Whatever answers questions."""
 
-    def answers(self, questions: Sequence[Question]) -> Sequence[str | None]:
+    def answers(self, questions: Sequence[Question]) -> Sequence[Answer | None]:
         """What is said to each question, in order; None where no answer could be had: it is asked
         again another time. Not collective: ranks call it as often as their questions need."""
 
@@ -80,6 +91,9 @@ class EndpointConfig(Section):
     first_wait_seconds: float = setting(2.0, "before the second try; doubles with each", ge=0)
     longest_wait_seconds: float = setting(120.0, "of these, and of what Retry-After asks", ge=0)
     extra: dict[str, Any] = setting({}, "further fields of a request, e.g. reasoning_effort")
+    without: list[Literal["max_tokens", "temperature"]] = setting(
+        [], "fields that the model refuses, left out; its own go into extra"
+    )
 
 
 class MmauConfig(Section):
@@ -136,6 +150,11 @@ def _question(prompt: Prompt, path: Path) -> Question:
             f"{path}: question {prompt.id} has id {row.get('id')!r} and task {row.get('task')!r}, "
             f"an id and one of {', '.join(TASKS)} are expected: {_PREPARE} again"
         )
+    if not isinstance(row.get(ORIGINAL), Mapping):
+        raise PromptError(
+            f"{path}: question {prompt.id} has {ORIGINAL} {row.get(ORIGINAL)!r}, the benchmark's "
+            f"own row is expected, which predictions.json repeats: {_PREPARE} again"
+        )
     return Question(
         id=str(row["id"]),
         choices=tuple(row["choices"]),
@@ -144,6 +163,7 @@ def _question(prompt: Prompt, path: Path) -> Question:
         sub_category=str(row.get("sub_category") or "none"),
         difficulty=str(row.get("difficulty") or "none"),
         prompt=prompt,
+        original=row[ORIGINAL],
     )
 
 

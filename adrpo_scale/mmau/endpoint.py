@@ -4,6 +4,8 @@ Address and key come from OPENAI_BASE_URL and OPENAI_API_KEY; the key is in no m
 What may pass (429, 408, 5xx, a broken connection, an answer that is none) is tried again, after
 waits that double, or after what Retry-After asks. What would fail for every question ends the
 evaluation at once; what fails for one leaves it unanswered. Answers so far are kept in any case.
+A model that spent all of its length on thinking has answered, with nothing: every try of it costs
+as much and ends the same way.
 """
 
 from __future__ import annotations
@@ -25,10 +27,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
+from urllib.parse import urlsplit
 
 from adrpo_scale.audio_clips import SAMPLE_RATE, Samples, read_clip
 from adrpo_scale.errors import ClipError, ConfigError, EndpointError
-from adrpo_scale.mmau.base import MmauConfig, Question
+from adrpo_scale.mmau.base import Answer, MmauConfig, Question
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +39,7 @@ DEFAULT_URL = "https://api.openai.com/v1"
 _PASSES = {408, 409, 425, 429}  # and every 5xx
 _HOPELESS = {301, 302, 303, 307, 308, 401, 402, 403, 404, 405}  # the same for every question
 _IN_A_ROW = 8  # questions without an answer before the endpoint is given up
+_EMPTY = 8  # answers, all of them without text, after which the model is given up
 _SHOWN = 300  # characters of what an endpoint says to an error
 
 
@@ -79,15 +83,12 @@ class Endpoint:
     ) -> None:
         """name: the model's, as the endpoint has it."""
         self.name, self._config = name, config
-        base = environment.get("OPENAI_BASE_URL") or DEFAULT_URL
-        if not base.startswith(("http://", "https://")):
-            raise ConfigError(f"OPENAI_BASE_URL = {base!r}: expected http://... or https://...")
-        self.url = base.rstrip("/") + "/chat/completions"
+        self.url = base_url(environment) + "/chat/completions"
         self._key = environment.get("OPENAI_API_KEY", "")
         self._opener = urllib.request.build_opener(_NoRedirects)
         self._failed_in_a_row = 0
 
-    def answers(self, questions: Sequence[Question]) -> list[str | None]:
+    def answers(self, questions: Sequence[Question]) -> list[Answer | None]:
         """Raises EndpointError where no answer is to be had of this endpoint at all."""
         if self.url.startswith(DEFAULT_URL) and not self._key:
             raise ConfigError(
@@ -129,16 +130,21 @@ class Endpoint:
             "temperature": self._config.temperature,
             "max_tokens": self._config.max_new_tokens,
         }
+        for refused in self._config.endpoint.without:
+            fields.pop(refused, None)
         return json.dumps(fields | self._config.endpoint.extra).encode()
 
-    def _answer(self, question: Question) -> str | None:
+    def _answer(self, question: Question) -> Answer | None:
         """With all its tries; None where none of them helped."""
         settings = self._config.endpoint
         try:
             body = self._body(question, read_clip(*question.clip))
             for attempt in range(settings.attempts):
                 try:
-                    return self._ask(body)
+                    answer = self._ask(body)
+                    if not answer.text.strip():
+                        log.warning("question %s: no text; it counts as wrong", question.id)
+                    return answer
                 except _Again as error:
                     reason, asked = str(error), error.seconds
                 if attempt + 1 < settings.attempts:
@@ -151,7 +157,7 @@ class Endpoint:
             log.warning("question %s is left out: %s", question.id, error)
         return None
 
-    def _ask(self, body: bytes) -> str:
+    def _ask(self, body: bytes) -> Answer:
         """One request."""
         headers = {"Content-Type": "application/json"}
         headers |= {"Authorization": f"Bearer {self._key}"} if self._key else {}
@@ -184,16 +190,49 @@ class Endpoint:
         return _Refused(reason)
 
 
-def said(response: bytes) -> str:
-    """The text of a chat completion; _Again where it has none. A refusal is an answer."""
+def base_url(environment: Mapping[str, str] = os.environ) -> str:
+    """What stands before /chat/completions. ConfigError where it is no address, or holds more than
+    one: it is written down and shown, so a key has no place in it."""
+    base = environment.get("OPENAI_BASE_URL") or DEFAULT_URL
+    if not base.startswith(("http://", "https://")):
+        raise ConfigError(f"OPENAI_BASE_URL = {base!r}: expected http://... or https://...")
+    parts = urlsplit(base)
+    if "@" in parts.netloc or parts.query or parts.fragment:
+        raise ConfigError(
+            f"OPENAI_BASE_URL, at {parts.netloc.rpartition('@')[2]}, has a user, a password or a "
+            "query in it; expected https://HOST/PATH alone, and the key in OPENAI_API_KEY"
+        )
+    return base.rstrip("/")
+
+
+def said(response: bytes) -> Answer:
+    """The answer in a chat completion; _Again where there is none. A refusal is an answer, and so
+    is nothing at all where the limit of its length was reached."""
     try:
-        message = json.loads(response)["choices"][0]["message"]
-        text = message["content"] if message.get("content") is not None else message["refusal"]
+        choice = json.loads(response)["choices"][0]
+        is_cut = choice.get("finish_reason") == "length"
+        message = choice.get("message") or {}
+        text = message.get("refusal") if message.get("content") is None else message["content"]
     except (ValueError, LookupError, TypeError, AttributeError):
-        text = None
+        text, is_cut = None, False
+    if text is None and is_cut:
+        text = ""
     if not isinstance(text, str):
         raise _Again(f"no chat completion with a text: {response[:_SHOWN]!r}")
-    return text
+    return Answer(text, is_cut)
+
+
+def check_writes(answers: Sequence[Answer], is_all: bool) -> None:
+    """EndpointError where all of them, and enough to tell, were cut off before a word: the rest
+    would cost as much and be as empty. is_all: there will be no more."""
+    if not answers or not (is_all or len(answers) >= _EMPTY):
+        return
+    if all(answer.is_cut and not answer.text.strip() for answer in answers):
+        raise EndpointError(
+            f"all of {len(answers)} answers were cut off before a word of them, expected texts: "
+            "the model spends its length on thinking. Raise max_new_tokens, or say "
+            "endpoint.extra.reasoning_effort, and name another folder --to, or delete this one"
+        )
 
 
 def retry_after(value: str | None) -> float:

@@ -28,6 +28,7 @@ from adrpo_scale.metrics import console
 from adrpo_scale.mmau import local, predictions, tables
 from adrpo_scale.mmau.base import (
     QUESTIONS,
+    Answer,
     Benchmark,
     MmauConfig,
     Model,
@@ -35,12 +36,14 @@ from adrpo_scale.mmau.base import (
     evenly,
     load_benchmark,
 )
-from adrpo_scale.mmau.endpoint import Endpoint
+from adrpo_scale.mmau.endpoint import Endpoint, base_url, check_writes
 from adrpo_scale.mmau.scoring import score, tallies
 from adrpo_scale.paths import resolve_path
+from adrpo_scale.run_lock import RunLock
 from adrpo_scale.sampler import Source
 
 _REPORTS = 20  # lines of progress
+_NAMED = 10  # questions without an answer that are named at the end
 
 
 @dataclass(frozen=True)
@@ -105,8 +108,9 @@ def evaluate(orders: Orders) -> None:
     engine = subject.source.config.engine if subject.source is not None else None
     device = engine.torch_device() if engine is not None else "cpu"
     seconds = engine.timeout_seconds if engine is not None else 3600.0
-    with dist.process_group(device, seconds):
-        _evaluate(config, benchmark, questions, subject, orders.to or subject.folder)
+    to = orders.to or subject.folder
+    with dist.process_group(device, seconds), _held(to) as lock:
+        _evaluate(config, benchmark, questions, subject, to, lock)
 
 
 def find_subject(orders: Orders, config: MmauConfig, prompts: str) -> Subject:
@@ -141,15 +145,30 @@ def _folder_of(name: str) -> Path:
     return Path(os.environ.get("ADRPO_RUNS", "runs")) / f"mmau-{words}"
 
 
+@contextmanager
+def _held(folder: Path) -> Iterator[RunLock]:
+    """Rank 0 holds the folder: of two evaluations in it, each would remove what the other has just
+    appended. Collective."""
+    lock = RunLock(folder)
+    dist.run_on_main(lambda: predictions.make_folder(folder))
+    dist.run_on_main(lock.acquire)
+    try:
+        yield lock
+    finally:
+        if dist.is_main():
+            lock.release()
+
+
 def _evaluate(
     config: MmauConfig,
     benchmark: Benchmark,
     questions: Sequence[Question],
     subject: Subject,
     to: Path,
+    lock: RunLock,
 ) -> None:
     """Asks what has no answer yet, then writes everything. Collective."""
-    done: dict[str, str] = dist.run_on_main(
+    done: dict[str, Answer] = dist.run_on_main(
         lambda: predictions.begin(to, _identity(config, benchmark, subject))
     )
     pending = [question for question in questions if question.id not in done]
@@ -157,18 +176,21 @@ def _evaluate(
         f"MMAU test-mini, revision {benchmark.revision}: {len(questions)} questions to "
         f"{subject.name}, {len(questions) - len(pending)} answered already; in {to}"
     )
-    mine: dict[str, str] = {}
+    if not pending:
+        _say("nothing is asked: every question has its answer; to ask again, name another --to")
+    mine: dict[str, Answer] = {}
     error: AdrpoError | None = None
     heard = _heard(pending) if pending else []
     if heard:
         with _model(config, subject, heard) as (model, size):
             try:
-                for part in _ask(model, heard, size, to):
+                for part in _ask(model, heard, size, to, done):
                     mine |= part
             except AdrpoError as caught:
                 error = caught  # raised below: the other ranks are still asking
     parts = dist.gather_objects((mine, error))
     fresh = {id: answer for answers, _ in parts for id, answer in answers.items()}
+    dist.run_on_main(lock.check)
     dist.run_on_main(lambda: _write(config, benchmark, questions, subject, to, fresh))
     for _, found in parts:
         if found is not None:
@@ -176,11 +198,13 @@ def _evaluate(
 
 
 def _identity(config: MmauConfig, benchmark: Benchmark, subject: Subject) -> dict[str, Any]:
-    """What answers depend on; that of an unfinished evaluation must be the same."""
+    """What answers depend on; that of an unfinished evaluation must be the same. Which weights an
+    endpoint serves cannot be known: other ones at the same address need another folder."""
     shared = ("variant", "max_new_tokens")
     found = {key: getattr(config, key) for key in shared}
     if subject.source is None:
-        asked: dict[str, Any] = {"temperature": config.temperature, "extra": config.endpoint.extra}
+        asked: dict[str, Any] = {"url": base_url(), "temperature": config.temperature}
+        asked |= {"extra": config.endpoint.extra, "without": config.endpoint.without}
     else:
         asked = {"domain": config.domain, "engine": config.engine}
         asked |= {"weights": local.fingerprint(subject.source)}
@@ -216,11 +240,14 @@ def _model(
             yield model, config.batch
 
 
-def _ask(model: Model, asked: Sequence[Question], size: int, to: Path) -> Iterator[dict[str, str]]:
+def _ask(
+    model: Model, asked: Sequence[Question], size: int, to: Path, known: Mapping[str, Answer]
+) -> Iterator[dict[str, Answer]]:
     """Answers to this rank's block of the questions by id, `size` at a time; they are on the disk
-    before the next are asked."""
+    before the next are asked. known: answers of earlier starts."""
     mine = [asked[k] for k in dist.block(len(asked), dist.rank(), dist.world_size())]
     step = max(1, len(mine) // _REPORTS)
+    answered = list(known.values())
     for start in range(0, len(mine), size):
         part = mine[start : start + size]
         pairs = zip(part, model.answers(part), strict=True)
@@ -228,6 +255,8 @@ def _ask(model: Model, asked: Sequence[Question], size: int, to: Path) -> Iterat
         predictions.append(to, dist.rank(), answers)
         yield answers
         count = start + len(part)
+        answered += answers.values()
+        check_writes(answered, is_all=count == len(mine))
         if count // step > start // step:
             whole = "" if dist.world_size() == 1 else f" of the first of {dist.world_size()} ranks"
             _say(f"asked {count} of {len(mine)}{whole}")
@@ -239,7 +268,7 @@ def _write(
     questions: Sequence[Question],
     subject: Subject,
     to: Path,
-    fresh: Mapping[str, str],
+    fresh: Mapping[str, Answer],
 ) -> None:
     """Everything that is made from the answers, and what a person wants to see of it."""
     answers = predictions.merge(to, fresh)
@@ -260,9 +289,10 @@ def _write(
     text = tables.report(title, notes, subject.name, found, config.published)
     replace_file(to / "table.md", text.encode())
     _say(tables.main_table(subject.name, found, config.published))
-    missing = said.count(None)
+    missing = [question.id for question in questions if question.id not in answers]
     if missing:
-        _say(f"questions without an answer: {missing}; the same command asks them again")
+        names = ", ".join(missing[:_NAMED]) + (", ..." if len(missing) > _NAMED else "")
+        _say(f"questions without an answer: {len(missing)} ({names}); the same command asks again")
     _say(f"table.md, questions.jsonl, predictions.json and eval.jsonl are in {to}")
 
 

@@ -6,6 +6,7 @@ shard of) the model, and answers its own questions inside `engine.sampling()`.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -18,13 +19,15 @@ from adrpo_scale.checkpoint.base import MANIFEST
 from adrpo_scale.config import RunConfig, assign, leaves, parse_config
 from adrpo_scale.domains.base import Domain
 from adrpo_scale.errors import ConfigError
-from adrpo_scale.mmau.base import MmauConfig, Question
+from adrpo_scale.mmau.base import Answer, MmauConfig, Question
 from adrpo_scale.registry import DOMAINS
 from adrpo_scale.resume import open_checkpoint
 from adrpo_scale.sampler import Source, kind_of, load_policy
 from adrpo_scale.tensor_files import file_sha256
 from adrpo_scale.types import DrawKey
 from adrpo_scale.weights import SafetensorsFolder, combined_sha256
+
+log = logging.getLogger(__name__)
 
 AUDIO = "audio"  # the domain that hears
 _KEY = DrawKey(0, 0)  # greedy draws use no random number
@@ -99,14 +102,23 @@ class Local:
         """usable: ids of the prompts that `domain.prepare` was given."""
         self._domain, self._policy, self._usable = domain, policy, usable
 
-    def answers(self, questions: Sequence[Question]) -> list[str | None]:
+    def answers(self, questions: Sequence[Question]) -> list[Answer | None]:
+        """None where the clip could not be heard: it was asked as text alone, which is no answer
+        to a question about a sound."""
         prompts = [q.prompt for q in questions if q.prompt.id in self._usable]
         if not prompts:
             return [None] * len(questions)
         ids_N = torch.tensor([prompt.id for prompt in prompts], dtype=torch.int64)
         rows = self._domain.sample(self._policy, prompts, ids_N, _KEY, "greedy")
-        texts = [artifact.text for artifact in self._domain.artifacts(rows)]
-        said = dict(zip(ids_N.tolist(), texts, strict=True))
+        columns = ids_N.tolist(), self._domain.artifacts(rows), self._domain.is_sound(rows).tolist()
+        said = {
+            prompt_id: Answer(completion.text, not completion.finished)
+            for prompt_id, completion, is_sound in zip(*columns, strict=True)
+            if is_sound
+        }
+        for question in questions:
+            if question.prompt.id in self._usable and question.prompt.id not in said:
+                log.warning("question %s has no answer: its clip was not heard", question.id)
         return [said.get(question.prompt.id) for question in questions]
 
 

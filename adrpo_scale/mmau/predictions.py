@@ -1,10 +1,11 @@
 """What an evaluation leaves behind, and how it goes on after a kill.
 
     evaluation.json      which model was asked which questions how: a folder holds one evaluation
-    answers.jsonl        {id, prediction}, as they came; each rank appends to answers-NNN.jsonl
+    answers.jsonl        {id, prediction, cut}, as they came; cut: whether it reached the limit of
+                         its length (no such key: false). Each rank appends to answers-NNN.jsonl
                          first, and rank 0 merges these files at every start and end
     questions.jsonl      a line a question: row, prediction, and its scores
-    predictions.json     the benchmark's submission format
+    predictions.json     the benchmark's submission format: its own rows and our predictions
     eval.jsonl           rows as training writes them
     table.md             sound, music, speech, total; difficulties; sub-categories
 
@@ -22,19 +23,26 @@ from typing import Any
 
 from adrpo_scale.errors import RunFolderError
 from adrpo_scale.files import replace_file, replace_json, write_all
-from adrpo_scale.mmau.base import Question
+from adrpo_scale.mmau.base import Answer, Question
 from adrpo_scale.mmau.scoring import Score, Tally, submitted
 
 IDENTITY, ANSWERS = "evaluation.json", "answers.jsonl"
 _OF_RANKS = "answers-[0-9]*.jsonl"
 
 
-def begin(folder: Path, identity: Mapping[str, Any]) -> dict[str, str]:
-    """The answers that are there already, by question id; on rank 0 alone. RunFolderError if they
-    are of another model, other questions or other settings."""
-    path = folder / IDENTITY
+def make_folder(folder: Path) -> None:
+    """RunFolderError where that cannot be done."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunFolderError(f"{folder} cannot be made ({error}); name another one --to") from error
+
+
+def begin(folder: Path, identity: Mapping[str, Any]) -> dict[str, Answer]:
+    """The answers that are there already, by question id; on rank 0 alone. RunFolderError if they
+    are of another model, other questions or other settings. The folder exists."""
+    path = folder / IDENTITY
+    try:
         known = json.loads(path.read_text()) if path.is_file() else None
     except (OSError, ValueError) as error:
         raise RunFolderError(f"{folder} cannot be used ({error}); name another one --to") from error
@@ -49,12 +57,9 @@ def begin(folder: Path, identity: Mapping[str, Any]) -> dict[str, str]:
     return merge(folder)
 
 
-def append(folder: Path, rank: int, answers: Mapping[str, str]) -> None:
+def append(folder: Path, rank: int, answers: Mapping[str, Answer]) -> None:
     """Puts answers of this rank, by question id, on the disk."""
-    lines = [
-        json.dumps({"id": id, "prediction": answer}, ensure_ascii=False) + "\n"
-        for id, answer in answers.items()
-    ]
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in _rows(answers)]
     path = folder / f"answers-{rank:03d}.jsonl"
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     try:
@@ -64,7 +69,14 @@ def append(folder: Path, rank: int, answers: Mapping[str, str]) -> None:
         os.close(descriptor)
 
 
-def merge(folder: Path, fresh: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
+def _rows(answers: Mapping[str, Answer]) -> list[dict[str, Any]]:
+    return [
+        {"id": id, "prediction": answer.text, "cut": answer.is_cut}
+        for id, answer in answers.items()
+    ]
+
+
+def merge(folder: Path, fresh: Mapping[str, Answer] = MappingProxyType({})) -> dict[str, Answer]:
     """Every answer by question id, the first of each; the ranks' files become part of
     answers.jsonl. On rank 0 alone, while nobody appends. fresh: this start's answers of all ranks:
     a shared filesystem may not show the files of other nodes yet."""
@@ -72,16 +84,15 @@ def merge(folder: Path, fresh: Mapping[str, str] = MappingProxyType({})) -> dict
     found = dict(fresh)
     for path in [folder / ANSWERS, *parts]:
         for line in _whole_lines(path):
-            found.setdefault(line["id"], line["prediction"])
+            found.setdefault(line["id"], Answer(line["prediction"], line.get("cut", False)))
     if parts or fresh:
-        rows = [{"id": id, "prediction": text} for id, text in found.items()]
-        write_lines(folder / ANSWERS, rows)
+        write_lines(folder / ANSWERS, _rows(found))
         for path in parts:
             path.unlink()
     return found
 
 
-def _whole_lines(path: Path) -> list[dict[str, str]]:
+def _whole_lines(path: Path) -> list[dict[str, Any]]:
     """Without a line that a process died in the middle of."""
     if not path.is_file():
         return []
@@ -95,7 +106,7 @@ def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     replace_file(path, text.encode())
 
 
-def question_row(question: Question, prediction: str | None, score: Score) -> dict[str, Any]:
+def question_row(question: Question, answer: Answer | None, score: Score) -> dict[str, Any]:
     """A line of questions.jsonl."""
     scores = {
         "strict": score.strict,
@@ -103,24 +114,24 @@ def question_row(question: Question, prediction: str | None, score: Score) -> di
         "benchmark": score.benchmark,
         "tagged": score.tagged,
         "named": score.named,
+        "cut": score.is_cut,
     }
-    handed_in = None if prediction is None else submitted(prediction)
-    return question.row | {"prediction": prediction, "submitted": handed_in} | scores
+    said = None if answer is None else answer.text
+    handed_in = None if said is None else submitted(said)
+    return question.row | {"prediction": said, "submitted": handed_in} | scores
 
 
 def submission(
-    questions: Sequence[Question], predictions: Mapping[str, str]
+    questions: Sequence[Question], answers: Mapping[str, Answer]
 ) -> list[dict[str, Any]]:
-    """The rows with the prediction under both names that the benchmark has for it: its README says
-    `model_prediction`, its evaluation.py reads `model_output`. Questions without one are left out.
-    `audio_id` and `sub-category` are named as the benchmark names them."""
+    """The benchmark's rows as they were, with the prediction under both names that it has for it:
+    its README says `model_prediction`, its evaluation.py reads `model_output`. Questions without
+    one are left out."""
     rows = []
     for question in questions:
-        if question.id in predictions:
-            text = submitted(predictions[question.id])
-            row = {k: v for k, v in question.row.items() if k not in ("audio", "sub_category")}
-            row |= {"audio_id": Path(question.clip[0]).name, "sub-category": question.sub_category}
-            rows.append(row | {"model_prediction": text, "model_output": text})
+        if question.id in answers:
+            text = submitted(answers[question.id].text)
+            rows.append({**question.original, "model_prediction": text, "model_output": text})
     return rows
 
 

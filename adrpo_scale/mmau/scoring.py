@@ -21,7 +21,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from adrpo_scale.mmau.base import TASKS, Question
+from adrpo_scale.mmau.base import TASKS, Answer, Question
 from adrpo_scale.rewards.audio import chosen, option_text
 from adrpo_scale.rewards.text import extract_answer
 
@@ -33,13 +33,15 @@ _WORD = re.compile(r"\b\w+\b")
 @dataclass(frozen=True)
 class Score:
     """Of one question. named: the option that the prediction names, tag or not.
-    benchmark: None where there is no prediction."""
+    benchmark: None where there is no prediction. is_cut: the prediction reached the limit of its
+    length."""
 
     strict: bool
     strict_untagged: bool
     benchmark: bool | None
     tagged: bool
     named: str | None
+    is_cut: bool = False
 
     @property
     def is_unparsed(self) -> bool:
@@ -79,15 +81,15 @@ def benchmark_match(prediction: str, answer: str, choices: Iterable[str]) -> boo
     return bool(said) and right <= said and not said & wrong
 
 
-def score(question: Question, prediction: str | None) -> Score:
+def score(question: Question, prediction: Answer | None) -> Score:
     if prediction is None:
         return Score(False, False, None, False, None)
-    tagged = extract_answer(prediction) is not None
-    text = submitted(prediction)
+    tagged = extract_answer(prediction.text) is not None
+    text = submitted(prediction.text)
     named = chosen(text, question.choices)
     is_right = named is not None and named == option_text(question.answer)
     benchmark = benchmark_match(text, question.answer, question.choices)
-    return Score(tagged and is_right, is_right, benchmark, tagged, named)
+    return Score(tagged and is_right, is_right, benchmark, tagged, named, prediction.is_cut)
 
 
 def tally(subset: str, scores: Sequence[Score]) -> Tally:
@@ -102,6 +104,7 @@ def tally(subset: str, scores: Sequence[Score]) -> Tally:
             "benchmark": _mean(answered),
             "unparsed": (sum(score.is_unparsed for score in scores), n),
             "untagged": (sum(score.is_untagged for score in scores), n),
+            "cut_off": (sum(score.is_cut for score in scores), n),
             "unanswered": (n - len(answered), n),
         },
     )

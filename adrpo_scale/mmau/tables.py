@@ -17,6 +17,7 @@ LABELS = {
     "benchmark": "the benchmark's own scorer",
     "unparsed": "unparsed: names no option",
     "untagged": "without `<answer>`",
+    "cut_off": "cut off: reached the limit of its length",
     "unanswered": "unanswered",
 }
 NO_PAPER = (

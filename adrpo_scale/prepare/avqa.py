@@ -134,13 +134,13 @@ def _sources(orders: Orders, questions: Iterable[Question], tally: Tally) -> dic
     """clip → its source, in the order in which the rows name them first."""
     audio = index(orders.audio, AUDIO_SUFFIXES) if orders.audio else {}
     videos = index(orders.videos, VIDEO_SUFFIXES) if orders.videos else {}
-    folder = orders.audio or orders.rows.parent
+    folders = [*([orders.audio] if orders.audio else []), orders.rows.parent]
     found: dict[str, Source] = {}
     for question in questions:
         clip = _clip(question)
         if clip in found or clip in tally.faults:
             continue
-        source = find(clip, question.clip, audio, videos, folder)
+        source = find(clip, question.clip, audio, videos, folders)
         if source is None:
             places = " or ".join(str(p) for p in (orders.videos, orders.audio) if p)
             tally.faults[clip] = ("missing", f"no file of this name in {places}")

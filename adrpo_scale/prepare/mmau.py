@@ -2,8 +2,9 @@
 
 A quarter of the questions changed with revision v05.15.25, so a score without its revision says
 nothing: `report.json` has it, and the SHA-256 of the file that was read. Rows: id, question,
-choices, answer, audio, task, category, sub_category, difficulty. The audio stays where it is;
-`audio` is its path, relative to the folder of the rows where it lies inside, absolute otherwise.
+choices, answer, audio, task, category, sub_category, difficulty, and original, the benchmark's
+row as it was: what is handed in to the benchmark is that row. The audio stays where it is; `audio`
+is its path, relative to the folder of the rows where it lies inside, absolute otherwise.
 
 A row is left out, and named in `skipped.jsonl`, where it is wrong, its id was there before, or its
 audio is missing or broken. What only makes a question odd, an answer that is not among the choices
@@ -99,11 +100,12 @@ def _row(
         "category": entry.get("category"),
         "sub_category": entry.get("sub-category", entry.get("sub_category")),
         "difficulty": entry.get("difficulty"),
+        "original": dict(entry),
     }
 
 
 def _audio(orders: Orders, audio_id: str, names: dict[str, Path]) -> str:
-    source = find(audio_id, audio_id, names, {}, orders.audio)
+    source = find(audio_id, audio_id, names, {}, [orders.audio])
     if source is None:
         raise ClipError(f"no audio of the name {audio_id!r} in {orders.audio}")
     path, folder = source.path.resolve(), orders.to.resolve()

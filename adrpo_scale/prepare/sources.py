@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,19 +41,40 @@ def index(folder: Path, suffixes: Iterable[str]) -> dict[str, Path]:
 
 
 def find(
-    clip: str, named: str | None, audio: dict[str, Path], videos: dict[str, Path], folder: Path
+    clip: str,
+    named: str | None,
+    audio: Mapping[str, Path],
+    videos: Mapping[str, Path],
+    folders: Sequence[Path],
 ) -> Source | None:
     """The source of `clip`; None if there is none.
 
-    named: the file that the row names (`audio_path`), relative to `folder`; it counts where it is.
-    audio, videos: what `index` found.
+    named: the file that the row names (`audio_path`), relative to one of `folders`; it counts where
+    it is. audio, videos: what `index` found; looked up in it are the clip's name, as R1-AQA has
+    it too, and at last the name of the file that the row names, whose folder is another machine's.
     """
-    stem, suffix = os.path.splitext(clip)
-    name = stem if suffix.lower() in (*VIDEO_SUFFIXES, *AUDIO_SUFFIXES) else clip
-    name = os.path.basename(name)
-    if named is not None and (folder / named).is_file():
-        path = folder / named
-        return Source(clip, path, path.suffix.lower() not in AUDIO_SUFFIXES)
-    if name in audio:
-        return Source(clip, audio[name], is_video=False)
-    return Source(clip, videos[name], is_video=True) if name in videos else None
+    for folder in folders if named is not None else ():
+        path = folder / str(named)
+        if path.is_file():
+            return Source(clip, path, path.suffix.lower() not in AUDIO_SUFFIXES)
+    name = _stem(clip)
+    names = [name, short_name(name)]
+    for each in [*names, *([] if named is None else [_stem(named)])]:
+        if each in audio:
+            return Source(clip, audio[each], is_video=False)
+    for each in names:
+        if each in videos:
+            return Source(clip, videos[each], is_video=True)
+    return None
+
+
+def _stem(file: str) -> str:
+    """Its name, without the folder and without a suffix of audio or video; ids may have dots."""
+    stem, suffix = os.path.splitext(os.path.basename(file))
+    return stem if suffix.lower() in (*VIDEO_SUFFIXES, *AUDIO_SUFFIXES) else stem + suffix
+
+
+def short_name(video: str) -> str:
+    """`-HG3Omg_89c_000030` → `-HG3Omg_89c_30`: AVQA writes the second at which a clip begins with
+    zeros before it, and the files of R1-AQA (github.com/xiaomi-research/r1-aqa) are without."""
+    return re.sub(r"_0+(?=[0-9]+$)", "_", video)

@@ -23,14 +23,24 @@ from adrpo_scale.audio_clips import read_clip
 from adrpo_scale.config import LoadedConfig
 from adrpo_scale.errors import ConfigError, EndpointError, PromptError, RunFolderError
 from adrpo_scale.mmau import evaluate, local, predictions
-from adrpo_scale.mmau.base import PAPER, MmauConfig, PublishedRow, Question, evenly, load_benchmark
+from adrpo_scale.mmau.base import (
+    PAPER,
+    Answer,
+    MmauConfig,
+    PublishedRow,
+    Question,
+    evenly,
+    load_benchmark,
+)
 from adrpo_scale.mmau.endpoint import Endpoint, retry_after, said, wav
 from adrpo_scale.mmau.scoring import benchmark_match, score, submitted, tallies
 from adrpo_scale.mmau.tables import NO_PAPER, main_table, report
 from adrpo_scale.prepare.mmau import Orders, prepare_mmau
 from adrpo_scale.registry import DOMAINS
+from adrpo_scale.run_lock import RunLock
 from adrpo_scale.types import Prompt
 from tests.ranks import forkserver, run_ranks
+from tests.sounds import cut, write_audio
 from tests.tiny_audio import audio_config, save_clip, save_thinker
 from tests.tiny_text import text_config
 
@@ -85,7 +95,7 @@ RULES = [
 
 @pytest.mark.parametrize(("prediction", "answer", "choices", "expected"), RULES)
 def test_the_rules(prediction, answer, choices, expected):
-    found = score(question(answer, choices), prediction)
+    found = score(question(answer, choices), Answer(prediction))
     assert (
         found.strict,
         found.strict_untagged,
@@ -110,12 +120,14 @@ def test_reasoning_is_not_handed_in():
 def test_tallies_by_task_difficulty_and_sub_category():
     asked = [question(task=task, id=str(n)) for n, task in enumerate(["sound"] * 3 + ["music"] * 2)]
     said_ = ["<answer>Dog</answer>", "Dog", None, "<answer>what?</answer>", "<answer>Cat</answer>"]
-    found = {t.subset: t.metrics for t in tallies(asked, list(map(score, asked, said_)))}
+    answers = [None if text is None else Answer(text, text == "Dog") for text in said_]
+    found = {t.subset: t.metrics for t in tallies(asked, list(map(score, asked, answers)))}
     assert list(found) == ["sound", "music", "speech", "total", "difficulty:easy",
                            "sub_category:kind"]  # fmt: skip
     assert found["sound"]["strict"] == (1 / 3, 3)
     assert found["sound"]["strict_untagged"] == (2 / 3, 3)
     assert found["sound"]["benchmark"] == (1.0, 2)  # without a prediction: left out, as it does
+    assert found["sound"]["cut_off"] == (1, 3) and found["music"]["cut_off"] == (0, 2)
     assert found["sound"]["unanswered"] == (1, 3) and found["sound"]["untagged"] == (1, 3)
     assert found["music"]["unparsed"] == (1, 2) and found["music"]["strict"] == (0.0, 2)
     assert math.isnan(found["speech"]["strict"][0]) and found["speech"]["strict"][1] == 0
@@ -125,10 +137,13 @@ def test_tallies_by_task_difficulty_and_sub_category():
 
 def test_the_table_has_published_lines_where_the_config_has_them():
     asked = [question()]
-    found = tallies(asked, [score(asked[0], "<answer>B</answer>")])
+    found = tallies(asked, [score(asked[0], Answer("<answer>B</answer>", is_cut=True))])
     plain = main_table("mine", found, {})
     assert "| strict: the option inside `<answer>` | 100.00 | – | – | 100.00 |" in plain
     assert "| unparsed: names no option | 0 of 1 | 0 of 0 | 0 of 0 | 0 of 1 |" in plain
+    assert (
+        "| cut off: reached the limit of its length | 1 of 1 | 0 of 0 | 0 of 0 | 1 of 1 |" in plain
+    )
     assert "paper" not in plain and "not shown" in NO_PAPER
     row = PublishedRow(sound=1.0, music=2.0, speech=3.0, total=2.5)  # not the paper's
     others = row.model_copy(update={"source": "a board"})
@@ -158,6 +173,7 @@ def make_data(folder, count=12, seconds=0.2):
             "category": "Reasoning",
             "sub_category": "Animals" if n % 2 else "Pets",
             "difficulty": "hard" if n % 3 else "easy",
+            "original": {"id": f"id-{n:02d}", "audio_id": "./mini/clip.wav", "answer": " Dog"},
         }
         for n in range(count)
     ]
@@ -198,7 +214,12 @@ def test_the_shipped_config_says_what_is_the_papers():
 
 @pytest.mark.parametrize(
     ("change", "expected"),
-    [({"task": "video"}, "task 'video'"), ({"id": "id-00"}, "one id"), ({"id": None}, "id None")],
+    [
+        ({"task": "video"}, "task 'video'"),
+        ({"id": "id-00"}, "one id"),
+        ({"id": None}, "id None"),
+        ({"original": None}, "original None, the benchmark's own row .*prepare mmau` again"),
+    ],
 )
 def test_what_is_no_benchmark_is_refused(tmp_path, change, expected):
     data = make_data(tmp_path)
@@ -217,9 +238,9 @@ def test_what_prepare_writes_is_read(tmp_path):
     theirs = {
         "id": "3fe6",
         "audio_id": "./test-mini-audios/3fe6.wav",
-        "question": "Who speaks in the video?",
-        "choices": ["Man", "Woman"],
-        "answer": "Man",
+        "question": " Who speaks in the video? ",
+        "choices": ["Man ", "Woman"],
+        "answer": "Man ",
         "dataset": "AudioSet",
         "task": "speech",
         "split": "test-mini",
@@ -235,22 +256,27 @@ def test_what_prepare_writes_is_read(tmp_path):
     found = load_benchmark(tmp_path / "out", "answer")
     (one,) = found.questions
     assert found.revision == "v05.15.25" and one.sub_category == theirs["sub-category"]
-    (row,) = predictions.submission([one], {"3fe6": "<answer>Man</answer>"})
-    keys = ("id", "question", "choices", "answer", "task", "category", "sub-category", "difficulty")
-    assert {key: row[key] for key in keys} == {key: theirs[key] for key in keys}
-    assert row["audio_id"] == "3fe6.wav" and row["model_output"] == "Man"
+    (row,) = predictions.submission([one], {"3fe6": Answer("<answer>Man</answer>")})
+    assert list(row.items()) == [
+        *theirs.items(),
+        ("model_prediction", "Man"),
+        ("model_output", "Man"),
+    ]
+    assert score(one, Answer("<answer>man</answer>")).strict and "original" not in one.row
     assert len(read_clip(*one.clip)) == 4800
 
 
 # ---- a server ----------------------------------------------------------------------------------
 
 
-def completion(text):
-    body = {"choices": [{"message": {"role": "assistant", "content": text}}]}
+def completion(text, finish="stop"):
+    message = {"role": "assistant", "content": text}
+    body = {"choices": [{"message": message, "finish_reason": finish}]}
     return 200, {}, json.dumps(body).encode()
 
 
 DOG = completion("<think>Woof.</think><answer>Dog</answer>")
+THOUGHT = completion(None, "length")  # and wrote nothing
 
 
 class Server:
@@ -324,7 +350,7 @@ def fails(status, text="no", **headers):
 
 def test_a_request_has_the_clip_as_wav_the_words_and_the_key(server, tmp_path):
     model, questions = endpoint(make_data(tmp_path), extra={"reasoning_effort": "low"})
-    assert model.answers(questions[:1]) == ["<think>Woof.</think><answer>Dog</answer>"]
+    assert model.answers(questions[:1]) == [Answer("<think>Woof.</think><answer>Dog</answer>")]
     ((_, path, body),) = server.requests
     assert path == "/v1/chat/completions" and server.keys == [f"Bearer {KEY}"]
     assert body["model"] == "a-model" and body["temperature"] == 0 and body["max_tokens"] == 512
@@ -351,11 +377,35 @@ def test_what_may_pass_is_tried_again(server, tmp_path):
         4: [(200, {}, json.dumps({"choices": [{"message": {"refusal": "No."}}]}).encode())],
     }
     model, questions = endpoint(make_data(tmp_path))
-    assert model.answers(questions[:5]) == [DOG_TEXT] * 4 + ["No."]
+    assert model.answers(questions[:5]) == [DOG_TEXT] * 4 + [Answer("No.")]
     assert server.asked == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 2 + [4]
 
 
 DOG_TEXT = said(DOG[2])
+
+
+def test_what_was_cut_off_is_an_answer_also_without_a_word(server, tmp_path, caplog):
+    nothing = {"choices": [{"finish_reason": "length", "message": {"role": "assistant"}}]}
+    server.replies = {
+        0: [THOUGHT],
+        1: [(200, {}, json.dumps(nothing).encode())],
+        2: [completion("<think>Wo", "length")],
+        3: [completion(None)],  # neither cut off nor a text: no answer
+    }
+    model, questions = endpoint(make_data(tmp_path))
+    cut = [Answer("", True), Answer("", True), Answer("<think>Wo", True), DOG_TEXT]
+    assert model.answers(questions[:4]) == cut
+    assert server.asked == [0, 1, 2, 3, 3]
+    assert "question id-01: no text" in caplog.text and "id-02" not in caplog.text
+
+
+def test_fields_that_a_model_refuses_are_left_out(server, tmp_path):
+    without = ["max_tokens", "temperature"]
+    extra = {"max_completion_tokens": 99}
+    model, questions = endpoint(make_data(tmp_path), without=without, extra=extra)
+    model.answers(questions[:1])
+    ((_, _, body),) = server.requests
+    assert body.keys() == {"model", "messages", "max_completion_tokens"}
 
 
 def test_retry_after_is_waited_for(server, tmp_path):
@@ -422,6 +472,10 @@ def test_address_and_key_are_checked_before_anything_is_sent(tmp_path):
     config = MmauConfig(data="x")
     with pytest.raises(ConfigError, match="OPENAI_BASE_URL"):
         Endpoint("m", config, {"OPENAI_BASE_URL": "localhost:8000"})
+    for base in (f"https://me:{KEY}@host/v1", f"https://host/v1?key={KEY}"):
+        with pytest.raises(ConfigError, match="at host, has a user") as error:
+            Endpoint("m", config, {"OPENAI_BASE_URL": base})
+        assert KEY not in str(error.value)
     with pytest.raises(ConfigError, match="OPENAI_API_KEY is not set"):
         Endpoint("m", config, {}).answers([question()])
 
@@ -457,8 +511,8 @@ def test_an_evaluation_leaves_scores_tables_and_what_the_benchmark_takes(server,
     handed_in = json.loads((to / "predictions.json").read_text())
     assert [row["id"] for row in handed_in] == [f"id-{n:02d}" for n in range(12)]
     assert handed_in[1]["model_prediction"] == handed_in[1]["model_output"] == "Dog"
-    assert handed_in[1]["sub-category"] == "Animals" and handed_in[1]["audio_id"] == "clip.wav"
-    assert handed_in[1]["choices"] == ["Cat", "Dog"] and handed_in[5]["model_output"] == "no idea"
+    assert handed_in[1]["audio_id"] == "./mini/clip.wav" and handed_in[1]["answer"] == " Dog"
+    assert handed_in[5]["model_output"] == "no idea"
     lines = rows_of(to / "questions.jsonl")
     assert lines[5]["prediction"] == "no idea" and lines[5]["named"] is None
     assert lines[11]["named"] == "dog" and not lines[11]["tagged"] and not lines[11]["strict"]
@@ -470,7 +524,7 @@ def test_an_evaluation_leaves_scores_tables_and_what_the_benchmark_takes(server,
     assert KEY not in shown + "".join(path.read_text() for path in to.iterdir())
 
 
-def test_what_has_an_answer_is_not_asked_again(server, tmp_path):
+def test_what_has_an_answer_is_not_asked_again(server, tmp_path, capsys):
     data, to = make_data(tmp_path / "data"), tmp_path / "out"
     evaluate.evaluate(given(data, to, limit=3))
     assert server.asked == [0, 4, 8]
@@ -486,17 +540,69 @@ def test_what_has_an_answer_is_not_asked_again(server, tmp_path):
     assert row["value"] == 2
     evaluate.evaluate(given(data, to))
     assert server.asked[12:] == [1, 2]
+    assert "nothing is asked" not in capsys.readouterr().out
+    evaluate.evaluate(given(data, to))
+    assert len(server.asked) == 14
+    assert "nothing is asked: every question has its answer" in capsys.readouterr().out
     assert len(rows_of(to / "answers.jsonl")) == 12 and not list(to.glob("answers-*"))
 
 
-def test_a_folder_holds_one_evaluation(server, tmp_path):
+def test_a_folder_holds_one_evaluation(server, tmp_path, monkeypatch):
     data, to = make_data(tmp_path / "data"), tmp_path / "out"
     evaluate.evaluate(given(data, to, limit=3))
     with pytest.raises(RunFolderError, match=r"model: 'a-model' → 'b-model'.*--to"):
         evaluate.evaluate(given(data, to, name="b-model"))
+    with monkeypatch.context() as patched:  # another server, and a model of the same name
+        patched.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1/")
+        with pytest.raises(RunFolderError, match=rf"url: '{server.url}' → 'http://127.0.0.1:9/v1'"):
+            evaluate.evaluate(given(data, to))
     rewrite(data, 0, question="Another one?")
     with pytest.raises(RunFolderError, match="questions_sha256"):
         evaluate.evaluate(given(data, to))
+
+
+def test_one_evaluation_at_a_time_in_a_folder(server, tmp_path):
+    data, to = make_data(tmp_path / "data"), tmp_path / "out"
+    to.mkdir()
+    with RunLock(to), pytest.raises(RunFolderError, match="is in use by"):
+        evaluate.evaluate(given(data, to))
+    assert server.asked == [] and list(to.iterdir()) == []
+    evaluate.evaluate(given(data, to, limit=1))
+    assert not (to / "lock.json").exists()
+
+
+@pytest.mark.parametrize(("limit", "asked"), [(None, 8), (3, 3)])
+def test_a_model_that_only_thinks_is_given_up_with_a_remedy(server, tmp_path, limit, asked):
+    data, to = make_data(tmp_path / "data"), tmp_path / "out"
+    server.replies = {n: [THOUGHT] for n in range(12)}
+    remedy = rf"all of {asked} answers .*Raise max_new_tokens.*extra\.reasoning_effort.*--to"
+    with pytest.raises(EndpointError, match=remedy):
+        evaluate.evaluate(given(data, to, limit=limit))
+    assert len(server.asked) == asked == len(rows_of(to / "answers.jsonl"))
+
+
+def test_answers_that_were_cut_off_are_counted_and_old_ones_are_read(server, tmp_path):
+    data, to = make_data(tmp_path / "data"), tmp_path / "out"
+    server.replies = {n: [THOUGHT] for n in range(1, 12)} | {2: [completion("Do", "length")]}
+    evaluate.evaluate(given(data, to))  # one of them has a text
+    lines = rows_of(to / "questions.jsonl")
+    assert [line["cut"] for line in lines] == [False] + [True] * 11
+    assert lines[1]["prediction"] == "" and not lines[1]["benchmark"]
+    assert "| cut off: reached the limit of its length | 3 of 4 |" in (to / "table.md").read_text()
+    assert "| unanswered | 0 of 4 |" in (to / "table.md").read_text()
+    old = [{"id": row["id"], "prediction": row["prediction"]} for row in lines]
+    predictions.write_lines(to / "answers.jsonl", old)
+    evaluate.evaluate(given(data, to))
+    assert answers_in(to) == {row["id"]: row["prediction"] for row in lines}
+    assert len(server.asked) == 12
+
+
+def test_what_has_been_answered_with_a_text_is_no_model_that_only_thinks(server, tmp_path):
+    data, to = make_data(tmp_path / "data"), tmp_path / "out"
+    server.replies = {8: [fails(400), THOUGHT]}
+    for _ in range(2):
+        evaluate.evaluate(given(data, to, limit=3))
+    assert server.asked == [0, 4, 8, 8]
 
 
 def test_an_error_in_the_middle_keeps_the_answers_before_it(server, tmp_path):
@@ -514,7 +620,7 @@ def test_a_missing_clip_is_named_and_its_question_counts_as_wrong(server, tmp_pa
     evaluate.evaluate(given(data, to))
     shown = capsys.readouterr().out
     assert "question id-02 is not asked" in shown and "gone.wav" in shown
-    assert "questions without an answer: 1;" in shown and 2 not in server.asked
+    assert "questions without an answer: 1 (id-02);" in shown and 2 not in server.asked
     assert len(json.loads((to / "predictions.json").read_text())) == 11
 
 
@@ -563,7 +669,7 @@ def test_a_killed_evaluation_goes_on_where_it_was(server, tmp_path):
 
 def ranked(rank, world, url, data, to):
     asks(url, data, to)
-    return sorted(path.name for path in Path(to).iterdir())
+    return sorted(path.name for path in Path(to).iterdir() if path.name != "lock.json")
 
 
 def test_two_processes_ask_every_question_once(server, tmp_path):
@@ -639,6 +745,28 @@ def test_a_model_answers_greedily_whatever_the_batch(tmp_path, capsys):
         evaluate.evaluate(of_model(model, data, tmp_path / "three"))
 
 
+def test_a_clip_that_does_not_decode_is_no_question_of_text(tmp_path, capsys, caplog):
+    """Its header is whole; what a model says without hearing is not kept, and it is asked again."""
+    model, data, to = (
+        save_thinker(tmp_path / "model"),
+        small_data(tmp_path / "data"),
+        tmp_path / "o",
+    )
+    whole = write_audio(data / "2.flac", seconds=0.5).read_bytes()
+    cut(data / "2.flac", 0.5)
+    rewrite(data, 2, audio="2.flac")
+    evaluate.evaluate(of_model(model, data, to))
+    found = answers_in(to)
+    assert [id for id, text in found.items() if text is None] == ["id-02", "id-04"]
+    assert "questions without an answer: 2 (id-02, id-04);" in capsys.readouterr().out
+    assert "question id-02 has no answer: its clip was not heard" in caplog.text
+    assert "id-02" not in {row["id"] for row in rows_of(to / "answers.jsonl")}
+    assert any(row["cut"] for row in rows_of(to / "questions.jsonl"))  # of 8 tokens
+    (data / "2.flac").write_bytes(whole)
+    evaluate.evaluate(of_model(model, data, to))
+    assert answers_in(to)["id-02"]
+
+
 def on_ranks(rank, world, run, data, to):
     os.environ["ADRPO_CACHE"] = str(Path(to).parent / "cache")
     evaluate.evaluate(of_model(run, Path(data), Path(to)))
@@ -699,8 +827,10 @@ def test_wrong_orders_are_refused_first(options, expected):
 def test_answers_survive_odd_line_breaks(tmp_path):
     odd = "a\u2028b\n\x85<answer>B</answer>"
     predictions.begin(tmp_path, {"model": "m"})
-    predictions.append(tmp_path, 0, {"q": odd})
-    assert predictions.merge(tmp_path) == {"q": odd} == predictions.begin(tmp_path, {"model": "m"})
+    said_ = {"q": Answer(odd, is_cut=True)}
+    predictions.append(tmp_path, 0, said_)
+    assert predictions.merge(tmp_path) == said_ == predictions.begin(tmp_path, {"model": "m"})
     # What another node has written need not be seen yet.
-    assert predictions.merge(tmp_path, {"r": "x"}) == {"q": odd, "r": "x"}
-    assert predictions.merge(tmp_path) == {"q": odd, "r": "x"}
+    more = {"r": Answer("x")}
+    assert predictions.merge(tmp_path, more) == said_ | more
+    assert predictions.merge(tmp_path) == said_ | more

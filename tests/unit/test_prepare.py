@@ -24,7 +24,7 @@ from adrpo_scale.prepare.avqa import Orders, prepare_avqa
 from adrpo_scale.prepare.extract import extract, video_sound
 from adrpo_scale.prepare.pool import in_order
 from adrpo_scale.prepare.shards import COMMIT_EVERY, END, JOURNAL, Shards
-from adrpo_scale.prepare.sources import Source
+from adrpo_scale.prepare.sources import Source, short_name
 from adrpo_scale.prompts import load_prompts
 from adrpo_scale.run_lock import RunLock
 from tests.dying import negative, square_or_die
@@ -286,6 +286,36 @@ def test_rows_that_name_their_audio_need_no_videos(tmp_path: Path) -> None:
     assert read_lines(tmp_path / "out" / "train.jsonl")[0]["video"] == "v"
 
 
+def test_rows_and_files_as_r1_aqa_publishes_them(tmp_path: Path) -> None:
+    """By the name of the file that a row names, or by that of the video without zeros."""
+    write_audio(tmp_path / "wavs" / "deep" / "-HG3Omg_89c_30.wav", 300)
+    write_audio(tmp_path / "wavs" / "b_0.wav", 400)
+    write_audio(tmp_path / "wavs" / "other.name.wav", 500)
+    write_audio(tmp_path / "d.wav", 600)
+    write_video(tmp_path / "videos" / "e_7.mp4", 700)
+    rows = [
+        avqa_row(0, "-HG3Omg_89c_000030", audio_path="Path to wav dir/-HG3Omg_89c_30.wav"),
+        avqa_row(1, "b_000000"),
+        avqa_row(2, "c_000010", audio_path="Path to wav dir/other.name.wav"),
+        avqa_row(3, "d_000010", audio_path="d.wav"),  # beside the rows
+        avqa_row(4, "e_000007"),
+        avqa_row(5, "f_000300", audio_path="Path to wav dir/f_300.wav"),
+    ]
+    path, to = write_rows(tmp_path / "rows.json", rows), tmp_path / "out"
+    prepare_avqa(Orders(path, to, tmp_path / "videos", tmp_path / "wavs"))
+    found = {
+        row["id"]: pitch(read_clip(row["audio"], to)) for row in read_lines(to / "train.jsonl")
+    }
+    assert found == {n: pytest.approx(300 + 100 * n, abs=4) for n in range(5)}
+    assert short_name("a_0010_000") == "a_0010_0" and short_name("a000_12") == "a000_12"
+
+
+def test_a_process_of_the_pool_does_without_torch() -> None:
+    """It would take each of them seconds and hundreds of megabytes."""
+    words = "import sys, adrpo_scale.prepare.extract; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", words], check=False).returncode == 0
+
+
 # ---- a kill --------------------------------------------------------------------------------------
 
 
@@ -458,6 +488,7 @@ def test_mmau_is_checked_and_its_revision_stamped(tmp_path: Path) -> None:
         "category": "Reasoning",
         "sub_category": "Instruments",
         "difficulty": "easy",
+        "original": rows[0],
     }
     assert len(read_clip(found[0]["audio"], to)) == 3200
     skipped = {line["row"]: line["reason"] for line in read_lines(to / "skipped.jsonl")}
