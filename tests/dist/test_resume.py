@@ -44,10 +44,9 @@ def quiet(tmp_path_factory):
 @pytest.mark.parametrize(
     ("kind", "world"),
     [
-        *[("lora", 2), ("full", 2), ("sharded", 3)],
-        # Half a minute each, and test_text_resume.py has one like them.
-        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("lora", 1), ("full", 1))),
-        pytest.param("zero3", 2, marks=pytest.mark.slow),
+        # In one process: test_text_resume.py.
+        *[("lora", 2), ("full", 2)],
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("sharded", 3), ("zero3", 2))),
     ],
 )
 def test_a_run_in_pieces_is_the_run_in_one_to_the_bit(quiet, tmp_path, kind, world):

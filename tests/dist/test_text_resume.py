@@ -41,13 +41,9 @@ def train(folder, world, *settings, config="text_adrpo"):
 
 @pytest.mark.parametrize(
     ("settings", "world"),
-    [
-        (["evaluation.every=2"], 1),
-        pytest.param(LORA, 2, marks=pytest.mark.slow),
-        (FSDP2, 2),
-        pytest.param(ZERO3, 2, marks=pytest.mark.slow),
-    ],
-    ids=["alone", "lora", "fsdp2", "zero3"],
+    # With adapters, and under ZeRO-3: test_resume.py.
+    [(["evaluation.every=2"], 1), (FSDP2, 2)],
+    ids=["alone", "fsdp2"],
 )
 def test_a_run_in_pieces_is_the_run_in_one_to_the_bit(tmp_path, settings, world):
     train(tmp_path / "pieces", world, *settings, "iterations=2")
@@ -58,7 +54,9 @@ def test_a_run_in_pieces_is_the_run_in_one_to_the_bit(tmp_path, settings, world)
     assert files[0] == files[1] == [f"completions-00000{n}.parquet" for n in (1, 2, 3, 4)]
 
 
-@pytest.mark.parametrize("settings", [[], LORA], ids=["full", "lora"])
+@pytest.mark.parametrize(
+    "settings", [[], pytest.param(LORA, marks=pytest.mark.slow)], ids=["full", "lora"]
+)
 def test_a_checkpoint_goes_from_fsdp2_to_zero3_and_on(tmp_path, settings):
     """FSDP2 on 4 processes → ZeRO-3 on 2 → ZeRO-3 on 3 → FSDP2 on 1."""
     lives_ = ((4, FSDP2), (2, ZERO3), (3, ZERO3), (1, FSDP2))

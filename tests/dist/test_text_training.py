@@ -198,6 +198,8 @@ LESS = {
     "activations recomputed": ["engine.activation_checkpointing=true"],
     "two minibatches": ["optimizer.minibatches=2", "algorithm.aggregation=token"],
 }
+# What no engine has a part in; ZeRO-3 takes seconds to begin each.
+ALIKE = ("chunks of one", "truncated ones left out", "two minibatches")
 
 
 def goes_on(rank, world, folder, variant, settings):
@@ -215,10 +217,11 @@ def goes_on(rank, world, folder, variant, settings):
 def test_ranks_with_less_to_do_do_not_hang_and_change_nothing(variant):
     """Four ranks against one: completions differ in length, ranks have no rows, or none counts."""
     folder, *_ = plain_loop("full")
-    settings = list(LESS.values())
+    names = [name for name in LESS if variant == "fsdp2-all" or name not in ALIKE]
+    settings = [LESS[name] for name in names]
     alone = run_ranks(goes_on, 1, str(folder), "fsdp2-1", settings, timeout=120)[0]
     together = run_ranks(goes_on, 4, str(folder), variant, settings, timeout=120)
-    for place, name in enumerate(LESS):
+    for place, name in enumerate(names):
         loss, norm, masked, updates = alone[place]
         for found in together:
             assert found[place][2:] == (masked, updates), name

@@ -382,6 +382,7 @@ def test_several_changes_where_one_is_not_enough_and_no_more_than_are_needed():
         assert not plan_of(overridden(config, fewer), gpu_with(room)).fits
 
 
+@pytest.mark.slow  # half a minute: every change there is, planned
 def test_no_change_is_made_up_where_nothing_is_enough():
     settings = ["engine.name=zero3", "engine.shard=all", "engine.offload_optimizer=true", *SMALLEST]
     settings += ["engine.offload_parameters=true", "optimizer.micro_batch=1"]
