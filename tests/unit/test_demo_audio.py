@@ -2,6 +2,7 @@
 hears what it is asked about, and leaves room to improve."""
 
 import json
+import math
 from functools import cache
 from itertools import chain
 from pathlib import Path
@@ -158,8 +159,9 @@ def test_the_base_model_hears_and_leaves_room():
         ("guess", [f"<answer> {question.answer} </answer>" for question in questions]),
     ):
         batch = spoken_batch(processor, clips, texts, completions)
-        losses[name] = model(**batch).loss.item() * (batch["labels"] != -100).sum(1).float().mean()
-    shares = {name: np.exp(-loss) for name, loss in losses.items()}
+        tokens = (batch["labels"] != -100).sum(1).double().mean()
+        losses[name] = float(model(**batch).loss * tokens)  # of a whole completion
+    shares = {name: math.exp(-loss) for name, loss in losses.items()}
     assert 0.2 < shares["right"] < 0.4
     assert 0.1 < shares["guess"] < 0.3
 
