@@ -105,12 +105,11 @@ def build_trainer(config: RunConfig, run: Path, beginning: Beginning = Beginning
 
     Prompt files and model configs are read first, then reward models, then the policy's weights.
     """
-    train, held_out = build_prompts(config.prompts)
+    parts = build_prompts(config.prompts)
     domain = build_domain(config)
     domain.check_training()
-    every = [prompt.id for prompt in (*train, *held_out)]
-    train, held_out = (usable(domain, some, beginning) for some in (train, held_out))
-    left_out = sorted({*every} - {prompt.id for prompt in (*train, *held_out)})
+    train, held_out = (usable(domain, part, beginning) for part in parts)
+    left_out = sorted(ids_of(*parts) - ids_of(train, held_out))
     policy_spec, reference_spec = specs_of(domain, config, beginning.origin)
     constant = dist.run_on_main(
         lambda: constant_facts(config, run, domain, train, beginning) | {"left_out": left_out}
@@ -198,6 +197,10 @@ def specs_of(
     if reference is not None:
         reference = replace(reference, weights=MergedWeights(reference.weights, origin))
     return policy, reference
+
+
+def ids_of(*parts: Sequence[Prompt]) -> set[int]:
+    return {prompt.id for part in parts for prompt in part}
 
 
 def usable(domain: Domain, prompts: Sequence[Prompt], beginning: Beginning) -> list[Prompt]:
