@@ -1,5 +1,5 @@
 """`python -m adrpo_scale`, which is also what torchrun starts."""
 
-from adrpo_scale.cli import main
+from adrpo_scale.cli.main import main
 
 main()

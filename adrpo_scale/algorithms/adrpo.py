@@ -16,7 +16,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from adrpo_scale.algorithms.base import GroupRelative, GroupRelativeConfig, Kind
-from adrpo_scale.settings import setting
+from adrpo_scale.core.settings import setting
 
 
 class AdrpoConfig(GroupRelativeConfig):

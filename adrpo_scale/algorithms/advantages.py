@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from adrpo_scale.types import Rewards
+from adrpo_scale.core.types import Rewards
 
 Baseline = Literal["group", "batch"]
 Scale = Literal["none", "group_std", "global_std"]

@@ -29,9 +29,9 @@ from adrpo_scale.algorithms.tokens import (
     per_row,
     ratio_surrogate,
 )
-from adrpo_scale.errors import ConfigError
-from adrpo_scale.settings import Section, setting
-from adrpo_scale.types import Credit, Rewards, Terms
+from adrpo_scale.core.errors import ConfigError
+from adrpo_scale.core.settings import Section, setting
+from adrpo_scale.core.types import Credit, Rewards, Terms
 
 Kind = Literal["flow", "tokens"]
 

@@ -28,8 +28,8 @@ from adrpo_scale.algorithms.base import (
     plain_credit,
     warn_of_flow_defaults,
 )
-from adrpo_scale.settings import setting
-from adrpo_scale.types import Credit, Rewards, Terms
+from adrpo_scale.core.settings import setting
+from adrpo_scale.core.types import Credit, Rewards, Terms
 
 
 class DpoConfig(AlgorithmConfig):

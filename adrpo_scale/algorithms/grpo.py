@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from adrpo_scale.algorithms.base import GroupRelative, GroupRelativeConfig, Kind
-from adrpo_scale.settings import setting
+from adrpo_scale.core.settings import setting
 
 
 class GrpoConfig(GroupRelativeConfig):

@@ -20,8 +20,8 @@ from adrpo_scale.algorithms.base import (
     included_sum,
     plain_credit,
 )
-from adrpo_scale.settings import setting
-from adrpo_scale.types import Credit, Rewards, Terms
+from adrpo_scale.core.settings import setting
+from adrpo_scale.core.types import Credit, Rewards, Terms
 
 
 class OrwCfmW2Config(AlgorithmConfig):

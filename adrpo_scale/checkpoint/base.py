@@ -29,9 +29,9 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import model_validator
 
-from adrpo_scale.errors import CheckpointError
-from adrpo_scale.settings import Effect, Section, setting
-from adrpo_scale.tensor_files import FileFacts
+from adrpo_scale.core.errors import CheckpointError
+from adrpo_scale.core.settings import Effect, Section, setting
+from adrpo_scale.core.tensor_files import FileFacts
 
 FORMAT = "adrpo_scale checkpoint"
 VERSION = 1

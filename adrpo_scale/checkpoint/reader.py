@@ -10,10 +10,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from adrpo_scale import watchdog
 from adrpo_scale.checkpoint.base import MANIFEST, Manifest, Piece, key_of, parse_manifest
-from adrpo_scale.errors import CheckpointError
-from adrpo_scale.tensor_files import FileFacts, file_sha256
+from adrpo_scale.core import watchdog
+from adrpo_scale.core.errors import CheckpointError
+from adrpo_scale.core.tensor_files import FileFacts, file_sha256
 
 
 class Reader:

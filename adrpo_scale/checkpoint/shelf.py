@@ -15,11 +15,11 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from adrpo_scale import dist
 from adrpo_scale.checkpoint.base import OtherVersionError
 from adrpo_scale.checkpoint.reader import Reader
-from adrpo_scale.errors import CheckpointError, agreed
-from adrpo_scale.files import remove_folder
+from adrpo_scale.core import dist
+from adrpo_scale.core.errors import CheckpointError, agreed
+from adrpo_scale.core.files import remove_folder
 
 log = logging.getLogger(__name__)
 

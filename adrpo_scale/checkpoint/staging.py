@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from adrpo_scale.tensor_files import TensorHeader
-from adrpo_scale.types import FlatRange
+from adrpo_scale.core.tensor_files import TensorHeader
+from adrpo_scale.core.types import FlatRange
 
 LARGE = 64 << 20  # bytes; what a rank stores above this goes into two files
 SMALL = 1 << 16  # elements; a slice below this is stored whole by one replica

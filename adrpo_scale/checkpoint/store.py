@@ -25,7 +25,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adrpo_scale import dist
 from adrpo_scale.checkpoint.base import (
     MANIFEST,
     CheckpointConfig,
@@ -45,10 +44,11 @@ from adrpo_scale.checkpoint.staging import (
     shares,
     stored_bytes,
 )
-from adrpo_scale.disk_space import check_space, size_text
-from adrpo_scale.errors import AdrpoError, CheckpointError, ConfigError, DiskSpaceError
-from adrpo_scale.files import remove_folder, sync_folder, write_durably
-from adrpo_scale.tensor_files import FileFacts, TensorFileWriter
+from adrpo_scale.core import dist
+from adrpo_scale.core.disk_space import check_space, size_text
+from adrpo_scale.core.errors import AdrpoError, CheckpointError, ConfigError, DiskSpaceError
+from adrpo_scale.core.files import remove_folder, sync_folder, write_durably
+from adrpo_scale.core.tensor_files import FileFacts, TensorFileWriter
 
 log = logging.getLogger(__name__)
 

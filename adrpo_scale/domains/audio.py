@@ -31,8 +31,10 @@ from numpy.typing import NDArray
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from adrpo_scale.audio_clips import SAMPLE_RATE, read_clip
-from adrpo_scale.clip_headers import (
+from adrpo_scale.core.errors import ClipError, PromptError
+from adrpo_scale.core.settings import setting
+from adrpo_scale.core.types import DrawKey, Prompt, Rows
+from adrpo_scale.data.clip_headers import (
     Clip,
     Header,
     agreed_headers,
@@ -40,6 +42,7 @@ from adrpo_scale.clip_headers import (
     report_broken,
     without_broken,
 )
+from adrpo_scale.data.clips import SAMPLE_RATE, read_clip
 from adrpo_scale.domains import omni
 from adrpo_scale.domains.base import ExportTarget, Mode
 from adrpo_scale.domains.chat import check_length, token_ids, without_long
@@ -47,10 +50,7 @@ from adrpo_scale.domains.decoding import audio_inputs
 from adrpo_scale.domains.language_model import FILES, WEIGHTS
 from adrpo_scale.domains.omni import Thinker, encode_clip, load_tower
 from adrpo_scale.domains.text import TextConfig, TextDomain
-from adrpo_scale.errors import ClipError, PromptError
-from adrpo_scale.hub_needs import HubNeed
-from adrpo_scale.settings import setting
-from adrpo_scale.types import DrawKey, Prompt, Rows
+from adrpo_scale.hub.needs import HubNeed
 
 log = logging.getLogger(__name__)
 

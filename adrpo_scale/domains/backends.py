@@ -19,9 +19,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from adrpo_scale import dist
+from adrpo_scale.core import dist
+from adrpo_scale.core.errors import ConfigError
 from adrpo_scale.domains.decoding import Generated, SamplingConfig, generate
-from adrpo_scale.errors import ConfigError
 
 
 class Backend(ABC):

@@ -17,10 +17,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from adrpo_scale.hub_needs import HubNeed
-from adrpo_scale.models import ModelSpec
-from adrpo_scale.settings import Section, setting
-from adrpo_scale.types import DrawKey, Prompt, Rows, Terms
+from adrpo_scale.core.settings import Section, setting
+from adrpo_scale.core.types import DrawKey, Prompt, Rows, Terms
+from adrpo_scale.engines.spec import ModelSpec
+from adrpo_scale.hub.needs import HubNeed
 
 Reference = Callable[[], AbstractContextManager[nn.Module]]
 """`with reference() as model:` — the frozen reference, or the policy with its adapters off."""

@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 from pydantic import model_validator
 
-from adrpo_scale.errors import ConfigError, ModelNotFoundError, PromptError
-from adrpo_scale.settings import Section, setting
-from adrpo_scale.types import Prompt
+from adrpo_scale.core.errors import ConfigError, ModelNotFoundError, PromptError
+from adrpo_scale.core.settings import Section, setting
+from adrpo_scale.core.types import Prompt
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from adrpo_scale.settings import Section, setting
+from adrpo_scale.core.settings import Section, setting
 
 SHRINK = 0.75  # rows that have ended leave when at most this share of the batch is still going
 

@@ -17,10 +17,10 @@ from accelerate import init_empty_weights
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from adrpo_scale import dist
-from adrpo_scale.errors import ModelNotFoundError
-from adrpo_scale.file_hashes import cache_root, file_hashes
-from adrpo_scale.weights import SafetensorsFolder
+from adrpo_scale.core import dist
+from adrpo_scale.core.errors import ModelNotFoundError
+from adrpo_scale.core.file_hashes import cache_root, file_hashes
+from adrpo_scale.hub.weights import SafetensorsFolder
 
 VERSION = 1  # raise it when the way embeddings are computed changes
 ENCODE_BATCH = 16

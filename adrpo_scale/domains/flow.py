@@ -24,15 +24,15 @@ import torch
 from pydantic import model_validator
 from torch import Tensor, nn
 
+from adrpo_scale.core.errors import ConfigError, ModelNotFoundError
+from adrpo_scale.core.seeding import Purpose, normal, uniform
+from adrpo_scale.core.settings import REQUIRED, Section, setting
+from adrpo_scale.core.types import DrawKey, Prompt, Rows, Terms
 from adrpo_scale.domains.base import Domain, DomainConfig, ExportTarget, Mode, Reference
 from adrpo_scale.domains.embeddings import load_embeddings
-from adrpo_scale.errors import ConfigError, ModelNotFoundError
-from adrpo_scale.hub_needs import HubNeed
-from adrpo_scale.models import DTYPES, LoraConfig, ModelSpec
-from adrpo_scale.seeding import Purpose, normal, uniform
-from adrpo_scale.settings import REQUIRED, Section, setting
-from adrpo_scale.types import DrawKey, Prompt, Rows, Terms
-from adrpo_scale.weights import SafetensorsFolder, WeightSource, find_model
+from adrpo_scale.engines.spec import DTYPES, LoraConfig, ModelSpec
+from adrpo_scale.hub.needs import HubNeed
+from adrpo_scale.hub.weights import SafetensorsFolder, WeightSource, find_model
 
 ATTENTION = (
     "to_q",

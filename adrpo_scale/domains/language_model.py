@@ -9,11 +9,11 @@ from typing import Any
 
 from torch import nn
 
-from adrpo_scale.domains import scoring
+from adrpo_scale.core.errors import ConfigError, ModelNotFoundError
+from adrpo_scale.domains import logprobs as scoring
 from adrpo_scale.domains.chat import ChatConfig, load_tokenizer
-from adrpo_scale.errors import ConfigError, ModelNotFoundError
-from adrpo_scale.models import LoraConfig, ModelSpec
-from adrpo_scale.weights import SafetensorsFolder, WeightSource
+from adrpo_scale.engines.spec import LoraConfig, ModelSpec
+from adrpo_scale.hub.weights import SafetensorsFolder, WeightSource
 
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 WEIGHTS = "model"

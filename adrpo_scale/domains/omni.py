@@ -21,7 +21,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from adrpo_scale.domains import scoring
+from adrpo_scale.core.errors import ConfigError, ModelNotFoundError
+from adrpo_scale.domains import logprobs as scoring
 from adrpo_scale.domains.base import Part
 from adrpo_scale.domains.chat import ChatConfig
 from adrpo_scale.domains.language_model import (
@@ -31,9 +32,8 @@ from adrpo_scale.domains.language_model import (
     embedding_units,
     read_any_config,
 )
-from adrpo_scale.errors import ConfigError, ModelNotFoundError
-from adrpo_scale.models import LoraConfig, ModelSpec
-from adrpo_scale.weights import SafetensorsFolder, WeightSource, check_coverage, combined_sha256
+from adrpo_scale.engines.spec import LoraConfig, ModelSpec
+from adrpo_scale.hub.weights import SafetensorsFolder, WeightSource, check_coverage, combined_sha256
 
 # The whole name, because the towers have layers of these names too.
 ADAPTED = r".*language_model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"

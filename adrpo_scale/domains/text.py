@@ -21,7 +21,11 @@ from pydantic import model_validator
 from torch import Tensor, nn
 
 from adrpo_scale.algorithms.tokens import kl_estimate, per_row
-from adrpo_scale.domains import scoring
+from adrpo_scale.core.errors import ConfigError
+from adrpo_scale.core.seeding import Purpose, derive_seed, generator
+from adrpo_scale.core.settings import REQUIRED, setting
+from adrpo_scale.core.types import Completion, DrawKey, Prompt, Rows, Terms
+from adrpo_scale.domains import logprobs as scoring
 from adrpo_scale.domains.backends import Backend, InProcess, Vllm, check_vllm, evaluating
 from adrpo_scale.domains.base import (
     ChatTarget,
@@ -34,13 +38,9 @@ from adrpo_scale.domains.base import (
 from adrpo_scale.domains.chat import ChatConfig, encode, token_ids, without_long
 from adrpo_scale.domains.decoding import SamplingConfig, audio_inputs
 from adrpo_scale.domains.language_model import FILES, WEIGHTS, LanguageModel
-from adrpo_scale.errors import ConfigError
-from adrpo_scale.hub_needs import HubNeed
-from adrpo_scale.models import LoraConfig, ModelSpec
-from adrpo_scale.seeding import Purpose, derive_seed, generator
-from adrpo_scale.settings import REQUIRED, setting
-from adrpo_scale.types import Completion, DrawKey, Prompt, Rows, Terms
-from adrpo_scale.weights import find_model
+from adrpo_scale.engines.spec import LoraConfig, ModelSpec
+from adrpo_scale.hub.needs import HubNeed
+from adrpo_scale.hub.weights import find_model
 
 # Mean difference in nats that rounding explains: logits near 20 lie .125 apart in bfloat16.
 SCORES_AGREE = {torch.float32: 0.01, torch.bfloat16: 0.5}
@@ -248,7 +248,7 @@ class TextDomain(Domain):
             raise ConfigError(
                 f"domain.model = {self.config.model!r} ({self.model.config.model_type}): its "
                 f"log-probabilities are off by {off:.3g} from its own logits: it changes logits in "
-                "a way that adrpo_scale.domains.scoring does not know; please report this"
+                "a way that adrpo_scale.domains.logprobs does not know; please report this"
             )
         self._scores_checked = True
 

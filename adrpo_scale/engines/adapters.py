@@ -9,7 +9,7 @@ import peft
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from adrpo_scale.models import LoraConfig
+from adrpo_scale.engines.spec import LoraConfig
 
 BASE_MARK = ".base_layer"  # peft moves a wrapped layer's own weights under this name
 

@@ -17,10 +17,10 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from adrpo_scale.errors import ConfigError
-from adrpo_scale.models import ModelSpec
-from adrpo_scale.settings import Section, setting
-from adrpo_scale.types import FlatRange
+from adrpo_scale.core.errors import ConfigError
+from adrpo_scale.core.settings import Section, setting
+from adrpo_scale.core.types import FlatRange
+from adrpo_scale.engines.spec import ModelSpec
 
 
 class EngineConfig(Section):

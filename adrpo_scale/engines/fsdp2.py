@@ -25,7 +25,10 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-from adrpo_scale import dist
+from adrpo_scale.core import dist
+from adrpo_scale.core.errors import ConfigError
+from adrpo_scale.core.settings import setting
+from adrpo_scale.core.types import FlatRange
 from adrpo_scale.engines.base import Engine, EngineConfig, OptimizerConfig, StepResult
 from adrpo_scale.engines.loading import (
     begin_moments,
@@ -36,10 +39,7 @@ from adrpo_scale.engines.loading import (
     stored_tensors,
     trained_parameters,
 )
-from adrpo_scale.errors import ConfigError
-from adrpo_scale.models import DTYPES, ModelSpec
-from adrpo_scale.settings import setting
-from adrpo_scale.types import FlatRange
+from adrpo_scale.engines.spec import DTYPES, ModelSpec
 
 
 class Fsdp2Config(EngineConfig):

@@ -10,12 +10,12 @@ import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
 
-from adrpo_scale import dist
+from adrpo_scale.core import dist
+from adrpo_scale.core.errors import ConfigError, WeightsError
 from adrpo_scale.engines.adapters import add_adapters, is_adapter, original_name
 from adrpo_scale.engines.base import EngineConfig, OptimizerConfig
-from adrpo_scale.errors import ConfigError, WeightsError
-from adrpo_scale.models import ModelSpec
-from adrpo_scale.weights import check_coverage, initial_uniform
+from adrpo_scale.engines.spec import ModelSpec
+from adrpo_scale.hub.weights import check_coverage, initial_uniform
 
 
 def prepare_device(config: EngineConfig) -> torch.device:

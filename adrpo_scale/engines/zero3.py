@@ -22,7 +22,10 @@ import torch.distributed as td
 from pydantic import field_validator
 from torch import Tensor, nn
 
-from adrpo_scale import dist
+from adrpo_scale.core import dist
+from adrpo_scale.core.errors import ConfigError
+from adrpo_scale.core.settings import setting
+from adrpo_scale.core.types import FlatRange
 from adrpo_scale.engines.adapters import original_name
 from adrpo_scale.engines.base import Engine, EngineConfig, OptimizerConfig, StepResult
 from adrpo_scale.engines.loading import (
@@ -34,10 +37,7 @@ from adrpo_scale.engines.loading import (
     stored_tensors,
     trained_parameters,
 )
-from adrpo_scale.errors import ConfigError
-from adrpo_scale.models import DTYPES, ModelSpec
-from adrpo_scale.settings import setting
-from adrpo_scale.types import FlatRange
+from adrpo_scale.engines.spec import DTYPES, ModelSpec
 
 REDUCE_BUCKET = 50_000_000  # elements; DeepSpeed's own 500 million are 2 GB on every rank
 MOMENTS = ("exp_avg", "exp_avg_sq")

@@ -1,1 +1,1 @@
-"""Evaluation: models × metrics → rows in `eval.jsonl`; tables, grids and figures from the rows."""
+"""A trained model asked: samples, benchmarks."""

@@ -11,11 +11,11 @@ import peft
 import torch
 from torch import Tensor
 
+from adrpo_scale.core.errors import ExportError
+from adrpo_scale.core.tensor_files import FileFacts, TensorFileWriter, TensorHeader, file_sha256
 from adrpo_scale.engines.adapters import is_adapter
-from adrpo_scale.errors import ExportError
 from adrpo_scale.export.base import Material, Written, check_changed
 from adrpo_scale.export.layouts import layout_of
-from adrpo_scale.tensor_files import FileFacts, TensorFileWriter, TensorHeader, file_sha256
 
 PEFT_FILE = "adapter_model.safetensors"
 _PEFT_PREFIX = "base_model.model."

@@ -23,11 +23,11 @@ import torch
 from torch import Tensor
 
 from adrpo_scale.checkpoint.reader import Reader
+from adrpo_scale.core.errors import ExportError
+from adrpo_scale.core.tensor_files import FileFacts
 from adrpo_scale.domains.base import ExportTarget
-from adrpo_scale.errors import ExportError
+from adrpo_scale.engines.spec import ModelSpec
 from adrpo_scale.export.stored import StoredTensors
-from adrpo_scale.models import ModelSpec
-from adrpo_scale.tensor_files import FileFacts
 
 Kind = Literal["adapter", "merged", "full", "whole"]
 Level = Literal["outputs", "tensors", "none"]

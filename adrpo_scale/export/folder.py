@@ -13,11 +13,11 @@ import torch
 from huggingface_hub import split_state_dict_into_shards_factory
 from torch import Tensor
 
-from adrpo_scale.errors import ExportError
+from adrpo_scale.checkpoint.merged import MergedWeights
+from adrpo_scale.core.errors import ExportError
+from adrpo_scale.core.tensor_files import FileFacts, TensorFileWriter, TensorHeader
 from adrpo_scale.export.base import Material, Request, Written, check_changed
 from adrpo_scale.export.copies import json_text
-from adrpo_scale.merged import MergedWeights
-from adrpo_scale.tensor_files import FileFacts, TensorFileWriter, TensorHeader
 
 HELD = 64 << 20  # bytes read before the files are let go of
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from adrpo_scale.domains.base import ExportTarget
 from adrpo_scale.export.base import Layout
 from adrpo_scale.export.diffusers_layout import DiffusersLayout
-from adrpo_scale.export.hearing_layout import HearingLayout
+from adrpo_scale.export.omni_layout import HearingLayout
 from adrpo_scale.export.transformers_layout import TransformersLayout
 
 LAYOUTS: dict[str, Layout] = {

@@ -11,9 +11,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from adrpo_scale.core.errors import ExportError
 from adrpo_scale.domains.base import ExportTarget
-from adrpo_scale.errors import ExportError
-from adrpo_scale.weights import SafetensorsFolder
+from adrpo_scale.hub.weights import SafetensorsFolder
 
 
 class StoredTensors(SafetensorsFolder):

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adrpo_scale.core.errors import ExportError
 from adrpo_scale.domains.base import ChatTarget, ExportTarget
-from adrpo_scale.errors import ExportError
 from adrpo_scale.export.base import (
     Copy,
     Kind,

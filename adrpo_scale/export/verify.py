@@ -38,12 +38,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from adrpo_scale.core.errors import ExportError
 from adrpo_scale.engines.adapters import add_adapters, is_adapter, original_name
-from adrpo_scale.errors import ExportError
 from adrpo_scale.export.base import Material, Request, Written
 from adrpo_scale.export.layouts import layout_of
 from adrpo_scale.export.stored import check_copied, names_in
-from adrpo_scale.weights import check_coverage
+from adrpo_scale.hub.weights import check_coverage
 
 SCRIPT = Path(__file__).with_name("load_check.py")
 TOLERANCE, LOW_TOLERANCE = 1e-5, 1e-4

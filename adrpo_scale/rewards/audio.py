@@ -14,11 +14,11 @@ from typing import ClassVar, Literal
 
 import torch
 
-from adrpo_scale.errors import RewardError
+from adrpo_scale.core.errors import RewardError
+from adrpo_scale.core.settings import setting
+from adrpo_scale.core.types import Prompt
 from adrpo_scale.rewards.base import named
 from adrpo_scale.rewards.text import Verifier, VerifierConfig, extract_answer, reference_answer
-from adrpo_scale.settings import setting
-from adrpo_scale.types import Prompt
 
 # Quotes and Markdown's marks around an option, and what may end it. "#", "/" and "-" stay: C# is
 # another note than C, 3/4 another time than 34.

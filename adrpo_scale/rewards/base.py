@@ -16,11 +16,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from adrpo_scale.errors import RewardError
-from adrpo_scale.hub_needs import HubNeed
-from adrpo_scale.models import ModelSpec
-from adrpo_scale.settings import Section, setting
-from adrpo_scale.types import Prompt
+from adrpo_scale.core.errors import RewardError
+from adrpo_scale.core.settings import Section, setting
+from adrpo_scale.core.types import Prompt
+from adrpo_scale.engines.spec import ModelSpec
+from adrpo_scale.hub.needs import HubNeed
 
 log = logging.getLogger(__name__)
 

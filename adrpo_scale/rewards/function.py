@@ -13,10 +13,10 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from adrpo_scale.errors import RewardError
+from adrpo_scale.core.errors import RewardError
+from adrpo_scale.core.settings import REQUIRED, setting
+from adrpo_scale.core.types import Prompt
 from adrpo_scale.rewards.base import Reward, RewardConfig
-from adrpo_scale.settings import REQUIRED, setting
-from adrpo_scale.types import Prompt
 
 
 class FunctionRewardConfig(RewardConfig):

@@ -12,13 +12,13 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from adrpo_scale.demo.image_task import check
-from adrpo_scale.errors import ModelNotFoundError
-from adrpo_scale.hub_needs import HubNeed
+from adrpo_scale.core.errors import ModelNotFoundError
+from adrpo_scale.core.settings import REQUIRED, setting
+from adrpo_scale.core.types import Prompt
+from adrpo_scale.demo.image.task import check
+from adrpo_scale.hub.needs import HubNeed
+from adrpo_scale.hub.weights import find_model
 from adrpo_scale.rewards.base import Reward, RewardConfig
-from adrpo_scale.settings import REQUIRED, setting
-from adrpo_scale.types import Prompt
-from adrpo_scale.weights import find_model
 
 
 class ClipRewardConfig(RewardConfig):

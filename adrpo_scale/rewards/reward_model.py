@@ -16,13 +16,13 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from adrpo_scale.errors import ConfigError, ModelNotFoundError
-from adrpo_scale.hub_needs import HubNeed
-from adrpo_scale.models import DTYPES, ModelSpec
+from adrpo_scale.core.errors import ConfigError, ModelNotFoundError
+from adrpo_scale.core.settings import REQUIRED, setting
+from adrpo_scale.core.types import Completion, Prompt
+from adrpo_scale.engines.spec import DTYPES, ModelSpec
+from adrpo_scale.hub.needs import HubNeed
+from adrpo_scale.hub.weights import SafetensorsFolder, check_coverage, find_model
 from adrpo_scale.rewards.base import Reward, RewardConfig
-from adrpo_scale.settings import REQUIRED, setting
-from adrpo_scale.types import Completion, Prompt
-from adrpo_scale.weights import SafetensorsFolder, check_coverage, find_model
 
 log = logging.getLogger(__name__)
 

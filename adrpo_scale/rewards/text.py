@@ -14,11 +14,11 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from adrpo_scale.demo.text_rm_task import gold_score
-from adrpo_scale.errors import ConfigError, RewardError
+from adrpo_scale.core.errors import ConfigError, RewardError
+from adrpo_scale.core.settings import setting
+from adrpo_scale.core.types import Completion, Prompt
+from adrpo_scale.demo.text.rm_task import gold_score
 from adrpo_scale.rewards.base import Reward, RewardConfig, named
-from adrpo_scale.settings import setting
-from adrpo_scale.types import Completion, Prompt
 
 ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
 _INSIDE = r"(?:(?!</?think>|</?answer>).)*"

@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from tests.benchmarks.omni_7b import measure, parser
+from benchmarks.omni_7b import measure, parser
 
 pytestmark = [
     pytest.mark.gpu,

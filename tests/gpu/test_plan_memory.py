@@ -17,14 +17,14 @@ from typing import Any
 import pytest
 import torch
 
-from adrpo_scale.build import build_trainer
-from adrpo_scale.config import RunConfig, load_config
-from adrpo_scale.plan.base import Hardware
-from adrpo_scale.plan.hardware import GPUS
-from adrpo_scale.plan.measure import Live
-from adrpo_scale.plan.planner import plan_of
-from tests.benchmarks import omni_7b, qwen3_0_6b, sd3_medium
-from tests.tiny_audio import save_prompts
+from adrpo_scale.cluster.plan.base import Hardware
+from adrpo_scale.cluster.plan.hardware import GPUS
+from adrpo_scale.cluster.plan.measure import Live
+from adrpo_scale.cluster.plan.planner import plan_of
+from adrpo_scale.run.build import build_trainer
+from adrpo_scale.run.config import RunConfig, load_config
+from benchmarks import omni_7b, qwen3_0_6b, sd3_medium
+from tests.support.tiny_audio import save_prompts
 
 pytestmark = [
     pytest.mark.gpu,
@@ -58,7 +58,7 @@ def qwen3_config(folder: Path, layers: int, vocabulary: int, tokens: int = 128) 
         f"domain.rollout.max_new_tokens={4 * tokens}",
         f"prompts={{train='{folder}/prompts.jsonl', per_iteration=4}}",
         "prompts.group_size=8",
-        "rewards=[{kind='function', path='tests.benchmarks.qwen3_0_6b:different_words'}]",
+        "rewards=[{kind='function', path='benchmarks.qwen3_0_6b:different_words'}]",
         *ALONE,
     ]
     return load_config(Path("configs/qwen/qwen3_0.6b_grpo.toml"), settings).config
@@ -77,7 +77,7 @@ def omni_config(folder: Path, layers: int, vocabulary: int, seconds: float = 10.
         f"prompts={{train='{folder}/prompts.jsonl', per_iteration=2}}",
         "prompts.group_size=8",
         "optimizer.micro_batch=4",
-        "rewards=[{kind='function', path='tests.benchmarks.omni_7b:even_tokens'}]",
+        "rewards=[{kind='function', path='benchmarks.omni_7b:even_tokens'}]",
         *ALONE,
     ]
     return load_config(Path("configs/omni/avqa_grpo.toml"), settings).config

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from tests.benchmarks.qwen3_0_6b import measure, parser
+from benchmarks.qwen3_0_6b import measure, parser
 
 pytestmark = [
     pytest.mark.gpu,

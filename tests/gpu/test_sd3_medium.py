@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from tests.benchmarks.sd3_medium import measure, parser
+from benchmarks.sd3_medium import measure, parser
 
 pytestmark = [
     pytest.mark.gpu,

@@ -1,5 +1,5 @@
 """What the README claims of the sounds demo, measured again: seeds 0-2 and both algorithms, dealt
-over both engines and over one and two processes. All of them: tests/benchmarks/audio_demo.py."""
+over both engines and over one and two processes. All of them: benchmarks/audio_demo.py."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from adrpo_scale.evaluation.tables import read_rows
-from tests.benchmarks.audio_demo import Setting, train
+from adrpo_scale.run.tables import read_rows
+from benchmarks.audio_demo import Setting, train
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 RUNS = [

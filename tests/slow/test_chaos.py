@@ -1,10 +1,13 @@
-"""Kills at random moments, also inside saves; `python -m tests.chaos` does as many as asked."""
+"""Kills at random moments, also inside saves.
+
+`python -m tests.support.chaos` does as many as asked.
+"""
 
 from __future__ import annotations
 
 import pytest
 
-from tests.chaos import CASES, run_case
+from tests.support.chaos import CASES, run_case
 
 KILLS = 6
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]

@@ -9,8 +9,8 @@ import pytest
 
 from adrpo_scale.checkpoint.reader import Reader
 from adrpo_scale.checkpoint.shelf import committed
-from tests import lives
-from tests.faults import FileOperations
+from tests.support import lives
+from tests.support.faults import FileOperations
 
 # The second save is watched: it also removes the first.
 SETTINGS = ["iterations=3", "checkpoint.every_iterations=1", "checkpoint.keep_last=1"]

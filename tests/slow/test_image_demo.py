@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from adrpo_scale.evaluation.tables import Row, after, before, read_rows
+from adrpo_scale.run.tables import Row, after, before, read_rows
 
 ROOT = Path(__file__).parents[2]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
@@ -53,7 +53,7 @@ def test_reward_rises_in_one_process(tmp_path: Path) -> None:
 
 
 def test_reward_rises_in_two_processes(tmp_path: Path) -> None:
-    """One seed: samples are the same in any number of processes (tests/dist/test_training.py)."""
+    """One seed: any number of processes gives the same samples (training/test_training.py)."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     rows = train(tmp_path / "run", 0, torchrun)
     print(f"gain of two processes: {gain(rows):.2f}")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from adrpo_scale.evaluation.tables import Row, after, before, read_rows
+from adrpo_scale.run.tables import Row, after, before, read_rows
 
 ROOT = Path(__file__).parents[2]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]

@@ -11,9 +11,9 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tests.lives import TINY, committed_iterations, lives_of
 from tests.slurm.cluster import Cluster
-from tests.tiny import CONFIGS
+from tests.support.lives import TINY, committed_iterations, lives_of
+from tests.support.tiny import CONFIGS
 
 ROOT = CONFIGS.parent
 CONFIG = "configs/demo/image_adrpo.toml"

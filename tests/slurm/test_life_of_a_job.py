@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests import lives
 from tests.slurm.jobs import CONFIG, PACED, Job, train
-from tests.tiny import records
+from tests.support import lives
+from tests.support.tiny import records
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from tests import lives
 from tests.slurm.jobs import Job, train
+from tests.support import lives
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 

@@ -1,0 +1,144 @@
+"""The verb `inspect`: what is in a checkpoint, and whether every hash holds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from adrpo_scale.checkpoint.base import MANIFEST, OtherVersionError
+from adrpo_scale.checkpoint.reader import Reader
+from adrpo_scale.checkpoint.shelf import CHECKPOINTS, TRAJECTORY, committed
+from adrpo_scale.core.disk_space import size_text
+from adrpo_scale.core.errors import CheckpointError
+from adrpo_scale.run.resume import open_checkpoint
+from adrpo_scale.training.metrics import console
+
+_FLOAT32 = 4  # bytes: what checkpoints hold
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """facts: everything that `--json` prints, faults included."""
+
+    facts: Mapping[str, Any]
+
+    @property
+    def is_whole(self) -> bool:
+        return not self.facts["faults"]
+
+
+def inspect(name: str) -> Inspection:
+    """Reads and hashes all of RUN, RUN@iteration or a checkpoint folder; of a run the newest.
+
+    CheckpointError where there is none, or where it is of another version of the format.
+    """
+    others = _others(Path(name))
+    try:
+        reader = open_checkpoint(name)
+    except OtherVersionError:
+        raise
+    except CheckpointError as error:
+        if not _is_there(name):
+            raise
+        return Inspection({"name": name, "others": others, "faults": [str(error)], "whole": False})
+    faults = list(reader.faults())
+    facts = _facts(reader) | {"others": others, "faults": faults, "whole": not faults}
+    return Inspection({"name": name} | facts)
+
+
+def _is_there(name: str) -> bool:
+    """Whether the name leads to a manifest, be it damaged."""
+    run, _, iteration = name.rpartition("@")
+    folder = Path(name)
+    if not folder.exists() and iteration.isdigit():
+        folder = Path(run)
+        return any(int(iteration) in committed(folder / sub) for sub in (CHECKPOINTS, TRAJECTORY))
+    return (folder / MANIFEST).exists() or bool(_others(folder))
+
+
+def _others(run: Path) -> list[dict[str, Any]]:
+    """Every committed checkpoint of a run, oldest first; none of anything else."""
+    return [
+        {"folder": f"{sub}/{folder.name}", "iteration": iteration, "bytes": _bytes(folder)}
+        for sub in (CHECKPOINTS, TRAJECTORY)
+        for iteration, folder in sorted(committed(run / sub).items())
+    ]
+
+
+def _bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+
+
+def _facts(reader: Reader) -> dict[str, Any]:
+    manifest = reader.manifest
+    document = manifest.document
+    sets = {}
+    for part, tensors in manifest.sets.items():
+        elements = sum(math.prod(tensor.shape) for tensor in tensors.values())
+        count = {"tensors": len(tensors), "elements": elements, "bytes": _FLOAT32 * elements}
+        sets[part] = count
+    keys = ("run", "identity", "package", "world_size", "base", "lora", "origin", "counters")
+    return {
+        "folder": str(reader.folder),
+        "kind": manifest.kind,
+        "iteration": manifest.iteration,
+        "bytes": sum(file.bytes for file in manifest.files),
+        **{key: document[key] for key in keys},
+        "algorithm": document["config"]["algorithm"]["name"],
+        "seed": document["config"]["seed"],
+        "rewards": document["rewards"],
+        "sets": sets,
+        "files": [
+            {"name": file.name, "bytes": file.bytes, "sha256": file.sha256}
+            for file in manifest.files
+        ],
+    }
+
+
+def show(inspection: Inspection) -> None:
+    """Prints it for a person."""
+    facts = inspection.facts
+    if "folder" in facts:
+        _show_checkpoint(facts)
+    if facts["others"]:
+        known = ", ".join(
+            f"{other['folder']} ({size_text(other['bytes'])})" for other in facts["others"]
+        )
+        _print(f"committed: {known}")
+    for fault in facts["faults"]:
+        _print(f"broken: {fault}")
+    if inspection.is_whole:
+        _print(f"every hash of {len(facts['files'])} files and the manifest holds")
+
+
+def _show_checkpoint(facts: Mapping[str, Any]) -> None:
+    _print(f"checkpoint: {facts['folder']}")
+    what = "resumable" if facts["kind"] == "full" else "weights alone"
+    _print(
+        f"iteration {facts['iteration']} of run {facts['run']} ({what}): {facts['algorithm']}, "
+        f"seed {facts['seed']}, {facts['world_size']} processes, adrpo_scale {facts['package']}"
+    )
+    base, lora = facts["base"], facts["lora"]
+    revision = f" at {base['revision']}" if base["revision"] else ""
+    _print(f"base model: {base['model']}{revision}, sha256 {base['sha256'][:12]}…")
+    trained = f"LoRA, rank {lora['rank']}, alpha {lora['alpha']:g}" if lora else "all parameters"
+    _print(f"trained: {trained}")
+    if facts["origin"]:
+        origin = facts["origin"]
+        _print(f"started from: iteration {origin['iteration']} of {origin['run']}")
+    table = Table("set", "tensors", "elements", "size")
+    for name, part in facts["sets"].items():
+        size = size_text(part["bytes"])
+        table.add_row(name, str(part["tensors"]), f"{part['elements']:,}", size)
+    console.print(table)
+    for name, reward in facts["rewards"].items():
+        _print(f"reward {name}: mean {reward['mean']:.4g} of {reward['count']:,} samples")
+
+
+def _print(text: str) -> None:
+    console.print(text, highlight=False, soft_wrap=True, markup=False)

@@ -1,0 +1,79 @@
+"""The weights of a trained model as if they were a folder: the base model's tensors with a
+checkpoint's in place of them, or added to them where they are adapters. Tensor by tensor, so that
+nothing is ever in memory whole; exports write it, and a rebased reference is built from it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from adrpo_scale.checkpoint.reader import Reader
+from adrpo_scale.core.errors import CheckpointError
+from adrpo_scale.hub.weights import WeightSource
+
+
+class MergedWeights:
+    """A `WeightSource`. kind: the set to take, `policy` or `ema`.
+
+    An adapted weight is W + alpha/rank · B @ A, in float32; of full training the trained parameter
+    stands for the base's. Raises CheckpointError where a trained tensor has no place in the base.
+    """
+
+    def __init__(self, base: WeightSource, reader: Reader, kind: str = "policy") -> None:
+        self.folder: Path = base.folder
+        self._base, self._reader, self._kind = base, reader, kind
+        self.lora: Mapping[str, Any] | None = reader.manifest.document["lora"]
+        self._trained = set(reader.names(kind))
+        homeless = {self.base_name(name) for name in self._trained} - base.names()
+        if homeless:
+            raise CheckpointError(
+                f"{reader.folder} trains {sorted(homeless)[:3]}, which {base.folder} does not "
+                "have; the checkpoint belongs to another base model"
+            )
+
+    def base_name(self, trained: str) -> str:
+        """The base's tensor that a trained tensor changes."""
+        if self.lora is None:
+            return trained
+        module, _, _ = trained.partition(".lora_")
+        return f"{module}.weight"
+
+    def is_trained(self, name: str) -> bool:
+        """Whether the checkpoint changes this tensor of the base."""
+        return (name if self.lora is None else adapter_names(name)[0]) in self._trained
+
+    def names(self) -> set[str]:
+        return self._base.names()
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
+        if not self.is_trained(name):
+            return self._base.read(name, start, stop)
+        if self.lora is None:
+            return self._rows(name, start, stop)
+        down, up = (self._reader.whole(part, self._kind) for part in adapter_names(name))
+        scaling = self.lora["alpha"] / self.lora["rank"]
+        return self._base.read(name, start, stop).float() + scaling * (up[start:stop] @ down)
+
+    def _rows(self, name: str, start: int, stop: int | None) -> Tensor:
+        shape = self._reader.shape(name, self._kind)
+        if not shape:
+            return self._reader.whole(name, self._kind)
+        row = math.prod(shape[1:])
+        stop = shape[0] if stop is None else stop
+        flat = self._reader.read(name, start * row, stop * row, self._kind)
+        return flat.view(stop - start, *shape[1:])
+
+    def close(self) -> None:
+        self._base.close()
+        self._reader.close()
+
+
+def adapter_names(weight: str) -> tuple[str, str]:
+    """Names of A [r, in] and B [out, r] of an adapted weight [out, in]."""
+    module = weight.removesuffix(".weight")
+    return f"{module}.lora_A.default.weight", f"{module}.lora_B.default.weight"

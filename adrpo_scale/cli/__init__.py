@@ -1,0 +1,1 @@
+"""The command `adrpo-scale`: one file a command."""

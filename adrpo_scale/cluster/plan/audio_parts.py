@@ -1,0 +1,108 @@
+"""Qwen2.5-Omni's thinker as `AudioDomain` uses it: the policy is the domain's own, without towers,
+and the audio tower is frozen and whole on every rank, beside what the engine shards.
+
+A prompt's length is the greatest that the config allows, as in `text_parts`, and all of it is taken
+to be sound: such a clip costs more than any that the run can meet.
+"""
+
+from __future__ import annotations
+
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from adrpo_scale.cluster.plan.parts import (
+    NO_WEIGHTS,
+    Clips,
+    Frozen,
+    Workload,
+    lora_of,
+    plain_spec,
+    spec_of,
+)
+from adrpo_scale.cluster.plan.shapes import config_folder
+from adrpo_scale.cluster.plan.text_parts import attention_of, tokens_workload
+from adrpo_scale.domains.omni import read_thinker_config, thinker_spec
+from adrpo_scale.engines.spec import DTYPES
+from adrpo_scale.run.config import RunConfig
+
+FRAMES = 4  # of the log-mel spectrogram in one token: a convolution and a mean halve them
+PER_SECOND = 25  # tokens
+LONGEST = 300 * PER_SECOND  # tokens of the feature extractor's window
+HEARING = 1.2e-3  # seconds of one core for a second of sound: FLAC decoded, log-mel (measured)
+
+
+def audio_workload(config: RunConfig) -> Workload:
+    domain = config.domain
+    folder = config_folder(domain.model, "domain.model")
+    settings = read_thinker_config(folder, domain.model)
+    dtype, width = DTYPES[config.engine.dtype], settings.text_config.hidden_size
+    tokens = min(domain.chat.max_prompt_tokens, LONGEST)
+
+    def heard(rows: int) -> dict[str, Tensor]:
+        return {"input_features": torch.empty(rows * tokens, width, dtype=dtype)}
+
+    spec = spec_of(thinker_spec(settings, attention_of(config), NO_WEIGHTS, lora_of(config)))
+    return tokens_workload(
+        config,
+        spec,
+        vocabulary=settings.text_config.vocab_size,
+        inputs=heard,
+        frozen=(audio_tower(settings, attention_of(config), dtype, tokens),),
+        clips=Clips(
+            tokens=tokens,
+            seconds=tokens / PER_SECOND,
+            bytes=tokens * width * dtype.itemsize,
+            kept=int(domain.clip_megabytes * 2**20),
+        ),
+    )
+
+
+def audio_tower(settings: Any, attention: str, dtype: torch.dtype, tokens: int) -> Frozen:
+    """settings: the thinker's. tokens: of a clip; clips go through it one by one."""
+    from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import Qwen2_5OmniAudioEncoder
+
+    def build() -> nn.Module:
+        return Qwen2_5OmniAudioEncoder._from_config(
+            settings.audio_config, attn_implementation=attention
+        )
+
+    def encode(model: Any, rows: int) -> list[Tensor]:
+        return [_encoded(model, settings.audio_config, tokens) for _ in range(rows)]
+
+    return Frozen(
+        name="audio tower",
+        spec=plain_spec(build),
+        dtype=dtype,
+        placement="replicated",
+        phase="rollout",
+        rows=1,
+        call=encode,
+        per_clip=True,
+        host_seconds=HEARING * tokens / PER_SECOND,
+    )
+
+
+def _encoded(tower: Any, settings: Any, tokens: int) -> Tensor:
+    """As `omni.encode_clip`; what the tower would compute of the clip's length is given to it, for
+    tensors without contents have nothing that it could be computed of."""
+    frames, piece = FRAMES * tokens, 2 * settings.n_window
+    pieces = [min(piece, frames - start) for start in range(0, frames, piece)]
+    halved = [(length - 1) // 2 + 1 for length in pieces]
+
+    def indices(count: int) -> Tensor:
+        return torch.empty(count, dtype=torch.int64)
+
+    found: Tensor = tower(
+        torch.empty(settings.num_mel_bins, frames),
+        feature_lens=indices(1),
+        padded_feature=torch.empty(len(pieces), settings.num_mel_bins, max(pieces)),
+        chunk_lengths=indices(len(pieces)),
+        valid_indices=indices(sum(halved)),
+        pool_indices=indices(tokens),
+        cu_seqlens=np.array([0, *accumulate(halved)]),
+    ).last_hidden_state
+    return found

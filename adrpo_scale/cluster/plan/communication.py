@@ -1,0 +1,73 @@
+"""Bytes that travel in one iteration, from the sharding units and the mesh of the real engine.
+
+A ring of n ranks brings each of them (n - 1) / n of what is gathered, or takes as much from it when
+gradients are summed and cut; a sum that everybody gets takes both. A ring over nodes crosses each
+node's network card once in each direction; sums between the nodes' replicas run side by side on all
+GPUs of a node, each with its part.
+"""
+
+from __future__ import annotations
+
+from adrpo_scale.cluster.plan import rehearsal
+from adrpo_scale.cluster.plan.base import Hardware, Phase, Shards, Traffic
+from adrpo_scale.cluster.plan.dealing import Dealt, needs_old, needs_reference
+from adrpo_scale.cluster.plan.memory import Held
+from adrpo_scale.cluster.plan.parts import Workload
+from adrpo_scale.cluster.plan.sharding import is_zero3
+from adrpo_scale.run.config import RunConfig
+
+
+def traffic_of(
+    config: RunConfig, hardware: Hardware, work: Workload, dealt: Dealt, what: Held
+) -> list[Traffic]:
+    """By phase, where there is any."""
+    found = [
+        _gathers("rollout", what.policy, hardware, 1 + needs_old(config, dealt)),
+        _reward(config, hardware, work),
+        _update(config, hardware, dealt, what),
+    ]
+    return [traffic for traffic in found if traffic.inside or traffic.across]
+
+
+def _reward(config: RunConfig, hardware: Hardware, work: Workload) -> Traffic:
+    inside = across = 0.0
+    for model in work.frozen:
+        if model.placement == "sharded":
+            part = rehearsal.shards(model.name, config, hardware, model.spec, trained=False)
+            one = _gathers("reward", part, hardware, 1)
+            inside, across = inside + one.inside, across + one.across
+    return Traffic("reward", inside, across)
+
+
+def _update(config: RunConfig, hardware: Hardware, dealt: Dealt, what: Held) -> Traffic:
+    passes = dealt.steps * dealt.micro_batches
+    with_reference = needs_reference(config)
+    own = passes * (2 + (with_reference and what.reference is None))  # forward and backward
+    parts = [_gathers("update", what.policy, hardware, own)]
+    if what.reference is not None and with_reference:
+        parts.append(_gathers("update", what.reference, hardware, passes))
+    always = is_zero3(config.engine) or getattr(config.engine, "reduce_every_micro_batch", False)
+    reductions = passes if always else dealt.steps
+    parts.append(_reductions(what.policy, hardware, reductions))
+    return Traffic("update", sum(p.inside for p in parts), sum(p.across for p in parts))
+
+
+def _gathers(phase: Phase, shards: Shards, hardware: Hardware, times: int) -> Traffic:
+    n = shards.degree
+    amount = times * shards.whole * (n - 1) / n
+    return Traffic(phase, amount, amount if n > hardware.gpus_per_node else 0.0)
+
+
+def _reductions(shards: Shards, hardware: Hardware, times: int) -> Traffic:
+    """Of float32 gradients: cut over the ranks that share a copy, then summed over the copies."""
+    n, copies, amount = shards.degree, shards.copies, 4.0 * times * shards.trained
+    cut = amount * (n - 1) / n
+    inside, across = cut, cut if n > hardware.gpus_per_node else 0.0
+    if copies > 1:
+        summed = 2 * (amount / n) * (copies - 1) / copies
+        if n == 1:  # one ring through all GPUs
+            inside += summed
+            across += summed if hardware.nodes > 1 else 0.0
+        else:  # n rings between the nodes, one for each part
+            across += n * summed
+    return Traffic("update", inside, across)

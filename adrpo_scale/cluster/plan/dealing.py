@@ -1,0 +1,146 @@
+"""How many rows each rank works on, by the code that deals them out."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, replace
+
+import torch
+
+from adrpo_scale.algorithms.base import Algorithm
+from adrpo_scale.cluster.plan.base import Hardware
+from adrpo_scale.core import dist
+from adrpo_scale.core.types import Rewards
+from adrpo_scale.run.config import RunConfig
+from adrpo_scale.run.registry import ALGORITHMS, DOMAINS
+from adrpo_scale.training.batches import deal
+
+
+@dataclass(frozen=True)
+class Dealt:
+    """Of the fullest rank. samples: it makes in one iteration. chunk: of them at once. chunks: in
+    one rollout. prompts: different ones in a chunk. rows: of a micro-batch. micro_batches: of an
+    optimizer step. steps: optimizer steps of an iteration. chosen: rows that all ranks train on.
+    unit: rows that stay together. sampled: different prompts that it samples from in an iteration.
+    received: further ones that it trains on, at most: rows are dealt by their size.
+    """
+
+    samples: int
+    chunk: int
+    chunks: int
+    prompts: int
+    rows: int
+    micro_batches: int
+    steps: int
+    chosen: int
+    unit: int
+    sampled: int
+    received: int
+
+
+def build_algorithm(config: RunConfig) -> Algorithm:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # said when the config was read
+        table = ALGORITHMS[config.algorithm.name]
+        return table(config.algorithm, DOMAINS[config.domain.name].kind)
+
+
+def deal_out(config: RunConfig, hardware: Hardware) -> Dealt:
+    """With rewards that differ, so that every group can be trained on."""
+    algorithm, optimizer = build_algorithm(config), config.optimizer
+    prompts, group = config.prompts.per_iteration, config.prompts.group_size
+    samples = -(-prompts * group // hardware.world)
+    chunk = min(config.domain.rollout_chunk, samples)
+    chosen = chosen_rows(algorithm, prompts, group)
+    per_unit = algorithm.rows_per_unit
+    units = -(-chosen // per_unit // optimizer.minibatches)
+    micro_units = max(1, optimizer.micro_batch // per_unit)
+    dealt = deal(units, hardware.world, micro_units)
+    sampled = _prompts_at_once(prompts * group, group, hardware.world, samples)
+    return Dealt(
+        samples=samples,
+        chunk=chunk,
+        chunks=-(-samples // chunk),
+        prompts=_prompts_at_once(
+            prompts * group, group, hardware.world, config.domain.rollout_chunk
+        ),
+        rows=per_unit * max(len(micro) for rank in dealt for micro in rank),
+        micro_batches=len(dealt[0]) * optimizer.draws_per_sample,
+        steps=optimizer.updates * optimizer.minibatches,
+        chosen=chosen,
+        unit=per_unit,
+        sampled=sampled,
+        received=max(0, min(-(-chosen // hardware.world), prompts - sampled)),
+    )
+
+
+def evaluation_dealt(config: RunConfig, hardware: Hardware) -> Dealt:
+    """The samples of one split of an evaluation."""
+    evaluation = config.evaluation
+    each = evaluation.samples_per_prompt
+    samples = -(-evaluation.prompts * each // hardware.world)
+    chunk = min(config.domain.rollout_chunk, samples)
+    return replace(
+        deal_out(config, hardware),
+        samples=samples,
+        chunk=chunk,
+        chunks=-(-samples // chunk),
+        prompts=_prompts_at_once(evaluation.prompts * each, each, hardware.world, chunk),
+        steps=1,
+        sampled=_prompts_at_once(evaluation.prompts * each, each, hardware.world, samples),
+        received=0,
+    )
+
+
+def evaluation_splits(config: RunConfig) -> int:
+    """Prompts of training, and those held out."""
+    prompts = config.prompts
+    return 1 + (prompts.held_out is not None or prompts.held_out_share > 0)
+
+
+def _prompts_at_once(samples: int, group: int, world: int, chunk: int) -> int:
+    """Different prompts in a chunk, at most: blocks of ranks may begin inside a group."""
+    blocks = [dist.block(samples, rank, world) for rank in range(world)]
+    chunks = [b[k : k + chunk] for b in blocks for k in range(0, len(b), chunk)]
+    return max(len({s // group for s in part}) for part in chunks)
+
+
+def chosen_rows(algorithm: Algorithm, prompts: int, group: int) -> int:
+    total = torch.rand(prompts, group, generator=torch.Generator().manual_seed(0)).double()
+    rewards = Rewards(
+        names=["reward"],
+        weights_R=torch.ones(1, dtype=torch.float64),
+        per_reward_RPG=total[None],
+        total_PG=total,
+        mask_PG=torch.ones(prompts, group, dtype=torch.bool),
+        prompt_ids_P=torch.arange(prompts),
+    )
+    return max(1, len(algorithm.select(rewards, algorithm.credit(rewards))))
+
+
+def needs_reference(config: RunConfig) -> bool:
+    needs = build_algorithm(config).needs
+    return bool(needs & {"divergence", "ref_score", "ref_score_sum"})
+
+
+def needs_old(config: RunConfig, dealt: Dealt) -> bool:
+    """Whether rows are measured once more before an iteration's first step."""
+    return dealt.steps > 1 and "logp_old" in build_algorithm(config).needs
+
+
+def warnings_of(config: RunConfig, hardware: Hardware, dealt: Dealt) -> list[str]:
+    """What wastes GPUs."""
+    world, found = hardware.world, []
+    samples = config.prompts.per_iteration * config.prompts.group_size
+    if samples < world:
+        found.append(
+            f"{samples} samples an iteration for {world} GPUs: {world - samples} make none; raise "
+            "prompts.per_iteration or prompts.group_size, or take fewer nodes"
+        )
+    per_step = dealt.chosen // config.optimizer.minibatches
+    if per_step < world:
+        found.append(
+            f"{per_step} rows an optimizer step for {world} GPUs: {world - per_step} work through "
+            "filler that counts nothing; lower optimizer.minibatches, or take fewer nodes"
+        )
+    return found

@@ -1,0 +1,99 @@
+"""Stable Diffusion 3 as `FlowDomain` uses it: Euler steps, the VAE, the text encoders."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adrpo_scale.cluster.plan.parts import (
+    NO_WEIGHTS,
+    Frozen,
+    Step,
+    Workload,
+    lora_of,
+    plain_spec,
+    spec_of,
+)
+from adrpo_scale.cluster.plan.shapes import config_folder
+from adrpo_scale.domains.embeddings import ENCODE_BATCH
+from adrpo_scale.domains.flow import FlowDomain, transformer_spec
+from adrpo_scale.engines.spec import DTYPES
+from adrpo_scale.run.config import RunConfig
+
+
+def flow_workload(config: RunConfig) -> Workload:
+    folder = config_folder(config.domain.model, "domain.model", "transformer/config.json")
+    domain = FlowDomain(config.domain.model_copy(update={"model": str(folder)}))
+    transformer = json.loads((folder / "transformer" / "config.json").read_text())
+    lora = lora_of(config)
+    dtype, latent = DTYPES[config.engine.dtype], domain.latent_shape
+    clip = json.loads((folder / "text_encoder" / "config.json").read_text())
+    tokens = clip.get("max_position_embeddings", 77) + config.domain.max_sequence_length
+
+    def velocity(model: Any, rows: int) -> Tensor:
+        return model(
+            hidden_states=torch.empty(rows, *latent, dtype=dtype),
+            timestep=torch.empty(rows),
+            encoder_hidden_states=torch.empty(
+                rows, tokens, transformer["joint_attention_dim"], dtype=dtype
+            ),
+            pooled_projections=torch.empty(rows, transformer["pooled_projection_dim"], dtype=dtype),
+            return_dict=False,
+        )[0].float()
+
+    def euler(model: Any, rows: int) -> Tensor:
+        solver = config.domain.rollout
+        return velocity(model, rows * (2 if solver.guidance != 1.0 else 1))
+
+    build = spec_of(transformer_spec(transformer, NO_WEIGHTS, lora))
+    return Workload(
+        spec=build,
+        reference=None if lora is not None else replace(build, lora=None),
+        train=lambda model, rows: velocity(model, rows).square().mean(),
+        rollout=(Step("Euler steps", euler, config.domain.rollout.steps),),
+        frozen=(_vae(config, folder, latent), *_encoders(config, folder, dtype)),
+    )
+
+
+def _vae(config: RunConfig, folder: Any, latent: tuple[int, ...]) -> Frozen:
+    from diffusers import AutoencoderKL
+
+    settings = json.loads((folder / "vae" / "config.json").read_text())
+    dtype = DTYPES[config.domain.vae_dtype]
+
+    def decode(model: Any, rows: int) -> Tensor:
+        return model.decode(torch.empty(rows, *latent, dtype=dtype), return_dict=False)[0].float()
+
+    spec = plain_spec(partial(AutoencoderKL.from_config, settings))
+    return Frozen("VAE", spec, dtype, "replicated", "rollout", config.domain.decode_chunk, decode)
+
+
+def _encoders(config: RunConfig, folder: Any, dtype: torch.dtype) -> list[Frozen]:
+    """On rank 0, all at once, until every prompt of the run has its embedding."""
+    from transformers import AutoConfig, CLIPTextModelWithProjection, T5EncoderModel
+
+    classes: dict[str, Any] = {"text_encoder": CLIPTextModelWithProjection}
+    classes["text_encoder_2"] = CLIPTextModelWithProjection
+    if config.domain.t5:
+        classes["text_encoder_3"] = T5EncoderModel
+    found = []
+    for part, model_class in classes.items():
+        settings = AutoConfig.from_pretrained(folder / part, local_files_only=True)
+        is_t5 = part == "text_encoder_3"
+        length = config.domain.max_sequence_length if is_t5 else settings.max_position_embeddings
+
+        def encode(model: Any, rows: int, length: int = length, hidden: bool = not is_t5) -> Any:
+            ids = torch.zeros(rows, length, dtype=torch.int64)
+            return model(input_ids=ids, output_hidden_states=hidden)
+
+        spec = plain_spec(partial(model_class, settings))
+        name = {"text_encoder": "CLIP text encoder", "text_encoder_2": "CLIP text encoder 2"}
+        found.append(
+            Frozen(name.get(part, "T5"), spec, dtype, "rank 0", "load", ENCODE_BATCH, encode)
+        )
+    return found

@@ -1,0 +1,195 @@
+"""The verb `plan`: what a config needs on a machine, found out without that machine.
+
+`plan_of` runs the real models and engine without memory (`rehearsal`), adds up what is there in
+each phase (`memory`), what travels (`communication`) and how long it takes (`times`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from adrpo_scale.cluster.plan import memory, rehearsal
+from adrpo_scale.cluster.plan.base import Hardware, MemoryItem, Plan
+from adrpo_scale.cluster.plan.calibrate import calibrated, trial_run
+from adrpo_scale.cluster.plan.communication import traffic_of
+from adrpo_scale.cluster.plan.dealing import Dealt, deal_out, warnings_of
+from adrpo_scale.cluster.plan.memory import Held
+from adrpo_scale.cluster.plan.parts import Workload
+from adrpo_scale.cluster.plan.times import BANDWIDTH, DISK, times_of
+from adrpo_scale.cluster.plan.workload import workload_of
+from adrpo_scale.core.errors import ConfigError
+from adrpo_scale.run.config import RunConfig
+
+
+def plan_of(
+    config: RunConfig,
+    hardware: Hardware,
+    trial: Mapping[str, Any] | None = None,
+    name: str = "",
+) -> Plan:
+    """trial: a trial.json's contents; figures that it measured replace what is assumed. name: the
+    config's.
+
+    Raises ConfigError for settings that do not go with the machine, ModelNotFoundError where a
+    model's shape is not known, ForeignTrialError where the trial is of something else.
+    """
+    plan = _predicted(config, hardware, name)
+    if trial is None:
+        return plan
+    tried, its_hardware = trial_run(trial, config)
+    return calibrated(plan, trial, _predicted(tried, its_hardware, name))
+
+
+def _predicted(config: RunConfig, hardware: Hardware, name: str) -> Plan:
+    work = workload_of(config)
+    dealt = deal_out(config, hardware)
+    what = memory.held(config, hardware, work, dealt)
+    items = memory.items_of(config, hardware, work, dealt, what)
+    traffic = traffic_of(config, hardware, work, dealt, what)
+    plan = Plan(
+        config=name,
+        digest=config.digest(),
+        model=config.domain.model,
+        trained=_trained(config),
+        algorithm=config.algorithm.name,
+        engine=_engine(config),
+        hardware=hardware,
+        iterations=config.iterations,
+        samples=config.prompts.per_iteration * config.prompts.group_size,
+        rows=dealt.samples,
+        micro_batches=dealt.micro_batches,
+        unit=dealt.unit,
+        items=items,
+        memory=memory.peaks(items, config),
+        reserve=memory.reserve(hardware),
+        usable=memory.usable(hardware),
+        traffic=traffic,
+        times=times_of(config, hardware, work, dealt, what, traffic),
+        largest_micro_batch=None,
+        largest_rollout_chunk=None,
+        warnings=[*warnings_of(config, hardware, dealt), *_not_counted(work)],
+        assumptions=_assumptions(config, hardware, work, dealt),
+    )
+    return replace(
+        plan,
+        largest_micro_batch=_largest_micro_batch(config, plan, what, dealt),
+        largest_rollout_chunk=_largest_chunk(config, plan, work, dealt),
+    )
+
+
+def _trained(config: RunConfig) -> str:
+    if config.domain.train == "full":
+        return "all parameters"
+    lora = config.domain.lora
+    return f"LoRA, rank {lora.rank if lora is not None else 32}"
+
+
+def _engine(config: RunConfig) -> str:
+    engine = config.engine
+    checkpointing = ", activation checkpointing" if engine.activation_checkpointing else ""
+    return f'{engine.name}, shard "{engine.shard}", {engine.dtype}{checkpointing}'
+
+
+def _not_counted(work: Workload) -> list[str]:
+    return [f"not counted: {what}" for what in work.not_counted]
+
+
+def _assumptions(config: RunConfig, hardware: Hardware, work: Workload, dealt: Dealt) -> list[str]:
+    gpu = hardware.gpu
+    found = [
+        f"{gpu.efficiency:.0%} of {gpu.name}'s {gpu.flops[config.engine.dtype] / 1e12:g} TFLOP/s "
+        f"in {config.engine.dtype}, at least {gpu.overhead * 1e6:g} µs an operator, {BANDWIDTH:.0%}"
+        f" of its {gpu.hbm / 1e9:g} GB/s memory",
+        f"network: {BANDWIDTH:.0%} of {hardware.network * 8 / 1e9:g} Gb/s a node and of "
+        f"{gpu.link / 1e9:g} GB/s between GPUs; disk: {DISK / 1e9:g} GB/s",
+        f"memory beyond the peak: {memory.reserve(hardware) / 2**30:g} GiB for CUDA and NCCL, "
+        f"{memory.FRAGMENTATION:.0%} for fragmentation",
+    ]
+    if work.tokens:
+        found.append(
+            f"every prompt has {config.domain.chat.max_prompt_tokens} tokens and every completion "
+            f"{config.domain.rollout.max_new_tokens}: the most that the config allows; logits of "
+            f"{config.domain.head_chunk} tokens at once, {work.head_bytes / 2**30:.2f} GiB"
+        )
+    if work.clips is not None:
+        host = sum(model.host_seconds for model in work.frozen)
+        found.append(
+            f"every prompt is a clip of {work.clips.tokens} tokens ({work.clips.seconds:g} s), "
+            f"{work.clips.bytes / 2**20:.1f} MiB encoded; a process encodes at most "
+            f"{dealt.sampled} an iteration to sample and {dealt.received} more to train, each "
+            f"after {host:.2g} s of one core; it keeps those that it meets, up to "
+            f"domain.clip_megabytes = {config.domain.clip_megabytes:g}"
+        )
+    return found
+
+
+# ---- the largest that fits ---------------------------------------------------------------------
+
+
+def _room(plan: Plan, phase: Any, without: str) -> int:
+    """Bytes that the items named `without…` may have in a phase."""
+    others = sum(i.bytes for i in plan.items if phase in i.phases and not _is(i, without))
+    return plan.usable - others
+
+
+def _is(item: MemoryItem, start: str) -> bool:
+    return item.name.startswith(start)
+
+
+def _largest_micro_batch(config: RunConfig, plan: Plan, what: Held, dealt: Dealt) -> int | None:
+    """As many as a rank has rows, at most; a multiple of what must stay together."""
+    room = _room(plan, "update", "update:")
+    now = next((i.bytes for i in plan.items if _is(i, "update:")), 0)
+    more = (room - now) / max(1.0, what.update.per_row)
+    unit = dealt.unit
+    fitting = math.floor(dealt.rows + more)
+    most = -(-dealt.chosen // config.optimizer.minibatches // plan.hardware.world)
+    most = -(-max(most, unit) // unit) * unit
+    largest = min(fitting // unit * unit, most)
+    return largest if largest >= unit else None
+
+
+def _largest_chunk(config: RunConfig, plan: Plan, work: Workload, dealt: Dealt) -> int | None:
+    """At most the samples that a rank makes. Sampling alone: what follows has its own chunks."""
+    room = _room(plan, "rollout", "sampling:") + _decoding(plan)
+    chunk = dealt.samples
+    while chunk >= 1:
+        peak = 0
+        for number, step in enumerate(work.rollout):
+            rows = dealt.prompts if step.per_group else dealt.chunk
+            cost = rehearsal.rollout_step(config, work, number, rows)
+            scale = max(1, round(chunk * rows / dealt.chunk)) if step.per_group else chunk
+            peak = max(peak, cost.at(scale).peak)
+        if peak <= room:
+            return chunk
+        chunk = chunk // 2 if chunk > 16 else chunk - 1
+    return None
+
+
+def _decoding(plan: Plan) -> int:
+    """The VAE's work, which is not there while samples are made."""
+    return sum(i.bytes for i in plan.items if i.name == "VAE: at work")
+
+
+def check_time_limit(hours: float | None) -> None:
+    if hours is not None and hours <= 0:
+        raise ConfigError(f"--time-limit {hours:g}: expected hours above 0, e.g. 24")
+
+
+def with_time_limit(plan: Plan, hours: float | None, grace_seconds: float) -> Plan:
+    """Adds how many jobs of at most `hours` it takes, each of which loads again."""
+    check_time_limit(hours)
+    if hours is None:
+        return plan
+    work = plan.iterations * plan.iteration_seconds
+    each = hours * 3600 - plan.seconds_of("load") - grace_seconds
+    if each < plan.iteration_seconds:
+        raise ConfigError(
+            f"--time-limit {hours:g}: loading takes {plan.seconds_of('load') / 60:.0f} min and an "
+            f"iteration {plan.iteration_seconds / 60:.0f} min: no job would get anywhere; ask for "
+            "more time"
+        )
+    return replace(plan, time_limit_hours=hours, jobs=max(1, math.ceil(work / each)))

@@ -1,0 +1,267 @@
+"""Runs what a run runs, without memory, and keeps what it measured.
+
+The update is rehearsed with the real engine at the real number of ranks: reference, forward and
+backward of several micro-batches, so that gathered units, saved activations, recomputation and
+gradients that wait for the next micro-batch are all there. Rollouts, rewards and encoders are
+rehearsed on models that are whole, as they are inside `engine.sampling()`.
+
+A rehearsal takes seconds; equal ones are run once in a process.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from adrpo_scale.cluster.plan.base import Hardware, Shards
+from adrpo_scale.cluster.plan.measure import (
+    Cost,
+    Live,
+    bytes_of,
+    cost_of,
+    empty_model,
+    without_memory,
+)
+from adrpo_scale.cluster.plan.parts import Call, Frozen, Workload
+from adrpo_scale.cluster.plan.sharding import (
+    RehearsedFsdp2,
+    fake_ranks,
+    is_zero3,
+    shards_of,
+    zero3_shards,
+)
+from adrpo_scale.engines.adapters import add_adapters
+from adrpo_scale.engines.fsdp2 import Fsdp2Config
+from adrpo_scale.engines.spec import DTYPES, ModelSpec
+from adrpo_scale.run.config import RunConfig
+
+T = TypeVar("T")
+_KNOWN: dict[str, Any] = {}
+
+
+@dataclass(frozen=True)
+class Update:
+    """Of one micro-batch, beyond what is held before it. peak: bytes, with `rows` rows, gradients
+    that accumulate included; per_row: what a row adds to it. gradients: bytes of gradients that
+    stay until the next micro-batch. flops: of one row, forward and backward, with what activation
+    checkpointing runs again; forward_flops: of a forward alone. operators: of one micro-batch, and
+    of a forward."""
+
+    rows: int
+    peak: int
+    per_row: float
+    gradients: int
+    flops: float
+    forward_flops: float
+    operators: int
+    forward_operators: int
+
+    def peak_at(self, rows: int) -> float:
+        return self.peak + (rows - self.rows) * self.per_row
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A cost as it grows with rows, from two measurements."""
+
+    rows: int
+    at_rows: Cost
+    per_row: Cost
+
+    def at(self, rows: float) -> Cost:
+        more = rows - self.rows
+        here, each = self.at_rows, self.per_row
+        return Cost(
+            int(here.peak + more * each.peak),
+            int(here.kept + more * each.kept),
+            here.flops + more * each.flops,
+            here.operators,
+        )
+
+
+def once(key: Any, run: Callable[[], T]) -> T:
+    """`run()`, or what it gave for an equal key before. key: JSON-able."""
+    text = json.dumps(key, sort_keys=True, default=str)
+    if text not in _KNOWN:
+        _KNOWN[text] = run()
+    return _KNOWN[text]
+
+
+def _layout(config: RunConfig, hardware: Hardware) -> list[Any]:
+    """What sharding depends on."""
+    domain = config.domain
+    model = [domain.name, domain.model, domain.train, domain.lora and domain.lora.model_dump()]
+    engine = config.engine.model_dump()
+    return [*model, engine, hardware.world, hardware.gpus_per_node]
+
+
+# ---- sharding ----------------------------------------------------------------------------------
+
+
+def shards(
+    what: str, config: RunConfig, hardware: Hardware, spec: ModelSpec, *, trained: bool
+) -> Shards:
+    """Of the policy, or of a frozen model. what: its name, for the memory of what is known."""
+
+    def build() -> Shards:
+        if is_zero3(config.engine):
+            ranks = hardware.world, hardware.gpus_per_node
+            return zero3_shards(spec, config.engine, *ranks, trained=trained)
+        with fake_ranks(hardware.world, hardware.gpus_per_node):
+            engine = RehearsedFsdp2(config.engine, config.optimizer)
+            with without_memory():
+                build = engine.build_policy if trained else engine.build_frozen
+                model = build(spec)
+            return shards_of(engine, model, trained=trained)
+
+    return once(_shards_key(what, config, hardware, trained), build)
+
+
+def _shards_key(what: str, config: RunConfig, hardware: Hardware, trained: bool) -> Any:
+    return ["shards", what, trained, *_layout(config, hardware)]
+
+
+# ---- the update --------------------------------------------------------------------------------
+
+
+def update(
+    config: RunConfig, hardware: Hardware, work: Workload, rows: int, micro_batches: int
+) -> Update:
+    """rows: of a micro-batch. micro_batches: of one optimizer step."""
+    several = micro_batches > 1
+    passes = _pass_settings(config)
+    key = ["update", rows, several, passes, *_layout(config, hardware)]
+    return once(key, lambda: _update(config, hardware, work, rows, several))
+
+
+def _pass_settings(config: RunConfig) -> Any:
+    """What the shape of a training pass depends on."""
+    kept = config.domain.model_dump(exclude={"rollout_chunk", "decode_chunk", "evaluation"})
+    return [kept, config.engine.dtype]
+
+
+def _update(
+    config: RunConfig, hardware: Hardware, work: Workload, rows: int, several: bool
+) -> Update:
+    settings, ranks = config.engine, (hardware.world, hardware.gpus_per_node)
+    if is_zero3(settings):  # its activations are those of the plain model
+        plain = {k: getattr(settings, k) for k in ("dtype", "activation_checkpointing")}
+        settings, ranks = Fsdp2Config(shard=1, device="cpu", **plain), (1, 1)
+    other = 1 if rows > 1 else 2
+    with fake_ranks(*ranks):
+        engine = RehearsedFsdp2(settings, config.optimizer)
+        with without_memory():
+            policy = engine.build_policy(work.spec)
+            with Live() as live:
+                # Where gradients wait for the next micro-batch, they do so from the first one on.
+                if several:
+                    engine.backward(work.train(policy, other), last=False)
+                small = _counted(live, engine, work.train, policy, other, last=not several)
+                if not several:
+                    _drop_gradients(engine)
+                waiting = live.now
+                large = _counted(live, engine, work.train, policy, rows, last=True)
+        if not is_zero3(config.engine):
+            held = shards_of(engine, policy, trained=True)
+            once(_shards_key("policy", config, hardware, True), lambda: held)
+    return Update(
+        rows=rows,
+        peak=large.peak,
+        per_row=max(0.0, (large.peak - small.peak) / (rows - other)),
+        gradients=waiting,
+        flops=large.flops / rows,
+        forward_flops=large.forward_flops / rows,
+        operators=large.operators,
+        forward_operators=large.forward_operators,
+    )
+
+
+@dataclass(frozen=True)
+class _MicroBatch:
+    peak: int
+    flops: float
+    forward_flops: float
+    operators: int
+    forward_operators: int
+
+
+def _counted(
+    live: Live, engine: Any, train: Call, policy: nn.Module, rows: int, *, last: bool
+) -> _MicroBatch:
+    """One micro-batch; its peak is above everything that was made before."""
+    live.peak, flops, operators = live.now, live.flops, live.operators
+    loss = train(policy, rows)
+    forward_flops, forward_operators = live.flops - flops, live.operators - operators
+    engine.backward(loss, last=last)
+    return _MicroBatch(
+        live.peak,
+        live.flops - flops,
+        forward_flops,
+        live.operators - operators,
+        forward_operators,
+    )
+
+
+def _drop_gradients(engine: Any) -> None:
+    for tensor in engine._stepped().values():
+        tensor.grad = None
+
+
+# ---- whole models ------------------------------------------------------------------------------
+
+
+def rollout_step(config: RunConfig, work: Workload, number: int, rows: int) -> Linear:
+    """One pass of rollout step `number` at `rows` rows."""
+    dtype = DTYPES[config.engine.dtype]
+    key = ["rollout", number, rows, _pass_settings(config)]
+
+    def adapted() -> nn.Module:
+        model = work.spec.build()
+        if work.spec.lora is not None:
+            add_adapters(model, work.spec.lora, work.spec.lora_targets)
+        return model
+
+    return once(key, lambda: _linear(adapted, dtype, work.rollout[number].call, rows))
+
+
+def forward(config: RunConfig, work: Workload, rows: int) -> Cost:
+    """A pass like the update's, without gradients, on the whole model."""
+    dtype = DTYPES[config.engine.dtype]
+    key = ["forward", rows, _pass_settings(config)]
+    return once(key, lambda: _linear(work.spec.build, dtype, work.train, rows)).at(rows)
+
+
+def frozen_cost(config: RunConfig, model: Frozen, rows: int) -> Linear:
+    settings = [r.model_dump() for r in config.rewards]
+    key = ["frozen", model.name, str(model.dtype), rows, settings, _pass_settings(config)]
+    return once(key, lambda: _linear(model.spec.build, model.dtype, model.call, rows))
+
+
+def frozen_bytes(config: RunConfig, model: Frozen) -> int:
+    """Of its parameters and buffers, whole."""
+
+    def count() -> int:
+        with without_memory():
+            return bytes_of(empty_model(model.spec.build, model.dtype))
+
+    settings = [r.model_dump() for r in config.rewards]
+    return once(["bytes", model.name, str(model.dtype), settings, config.domain.model], count)
+
+
+def _linear(build: Callable[[], nn.Module], dtype: torch.dtype, call: Call, rows: int) -> Linear:
+    other = 2 * rows
+    with without_memory():
+        model = empty_model(build, dtype)
+        here, there = (cost_of(lambda n=n: call(model, n)) for n in (rows, other))  # type: ignore[misc]
+    each = Cost(
+        max(0, (there.peak - here.peak) // (other - rows)),
+        max(0, (there.kept - here.kept) // (other - rows)),
+        (there.flops - here.flops) / (other - rows),
+        0,
+    )
+    return Linear(rows, here, each)

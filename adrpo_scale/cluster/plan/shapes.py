@@ -1,0 +1,74 @@
+"""Where a model's shape is read from: its own folder or the hub's cache where it is there, else the
+published configuration values of the paper's models, which lie beside this module in the layout of
+real model folders. No weights and no network are needed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from accelerate import init_empty_weights
+from torch import Tensor
+
+from adrpo_scale.core.errors import ModelNotFoundError
+from adrpo_scale.engines.loading import stored_tensors
+from adrpo_scale.engines.spec import ModelSpec
+from adrpo_scale.hub.lock import find_here
+from adrpo_scale.hub.needs import HubNeed
+
+SHAPES = Path(__file__).parent / "shapes"
+SAME_SHAPE = {  # another name for the same shape
+    "Qwen/Qwen2-0.5B-Instruct": "Qwen/Qwen2-0.5B",
+    "Qwen/Qwen2.5-0.5B": "Qwen/Qwen2-0.5B",
+    "Qwen/Qwen2.5-0.5B-Instruct": "Qwen/Qwen2-0.5B",
+    "Qwen/Qwen3-0.6B-Base": "Qwen/Qwen3-0.6B",
+}
+
+
+def config_folder(name: str, what: str, needed: str = "config.json") -> Path:
+    """A folder in which `needed` is. name: as a config has it; what: the setting.
+
+    Raises ModelNotFoundError, with the shapes that are known, where there is none.
+    """
+    try:
+        folder = find_here(HubNeed(name, what, ("*.json", "*/*.json")))
+        if (folder / needed).is_file():
+            return folder
+    except ModelNotFoundError:
+        pass
+    shape = SHAPES / SAME_SHAPE.get(name, name).replace("/", "--")
+    if (shape / needed).is_file():
+        return shape
+    known = [path.name.replace("--", "/") for path in sorted(SHAPES.iterdir())]
+    raise ModelNotFoundError(
+        f"{what} = {name!r}: no {needed} of it here or in the hub's cache, and plan does not know "
+        f"its shape; bring the model with `adrpo-scale prefetch`, or give the folder. Known: "
+        f"{', '.join([*known, *SAME_SHAPE])}"
+    )
+
+
+class ShapesOnly:
+    """A `WeightSource` that has every tensor of a model, and nothing in them."""
+
+    def __init__(self, spec_or_build: ModelSpec) -> None:
+        self.folder = SHAPES
+        self._spec = spec_or_build
+        self._shapes: dict[str, torch.Size] = {}
+
+    def names(self) -> set[str]:
+        if not self._shapes:
+            with init_empty_weights(include_buffers=False):
+                model = self._spec.build()
+            self._spec.tie(model)
+            self._shapes = {name: tensor.shape for name, tensor in stored_tensors(model).items()}
+        return set(self._shapes)
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
+        shape = self._shapes[name]
+        if not shape:
+            return torch.empty(())
+        return torch.empty(len(range(*slice(start, stop).indices(shape[0]))), *shape[1:])
+
+    def close(self) -> None:
+        pass

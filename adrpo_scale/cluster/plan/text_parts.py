@@ -1,0 +1,121 @@
+"""Language models as `TextDomain` uses them: a pass over whole sequences, and one over a token with
+keys and values in a cache. Sequences have the greatest length that the config allows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adrpo_scale.cluster.plan.parts import (
+    NO_WEIGHTS,
+    Clips,
+    Frozen,
+    Step,
+    Workload,
+    lora_of,
+    spec_of,
+)
+from adrpo_scale.cluster.plan.shapes import config_folder
+from adrpo_scale.domains.language_model import language_model_spec, read_config
+from adrpo_scale.domains.logprobs import Targets
+from adrpo_scale.engines.spec import ModelSpec
+from adrpo_scale.run.config import RunConfig
+
+Inputs = Callable[[int], dict[str, Tensor]]  # rows → what a pass is given beside their tokens
+
+
+def text_workload(config: RunConfig) -> Workload:
+    folder = config_folder(config.domain.model, "domain.model")
+    settings = read_config(folder, config.domain.model)
+    spec = language_model_spec(settings, attention_of(config), NO_WEIGHTS, lora_of(config))
+    return tokens_workload(config, spec_of(spec), vocabulary=settings.vocab_size)
+
+
+def attention_of(config: RunConfig) -> str:
+    return "eager" if config.domain.attention == "eager" else "sdpa"  # flash needs the same memory
+
+
+def tokens_workload(
+    config: RunConfig,
+    spec: ModelSpec,
+    *,
+    vocabulary: int,
+    inputs: Inputs = lambda rows: {},
+    frozen: tuple[Frozen, ...] = (),
+    clips: Clips | None = None,
+) -> Workload:
+    """Of a policy that says tokens. spec: with shapes in place of weights."""
+    domain = config.domain
+    prompt, new = domain.chat.max_prompt_tokens, domain.rollout.max_new_tokens
+
+    def train(model: Any, rows: int) -> Tensor:
+        ids = torch.zeros(rows, prompt + new, dtype=torch.int64)
+        segment = torch.arange(rows).repeat_interleave(new)
+        places = (torch.arange(new) + prompt - 1).repeat(rows)
+        tokens = torch.zeros(rows * new, dtype=torch.int64)
+        targets = Targets(segment, places, tokens, domain.rollout.temperature, domain.head_chunk)
+        logp, entropy = model(input_ids=ids, score=targets, **inputs(rows))
+        return logp.sum() + 0.0 * entropy.sum()
+
+    return Workload(
+        spec=spec,
+        reference=None if spec.lora is not None else replace(spec, lora=None),
+        train=train,
+        rollout=(
+            Step("prompts", partial(_prefill, length=prompt, inputs=inputs), 1, per_group=True),
+            Step("tokens", partial(_decode, length=prompt + new), new),
+        ),
+        frozen=frozen,
+        tokens=prompt + new,
+        head_bytes=4 * domain.head_chunk * vocabulary,
+        clips=clips,
+    )
+
+
+def _prefill(model: Any, rows: int, length: int, inputs: Inputs) -> Any:
+    """As `decoding._prefill`: every different prompt once, padded on the left."""
+    from transformers import DynamicCache
+
+    return model(
+        input_ids=torch.zeros(rows, length, dtype=torch.int64),
+        attention_mask=torch.ones(rows, length, dtype=torch.int64),
+        position_ids=torch.zeros(rows, length, dtype=torch.int64),
+        past_key_values=DynamicCache(config=model.config),
+        use_cache=True,
+        logits_to_keep=1,
+        **inputs(rows),
+    )
+
+
+def _decode(model: Any, rows: int, length: int) -> Any:
+    """The last token of `rows` samples: their caches are full, and one layer's is copied."""
+    cache = full_cache(model, rows, length - 1)
+    logits = model(
+        input_ids=torch.zeros(rows, 1, dtype=torch.int64),
+        attention_mask=torch.ones(rows, length, dtype=torch.int64),
+        position_ids=torch.zeros(rows, 1, dtype=torch.int64),
+        past_key_values=cache,
+        use_cache=True,
+    ).logits[:, -1]
+    chances = logits.float().softmax(-1)
+    return cache, chances.cumsum(-1)
+
+
+def full_cache(model: Any, rows: int, length: int) -> Any:
+    """Keys and values of `length` tokens."""
+    from transformers import DynamicCache
+
+    text = model.config.get_text_config()
+    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    cache = DynamicCache(config=model.config)
+    shape = (rows, text.num_key_value_heads, length, width)
+    for layer in range(text.num_hidden_layers):
+        keys = torch.empty(shape, dtype=model.dtype)
+        cache.update(keys, torch.empty_like(keys), layer)
+    return cache

@@ -1,0 +1,141 @@
+"""Seconds by phase, from FLOPs, bytes and operators that were counted.
+
+A pass takes as long as the slowest of: its FLOPs at the assumed share of the data sheet's rate, its
+parameters (and KV cache) once through the GPU's memory, its operators at what one costs to launch.
+Gathers of the update overlap with computing; those of a rollout come before it.
+"""
+
+from __future__ import annotations
+
+from adrpo_scale.cluster.plan import rehearsal
+from adrpo_scale.cluster.plan.base import Hardware, Phase, PhaseTime, Traffic
+from adrpo_scale.cluster.plan.dealing import (
+    Dealt,
+    evaluation_dealt,
+    evaluation_splits,
+    needs_old,
+    needs_reference,
+)
+from adrpo_scale.cluster.plan.measure import Cost
+from adrpo_scale.cluster.plan.memory import Held
+from adrpo_scale.cluster.plan.parts import Frozen, Workload
+from adrpo_scale.run.config import RunConfig
+
+BANDWIDTH = 0.7  # of the memory's and the network's data sheet
+DISK = 1e9  # bytes/s of the shared filesystem, for one process
+START = 60.0  # seconds until imports and the process group are done
+
+
+def times_of(
+    config: RunConfig,
+    hardware: Hardware,
+    work: Workload,
+    dealt: Dealt,
+    what: Held,
+    traffic: list[Traffic],
+) -> list[PhaseTime]:
+    compute: dict[Phase, float] = {
+        "load": _load(config, hardware, work, what),
+        "rollout": _rollout(config, hardware, work, dealt, what)
+        + _encoding(config, hardware, work, dealt.sampled),
+        "reward": _reward(config, hardware, work, dealt.samples, dealt.chunk),
+        "update": _update(config, hardware, dealt, what)
+        + _encoding(config, hardware, work, dealt.received),
+    }
+    found = []
+    for phase, seconds in compute.items():
+        travel = sum(_travel(t, hardware) for t in traffic if t.phase == phase)
+        total = max(seconds, travel) if phase == "update" else seconds + travel
+        found.append(PhaseTime(phase, seconds, travel, total))
+    if config.evaluation.every:
+        found.append(_evaluation(config, hardware, work, what))
+    return found
+
+
+def _travel(traffic: Traffic, hardware: Hardware) -> float:
+    inside = traffic.inside / (hardware.gpu.link * BANDWIDTH)
+    return max(inside, traffic.across / (hardware.network * BANDWIDTH))
+
+
+def pass_seconds(
+    hardware: Hardware, dtype: str, flops: float, operators: float, moved: float = 0.0
+) -> float:
+    """moved: bytes that must come out of the GPU's memory."""
+    gpu = hardware.gpu
+    return max(
+        flops / (gpu.flops[dtype] * gpu.efficiency),
+        moved / (gpu.hbm * BANDWIDTH),
+        operators * gpu.overhead,
+    )
+
+
+def _rollout(
+    config: RunConfig, hardware: Hardware, work: Workload, dealt: Dealt, what: Held
+) -> float:
+    dtype, seconds = config.engine.dtype, 0.0
+    for number, step in enumerate(work.rollout):
+        rows = dealt.prompts if step.per_group else dealt.chunk
+        cost = rehearsal.rollout_step(config, work, number, rows).at(rows)
+        moved = what.policy.whole + cost.kept
+        seconds += step.times * pass_seconds(hardware, dtype, cost.flops, cost.operators, moved)
+    seconds *= dealt.chunks
+    if needs_old(config, dealt):
+        update = what.update
+        flops = update.forward_flops * dealt.rows * dealt.micro_batches
+        operators = update.forward_operators * dealt.micro_batches
+        seconds += pass_seconds(hardware, dtype, flops, operators)
+    decoding = [m for m in work.frozen if m.phase == "rollout" and not m.per_clip]
+    return seconds + sum(_all(config, hardware, m, dealt.samples, m.rows) for m in decoding)
+
+
+def _encoding(config: RunConfig, hardware: Hardware, work: Workload, clips: int) -> float:
+    """Of so many clips, one by one."""
+    towers = [model for model in work.frozen if model.per_clip]
+    seconds = sum(_all(config, hardware, tower, clips, tower.rows) for tower in towers)
+    return seconds + clips * sum(tower.host_seconds for tower in towers)
+
+
+def _reward(
+    config: RunConfig, hardware: Hardware, work: Workload, samples: int, chunk: int
+) -> float:
+    models = [m for m in work.frozen if m.phase == "reward"]
+    return sum(_all(config, hardware, m, samples, min(m.rows, chunk)) for m in models)
+
+
+def _all(config: RunConfig, hardware: Hardware, model: Frozen, samples: int, rows: int) -> float:
+    """A frozen model on every sample of a rank, `rows` at once."""
+    cost: Cost = rehearsal.frozen_cost(config, model, model.rows).at(rows)
+    dtype = str(model.dtype).removeprefix("torch.")
+    return -(-samples // rows) * pass_seconds(hardware, dtype, cost.flops, cost.operators)
+
+
+def _update(config: RunConfig, hardware: Hardware, dealt: Dealt, what: Held) -> float:
+    update, dtype = what.update, config.engine.dtype
+    one = pass_seconds(hardware, dtype, update.flops * dealt.rows, update.operators)
+    if needs_reference(config):
+        flops = update.forward_flops * dealt.rows
+        one += pass_seconds(hardware, dtype, flops, update.forward_operators)
+    states = what.policy.parameters + what.policy.gradients + what.policy.moments
+    step = 3 * states / (hardware.gpu.hbm * BANDWIDTH)  # read, and written
+    return dealt.steps * (dealt.micro_batches * one + step)
+
+
+def _load(config: RunConfig, hardware: Hardware, work: Workload, what: Held) -> float:
+    """Weights read; embeddings of the prompts are made once and kept on disk: not counted."""
+    models = sum(rehearsal.frozen_bytes(config, m) for m in work.frozen)
+    copies = 2 if what.reference is not None else 1
+    return START + (models + copies * what.policy.whole) / DISK
+
+
+def _evaluation(config: RunConfig, hardware: Hardware, work: Workload, what: Held) -> PhaseTime:
+    """Its share of an iteration: samples of every split and their rewards; not the divergence."""
+    evaluation = config.evaluation
+    dealt = evaluation_dealt(config, hardware)
+    greedy = work.tokens > 0  # one more sample of each prompt, in chunks of their own
+    name = "max_new_tokens" if greedy else "steps"
+    longer = getattr(config.domain.evaluation, name) / getattr(config.domain.rollout, name)
+    sampling = (1 + greedy) * longer * _rollout(config, hardware, work, dealt, what)
+    sampling += _encoding(config, hardware, work, dealt.sampled)
+    passes = evaluation_splits(config)
+    seconds = passes * (sampling + _reward(config, hardware, work, dealt.samples, dealt.chunk))
+    return PhaseTime("evaluation", seconds / evaluation.every, 0.0, seconds / evaluation.every)

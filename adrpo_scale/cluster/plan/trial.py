@@ -1,0 +1,300 @@
+"""`train CONFIG --trial`: two real iterations on what is at hand, measured phase by phase.
+
+What is computed is what `train` computes, with the same prompts, sizes and draws; only evaluations
+are left out. The folder is the trial's own and always new, and holds no checkpoint at the end: the
+one that is saved, to be measured, is removed again. So nothing is ever resumed from a trial.
+
+It leaves `trial.json`, which `adrpo-scale plan CONFIG --trial FILE` calibrates itself with, and the
+pictures or completions of both iterations.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+
+from adrpo_scale.checkpoint.shelf import CHECKPOINTS
+from adrpo_scale.checkpoint.store import Store
+from adrpo_scale.core import dist
+from adrpo_scale.core.disk_space import size_text
+from adrpo_scale.core.errors import AdrpoError, RunFolderError, StopRequested, TrialError, agreed
+from adrpo_scale.core.files import remove_folder, replace_json
+from adrpo_scale.core.preempt import Signals
+from adrpo_scale.hub.prefetch import require_models
+from adrpo_scale.run.build import Beginning, build_trainer
+from adrpo_scale.run.config import LoadedConfig, RunConfig, overridden
+from adrpo_scale.run.folder import default_folder
+from adrpo_scale.run.resume import open_checkpoint
+from adrpo_scale.training.iteration import PHASES, peak_bytes, reset_peak
+from adrpo_scale.training.metrics import console, setup_logging
+from adrpo_scale.training.trainer import Trainer
+
+FORMAT = 1
+FILE = "trial.json"
+ITERATIONS = 2  # the first warms up, the second is measured
+# What a trial does otherwise than its run; none of it changes what is trained.
+_SETTINGS = (
+    "evaluation.every=0",
+    "checkpoint.every_iterations=0",
+    "checkpoint.every_minutes=1e6",  # only the save at the end
+    "checkpoint.keep_every=0",
+    "checkpoint.keep_best=0",
+    "checkpoint.keep_last=1",
+    "checkpoint.keep_trajectory=0",
+    "limits.max_divergence=null",
+    "limits.min_reward=null",
+    "logging.pictures_every=1",
+    "logging.completions_every=1",
+)
+
+
+@dataclass(frozen=True)
+class _Load:
+    """What it took until the first iteration could begin."""
+
+    seconds: float
+    bytes: int
+
+
+def run_trial(loaded: LoadedConfig, run_dir: Path | None = None, given: Sequence[str] = ()) -> Path:
+    """Runs it and prints what was found; the path of `trial.json`. Collective.
+
+    run_dir: a folder that is not there yet, or empty; by default one beside where the run would
+    be. given: the words of the command line that name the config. Raises TrialError where memory
+    runs out, or a signal came.
+    """
+    config = overridden(loaded.config, _SETTINGS)
+    require_models(config)
+    device, timeout = config.engine.torch_device(), config.engine.timeout_seconds
+    with Signals() as signals, dist.process_group(device, timeout):
+        run = dist.run_on_main(lambda: _new_folder(loaded, run_dir))
+        _announce(run, config)
+        setup_logging(run)
+        try:
+            document = _measured(loaded, config, run, signals)
+        except StopRequested as stop:
+            raise agreed(
+                TrialError(f"{signals.name or 'a signal'} stopped the trial; start it again")
+            ) from stop
+        path = run / FILE
+        if dist.is_main():
+            replace_json(path, document)
+            _show(run, document)
+    if dist.rank_facts().is_main:  # out of the process group: plan makes one of its own
+        _show_plan(loaded, document)
+        cluster = ["--nodes", "10", "--gpus-per-node", "8", "--gpu", "a6000"]
+        words = given or [f"{loaded.name}.toml"]
+        command = ["adrpo-scale", "plan", *words, "--trial", str(path), *cluster]
+        _print(f"on a cluster: {shlex.join(command)}")
+    return path
+
+
+def _new_folder(loaded: LoadedConfig, run_dir: Path | None) -> Path:
+    """Makes it, on rank 0 alone."""
+    try:
+        if run_dir is not None:
+            run_dir.mkdir(parents=True, exist_ok=True)
+            if any(run_dir.iterdir()):
+                raise RunFolderError(
+                    f"--trial: {run_dir} is not empty, and a trial never goes on from anything; "
+                    "choose another --run-dir, or leave it out"
+                )
+            return run_dir
+        base = default_folder(loaded.name, loaded.config.digest())
+        base.parent.mkdir(parents=True, exist_ok=True)
+        return _first_free(base.with_name(f"{base.name}-trial"))
+    except OSError as error:
+        raise RunFolderError(
+            f"the trial's folder cannot be made ({error}); choose another --run-dir or set "
+            "ADRPO_RUNS"
+        ) from error
+
+
+def _first_free(folder: Path) -> Path:
+    """Makes `folder`, or where that is taken folder-2, folder-3, ..."""
+    number = 1
+    while True:
+        candidate = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
+        try:
+            candidate.mkdir()
+        except FileExistsError:
+            number += 1
+        else:
+            return candidate
+
+
+def _announce(run: Path, config: RunConfig) -> None:
+    if dist.is_main():
+        samples, world = _samples(config), dist.world_size()
+        of = "1 process" if world == 1 else f"{world} processes"
+        _print(f"trial folder: {run}")
+        _print(
+            f"{ITERATIONS} iterations of {samples} samples on {of}; fewer with "
+            "--set prompts.per_iteration=N, plan scales by sample"
+        )
+
+
+def _samples(config: RunConfig) -> int:
+    return config.prompts.per_iteration * config.prompts.group_size
+
+
+def _measured(
+    loaded: LoadedConfig, config: RunConfig, run: Path, signals: Signals
+) -> dict[str, Any]:
+    """What `trial.json` holds. Collective."""
+    trainers: list[Trainer] = []
+    with _memory_named(config, trainers):
+        trainer, load = _loaded(config, run, signals)
+        trainers.append(trainer)
+        trainer.log.iterations, trainer.log.keep_pictures = ITERATIONS, True
+        trainer.measures_memory = True
+        trainer.saver.check_room()
+        trainer.train(ITERATIONS)
+        trainer.saver.save_now()
+    size = dist.run_on_main(lambda: _weighed(run / CHECKPOINTS))
+    assert trainer.watch is not None
+    lines = _lines(run) if dist.is_main() else []
+    peaks = [trainer.watch.peaks.get(phase, 0) for phase in PHASES]
+    # Of the process with most: one that runs out of memory ends all.
+    most = dist.all_max(torch.tensor([*peaks, load.bytes, load.seconds], dtype=torch.float64))
+    *peaks, load_bytes, load_seconds = most.tolist()
+    seconds = {phase: _last_seconds(lines, phase) for phase in PHASES}
+    on_gpu = trainer.engine.device.type == "cuda"
+    return {
+        "format": FORMAT,
+        "config": loaded.name,
+        "digest": loaded.config.digest(),
+        "world": dist.world_size(),
+        "gpus_per_node": dist.rank_facts().local_world,
+        "device": trainer.engine.device.type,
+        "gpu": torch.cuda.get_device_name(trainer.engine.device) if on_gpu else None,
+        "samples_per_iteration": _samples(config),
+        "iterations": trainer.counters.iteration,
+        "seconds": {**seconds, "load": load_seconds, "save": trainer.saver.seconds},
+        "peak_bytes": {
+            **{phase: int(peak) for phase, peak in zip(PHASES, peaks, strict=True)},
+            "load": int(load_bytes),
+        },
+        "checkpoint_bytes": size,
+        "settings": loaded.config.resolved(),
+    }
+
+
+def _loaded(config: RunConfig, run: Path, signals: Signals) -> tuple[Trainer, _Load]:
+    """The trainer at its beginning, and what it cost. Collective."""
+    device = torch.device(config.engine.torch_device())
+    begin = time.perf_counter()
+    reset_peak(device)
+    origin = open_checkpoint(config.init_from) if config.init_from is not None else None
+    store = Store(run, config.checkpoint, timeout_seconds=config.engine.timeout_seconds)
+    trainer = build_trainer(config, run, Beginning(origin=origin, signals=signals, store=store))
+    return trainer, _Load(time.perf_counter() - begin, peak_bytes(device))
+
+
+def _weighed(folder: Path) -> int:
+    """Bytes of the checkpoint, which is removed."""
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    remove_folder(folder)
+    return size
+
+
+def _lines(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def _last_seconds(lines: Sequence[dict[str, Any]], phase: str) -> float:
+    """Of the last iteration that had the phase: rollouts of a fixed pool are made once."""
+    took = [line[f"seconds_{phase}"] for line in lines]
+    return next((seconds for seconds in reversed(took) if seconds > 0), 0.0)
+
+
+# ---- memory that runs out ------------------------------------------------------------------------
+
+
+@contextmanager
+def _memory_named(config: RunConfig, trainers: Sequence[Trainer]) -> Iterator[None]:
+    """Says in which phase memory ran out, and what to try."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not _is_memory(error):
+            raise
+        watch = trainers[0].watch if trainers else None
+        phase = watch.phase if watch is not None else "load"
+        said = re.split(r"(?<=\.)\s", str(error).strip())
+        raise TrialError(
+            f"memory ran out in the {phase} of a trial with {_samples(config)} samples on "
+            f"{dist.world_size()} processes: {' '.join(said[:2])} {_remedy(config, phase)}"
+        ) from error
+
+
+def _is_memory(error: BaseException) -> bool:
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        "can't allocate memory" in str(error)  # what torch says of the CPU's
+    )
+
+
+def _remedy(config: RunConfig, phase: str) -> str:
+    rows, chunk = config.optimizer.micro_batch, config.domain.rollout_chunk
+    smaller = {
+        "rollout": f"--set domain.rollout_chunk={max(1, chunk // 2)}",
+        "reward": f"--set domain.rollout_chunk={max(1, chunk // 2)}",
+        "update": f"--set optimizer.micro_batch={max(1, rows // 2)}"
+        + (
+            ""
+            if config.engine.activation_checkpointing
+            else ", --set engine.activation_checkpointing=true"
+        ),
+    }
+    first = smaller.get(
+        phase, 'more processes with --set engine.shard="all", --set domain.train=lora'
+    )
+    return f"Try {first}; adrpo-scale plan says what fits and where"
+
+
+# ---- what is printed -----------------------------------------------------------------------------
+
+
+def _show(run: Path, document: dict[str, Any]) -> None:
+    seconds, peaks = document["seconds"], document["peak_bytes"]
+    where = document["gpu"] or document["device"]
+    what = "peak memory" if document["device"] == "cuda" else "peak memory of the process"
+    table = Table("phase", "seconds", what, title=f"iteration {document['iterations']} on {where}")
+    for phase in ("load", *PHASES, "save"):
+        peak = size_text(peaks[phase]) if phase in peaks else "–"
+        table.add_row(phase, f"{seconds[phase]:.3g}", peak)
+    console.print(table)
+    _print(f"a checkpoint: {size_text(document['checkpoint_bytes'])}, removed again")
+    for path in sorted((run / "samples").glob("*")) if (run / "samples").is_dir() else ():
+        _print(f"to look at:   {path}")
+    _print(f"measured:     {run / FILE}")
+
+
+def _show_plan(loaded: LoadedConfig, document: dict[str, Any]) -> None:
+    """What `plan`, calibrated with the trial, says of the whole run on these machines. A model or
+    GPU that plan does not know is no fault of the trial's."""
+    from adrpo_scale.cluster.plan.calibrate import trial_run
+    from adrpo_scale.cluster.plan.planner import plan_of
+    from adrpo_scale.cluster.plan.view import show
+
+    try:
+        _, here = trial_run(document, loaded.config)
+        found = plan_of(loaded.config, here, document, loaded.name)
+    except AdrpoError as error:
+        _print(f"no plan for these machines: {error}")
+    else:
+        show(found)
+
+
+def _print(text: str) -> None:
+    console.print(text, highlight=False, soft_wrap=True, markup=False)

@@ -1,0 +1,199 @@
+"""Whether all-reduce gives the right sums, and how fast: within nodes, between them, everywhere.
+
+Small groups come first, so that a fault has a name: each node by itself; then pairs of neighbours
+on a ring of the nodes, in rounds of pairs that share no node, so that every node is in two pairs
+whatever their number (a node is bad where all its pairs are); then all processes together.
+
+Groups are made directly on the store of the rendezvous, without torch's global process group: some
+of them are to fail, and the next ones must work nevertheless. Each measurement runs in a thread
+that is left behind where it does not come back, as a broken network can block NCCL for good.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as td
+from torch import Tensor
+
+from adrpo_scale.cluster.preflight.base import Place
+from adrpo_scale.cluster.preflight.node import Node
+
+BYTES = {"gloo": 4 << 20, "nccl": 64 << 20}  # of the message that is timed
+REPEATS = 3
+SECONDS = 60.0  # for a group to form and sum; the first NCCL call of a node takes some
+_PATTERN = 3
+
+_kept: list[Any] = []  # groups that are closed while others still use theirs can abort a process
+
+
+@dataclass(frozen=True)
+class Sums:
+    """What one group measured. members: ranks. bandwidth: bytes per second and process that cross a
+    link of a ring, 2(n-1)/n · size/time (nccl-tests' "bus bandwidth"), of the slowest member; None
+    where it failed. wrong: of a sum that is not what it should be. failed: rank → why."""
+
+    backend: str
+    members: tuple[int, ...]
+    bandwidth: float | None = None
+    wrong: str | None = None
+    failed: Mapping[int, str] | None = None
+
+    @property
+    def is_sound(self) -> bool:
+        return self.wrong is None and not self.failed
+
+
+# ---- which groups --------------------------------------------------------------------------------
+
+
+def within_nodes(nodes: Sequence[Node]) -> list[list[int]]:
+    """The processes of each node that has several."""
+    return [list(node.ranks) for node in nodes if len(node.ranks) > 1]
+
+
+def ring_rounds(number: int) -> list[list[tuple[int, int]]]:
+    """Pairs of neighbours on a ring of `number` nodes, in rounds in which no node is twice:
+    4 → [[(0, 1), (2, 3)], [(1, 2), (3, 0)]]; an odd number takes a third round."""
+    if number < 2:
+        return []
+    if number == 2:
+        return [[(0, 1)]]
+    pairs = [(k, (k + 1) % number) for k in range(number)]
+    last = [pairs.pop()] if number % 2 else []
+    rounds = [pairs[0::2], pairs[1::2], last]
+    return [found for found in rounds if found]
+
+
+def between_nodes(nodes: Sequence[Node]) -> list[list[list[int]]]:
+    """Rounds of pairs of processes, one process a node."""
+    firsts = [node.ranks[0] for node in nodes]
+    rounds = ring_rounds(len(nodes))
+    return [[[firsts[a], firsts[b]] for a, b in pairs] for pairs in rounds]
+
+
+# ---- one process's part --------------------------------------------------------------------------
+
+
+def measure(order: Mapping[str, Any], store: Any, place: Place) -> dict[str, Any] | None:
+    """This process's part of a round; None where no group has it. order: `key`, unique; `groups`,
+    lists of ranks; `backend`; `seconds`."""
+    mine = [group for group in order["groups"] if place.rank in group]
+    if not mine:
+        return None
+    box: dict[str, Any] = {}
+
+    def work() -> None:
+        try:
+            box.update(_measure(order, mine[0], store, place))
+        except Exception as error:
+            box["failed"] = _short(error)
+
+    thread = threading.Thread(target=work, name="all-reduce", daemon=True)
+    thread.start()
+    thread.join(order["seconds"] + 5)
+    return dict(box) or {"failed": f"no answer within {order['seconds'] + 5:g} s"}
+
+
+def _short(error: Exception) -> str:
+    """The first line without where in torch's sources it was raised."""
+    line = (str(error).splitlines() or [""])[0]
+    return line.rpartition("] ")[2] or repr(error)
+
+
+def _measure(
+    order: Mapping[str, Any], members: list[int], store: Any, place: Place
+) -> dict[str, Any]:
+    backend = order["backend"]
+    own = td.PrefixStore(f"{order['key']}/{members[0]}", store)
+    rank, size = members.index(place.rank), len(members)
+    group = new_group(backend, own, rank, size, timedelta(seconds=order["seconds"]))
+    _kept.append(group)
+    device = torch.device("cuda", place.local_rank) if backend == "nccl" else torch.device("cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # of this thread
+    dtypes = [torch.float32, torch.bfloat16] if backend == "nccl" else [torch.float32]
+    for dtype in dtypes:
+        numbers = contribution(rank, 1 << 16, dtype).to(device)
+        group.allreduce([numbers]).wait()
+        wrong = wrong_sum(numbers, size)
+        if wrong:
+            return {"wrong": f"{dtype}: {wrong}"}
+    return {"seconds": _fastest(group, device, BYTES[backend])}
+
+
+def new_group(backend: str, store: Any, rank: int, size: int, timeout: timedelta) -> Any:
+    """A process group of its own. Raises RuntimeError where its members do not find each other."""
+    if backend == "gloo":
+        return td.ProcessGroupGloo(store, rank, size, timeout)
+    os.environ["TORCH_NCCL_BLOCKING_WAIT"] = "1"  # an exception at the time limit, not an abort
+    options = td.ProcessGroupNCCL.Options()
+    options._timeout = timeout
+    return td.ProcessGroupNCCL(store, rank, size, options)
+
+
+def _fastest(group: Any, device: torch.device, size: int) -> float:
+    """Seconds of the best of some sums of `size` bytes, after one to warm up."""
+    message = torch.zeros(size // 4, device=device)
+    times = []
+    for _ in range(1 + REPEATS):
+        begin = time.perf_counter()
+        group.allreduce([message]).wait()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - begin)
+    return min(times[1:])
+
+
+def contribution(rank: int, number: int, dtype: torch.dtype) -> Tensor:
+    """[number] of 0 and 1, another pattern for each rank; their sum is exact in bfloat16 up to 256
+    times three ranks, in any order."""
+    return ((torch.arange(number) + rank) % _PATTERN == 0).to(dtype)
+
+
+def wrong_sum(found: Tensor, size: int) -> str | None:
+    """What is wrong with the sum of the contributions of ranks 0 … size-1; None: nothing."""
+    expected = sum(contribution(r, len(found), torch.float32) for r in range(size))
+    right = found.detach().to("cpu", torch.float32) == expected
+    if bool(right.all()):
+        return None
+    first = int((~right).nonzero()[0])
+    assert isinstance(expected, Tensor)
+    return (
+        f"{int((~right).sum())} of {len(found)} sums are wrong, the first is "
+        f"{float(found[first]):g} instead of {float(expected[first]):g}"
+    )
+
+
+# ---- rank 0 --------------------------------------------------------------------------------------
+
+
+def combine(order: Mapping[str, Any], answers: Mapping[int, Mapping[str, Any]]) -> list[Sums]:
+    """One result a group. answers: by rank, as the rendezvous gives them; a rank that did not
+    answer has failed."""
+    return [_combined(order["backend"], group, answers) for group in order["groups"]]
+
+
+def _combined(
+    backend: str, members: Sequence[int], answers: Mapping[int, Mapping[str, Any]]
+) -> Sums:
+    said = {}
+    for rank in members:
+        answer = answers.get(rank, {"error": "no answer"})
+        said[rank] = answer.get("answer") or {"failed": answer.get("error", "no answer")}
+    failed = {rank: part["failed"] for rank, part in said.items() if "failed" in part}
+    wrong = next(
+        (f"on rank {rank}: {p['wrong']}" for rank, p in said.items() if "wrong" in p), None
+    )
+    if failed or wrong:
+        return Sums(backend, tuple(members), None, wrong, failed)
+    slowest = max(part["seconds"] for part in said.values())
+    bandwidth = 2 * (len(members) - 1) / len(members) * BYTES[backend] / slowest
+    return Sums(backend, tuple(members), bandwidth)

@@ -1,0 +1,90 @@
+"""What a checkpoint of a run will take, before any model is loaded. On rank 0 alone.
+
+Checkpoints hold the trained parameters, Adam's two moments and, with `ema_decay`, an average, all
+in float32. The sizes are those of the run's last checkpoint, or come from the headers of the weight
+files; `train` checks again, with the exact ones, once its model is loaded.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+from adrpo_scale.checkpoint.shelf import CHECKPOINTS, committed
+from adrpo_scale.cluster.preflight.base import Check, Finding
+from adrpo_scale.cluster.preflight.checks import check_space
+from adrpo_scale.core.disk_space import free_space
+from adrpo_scale.core.errors import AdrpoError
+from adrpo_scale.domains import flow, language_model
+from adrpo_scale.domains.omni import ThinkerPart
+from adrpo_scale.engines.spec import LoraConfig
+from adrpo_scale.hub.lock import find_here
+from adrpo_scale.hub.weights import SafetensorsFolder
+from adrpo_scale.run.config import RunConfig
+
+_FLOAT32 = 4  # bytes
+# Domain → its model's weights in a folder, and what adapters are put on.
+_WEIGHTS: dict[str, tuple[Callable[[Path], SafetensorsFolder], tuple[str, ...]]] = {
+    "flow": (lambda at: SafetensorsFolder(at / "transformer", flow.WEIGHTS), flow.ATTENTION),
+    "text": (lambda at: SafetensorsFolder(at, language_model.WEIGHTS), language_model.LINEAR),
+    "audio": (ThinkerPart, language_model.LINEAR),
+}
+
+
+def space_check(config: RunConfig, run: Path, world: int) -> Check:
+    """Room for the checkpoints that the run keeps and one being written, less those it has."""
+    settings = config.checkpoint
+    there = committed(run / CHECKPOINTS) if run.is_dir() else {}
+    size, how = _measured(there) if there else (_estimated(config), "estimated")
+    count = max(1, settings.keep_last + settings.keep_best + 1 - len(there))
+    try:
+        space = free_space(run / CHECKPOINTS, settings.quota_command)
+    except AdrpoError as error:
+        remedy = "mend checkpoint.quota_command, or choose another --run-dir"
+        return Check("space", "", (Finding("fault", str(error), "a number of bytes", remedy),))
+    return check_space(space, str(run), size, count, count * (world + 2), how)
+
+
+def _measured(there: dict[int, Path]) -> tuple[int, str]:
+    newest = there[max(there)]
+    size = sum(path.stat().st_size for path in newest.iterdir() if path.is_file())
+    return size, f"as {newest.name}"
+
+
+def _estimated(config: RunConfig) -> int | None:
+    """None where the weights are not here; the check of the models says so."""
+    try:
+        elements = trained_elements(config)
+    except AdrpoError:
+        return None
+    copies = 3 + (config.ema_decay is not None)
+    return None if elements is None else copies * _FLOAT32 * elements
+
+
+def trained_elements(config: RunConfig) -> int | None:
+    """How many numbers are trained (of all parameters some more: files hold buffers too); None for
+    a domain whose weights are not known here. Raises ModelNotFoundError where the model is not on
+    this machine."""
+    domain = config.domain
+    if domain.name not in _WEIGHTS:
+        return None
+    weights_in, usual = _WEIGHTS[domain.name]
+    (need, *_) = domain.needs_from_hub()
+    weights = weights_in(find_here(need))
+    try:
+        shapes = {name: weights.shape(name) for name in weights.names()}
+    finally:
+        weights.close()
+    if domain.train == "full":
+        return sum(math.prod(shape) for shape in shapes.values())
+    lora = domain.lora or LoraConfig()
+    targets = tuple(lora.targets) or usual
+    return sum(lora.rank * sum(s) for name, s in shapes.items() if _is_adapted(name, s, targets))
+
+
+def _is_adapted(name: str, shape: tuple[int, ...], targets: tuple[str, ...]) -> bool:
+    """Whether adapters [rank, in] and [out, rank] are put on this matrix [out, in]."""
+    module, _, kind = name.rpartition(".")
+    named = any(module == target or module.endswith(f".{target}") for target in targets)
+    return kind == "weight" and len(shape) == 2 and named

@@ -1,0 +1,48 @@
+"""How nodes are compared, and findings made of what differs. Pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Literal
+
+from adrpo_scale.cluster.preflight.base import Finding
+from adrpo_scale.cluster.preflight.node import Node
+
+Severity = Literal["fault", "warning"]
+
+
+def found(
+    bad: Sequence[Node],
+    nodes: Sequence[Node],
+    severity: Severity,
+    value: str,
+    expectation: str,
+    remedy: str,
+    hardware: bool = False,
+) -> Finding:
+    """About `bad` among `nodes`. Where those are all nodes, others would most likely be no better,
+    so none is excluded; unless it is the hardware that is at fault."""
+    scope: Literal["node", "run"] = "node" if hardware or len(bad) < len(nodes) else "run"
+    names = tuple(dict.fromkeys(node.name for node in bad))
+    return Finding(severity, value, expectation, remedy, names, scope)
+
+
+def alike(bad: Mapping[str, list[Node]]) -> Iterable[tuple[str, list[Node]]]:
+    """(value, nodes with it), most nodes first: what many say is said once."""
+    return sorted(bad.items(), key=lambda item: -len(item[1]))
+
+
+def by_value(nodes: Iterable[Node], value: Callable[[Node], str | None]) -> dict[str, list[Node]]:
+    """The nodes by what they say; without those that have nothing to say."""
+    groups: dict[str, list[Node]] = {}
+    for node in nodes:
+        said = value(node)
+        if said is not None:
+            groups.setdefault(said, []).append(node)
+    return groups
+
+
+def majority(groups: Mapping[str, list[Node]]) -> tuple[list[Node], list[Node]]:
+    """(nodes with the most frequent value, the others); of two equally frequent, rank 0's."""
+    usual = max(groups.values(), key=lambda group: (len(group), -group[0].number))
+    return usual, [node for group in groups.values() if group is not usual for node in group]

@@ -1,0 +1,229 @@
+"""Where all processes of a job meet before any process group, so that those who do not come have a
+name.
+
+Rank 0 opens a `TCPStore`. Everybody says hello; then rank 0 gives orders, one after the other, and
+everybody answers each. The last order is to end, with the exit code that all processes share.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterable, Mapping
+from datetime import timedelta
+from typing import Any
+
+import torch.distributed as td
+
+from adrpo_scale.cluster.preflight.base import Place, counted, listed
+from adrpo_scale.core import dist
+from adrpo_scale.core.errors import ConfigError, NodeError, StopRequested
+
+Order = Mapping[str, Any]
+END = "end"
+_POLL_SECONDS = 0.05  # the store's own waits do not see signals, and warn at each time limit
+_NOTICE_SECONDS = 15.0  # silence after which a person is told whom it waits for
+_LATE_SECONDS = 3.0  # between the first process that starts and the last
+_BUSY_SECONDS = 15.0  # for what a process is doing while rank 0 ends: it may look for a folder
+_INTERFACE = (
+    "set NCCL_SOCKET_IFNAME and GLOO_SOCKET_IFNAME to the interface between the nodes (`ip -br "
+    "addr` lists them)"
+)
+
+
+class Meeting:
+    """One process's side of the rendezvous. seconds: how long to wait for every other process."""
+
+    def __init__(self, store: Any, place: Place, seconds: float) -> None:
+        self.store, self.place, self.seconds = store, place, seconds
+        self._number = 0  # of the next order
+        self._begin = time.monotonic()
+
+    # ---- rank 0 ----------------------------------------------------------------------------------
+
+    def absent(self) -> list[int]:
+        """The ranks that have not said hello in time."""
+        left = self._begin + self.seconds - time.monotonic()
+        here = self._collect("hello", range(self.place.world), left)
+        return [rank for rank in range(self.place.world) if rank not in here]
+
+    def ask(
+        self, order: Order, obey: Callable[[Order], Any], seconds: float | None = None
+    ) -> dict[int, dict[str, Any]]:
+        """Gives an order, obeys it too, and returns each rank's `{"answer": …}` or
+        `{"error": text}`, with the time `at` which it came by this clock; a rank without an answer
+        in time has none."""
+        self._set(f"order/{self._number}", order)
+        step = f"answer/{self._number}"
+        self._number += 1
+        self._set(f"{step}/{self.place.rank}", _answer(order, obey))
+        return self._collect(step, range(self.place.world), seconds or self.seconds)
+
+    def end(self, code: int) -> None:
+        """Everybody exits with `code`. Waits until those who are here know it, as the store ends
+        with this process; the rest of a start-up for the others."""
+        self._set(f"order/{self._number}", {"do": END, "code": code})
+        ranks = [rank for rank in range(self.place.world) if rank != self.place.rank]
+        told = self._collect("bye", ranks, _LATE_SECONDS)
+        here = [rank for rank in ranks if self.store.check([f"hello/{rank}"])]
+        self._collect("bye", [rank for rank in here if rank not in told], _BUSY_SECONDS)
+
+    def _collect(self, step: str, ranks: Iterable[int], seconds: float) -> dict[int, Any]:
+        """What was said under `step`, by rank; those who said nothing in time are left out."""
+        waiting, found = list(ranks), {}
+        begin, is_noticed = time.monotonic(), step == "bye"
+        while True:
+            # Every one, at each turn: others may have spoken while the first one was waited for.
+            here = [rank for rank in waiting if self.store.check([f"{step}/{rank}"])]
+            for rank in here:
+                found[rank] = json.loads(self.store.get(f"{step}/{rank}")) | {"at": time.time()}
+            waiting = [rank for rank in waiting if rank not in found]
+            waited = time.monotonic() - begin
+            if not waiting or waited >= seconds:
+                return found
+            if waited > _NOTICE_SECONDS and not is_noticed:
+                is_noticed = True
+                self._notice(waiting, seconds - waited)
+            time.sleep(_POLL_SECONDS)
+
+    def _notice(self, ranks: list[int], left: float) -> None:
+        who = f"{counted(len(ranks), 'process')} of {self.place.world}"
+        names = [self.place.name_of(rank) or f"rank {rank}" for rank in ranks]
+        text = f"preflight: waiting for {who} ({listed(names)}), up to {left:.0f} s more"
+        print(text, file=sys.stderr, flush=True)
+
+    # ---- the others ------------------------------------------------------------------------------
+
+    def hello(self) -> None:
+        self._set(f"hello/{self.place.rank}", {})
+
+    def serve(self, obey: Callable[[Order], Any]) -> int:
+        """Obeys rank 0 until the end; returns the exit code. NodeError where rank 0 is gone."""
+        while True:
+            order = self._hear()
+            if order["do"] == END:
+                self._set(f"bye/{self.place.rank}", {})
+                return int(order["code"])
+            step = f"answer/{self._number}"
+            self._number += 1
+            self._set(f"{step}/{self.place.rank}", _answer(order, obey))
+
+    def _hear(self) -> Order:
+        # Rank 0 may wait this long for others, and has work of its own between two orders.
+        deadline = time.monotonic() + 2 * self.seconds + 60
+        key = f"order/{self._number}"
+        try:
+            while time.monotonic() < deadline:
+                if self.store.check([key]):
+                    return json.loads(self.store.get(key))
+                time.sleep(_POLL_SECONDS)
+        except td.DistError as error:
+            raise NodeError(
+                f"{self._who()} lost rank 0, which ended: {_first_line(error)}"
+            ) from error
+        raise NodeError(
+            f"{self._who()} has heard nothing of rank 0 for {2 * self.seconds + 60:g} s; look at "
+            "what rank 0 printed, and whether its node still answers"
+        )
+
+    def _who(self) -> str:
+        return f"{self.place.name} (rank {self.place.rank} of {self.place.world})"
+
+    # ---- the store -------------------------------------------------------------------------------
+
+    def _set(self, key: str, value: Any) -> None:
+        self.store.set(key, json.dumps(value))
+
+
+def _answer(order: Order, obey: Callable[[Order], Any]) -> dict[str, Any]:
+    """An exception is an answer too: its node is to be named, and rank 0 not to wait for it."""
+    try:
+        return {"answer": obey(order)}
+    except StopRequested:
+        raise
+    except Exception as error:
+        return {"error": f"{type(error).__name__}: {error}", "trace": traceback.format_exc()}
+
+
+def meet(place: Place, seconds: float) -> Meeting:
+    """Opens the store on rank 0, or reaches it. Raises NodeError where that cannot be, ConfigError
+    where nobody said where it is."""
+    if place.world == 1:
+        return Meeting(td.HashStore(), place, seconds)
+    if dist.rank_facts().launcher == "srun":
+        dist.set_srun_rendezvous()
+    env = os.environ
+    host, port = env.get("MASTER_ADDR"), env.get("MASTER_PORT", "")
+    if not host or not port.isdigit():
+        raise ConfigError(
+            f"MASTER_ADDR = {host!r}, MASTER_PORT = {port!r} with {place.world} processes: "
+            "expected the host and port of rank 0; launchers/node.sh and torchrun set them"
+        )
+    # torchrun's own process has a store at that port already.
+    has_store = env.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    opens = place.rank == 0 and not has_store
+    if not opens:
+        # By the time that rank 0 counts the absent, it must not be this one that gave up.
+        _reach(place, host, int(port), seconds + 10)
+    store = _open(place, host, int(port), opens)
+    life = [env.get(name, "") for name in _LIFE]
+    return Meeting(td.PrefixStore("-".join(["preflight", *life]), store), place, seconds)
+
+
+_LIFE = ("SLURM_JOB_ID", "SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")
+
+
+def _open(place: Place, host: str, port: int, opens: bool) -> Any:
+    timeout = timedelta(seconds=30)
+    try:
+        return td.TCPStore(host, port, None, opens, timeout, wait_for_workers=False)
+    except (td.DistError, RuntimeError) as error:
+        if not opens:
+            raise NodeError(
+                f"{place.name} (rank {place.rank}) reaches {host}:{port}, but what answers there "
+                f"is not rank 0 ({_first_line(error)}); set another MASTER_PORT"
+            ) from error
+        taken = os.strerror(errno.EADDRINUSE) in str(error) or "EADDRINUSE" in str(error)
+        what = "another process has the port: set another MASTER_PORT" if taken else _INTERFACE
+        raise NodeError(
+            f"{place.name} (rank 0) cannot open MASTER_ADDR:MASTER_PORT = {host}:{port} "
+            f"({_first_line(error)}); {what}"
+        ) from error
+
+
+def _reach(place: Place, host: str, port: int, seconds: float) -> None:
+    """Waits until something listens there. The store's own attempts say much and name nobody."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            socket.create_connection((host, port), timeout=5).close()
+            return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise NodeError(_unreachable(place, host, port, seconds, error)) from error
+        time.sleep(0.2)
+
+
+def _unreachable(place: Place, host: str, port: int, seconds: float, error: OSError) -> str:
+    """Says which of the two ends it is, as far as this end can know."""
+    if isinstance(error, socket.gaierror):
+        why = (
+            f"the name does not resolve here: mend it, or exclude this node: --exclude={place.name}"
+        )
+    elif isinstance(error, ConnectionRefusedError):
+        why = "its node answers, but rank 0 has not started there: look at what rank 0 printed"
+    else:
+        why = f"if other nodes reach it, --exclude={place.name}; if none does, {_INTERFACE}"
+    return (
+        f"{place.name} (rank {place.rank} of {place.world}) cannot reach rank 0 at "
+        f"MASTER_ADDR:MASTER_PORT = {host}:{port} within {seconds:g} s ({error}); {why}"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else repr(error)

@@ -1,0 +1,289 @@
+"""The verb `preflight`: what a job checks before it loads a model.
+
+Rank 0 alone reads the config; it tells the others what to look at, and judges. The order is from
+what is cheap and blames precisely to what needs it to hold: who is there; folders, models,
+versions, GPUs; and only where those are fine the network.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from adrpo_scale.cluster.preflight import bandwidth, checks, gpu_checks, network_checks, view
+from adrpo_scale.cluster.preflight.base import (
+    Check,
+    Place,
+    bad_nodes,
+    counted,
+    exit_code,
+    find_place,
+)
+from adrpo_scale.cluster.preflight.node import (
+    Node,
+    Request,
+    to_data,
+    to_nodes,
+    to_report,
+    to_request,
+)
+from adrpo_scale.cluster.preflight.rendezvous import Meeting, Order, meet
+from adrpo_scale.cluster.preflight.survey import nearest, survey, token_in
+from adrpo_scale.core.errors import (
+    STOPPED,
+    AdrpoError,
+    ConfigError,
+    NodeError,
+    StopRequested,
+    agreed,
+)
+from adrpo_scale.core.errors import exit_code as code_of
+
+SKIPPABLE = (
+    "folder",
+    "models",
+    "space",
+    "scratch",
+    "versions",
+    "gpus",
+    "limits",
+    "clocks",
+    "all-reduce",
+)
+
+
+@dataclass(frozen=True)
+class Orders:
+    """The command line. seconds: how long to wait for every process. skipped: names of checks."""
+
+    config: Path
+    overrides: Sequence[str] = ()
+    run_dir: Path | None = None
+    as_json: bool = False
+    seconds: float = 120.0
+    skipped: frozenset[str] = frozenset()
+
+
+def preflight(orders: Orders) -> int:
+    """The exit code, the same in all processes: 0 fit, 4 other nodes would do, 2 they would not.
+
+    Raises NodeError in a process that cannot meet the others, AdrpoError on rank 0 where the config
+    is wrong, StopRequested after a signal.
+    """
+    begin = time.monotonic()
+    unknown = orders.skipped - set(SKIPPABLE)
+    if unknown:
+        known = ", ".join(SKIPPABLE)
+        raise ConfigError(f"--skip {', '.join(sorted(unknown))}: no such check; known: {known}")
+    place = find_place()
+    with _signals_raised():
+        meeting = _meet(place, orders)
+        meeting.hello()
+
+        def obey(order: Order) -> Any:
+            return _obey(order, meeting.store, place)
+
+        if place.rank > 0:
+            return meeting.serve(obey)
+        code = 1  # for the others, where something is wrong here
+        try:
+            code = _Leader(orders, meeting, obey, begin).decide()
+        except StopRequested:
+            code = STOPPED
+            raise
+        except AdrpoError as error:
+            code = code_of(error)
+            raise agreed(error) from None
+        finally:
+            meeting.end(code)
+        return code
+
+
+def _meet(place: Place, orders: Orders) -> Meeting:
+    try:
+        return meet(place, orders.seconds)
+    except NodeError:
+        if place.rank == 0:  # the port is taken, or its own name leads elsewhere
+            write_bad_nodes([place.name])
+        raise
+
+
+@contextmanager
+def _signals_raised() -> Iterator[None]:
+    """Inside, a stop from Slurm is an exception, so that nothing is left in the run folder."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise StopRequested(saveable=False)
+
+    caught = (signal.SIGTERM, signal.SIGUSR1)
+    before = {number: signal.signal(number, stop) for number in caught}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _obey(order: Order, store: Any, place: Place) -> Any:
+    """What every process does at an order; the answer is JSON-able."""
+    match order["do"]:
+        case "survey":
+            return to_data(survey(to_request(order["request"]), place))
+        case "clock":
+            return time.time()
+        case "measure":
+            return bandwidth.measure(order, store, place)
+    raise ValueError(f"order {order['do']!r} is not known: do all nodes run the same code?")
+
+
+class _Leader:
+    """Rank 0: asks, judges, shows. checks: the lines of the table so far."""
+
+    def __init__(self, orders: Orders, meeting: Meeting, obey: Any, begin: float) -> None:
+        self.orders, self.meeting, self.obey, self.begin = orders, meeting, obey, begin
+        self.place = meeting.place
+        self.checks: list[Check] = []
+        self.title = f"preflight of {orders.config}"
+        self._rounds = 0  # of sums, each with a key of its own in the store
+
+    def decide(self) -> int:
+        """Runs the checks until one leaves no sense in the next; prints; returns the exit code."""
+        self._check()
+        code, seconds = exit_code(self.checks), time.monotonic() - self.begin
+        if self.orders.as_json:
+            print(view.as_json(self.checks, self.title, seconds))
+        else:
+            view.show(self.checks, self.title, seconds)
+        sys.stdout.flush()
+        write_bad_nodes(bad_nodes(self.checks))
+        return code
+
+    def _check(self) -> None:
+        # The imports of the config take as long as the others need to come.
+        from adrpo_scale.hub.prefetch import needs_of
+        from adrpo_scale.run.config import load_config
+        from adrpo_scale.run.folder import default_folder
+
+        loaded = load_config(self.orders.config, self.orders.overrides)
+        config = loaded.config
+        run = (self.orders.run_dir or default_folder(loaded.name, config.digest())).absolute()
+        self.title += f", run folder {run}"
+        absent = self.meeting.absent()
+        self.checks.append(checks.check_present(self.place, absent, self.meeting.seconds, "report"))
+        if absent:
+            return
+        needs = needs_of(config)
+        nodes = self._survey(nearest(run), config.engine.device, needs)
+        if nodes is None:
+            return
+        self._judge(nodes, config, run, len(needs))
+        if self._wants("all-reduce") and exit_code(self.checks) == 0:
+            self._measure(nodes, gpu_checks.uses_cuda(nodes, config.engine.device))
+
+    def _wants(self, name: str) -> bool:
+        return name not in self.orders.skipped
+
+    def _survey(self, folder: Path, device: str, needs: Sequence[Any]) -> list[Node] | None:
+        """The nodes; None where one of their processes could not look."""
+        config = str(self.orders.config.absolute())
+        with token_in(folder) if self._wants("folder") else nullcontext() as token:
+            request = Request(str(folder), token, device, config, tuple(needs), self.orders.skipped)
+            answers = self.meeting.ask({"do": "survey", "request": to_data(request)}, self.obey)
+        return self._sound(answers)
+
+    def _sound(self, answers: Mapping[int, Mapping[str, Any]]) -> list[Node] | None:
+        place = self.place
+        silent = [rank for rank in range(place.world) if rank not in answers]
+        errors = {rank: said["error"] for rank, said in answers.items() if "error" in said}
+        seconds = self.meeting.seconds
+        if silent:
+            did = "look at the folders and models (a filesystem hangs?)"
+            self.checks[0] = checks.check_present(place, silent, seconds, did)
+            return None
+        if errors:
+            self.checks[0] = checks.check_errors(place, errors)
+            return None
+        return to_nodes([to_report(said["answer"]) for said in answers.values()])
+
+    def _judge(self, nodes: list[Node], config: Any, run: Path, models: int) -> None:
+        from adrpo_scale.cluster.preflight.estimate import space_check
+
+        device = config.engine.device
+        is_cuda = gpu_checks.uses_cuda(nodes, device)
+        world = self.place.world
+        judges = {
+            "folder": lambda: checks.check_folder(nodes, str(nearest(run))),
+            "models": lambda: checks.check_models(nodes, models),
+            "space": lambda: space_check(config, run, world),
+            "scratch": lambda: checks.check_scratch(nodes),
+            "versions": lambda: checks.check_versions(nodes),
+            "gpus": lambda: gpu_checks.check_gpus(nodes, device),
+            "limits": lambda: checks.check_limits(nodes, world, is_cuda),
+            "clocks": lambda: checks.check_clocks(nodes, self._clock_offsets(nodes)),
+        }
+        self.checks += [judge() for name, judge in judges.items() if self._wants(name)]
+
+    def _clock_offsets(self, nodes: Sequence[Node]) -> dict[int, float]:
+        """Seconds that each node's clock is ahead of this one. Everybody waits for the order, so
+        the answers are as old as the network is slow."""
+        said = self.meeting.ask({"do": "clock"}, self.obey)
+        return {
+            node.number: said[node.ranks[0]]["answer"] - said[node.ranks[0]]["at"]
+            for node in nodes
+            if "answer" in said.get(node.ranks[0], {})
+        }
+
+    def _measure(self, nodes: Sequence[Node], is_cuda: bool) -> None:
+        """Within nodes, between them, all: each only where the ones before were sound."""
+        everybody = [rank for node in nodes for rank in node.ranks]
+        if len(everybody) == 1:
+            return
+        stages: list[tuple[Any, list[list[list[int]]]]] = [
+            (network_checks.check_within, [bandwidth.within_nodes(nodes)]),
+            (network_checks.check_pairs, bandwidth.between_nodes(nodes)),
+            (network_checks.check_all, [[everybody]] if len(nodes) > 1 else []),
+        ]
+        for judge, rounds in stages:
+            groups = [found for found in rounds if found]
+            if not groups:
+                continue
+            sums = [one for groups_ in groups for one in self._sums(groups_, is_cuda)]
+            self.checks.append(judge(nodes, sums))
+            if self.checks[-1].state == "fault":
+                return
+
+    def _sums(self, groups: Sequence[Sequence[int]], is_cuda: bool) -> list[bandwidth.Sums]:
+        """One round, by every backend that the run will use."""
+        sums = []
+        for backend in ("gloo", "nccl") if is_cuda else ("gloo",):
+            self._rounds += 1
+            order = {
+                "do": "measure",
+                "key": f"sums/{self._rounds}",
+                "groups": groups,
+                "backend": backend,
+                "seconds": bandwidth.SECONDS,
+            }
+            answers = self.meeting.ask(order, self.obey, bandwidth.SECONDS + 15)
+            sums += bandwidth.combine(order, answers)
+        return sums
+
+
+def write_bad_nodes(names: Sequence[str], env: Mapping[str, str] = os.environ) -> None:
+    """One name a line into the file that ADRPO_BAD_NODES names, for the job script to exclude."""
+    path = env.get("ADRPO_BAD_NODES")
+    if not path or not names:
+        return
+    try:
+        Path(path).write_text("".join(f"{name}\n" for name in names))
+    except OSError as error:
+        what = f"ADRPO_BAD_NODES = {path} cannot be written ({error})"
+        print(f"preflight: {what}; exclude {counted(len(names), 'node')} by hand", file=sys.stderr)

@@ -1,0 +1,224 @@
+"""Looks at this node: its view of the run folder, models, versions, GPUs and limits.
+
+Local rank 0 looks for its node, every process at its own GPU. No model is loaded, and nothing is
+left behind.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import resource
+import subprocess
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from adrpo_scale.cluster.preflight.base import Place
+from adrpo_scale.cluster.preflight.node import (
+    CudaFacts,
+    FolderFacts,
+    GpuFacts,
+    Limits,
+    ModelFacts,
+    NodeFacts,
+    Report,
+    Request,
+)
+from adrpo_scale.core.disk_space import disk_space
+from adrpo_scale.hub.lock import check, fingerprint
+from adrpo_scale.run.starts import driver_version, environment
+
+SEEN_SECONDS = 10.0  # a client of NFS may show a folder as it was seconds ago
+CONTEXT_BYTES = 2_000_000_000  # of a GPU: more than a CUDA context of any GPU takes
+_TOKEN = ".adrpo-preflight-"
+
+
+def survey(request: Request, place: Place) -> Report:
+    """What this process says."""
+    first = place.local_rank == 0
+    node = _node_facts(request, place) if first else None
+    gpu = None if request.device == "cpu" or "gpus" in request.skipped else gpu_facts(place)
+    return Report(place.rank, place.node, place.name, node, gpu)
+
+
+def _node_facts(request: Request, place: Place) -> NodeFacts:
+    def wanted(name: str) -> bool:
+        return name not in request.skipped
+
+    needs = list(request.needs)
+    return NodeFacts(
+        environment=_environment(request, place),
+        folder=folder_facts(request, place) if wanted("folder") else None,
+        models=ModelFacts(tuple(check(needs)), fingerprint(needs)) if wanted("models") else None,
+        scratch=_scratch() if wanted("scratch") else None,
+        limits=_limits() if wanted("limits") else None,
+        cuda=cuda_facts() if wanted("gpus") and request.device != "cpu" else None,
+    )
+
+
+def _environment(request: Request, place: Place) -> dict[str, Any]:
+    """As a life's record has it, by the node's name, and which config the node would read."""
+    found = environment() | {"host": place.name, "gpu": None}
+    return found | {"versions": found["versions"] | {"config file": _file_digest(request.config)}}
+
+
+def _file_digest(name: str) -> str:
+    try:
+        return hashlib.sha256(Path(name).read_bytes()).hexdigest()[:12]
+    except OSError as error:
+        return f"not readable ({error.strerror})"
+
+
+# ---- the run folder ------------------------------------------------------------------------------
+
+
+def nearest(folder: Path) -> Path:
+    """The folder, or its nearest parent that exists."""
+    folder = folder.absolute()
+    return next(path for path in (folder, *folder.parents) if path.is_dir())
+
+
+@contextmanager
+def token_in(folder: Path) -> Iterator[str | None]:
+    """A small file whose name nobody has used before, while inside; None where it cannot be
+    written, which `folder_facts` says of this node as of every other."""
+    token = f"{_TOKEN}{os.urandom(8).hex()}"
+    try:  # from before it is written: a stop may come at any line
+        yield token if _is_written(folder / token) else None
+    finally:
+        with suppress(OSError):
+            (folder / token).unlink()
+
+
+def _is_written(path: Path) -> bool:
+    try:
+        path.write_text(path.name)
+    except OSError:
+        return False
+    return True
+
+
+def folder_facts(request: Request, place: Place) -> FolderFacts:
+    """Whether this node sees what rank 0 wrote, and can write beside it."""
+    folder = Path(request.folder)
+    unseen = None if request.token is None else _why_unseen(folder / request.token)
+    own = folder / f"{request.token or _TOKEN}-{place.node}-{os.getpid()}"
+    try:
+        own.write_text("")
+    except OSError as error:
+        return FolderFacts(unseen, _words(error))
+    finally:
+        with suppress(OSError):
+            own.unlink()
+    return FolderFacts(unseen, None)
+
+
+def _why_unseen(path: Path) -> str | None:
+    """None as soon as the file is there with its own name in it."""
+    deadline = time.monotonic() + SEEN_SECONDS
+    while True:
+        try:
+            if path.read_text() == path.name:
+                return None
+            why = "the file that rank 0 wrote is there without its content"
+        except FileNotFoundError:
+            there = path.parent.is_dir()
+            why = "the file that rank 0 wrote is not in it" if there else "there is no such folder"
+        except OSError as error:
+            why = _words(error)
+        if time.monotonic() > deadline:
+            return why
+        time.sleep(0.2)
+        with suppress(OSError):
+            os.listdir(path.parent)  # makes a client of NFS ask its server again
+
+
+def _words(error: OSError) -> str:
+    return error.strerror or repr(error)
+
+
+# ---- limits --------------------------------------------------------------------------------------
+
+
+def _scratch() -> tuple[str, int]:
+    folder = Path(tempfile.gettempdir())
+    return str(folder), disk_space(folder).free_bytes
+
+
+def _limits() -> Limits:
+    shared = Path("/dev/shm")
+    adapters = Path("/sys/class/infiniband")
+    return Limits(
+        shared_memory=disk_space(shared).free_bytes if shared.is_dir() else None,
+        open_files=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+        locked_memory=resource.getrlimit(resource.RLIMIT_MEMLOCK)[0] if _is_linux() else -1,
+        infiniband=adapters.is_dir() and any(adapters.iterdir()),
+    )
+
+
+def _is_linux() -> bool:
+    return platform.system() == "Linux"
+
+
+# ---- GPUs ----------------------------------------------------------------------------------------
+
+
+def cuda_facts(env: Mapping[str, str] = os.environ) -> CudaFacts:
+    """Without a context on any GPU: what `torch` says of the driver and counts."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")  # torch says only in a warning that a driver is too old
+        available = torch.cuda.is_available()
+        count = torch.cuda.device_count() if available else 0
+    why = "; ".join(str(warning.message).splitlines()[0] for warning in said)
+    granted = env.get("SLURM_GPUS_ON_NODE", "")
+    return CudaFacts(
+        available=available,
+        count=count,
+        why="" if available else why,
+        wheel=torch.version.cuda,
+        driver=driver_version(),
+        granted=int(granted) if granted.isdigit() else 0,
+    )
+
+
+def gpu_facts(place: Place) -> GpuFacts | None:
+    """Of the GPU that this process is to compute on; None without CUDA. It computes something
+    small: a GPU that has fallen off its bus is counted, and fails only then."""
+    if not torch.cuda.is_available():
+        return None
+    index = place.local_rank
+    if index >= torch.cuda.device_count():
+        return None  # the node's count says it
+    try:
+        torch.cuda.set_device(index)
+        free, total = torch.cuda.mem_get_info(index)
+        ones = torch.ones(256, 256, device="cuda")
+        if not bool((ones @ ones == 256).all()):
+            return GpuFacts(index, error="a product of two matrices of ones is wrong")
+        properties = torch.cuda.get_device_properties(index)
+    except RuntimeError as error:
+        return GpuFacts(index, error=str(error).splitlines()[0])
+    used = total - free
+    users = _users(str(properties.uuid)) if used > CONTEXT_BYTES else ()
+    return GpuFacts(index, properties.name, total, used, users)
+
+
+def _users(uuid: str) -> tuple[str, ...]:
+    """Other processes on a GPU, `pid 4711 python 9000 MiB`; empty without `nvidia-smi`."""
+    asked = "--query-compute-apps=pid,process_name,used_memory"
+    command = ["nvidia-smi", asked, "--format=csv,noheader", f"--id=GPU-{uuid}"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return ()
+    rows = [line.split(", ") for line in done.stdout.splitlines()]
+    others = [row for row in rows if len(row) == 3 and row[0] != str(os.getpid())]
+    return tuple(f"pid {pid} {Path(name).name} {memory}" for pid, name, memory in others)

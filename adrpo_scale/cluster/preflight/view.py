@@ -1,0 +1,80 @@
+"""How a preflight is shown: a line a check, details where something is not as it should be."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.text import Text
+
+from adrpo_scale.cluster.preflight.base import Check, Finding, bad_nodes, exit_code, listed
+
+_SIGNS = {"fine": ("✓", "green"), "warning": ("!", "yellow"), "fault": ("✗", "red")}
+_WIDTH = 12  # of the names
+
+
+def show(checks: Sequence[Check], title: str, seconds: float) -> None:
+    """Prints the table; the last line says the verdict and how long it took."""
+    # Not the console of `metrics`, whose imports would double the time of this verb's start.
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(title, markup=False)
+    for check in checks:
+        sign, colour = _SIGNS[check.state]
+        line = Text.assemble((sign, colour), f" {check.name:{_WIDTH}}", check.said)
+        console.print(
+            line if check.state == "fine" else Text.assemble((sign, colour), f" {check.name}")
+        )
+        for finding in check.findings:
+            for part in _lines(finding):
+                console.print(f"    {part}", markup=False)
+    console.print(_verdict(checks, seconds), markup=False)
+
+
+def _lines(finding: Finding) -> list[str]:
+    who = f"{listed(finding.nodes)}: " if finding.nodes else ""
+    first = "" if finding.severity == "fault" else "warning: "
+    value = f"{first}{who}{finding.value}".splitlines()
+    return [*value, f"expected: {finding.expectation}", f"remedy: {finding.remedy}"]
+
+
+def _verdict(checks: Sequence[Check], seconds: float) -> str:
+    code, bad = exit_code(checks), bad_nodes(checks)
+    took = f"in {seconds:.1f} s"
+    exclude = f": --exclude={','.join(bad)}" if bad else ""
+    if code == 0:
+        warned = sum(check.state == "warning" for check in checks)
+        return f"fit{f', {warned} with warnings' if warned else ''}, {took}"
+    return f"unfit{exclude}, {took} (exit code {code})"
+
+
+def as_json(checks: Sequence[Check], title: str, seconds: float) -> str:
+    """Everything that `show` says, for programs."""
+    document = {
+        "title": title,
+        "fit": exit_code(checks) == 0,
+        "exit_code": exit_code(checks),
+        "bad_nodes": bad_nodes(checks),
+        "seconds": round(seconds, 1),
+        "checks": [
+            {
+                "name": check.name,
+                "state": check.state,
+                "said": check.said,
+                "findings": [_as_data(finding) for finding in check.findings],
+            }
+            for check in checks
+        ],
+    }
+    return json.dumps(document, indent=2)
+
+
+def _as_data(finding: Finding) -> dict[str, object]:
+    return {
+        "severity": finding.severity,
+        "scope": finding.scope,
+        "nodes": list(finding.nodes),
+        "value": finding.value,
+        "expectation": finding.expectation,
+        "remedy": finding.remedy,
+    }

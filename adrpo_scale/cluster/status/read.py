@@ -1,0 +1,193 @@
+"""Run folder → RunFacts. Reads alone, writes nothing, and takes a folder as it is: with a last line
+that is half written, with files that go while it looks, with records that somebody has edited.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from adrpo_scale.cluster.status.base import Evaluation, Found, Holder, Life, Row, RunFacts, Saved
+from adrpo_scale.core import folder_lock as run_lock
+from adrpo_scale.core.errors import RunFolderError
+from adrpo_scale.run import tables
+
+_CHECKPOINT = re.compile(r"step-(\d{6,})")  # a committed one, as in checkpoint/shelf.py
+_EXPIRY = 120.0  # seconds, as long as config.json does not say it
+
+
+def read(run: Path) -> RunFacts:
+    """Raises RunFolderError where there is no run."""
+    config = _json(run / "config.json")
+    if not config and not (run / "lives").is_dir() and not (run / run_lock.LOCK).exists():
+        raise RunFolderError(_no_run(run))
+    metrics = run / "metrics.jsonl"
+    return RunFacts(
+        run=str(run),
+        now=time.time(),
+        iterations=_number(config.get("iterations"), int),
+        evaluation_every=_number(_section(config, "evaluation").get("every"), int) or 0,
+        rows=tuple(_rows(metrics)),
+        evaluation=_evaluation(run / "eval.jsonl"),
+        lives=tuple(_lives(run / "lives")),
+        holder=_holder(run, _section(config, "checkpoint")),
+        checkpoint=_checkpoint(run / "checkpoints"),
+        last_line=_modified(metrics),
+    )
+
+
+def _no_run(run: Path) -> str:
+    if not run.is_dir():
+        return f"{run} is not there: give the folder of a run, e.g. runs/<config>-<hash>"
+    if (run / "trial.json").exists():
+        return f"{run} is the folder of a trial, which is over: see {run / 'trial.json'}"
+    return f"{run} is not the folder of a run: it has no config.json, no lives and no lock"
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """The object in a file; {} where there is none that can be read."""
+    try:
+        found = json.loads(path.read_text(errors="replace"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _section(record: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    found = record.get(name)
+    return found if isinstance(found, dict) else {}
+
+
+def _number(value: Any, kind: type) -> Any:
+    """`value` as int or float; None where it is no number."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return kind(value) if is_number else None
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        text = path.read_text(errors="replace")
+    except OSError:
+        return
+    for line in text.splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue  # being written at this moment, or cut off by a kill
+        if isinstance(record, dict):
+            yield record
+
+
+def _modified(path: Path) -> float | None:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return None
+
+
+def _rows(path: Path) -> Iterator[Row]:
+    for line in _lines(path):
+        iteration = _number(line.get("iteration"), int)
+        if iteration is not None:
+            seconds, between = (
+                _number(line.get(key), float) or 0.0 for key in ("seconds", "seconds_between")
+            )
+            yield Row(iteration, _number(line.get("reward"), float), seconds, between)
+
+
+def _evaluation(path: Path) -> Evaluation | None:
+    """Of the held-out prompts, or of the others where none are held out."""
+    keys = {"iteration", "split", "metric", "value"}
+    rows = [row for row in _lines(path) if keys <= row.keys() and row["metric"] == "reward"]
+    splits = {row["split"] for row in rows}
+    if not splits:
+        return None
+    split = "held_out" if "held_out" in splits else str(sorted(splits)[0])
+    return Evaluation(
+        split, tables.before(rows, split, "reward"), tables.after(rows, split, "reward")
+    )
+
+
+def _lives(folder: Path) -> Iterator[Life]:
+    try:
+        paths = sorted((p for p in folder.glob("*.json") if p.stem.isdecimal()), key=_life_number)
+    except OSError:
+        return
+    for path in paths:
+        record = _json(path)
+        began = _time(record.get("began"))
+        if began is not None:
+            yield _life(_life_number(path), began, record)
+
+
+def _life_number(path: Path) -> int:
+    return int(path.stem)
+
+
+def _life(number: int, began: float, record: Mapping[str, Any]) -> Life:
+    job, gpus = record.get("job_id"), _section(record, "gpus")
+    outcome = record.get("outcome")
+    return Life(
+        number=number,
+        began=began,
+        world=_number(record.get("world_size"), int) or 1,
+        gpus=sum(_number(count, int) or 0 for count in gpus.values()),
+        job=str(job) if job else None,
+        resumed_from=_number(record.get("resumed_from"), int),
+        found=_found(record.get("found")),
+        ended=_time(record.get("ended")),
+        outcome=str(outcome) if outcome is not None else None,
+        exit_code=_number(record.get("exit_code"), int),
+        iteration=_number(record.get("iteration"), int),
+    )
+
+
+def _found(record: Any) -> Found | None:
+    if not isinstance(record, dict):
+        return None
+    return Found(
+        _number(record.get("iterations"), int) or 0,
+        _number(record.get("seconds"), float) or 0.0,
+        _time(record.get("last_line")),
+    )
+
+
+def _time(text: Any) -> float | None:
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except (TypeError, ValueError):
+        return None
+
+
+def _holder(run: Path, checkpoint: Mapping[str, Any]) -> Holder | None:
+    try:
+        held = run_lock.holder_of(run)
+    except OSError:
+        return None
+    if held is None:
+        return None
+    owner, silence, has_ended = held
+    said = _number(checkpoint.get("lock_expiry_seconds"), float) or _EXPIRY
+    expiry = max(said, 3 * (owner.heartbeat_seconds or 0.0))  # as run_lock judges it
+    return Holder(str(owner), owner.host, owner.job_id, max(0.0, silence), expiry, has_ended)
+
+
+def _checkpoint(folder: Path) -> Saved | None:
+    try:
+        matches = [(_CHECKPOINT.fullmatch(path.name), path) for path in folder.iterdir()]
+    except OSError:
+        return None
+    there = {int(match[1]): path for match, path in matches if match}
+    for iteration in sorted(there, reverse=True):
+        try:
+            at = (there[iteration] / "manifest.json").stat().st_mtime
+            size = sum(path.stat().st_size for path in there[iteration].iterdir())
+        except OSError:
+            continue  # removed in the meantime: a newer one was committed, or there was none
+        return Saved(iteration, at, size)
+    return None

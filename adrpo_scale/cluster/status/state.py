@@ -1,0 +1,176 @@
+"""RunFacts → Status: arithmetic alone, so that every case can be written down in a test."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from statistics import fmean
+
+from adrpo_scale.cluster.status.base import (
+    DONE,
+    FAILED,
+    KILLED,
+    NEW,
+    QUEUED,
+    RUNNING,
+    STARTING,
+    STOPPED,
+    Life,
+    RunFacts,
+    Status,
+)
+from adrpo_scale.core.errors import LOST
+from adrpo_scale.core.errors import STOPPED as REQUEUE
+
+RECENT = 10  # iterations that the reward is a mean of
+ENOUGH = 3  # iterations of a life that say how fast it is
+
+
+def judge(facts: RunFacts) -> Status:
+    """What is to be said of a run."""
+    state, why = _state(facts)
+    saved, rate = facts.checkpoint, _seconds_per_iteration(facts)
+    iteration = _iteration(facts)
+    risk_iterations, risk_seconds = _at_risk(facts, state)
+    lost_iterations, lost_seconds = _lost(facts, rate)
+    rewards = [row.reward for row in facts.rows[-RECENT:] if row.reward is not None]
+    left = None
+    if rate is not None and facts.iterations is not None:
+        left = rate * max(0, facts.iterations - iteration)
+    return Status(
+        run=facts.run,
+        state=state,
+        why=why,
+        iteration=iteration,
+        iterations=facts.iterations,
+        reward=fmean(rewards) if rewards else None,
+        evaluation=facts.evaluation,
+        seconds_per_iteration=rate,
+        seconds_left=left,
+        checkpoint_iteration=saved.iteration if saved else None,
+        checkpoint_age=facts.now - saved.at if saved else None,
+        checkpoint_bytes=saved.bytes if saved else None,
+        at_risk_iterations=risk_iterations,
+        at_risk_seconds=risk_seconds,
+        lives=len(facts.lives),
+        lost_iterations=lost_iterations,
+        lost_seconds=lost_seconds,
+        between_seconds=_between(facts),
+        hours=_hours(facts, state),
+        on_gpus=any(life.gpus for life in facts.lives),
+        queue=facts.queue,
+    )
+
+
+def _state(facts: RunFacts) -> tuple[str, str]:
+    """(state, why). A heartbeat says more than a record, a recorded end more than the queue: a job
+    whose run is done or failed may still be seen in the queue for a moment."""
+    holder, queue = facts.holder, facts.queue
+    last = facts.lives[-1] if facts.lives else None
+    if holder is not None and holder.is_alive:
+        return RUNNING, holder.text
+    if last is not None and last.exit_code == 0:
+        return DONE, ""
+    if last is not None and last.exit_code not in (None, REQUEUE, LOST):
+        return FAILED, f"{_first_line(last.outcome)} (exit code {last.exit_code})"
+    if queue is not None and queue.state == "PENDING":
+        return QUEUED, _ending(facts, last)
+    if queue is not None and queue.state in ("RUNNING", "CONFIGURING"):
+        return STARTING, f"the job runs, its heartbeat is not here yet; {_ending(facts, last)}"
+    if last is None:
+        return NEW, "no life has begun"
+    state = STOPPED if last.exit_code in (REQUEUE, LOST) else KILLED
+    return state, f"{_ending(facts, last)}; start again to go on"
+
+
+def _ending(facts: RunFacts, last: Life | None) -> str:
+    """How the last life ended."""
+    if last is None:
+        return "no life has begun"
+    if last.exit_code is not None:
+        return f"life {last.number} {_first_line(last.outcome)} (exit code {last.exit_code})"
+    holder = facts.holder
+    if holder is None:
+        return f"life {last.number} has no recorded end, and nobody holds the folder"
+    if holder.has_ended:
+        return f"the process has ended without a word ({holder.text})"
+    return f"no heartbeat for {holder.silence:.0f} s ({holder.text})"
+
+
+def _first_line(text: str | None) -> str:
+    return (text or "no reason recorded").strip().partition("\n")[0]
+
+
+def _iteration(facts: RunFacts) -> int:
+    if facts.rows:
+        return facts.rows[-1].iteration
+    return facts.checkpoint.iteration if facts.checkpoint else 0
+
+
+def _seconds_per_iteration(facts: RunFacts) -> float | None:
+    """Mean of the recent ones, over whole rounds of evaluation. The first iteration of a life is
+    left out where others are known: it warms up, and holds the evaluation before training. So are
+    those of earlier lives, as soon as there are some of this one: it may have other GPUs."""
+    first = {(life.resumed_from or 0) + 1 for life in facts.lives}
+    begin = (facts.lives[-1].resumed_from or 0) if facts.lives else 0
+    recent = facts.rows[-max(RECENT, 2 * facts.evaluation_every) :]
+    steady = [row for row in recent if row.iteration not in first]
+    present = [row for row in steady if row.iteration > begin]
+    rows = (present if len(present) >= ENOUGH else steady) or recent
+    return fmean(row.whole for row in rows) if rows else None
+
+
+def _at_risk(facts: RunFacts, state: str) -> tuple[int, float]:
+    """(iterations, seconds) since the last commit."""
+    saved = facts.checkpoint.iteration if facts.checkpoint else 0
+    since = [row for row in facts.rows if row.iteration > saved]
+    if state != RUNNING or not facts.lives:
+        return len(since), sum(row.whole for row in since)
+    began = facts.lives[-1].began
+    commit = facts.checkpoint.at if facts.checkpoint else began
+    return len(since), max(0.0, facts.now - max(began, commit))
+
+
+def _lost(facts: RunFacts, rate: float | None) -> tuple[int, float]:
+    """(iterations, seconds) of work done again. As each life found it; of lives whose record does
+    not say it, as far as the end of the life before was recorded."""
+    iterations, seconds = 0, 0.0
+    for before, life in pairwise(facts.lives):
+        if life.found is not None:
+            iterations += life.found.iterations
+            seconds += life.found.seconds
+        elif before.iteration is not None:
+            repeated = max(0, before.iteration - (life.resumed_from or 0))
+            iterations += repeated
+            seconds += repeated * (rate or 0.0)
+    return iterations, seconds
+
+
+def _end(life: Life, after: Life) -> float:
+    """When a life that has a successor ended; of one that was killed, when it last wrote."""
+    if life.ended is not None:
+        return life.ended
+    last = after.found.last_line if after.found else None
+    return min(max(life.began, last or life.began), after.began)
+
+
+def _between(facts: RunFacts) -> float:
+    gaps = (after.began - _end(life, after) for life, after in pairwise(facts.lives))
+    return sum(max(0.0, gap) for gap in gaps)
+
+
+def _hours(facts: RunFacts, state: str) -> float:
+    ends = [(life, _end(life, after)) for life, after in pairwise(facts.lives)]
+    if facts.lives:
+        ends.append((facts.lives[-1], _last_end(facts, state)))
+    return sum(life.world * max(0.0, end - life.began) for life, end in ends) / 3600
+
+
+def _last_end(facts: RunFacts, state: str) -> float:
+    """Of the last life: its end, now, or the last sign of one that was killed."""
+    last = facts.lives[-1]
+    if last.ended is not None:
+        return last.ended
+    if state == RUNNING:
+        return facts.now
+    heartbeat = facts.now - facts.holder.silence if facts.holder else None
+    return max(last.began, facts.last_line or 0.0, heartbeat or 0.0)

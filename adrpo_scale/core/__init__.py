@@ -1,0 +1,1 @@
+"""What everything stands on: errors, types, settings, processes, files."""

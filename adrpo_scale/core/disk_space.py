@@ -1,0 +1,145 @@
+"""Whether there is room: by the disk, and by a quota where the site has a command that says it.
+
+No system call says what a quota leaves on a shared filesystem, so each site brings its command,
+`checkpoint.quota_command`: the shell runs it with ADRPO_RUN_DIR set to a folder that exists and is
+to be written to, and it prints the free bytes, or the free bytes and the free number of files.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from adrpo_scale.core.errors import ConfigError, DiskSpaceError
+
+QUOTA_SECONDS = 30.0
+_ANSWER = re.compile(r"\s*(-?[0-9]+)(?:\s+(-?[0-9]+))?\s*")
+
+
+@dataclass(frozen=True)
+class Space:
+    """free_files: None where nothing limits their number. source: `disk` or `quota`, whichever has
+    fewer bytes left."""
+
+    free_bytes: int
+    free_files: int | None
+    source: str
+
+
+def size_text(count: float) -> str:
+    """Bytes as people read them: 1.2 GB (decimal)."""
+    if count < 1000:
+        return f"{count:.0f} bytes"
+    for unit in ("kB", "MB", "GB"):
+        count /= 1000
+        if count < 999.95:  # what is above is rounded to 1000.0
+            return f"{count:.1f} {unit}"
+    return f"{count / 1000:.1f} TB"
+
+
+def disk_space(folder: Path) -> Space:
+    """Room on the filesystem of `folder`, which need not exist yet. DiskSpaceError if unknown."""
+    try:
+        facts = os.statvfs(_nearest(folder))
+    except OSError as error:
+        raise DiskSpaceError(
+            f"cannot find out how much room there is in {folder} ({error}); choose another folder"
+        ) from error
+    files = facts.f_favail if facts.f_files else None  # btrfs and others count none
+    return Space(facts.f_bavail * facts.f_frsize, files, "disk")
+
+
+def free_space(folder: Path, quota_command: str | None = None) -> Space:
+    """What may still be written to `folder`, which need not exist yet: of disk and quota the
+    smaller, bytes and files each. Raises ConfigError where the command does not answer as expected,
+    DiskSpaceError where the disk does not."""
+    limits = _limits(folder, quota_command)
+    files = [limit.free_files for limit in limits if limit.free_files is not None]
+    fewest = min(limits, key=lambda limit: limit.free_bytes)
+    return Space(fewest.free_bytes, min(files, default=None), fewest.source)
+
+
+def check_space(
+    folder: Path, needed_bytes: int, needed_files: int, quota_command: str | None, what: str
+) -> None:
+    """Raises DiskSpaceError unless `folder` has room for `what` by the disk and by the quota."""
+    for limit in _limits(folder, quota_command):
+        if limit.free_bytes < needed_bytes:
+            lack = f"{size_text(needed_bytes)}, and {size_text(limit.free_bytes)} are free"
+        elif limit.free_files is not None and limit.free_files < needed_files:
+            lack = f"{needed_files} files, and {limit.free_files} more are allowed"
+        else:
+            continue
+        raise DiskSpaceError(
+            f"no room for {what} in {folder}: it needs {lack} by the {limit.source}. Delete what "
+            "is not needed, keep fewer (checkpoint.keep_last, keep_every, keep_best), or choose "
+            "another --run-dir"
+        )
+
+
+def _limits(folder: Path, quota_command: str | None) -> list[Space]:
+    disk = disk_space(folder)
+    command = quota_command or os.environ.get("ADRPO_QUOTA_COMMAND")
+    return [disk] if command is None else [disk, _quota(_nearest(folder), command)]
+
+
+def _nearest(folder: Path) -> Path:
+    """`folder`, or its nearest parent that exists."""
+    folder = folder.absolute()
+    return next(path for path in (folder, *folder.parents) if path.exists())
+
+
+def _quota(folder: Path, command: str) -> Space:
+    code, output, complaint = _run(command, folder)
+    found = _ANSWER.fullmatch(output)
+    if code or found is None:
+        raise _not_an_answer(
+            command, f"exited with {code} and printed {_short(output)}, {_short(complaint)}"
+        )
+    # Whoever is over a soft limit has less than nothing left.
+    count, files = max(0, int(found[1])), found[2]
+    return Space(count, None if files is None else max(0, int(files)), "quota")
+
+
+def _run(command: str, folder: Path) -> tuple[int, str, str]:
+    """(exit code, standard output, standard error) of a shell command.
+
+    In a session of its own: at the time limit not only the shell must end, but also what it waits
+    for, which would hold the pipes open.
+    """
+    process = subprocess.Popen(
+        command,
+        shell=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        env=os.environ | {"ADRPO_RUN_DIR": str(folder)},
+        start_new_session=True,
+    )
+    try:
+        output, complaint = process.communicate(timeout=QUOTA_SECONDS)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        with suppress(subprocess.TimeoutExpired):  # not even a kill ends a wait for a dead server
+            process.communicate(timeout=1)
+        raise _not_an_answer(command, f"has not answered in {QUOTA_SECONDS:g} s") from None
+    return process.returncode, output, complaint
+
+
+def _not_an_answer(command: str, what: str) -> ConfigError:
+    return ConfigError(
+        f"checkpoint.quota_command = {command!r} {what}; expected the free bytes, or the free "
+        "bytes and the free number of files, as integers on standard output. Try it in a shell "
+        "with ADRPO_RUN_DIR set to the run folder, or leave it out"
+    )
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 200 else text[:200] + "…")

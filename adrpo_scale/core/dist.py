@@ -1,0 +1,280 @@
+"""Rank facts and a handful of collectives that also work without a process group.
+
+Facts come, in this order, from `torchrun`'s variables (which `launchers/node.sh` sets too), from
+those of a Slurm *step* (`srun`), or are those of a single process. Slurm's job variables alone do
+not count: in a bare `salloc` shell or a batch script SLURM_NTASKS may say 8 while one process runs.
+
+Small things (ids, rewards, counts) travel as CPU tensors over gloo, also on a GPU cluster, so
+that float64 and int64 arrive as they were sent; rows of samples travel on the device they lie on.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as td
+from torch import Tensor
+
+from adrpo_scale.core.errors import AdrpoError, ConfigError, agreed
+
+# Step ids from here up are Slurm's own pseudo-steps: batch script, extern, interactive salloc.
+_FIRST_PSEUDO_STEP = 0xFFFFFFF0
+
+
+@dataclass(frozen=True)
+class RankFacts:
+    """Who this process is. local_*: inside its node."""
+
+    rank: int = 0
+    world: int = 1
+    local_rank: int = 0
+    local_world: int = 1
+    launcher: str = "single"
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+
+def rank_facts(env: Mapping[str, str] = os.environ) -> RankFacts:
+    """Rank facts from the environment; `launcher` is torchrun, node.sh, srun or single.
+
+    Raises ConfigError where the variables contradict each other.
+    """
+    if "RANK" in env and "WORLD_SIZE" in env:
+        world = int(env["WORLD_SIZE"])
+        facts = RankFacts(
+            int(env["RANK"]),
+            world,
+            int(env.get("LOCAL_RANK", 0)),
+            int(env.get("LOCAL_WORLD_SIZE", world)),
+            env.get("ADRPO_LAUNCHER", "torchrun"),
+        )
+    elif is_slurm_step(env):
+        facts = RankFacts(
+            int(env["SLURM_PROCID"]),
+            int(env["SLURM_STEP_NUM_TASKS"]),
+            int(env["SLURM_LOCALID"]),
+            tasks_on_node(env["SLURM_STEP_TASKS_PER_NODE"], int(env["SLURM_NODEID"])),
+            "srun",
+        )
+    else:
+        return RankFacts()
+    if not 0 <= facts.local_rank < facts.local_world <= facts.world > facts.rank >= 0:
+        raise ConfigError(
+            f"{facts.launcher} says rank {facts.rank} of {facts.world}, local rank "
+            f"{facts.local_rank} of {facts.local_world}: a rank must be below its count. "
+            "Unset RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE, or start with torchrun."
+        )
+    return facts
+
+
+def is_slurm_step(env: Mapping[str, str]) -> bool:
+    """Whether this process is a task of an `srun` step (and not of a bare allocation)."""
+    step = env.get("SLURM_STEP_ID", "")
+    return step.isdigit() and int(step) < _FIRST_PSEUDO_STEP and "SLURM_STEP_NUM_TASKS" in env
+
+
+def tasks_on_node(tasks_per_node: str, node: int) -> int:
+    """Tasks on node number `node` from Slurm's compressed list: "8(x2),4" is 8, 8, 4."""
+    counts: list[int] = []
+    for part in tasks_per_node.split(","):
+        count, _, times = part.partition("(x")
+        counts += [int(count)] * int(times.rstrip(")") or 1)
+    return counts[node]
+
+
+def first_host(nodelist: str) -> str:
+    """First host of Slurm's compressed list: "a6000-[03-05,9],b1" is "a6000-03"."""
+    head = re.match(r"(?:[^,\[]|\[[^\]]+\])+", nodelist)
+    if head is None:
+        raise ConfigError(f"cannot read the host list {nodelist!r}; set MASTER_ADDR yourself")
+    return re.sub(r"\[([^\],-]+)[^\]]*\]", r"\1", head[0])
+
+
+def set_srun_rendezvous() -> None:
+    """MASTER_ADDR and MASTER_PORT from the step, unless the user set them.
+
+    The port depends on job and step, so that two jobs on one node do not meet.
+    """
+    env = os.environ
+    hosts = env.get("SLURM_STEP_NODELIST", "localhost")
+    env.setdefault("MASTER_ADDR", first_host(hosts))
+    port = 20000 + (int(env["SLURM_JOB_ID"]) * 7 + int(env["SLURM_STEP_ID"])) % 20000
+    env.setdefault("MASTER_PORT", str(port))
+
+
+@contextmanager
+def process_group(device: str = "cpu", timeout_seconds: float = 1800) -> Iterator[RankFacts]:
+    """Joins the process group (if there is more than one process) and leaves it in order.
+
+    device: "cpu" (gloo) or "cuda" (NCCL for CUDA tensors, gloo for CPU tensors).
+    """
+    facts = rank_facts()
+    if device == "cuda":
+        torch.cuda.set_device(facts.local_rank)
+    if facts.world == 1 or td.is_initialized():
+        yield facts
+        return
+    if facts.launcher == "srun":
+        set_srun_rendezvous()
+    td.init_process_group(
+        "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo",
+        rank=facts.rank,
+        world_size=facts.world,
+        timeout=timedelta(seconds=timeout_seconds),
+    )
+    try:
+        yield facts
+        # Without this barrier a rank with gloo sub-groups aborts now and then while the others
+        # are still leaving, and spoils the exit code.
+        td.barrier()
+    finally:
+        td.destroy_process_group()
+
+
+def is_lost(error: BaseException) -> bool:
+    """Whether a collective failed because another process, or the network, is gone; or this
+    process's own GPU, which the next preflight will name."""
+    gone = isinstance(error, td.DistError | torch.AcceleratorError)
+    return gone or (isinstance(error, RuntimeError) and says_lost(str(error)))
+
+
+def says_lost(text: str) -> bool:
+    """Whether an error's text is of a connection to another process. gloo's errors have no class:
+    they say in which of its files they arose."""
+    return "gloo/transport" in text
+
+
+def rank() -> int:
+    return td.get_rank() if td.is_initialized() else 0
+
+
+def world_size() -> int:
+    return td.get_world_size() if td.is_initialized() else 1
+
+
+def is_main() -> bool:
+    return rank() == 0
+
+
+def barrier() -> None:
+    if world_size() > 1:
+        td.barrier()
+
+
+def new_group(timeout_seconds: float) -> Any:
+    """A gloo group of all ranks of its own, for collectives that run beside the loop's (in another
+    thread, or between any two of them); None in a single process. Collective."""
+    if world_size() == 1:
+        return None
+    return td.new_group(backend="gloo", timeout=timedelta(seconds=timeout_seconds))
+
+
+def block(total: int, rank: int, world: int) -> range:
+    """The rows of `rank` when `total` rows lie in `world` contiguous blocks.
+
+    Blocks differ by at most one row; with fewer rows than ranks some are empty.
+    """
+    return range(total * rank // world, total * (rank + 1) // world)
+
+
+def all_sum(value: Tensor) -> Tensor:
+    """Sum over ranks of a tensor of equal shape everywhere; the input is left as it was."""
+    if world_size() == 1:
+        return value
+    total = value.clone()
+    td.all_reduce(total)
+    return total
+
+
+def all_max(value: Tensor, group: Any = None) -> Tensor:
+    """Elementwise maximum over ranks of a tensor of equal shape everywhere."""
+    if world_size() == 1:
+        return value
+    largest = value.clone()
+    td.all_reduce(largest, op=td.ReduceOp.MAX, group=group)
+    return largest
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """[n_r, ...] on each rank → [sum n_r, ...] on every rank, in rank order; n_r may be 0.
+
+    dtype and trailing shape must be equal on all ranks.
+    """
+    if world_size() == 1:
+        return rows
+    counts = gather_objects(len(rows))
+    padded = rows.new_zeros(max(counts), *rows.shape[1:])
+    padded[: len(rows)] = rows
+    parts = [torch.empty_like(padded) for _ in counts]
+    td.all_gather(parts, padded)
+    return torch.cat([part[:n] for part, n in zip(parts, counts, strict=True)])
+
+
+def gather_objects(value: Any, group: Any = None) -> list[Any]:
+    """The picklable `value` of every rank, in rank order, on every rank. For small things."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    td.all_gather_object(values, value, group=group)
+    return values
+
+
+def broadcast_object(value: Any, group: Any = None) -> Any:
+    """Rank 0's `value` on every rank."""
+    if world_size() == 1:
+        return value
+    box = [value]
+    td.broadcast_object_list(box, src=0, group=group)
+    return box[0]
+
+
+def exchange_rows(rows: Tensor, sources: Sequence[Tensor], counts: Sequence[int]) -> Tensor:
+    """Sends chosen rows to chosen ranks.
+
+    rows: [n, ...] on this rank. sources[r]: int64 local indices of the rows that rank r gets.
+    counts[r]: how many rows rank r sends to this rank. Returns [sum counts, ...], ordered by
+    sending rank. Trailing shape and dtype must be equal on all ranks, also where n is 0.
+    """
+    outgoing = torch.cat([rows[index.to(rows.device)] for index in sources])
+    if world_size() == 1:
+        return outgoing
+    incoming = rows.new_empty(sum(counts), *rows.shape[1:])
+    td.all_to_all_single(incoming, outgoing, list(counts), [len(index) for index in sources])
+    return incoming
+
+
+def run_on_main(build: Any, group: Any = None) -> Any:
+    """Rank 0's `build()` on every rank; an exception on rank 0 rises on every rank.
+
+    Without this the other ranks would wait in the next collective until the timeout.
+    """
+    result: Any = None
+    error: Exception | None = None
+    if is_main():
+        try:
+            result = build()
+        except Exception as caught:
+            error = caught
+    result, portable = broadcast_object((result, _portable(error)), group)
+    if portable is not None:
+        if isinstance(portable, AdrpoError):
+            raise agreed(error if isinstance(error, AdrpoError) else portable)
+        raise error or portable
+    return result
+
+
+def _portable(error: Exception | None) -> Exception | None:
+    """What other ranks raise: our own errors as they are, of any other the text. Exceptions of
+    other libraries (HTTP clients') may not survive the way, and the ranks would hang."""
+    if error is None or isinstance(error, AdrpoError):
+        return error
+    return RuntimeError(f"{type(error).__name__} on rank 0: {error}")

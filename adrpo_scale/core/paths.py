@@ -1,0 +1,46 @@
+"""What a path in a config means.
+
+`demo:image/prompts/train.jsonl` is a file of the assets that ship inside this package, wherever it
+is installed; anything else is a path of the file system, relative to the current folder.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from pathlib import Path
+
+from adrpo_scale.core.errors import ConfigError
+
+DEMO_PREFIX = "demo:"
+ASSETS = Path(__file__).resolve().parents[1] / "demo" / "assets"
+_LISTED = 40
+
+
+def resolve_path(name: str) -> Path:
+    """The path that `name` stands for.
+
+    A `demo:` name is a file or folder of the shipped assets and must exist, else ConfigError lists
+    what there is. Any other name is returned as it is (`~` expanded) and need not exist: whoever
+    reads it knows better what to say when it does not.
+    """
+    if not name.startswith(DEMO_PREFIX):
+        return Path(os.path.expanduser(name))
+    asset = name.removeprefix(DEMO_PREFIX)
+    path = (ASSETS / asset).resolve()
+    # "demo:../.." would otherwise read whatever lies beside the package.
+    if asset and path.is_relative_to(ASSETS.resolve()) and path.exists():
+        return path
+    raise ConfigError(f"{name}: no such demo asset. {_what_there_is(asset)}")
+
+
+def _what_there_is(asset: str) -> str:
+    known = sorted(
+        file.relative_to(ASSETS).as_posix() for file in ASSETS.rglob("*") if file.is_file()
+    )
+    if not known:
+        return "This installation has no demo assets at all: install the package again."
+    near = difflib.get_close_matches(asset, known, n=1)
+    guess = f"Did you mean {DEMO_PREFIX}{near[0]}? " if near else ""
+    more = f" and {len(known) - _LISTED} more" if len(known) > _LISTED else ""
+    return f"{guess}There are: " + ", ".join(DEMO_PREFIX + k for k in known[:_LISTED]) + more

@@ -1,0 +1,123 @@
+"""Signals → a stop that all ranks agree on.
+
+SIGUSR1, SIGTERM and SIGINT only set a flag: Slurm sends several, to some ranks earlier than to
+others, and an exception in the middle of a collective would leave the other ranks waiting. At safe
+points, which every rank passes equally often, the flags are put together over a group of their own
+and all ranks stop at the same one. Only a second SIGINT on a terminal ends at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+import time
+from types import FrameType
+from typing import Any
+
+import torch
+
+from adrpo_scale.core import dist, watchdog
+from adrpo_scale.core.errors import StopRequested
+
+log = logging.getLogger(__name__)
+
+SIGNALS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
+
+
+class Signals:
+    """Catches SIGNALS inside a `with` block, in the main thread. name: of the first that came, None
+    before; at: when (time.monotonic); count: how many came."""
+
+    def __init__(self) -> None:
+        self.name: str | None = None
+        self.at: float | None = None
+        self.count = 0
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Signals:
+        self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.count += 1
+        if self.at is None:
+            self.name, self.at = signal.Signals(number).name, time.monotonic()
+        elif number == signal.SIGINT and sys.stdin is not None and sys.stdin.isatty():
+            raise KeyboardInterrupt  # a person who asks twice does not want to wait
+
+    @property
+    def seconds(self) -> float | None:
+        """Since the first signal; None before."""
+        return None if self.at is None else time.monotonic() - self.at
+
+
+class Stop:
+    """The safe points. Every method that is said to be collective is called equally often on every
+    rank. Without signals it never stops."""
+
+    def __init__(
+        self,
+        signals: Signals | None = None,
+        grace_seconds: float = 120.0,
+        timeout_seconds: float = 1800.0,
+    ) -> None:
+        """grace_seconds: from a signal to the kill that follows."""
+        self.signals = signals or Signals()
+        self.grace_seconds = grace_seconds
+        self._group = dist.new_group(timeout_seconds)
+        self._clean_since: float | None = None
+        self._longest = 0.0
+        self._warned = False
+
+    def check(self) -> None:
+        """A safe point where nothing of the iteration has been applied yet: raises StopRequested if
+        any rank was signalled. Collective."""
+        now = time.monotonic()
+        if self._clean_since is not None:
+            self._longest = max(self._longest, now - self._clean_since)
+        self._clean_since = now
+        asked, _ = self._agreed(0.0)
+        if asked:
+            raise StopRequested(saveable=True)
+
+    def check_unfinished(self, seconds_needed: float) -> None:
+        """A safe point in the middle of an iteration's updates: raises StopRequested, not saveable,
+        if any rank was signalled and `seconds_needed` (to finish the updates and save) are more
+        than the grace that is left. Collective."""
+        self._clean_since = None
+        asked, late = self._agreed(seconds_needed)
+        if asked and late > 0:
+            log.warning("the updates cannot be finished in time: the last commit stands")
+            raise StopRequested(saveable=False)
+
+    def _agreed(self, seconds_needed: float) -> tuple[bool, float]:
+        """(whether any rank was signalled, by how many seconds the slowest would be late)."""
+        watchdog.beat()
+        waited = self.signals.seconds
+        late = (waited or 0.0) + seconds_needed - self.grace_seconds
+        mine = torch.tensor([waited is not None, late], dtype=torch.float64)
+        asked, late = dist.all_max(mine, self._group).tolist()
+        return bool(asked), late
+
+    def warn_if_slow(self, update_seconds: float, save_seconds: float) -> None:
+        """Says once if a stop would take longer than the grace: the longest stretch between two
+        safe points, the updates of an iteration, and a save."""
+        total = self._longest + update_seconds + save_seconds
+        if total > self.grace_seconds and not self._warned:
+            self._warned = True
+            log.warning(
+                "a stop may take %.0f s (longest chunk %.0f, updates %.0f, save %.0f), but "
+                "checkpoint.grace_seconds is %.0f: send the signal earlier (sbatch "
+                "--signal=USR1@%.0f) and raise grace_seconds, or lower domain.rollout_chunk",
+                total,
+                self._longest,
+                update_seconds,
+                save_seconds,
+                self.grace_seconds,
+                1.5 * total,
+            )

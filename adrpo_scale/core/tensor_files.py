@@ -1,0 +1,147 @@
+"""Writes safetensors files tensor by tensor, hashed on their way to the disk.
+
+The library's own `save_file` needs every tensor in memory at once and hashes nothing. The layout is
+its documented one: 8 bytes of header length (little endian), the header as JSON padded with spaces
+to 8 bytes, then the tensors' bytes without gaps in the order of the header.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import torch
+from torch import Tensor
+
+from adrpo_scale.core.files import write_all
+
+CHUNK = 8 << 20  # bytes written and hashed at once
+_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
+
+def can_write(dtype: torch.dtype) -> bool:
+    return dtype in _NAMES
+
+
+@dataclass(frozen=True)
+class FileFacts:
+    """What was written: file name, size in bytes, SHA-256 in hex."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class TensorHeader:
+    """Name, type and shape of a tensor that is to be written."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+class TensorFileWriter:
+    """One safetensors file. Use as a context manager: `write` each tensor in the order of
+    `headers`, then `finish`. Raises OSError as the disk does; an unfinished file is not valid."""
+
+    def __init__(
+        self, path: Path, headers: Sequence[TensorHeader], metadata: Mapping[str, str] | None = None
+    ) -> None:
+        self._path, self._left = path, list(headers)
+        self._digest, self._bytes = hashlib.sha256(), 0
+        self._flusher = ThreadPoolExecutor(1, "flush")
+        self._flushing: Future[None] | None = None
+        self._small = bytearray(_header(headers, metadata))
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+
+    def __enter__(self) -> TensorFileWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: object, trace: TracebackType | None
+    ) -> None:
+        self._flusher.shutdown()
+        os.close(self._descriptor)
+
+    def write(self, tensor: Tensor) -> None:
+        """The next tensor; its type and shape must be those announced."""
+        expected = self._left.pop(0)
+        assert (tensor.dtype, tuple(tensor.shape)) == (expected.dtype, expected.shape), expected
+        data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+        if len(self._small) + len(data) <= CHUNK:
+            self._small += data.data  # adapters are thousands of small tensors
+            return
+        self._flush()
+        for start in range(0, len(data), CHUNK):
+            self._put(data[start : start + CHUNK].data)
+
+    def _flush(self) -> None:
+        if self._small:
+            self._put(memoryview(self._small))
+            self._small = bytearray()
+
+    def _put(self, data: memoryview) -> None:
+        self._digest.update(data)
+        write_all(self._descriptor, data)
+        self._bytes += len(data)
+        if len(data) == CHUNK and (self._flushing is None or self._flushing.done()):
+            # The disk is to work while the next chunks are hashed, not only at the end.
+            self._check_flushed()
+            self._flushing = self._flusher.submit(os.fdatasync, self._descriptor)
+
+    def _check_flushed(self) -> None:
+        """Raises what an earlier flush has raised: the kernel tells of a lost page only once."""
+        if self._flushing is not None:
+            self._flushing.result()
+
+    def finish(self) -> FileFacts:
+        """Waits until the file is on the disk."""
+        assert not self._left, f"{len(self._left)} tensors were announced and not written"
+        self._flush()
+        self._check_flushed()
+        os.fsync(self._descriptor)
+        return FileFacts(self._path.name, self._bytes, self._digest.hexdigest())
+
+
+def _header(headers: Sequence[TensorHeader], metadata: Mapping[str, str] | None) -> bytes:
+    table: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
+    for tensor in headers:
+        start, end = end, end + tensor.bytes
+        table[tensor.name] = {
+            "dtype": _NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(table, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    with path.open("rb", buffering=0) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,132 @@
+"""Ends a process that makes no progress, after it has written down where it stood.
+
+A rank that hangs (a dead GPU, a file server, somebody's reward function) makes all ranks hang: they
+wait for it in the next collective. So every rank watches itself, all fire within moments of each
+other, and each writes the stacks of its threads into `RUN/stacks/`. Then the process ends with the
+exit code that asks for a requeue: better than to burn the allocation until the time limit.
+
+Progress is what calls `beat`: safe points, chunks, tensors read, and the beginning and the end of a
+`phase`. There is one watch per process, as there is one `faulthandler`; where none is running these
+calls only remember a name.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from adrpo_scale.core.errors import STOPPED
+
+log = logging.getLogger(__name__)
+
+FOLDER = "stacks"
+_OTHERS = 20.0  # seconds for the other ranks to notice it too, before our end breaks their sockets
+_WRITING = 30.0  # seconds for the stacks to be written, to a disk that may be what hangs
+_BACKSTOP = 60.0  # seconds after which C code writes the stacks, should Python itself be stuck
+_MORE = {"load": 3}  # times the seconds: rank 0 may encode every prompt while the others wait
+
+_phases: list[str] = ["start"]  # what the main thread is in, the innermost last
+_last = time.monotonic()  # of the newest progress
+
+
+def beat() -> None:
+    """Says that there is progress."""
+    global _last
+    _last = time.monotonic()
+
+
+@contextmanager
+def phase(name: str) -> Iterator[None]:
+    """What the main thread does inside the block: "rollout", "reward", "update", "save", ..."""
+    _phases.append(name)
+    beat()
+    try:
+        yield
+    finally:
+        _phases.pop()
+        beat()
+
+
+def where() -> str:
+    """The phase that the main thread is in."""
+    return _phases[-1]
+
+
+class Watchdog:
+    """Watches this process inside a `with` block.
+
+    run: its folder, for the stacks. rank: of this process. seconds: without progress, until it
+    ends. on_hang: called with one line that says what happened, before the end; it may not hang
+    for longer than 30 s, or it is cut off.
+    """
+
+    def __init__(
+        self,
+        run: Path,
+        rank: int,
+        seconds: float,
+        on_hang: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        self._file = run / FOLDER / f"rank-{rank:04d}.txt"
+        self._rank, self._seconds, self._on_hang = rank, seconds, on_hang
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+
+    def __enter__(self) -> Watchdog:
+        beat()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        step = min(10.0, self._seconds / 4)
+        faulthandler.register(signal.SIGALRM, file=2, chain=True)
+        try:
+            while not self._done.wait(step):
+                self._arm_backstop()
+                silent = time.monotonic() - _last
+                if silent > self._seconds * _MORE.get(where(), 1):
+                    self._end(silent)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            faulthandler.unregister(signal.SIGALRM)
+
+    def _arm_backstop(self) -> None:
+        """An alarm, put off for as long as this thread runs: its handler in C needs no lock of
+        Python's, writes the stacks, and leaves the end to the signal's own effect."""
+        signal.setitimer(signal.ITIMER_REAL, self._seconds + _BACKSTOP)
+
+    def _end(self, silent: float) -> None:
+        line = (
+            f"rank {self._rank} on {socket.gethostname()}: no progress for {silent:.0f} s in "
+            f"{where()} (limits.hang_seconds = {self._seconds:g}); stacks in {self._file}"
+        )
+        begin = time.monotonic()
+        writer = threading.Thread(target=self._tell, args=(line,), daemon=True)
+        writer.start()
+        writer.join(_WRITING)
+        self._done.wait(max(0.0, min(_OTHERS, self._seconds) - (time.monotonic() - begin)))
+        os._exit(STOPPED)  # without clean-up: that is what would hang
+
+    def _tell(self, line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+        with suppress(OSError):  # the line above has been said, and the end must come
+            self._file.parent.mkdir(exist_ok=True)
+            with self._file.open("a") as file:
+                file.write(f"{time.strftime('%F %T')} {line}\n")
+                file.flush()
+                faulthandler.dump_traceback(file)
+                file.write("\n")
+        self._on_hang(line)

@@ -1,0 +1,1 @@
+"""Prompts, their file formats, audio clips; and how data sets are prepared."""

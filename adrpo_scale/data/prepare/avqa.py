@@ -1,0 +1,276 @@
+"""`prepare avqa`: AVQA's rows and videos → clips in a few tar shards and `train.jsonl`.
+
+    OUT/clips-00000.tar ...   the clips, each once however many questions ask about it
+    OUT/journal.jsonl         where each is; by it a stopped run goes on (see `shards`)
+    OUT/train.jsonl           a row per usable question: id, question, choices, answer (the text of
+                              the right option), audio (a reference), seconds, video, type
+    OUT/skipped.jsonl         every row and clip that is left out, with the reason
+    OUT/report.json           counts, seconds, versions of the decoders, SHA-256 of the rows
+
+The order of clips is that of the rows; it and every byte are the same for any number of workers. A
+clip that is in the journal is not looked at again; one that was missing or broken is tried again
+at the next start, so more videos can be added later. The rows are read whole before anything is
+written, and a row that is wrong, a missing or a broken video cost that row and nothing else.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from adrpo_scale.core.disk_space import disk_space, size_text
+from adrpo_scale.core.errors import ClipError, ConfigError, DiskSpaceError
+from adrpo_scale.core.folder_lock import RunLock
+from adrpo_scale.core.tensor_files import file_sha256
+from adrpo_scale.data.clips import AUDIO_SUFFIXES, SAMPLE_RATE, optional
+from adrpo_scale.data.prepare.extract import Extracted, extract
+from adrpo_scale.data.prepare.pool import in_order
+from adrpo_scale.data.prepare.report import (
+    DECODERS,
+    SKIPPED,
+    disk_is_full,
+    make_folder,
+    say,
+    versions,
+    write_lines,
+    write_report,
+)
+from adrpo_scale.data.prepare.shards import Entry, Shards
+from adrpo_scale.data.prepare.sources import VIDEO_SUFFIXES, Source, find, index
+from adrpo_scale.data.prompt_files import json_entries
+from adrpo_scale.data.questions import Question, parse_question
+from adrpo_scale.training.metrics import console
+
+ROWS = "train.jsonl"
+CLIP_BYTES = 10 * 2 * SAMPLE_RATE  # AVQA's clips have ten seconds; FLAC saves a third to a half
+LINE_EVERY = 30.0  # seconds between lines of progress where there is no terminal
+
+
+@dataclass(frozen=True)
+class Orders:
+    """What the command line asks for."""
+
+    rows: Path
+    to: Path
+    videos: Path | None = None
+    audio: Path | None = None
+    shard_megabytes: int = 1024
+    workers: int = 1
+
+
+@dataclass
+class Tally:
+    """How it goes. faults: clip → what ("missing" or "broken") and why, of clips that are left out;
+    rows: what is wrong with rows, as lines of skipped.jsonl; done, reused: counts of clips."""
+
+    faults: dict[str, tuple[str, str]] = field(default_factory=dict)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    done: int = 0
+    reused: int = 0
+
+    def counts(self) -> dict[str, int]:
+        kinds = Counter(what for what, _ in self.faults.values())
+        found = {name: kinds[name] for name in ("missing", "broken")}
+        return {"done": self.done, **found, "reused": self.reused}
+
+
+def prepare_avqa(orders: Orders) -> dict[str, Any]:
+    """Does it, and returns what report.json says.
+
+    Raises ConfigError for folders that are not there or packages that are not installed,
+    PromptError for a file that holds no rows, DiskSpaceError before the first clip or when the disk
+    is full, RunFolderError while another process prepares the same folder, and ClipError, after
+    everything is written, where not one question is usable.
+    """
+    _check(orders)
+    tally = Tally()
+    questions = list(_questions(orders.rows, tally))
+    sources = _sources(orders, questions, tally)
+    make_folder(orders.to)
+    with RunLock(orders.to):
+        try:
+            entries = _extract_all(orders, sources, tally)
+            report = _write(orders, questions, entries, tally)
+        except OSError as error:
+            raise disk_is_full(orders.to, error) from error
+    _show(orders.to, report)
+    if report["rows"]["usable"] == 0:
+        raise ClipError(
+            f"none of the {report['rows']['total']} questions has a clip; {orders.to / SKIPPED} "
+            "says why of each: are the names of the files those of the column video_name?"
+        )
+    return report
+
+
+def _check(orders: Orders) -> None:
+    if orders.videos is None and orders.audio is None:
+        raise ConfigError("prepare avqa: neither --videos nor --audio; name the folder of one")
+    for package in DECODERS if orders.videos else DECODERS[:2]:
+        optional(package)
+
+
+def _questions(rows: Path, tally: Tally) -> Iterator[Question]:
+    """The rows that are right, in their order; the others go into the tally."""
+    for where, entry in json_entries(rows):
+        try:
+            yield parse_question(entry)
+        except ValueError as error:
+            tally.rows.append({"what": "row", "row": where, "reason": str(error)})
+
+
+def _clip(question: Question) -> str:
+    """The name of the clip that a question is about."""
+    return question.video or question.clip or ""
+
+
+def _sources(orders: Orders, questions: Iterable[Question], tally: Tally) -> dict[str, Source]:
+    """clip → its source, in the order in which the rows name them first."""
+    audio = index(orders.audio, AUDIO_SUFFIXES) if orders.audio else {}
+    videos = index(orders.videos, VIDEO_SUFFIXES) if orders.videos else {}
+    folders = [*([orders.audio] if orders.audio else []), orders.rows.parent]
+    found: dict[str, Source] = {}
+    for question in questions:
+        clip = _clip(question)
+        if clip in found or clip in tally.faults:
+            continue
+        source = find(clip, question.clip, audio, videos, folders)
+        if source is None:
+            places = " or ".join(str(p) for p in (orders.videos, orders.audio) if p)
+            tally.faults[clip] = ("missing", f"no file of this name in {places}")
+        else:
+            found[clip] = source
+    return found
+
+
+# ---- clips ---------------------------------------------------------------------------------------
+
+
+def _extract_all(
+    orders: Orders, sources: Mapping[str, Source], tally: Tally
+) -> Mapping[str, Entry]:
+    """Every clip that is in the shards in the end, by its name."""
+    with Shards(orders.to, orders.shard_megabytes * 10**6) as shards:
+        tally.reused = sum(clip in shards.entries for clip in (*sources, *tally.faults))
+        for clip in shards.entries:
+            tally.faults.pop(clip, None)  # extracted once, its video deleted since
+        todo = [source for clip, source in sources.items() if clip not in shards.entries]
+        _check_room(orders.to, len(todo))
+        with _progress(len(todo), tally) as show:
+            for result in in_order(extract, todo, orders.workers, _died):
+                if result.flac is None:
+                    tally.faults[result.clip] = ("broken", str(result.fault))
+                else:
+                    shards.append(result.clip, result.flac, result.samples)
+                    tally.done += 1
+                show()
+    return shards.entries
+
+
+def _died(source: Source) -> Extracted:
+    reason = f"{source.path}: the decoder crashed; download it again or take it out"
+    return Extracted(source.clip, fault=reason)
+
+
+def _check_room(to: Path, clips: int) -> None:
+    needed, free = clips * CLIP_BYTES, disk_space(to).free_bytes
+    if free < needed:
+        raise DiskSpaceError(
+            f"no room for {clips} clips in {to}: they need up to {size_text(needed)}, and "
+            f"{size_text(free)} are free. Make room, or choose another --to"
+        )
+
+
+@contextmanager
+def _progress(total: int, tally: Tally) -> Iterator[Callable[[], None]]:
+    """A function to call after every clip: a live line on a terminal, a line now and then in a
+    job's log."""
+    is_live = console.is_terminal
+    bar = Progress(
+        TextColumn("clips {task.completed}/{task.total}"),
+        BarColumn(bar_width=20),
+        TextColumn("{task.fields[line]}"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not is_live,
+        refresh_per_second=2,
+    )
+    task = bar.add_task("", total=total, line="")
+    said, seen = time.monotonic(), 0
+
+    def show() -> None:
+        nonlocal said, seen
+        seen += 1
+        line = ", ".join(f"{count} {name}" for name, count in tally.counts().items())
+        bar.update(task, completed=seen, line=line)
+        if not is_live and time.monotonic() - said > LINE_EVERY:
+            said = time.monotonic()
+            say(f"clips {seen}/{total}: {line}")
+
+    with bar:
+        yield show
+
+
+# ---- rows ----------------------------------------------------------------------------------------
+
+
+def _write(
+    orders: Orders, questions: list[Question], entries: Mapping[str, Entry], tally: Tally
+) -> dict[str, Any]:
+    """Writes the rows, what is left out, and the report, which it returns."""
+    rows = [_row(place, q, entries) for place, q in enumerate(questions) if _clip(q) in entries]
+    write_lines(orders.to / ROWS, rows)
+    asking: dict[str, list[Any]] = {clip: [] for clip in tally.faults}
+    for question in questions:
+        if _clip(question) in asking:
+            asking[_clip(question)].append(question.id)
+    left_out = [
+        {"what": what, "clip": clip, "rows": asking[clip], "reason": reason}
+        for clip, (what, reason) in sorted(tally.faults.items())
+    ]
+    write_lines(orders.to / SKIPPED, [*tally.rows, *left_out])
+    used = {_clip(question) for question in questions} & entries.keys()
+    total = len(questions) + len(tally.rows)
+    report = {
+        "source": {"file": str(orders.rows), "sha256": file_sha256(orders.rows)},
+        "rows": {"total": total, "usable": len(rows), "wrong": len(tally.rows)},
+        "clips": tally.counts(),
+        "sample_rate": SAMPLE_RATE,
+        "seconds": round(sum(entries[clip].samples for clip in used) / SAMPLE_RATE, 2),
+        "shards": {p.name: p.stat().st_size for p in sorted(orders.to.glob("clips-*.tar"))},
+        "versions": versions(),
+    }
+    write_report(orders.to, report)
+    return report
+
+
+def _row(place: int, question: Question, entries: Mapping[str, Entry]) -> dict[str, Any]:
+    entry = entries[_clip(question)]
+    return {
+        "id": place if question.id is None else question.id,
+        "question": question.text,
+        "choices": list(question.choices),
+        "answer": question.answer,
+        "audio": entry.reference,
+        "seconds": round(entry.samples / SAMPLE_RATE, 3),
+        "video": question.video,
+        "type": question.others.get("type"),
+    }
+
+
+def _show(to: Path, report: Mapping[str, Any]) -> None:
+    rows, clips, shards = report["rows"], report["clips"], report["shards"]
+    say("clips: " + ", ".join(f"{count:,} {name}" for name, count in clips.items()))
+    say(
+        f"       {report['seconds'] / 3600:.2f} hours at {SAMPLE_RATE} Hz, "
+        f"{size_text(sum(shards.values()))} in {len(shards)} shards"
+    )
+    say(f"rows:  {rows['usable']:,} of {rows['total']:,} usable → {to / ROWS}")
+    if rows["usable"] < rows["total"]:
+        say(f"       {to / SKIPPED} names what is left out, and why")

@@ -1,0 +1,156 @@
+"""`prepare mmau`: MMAU test-mini's rows and audio → `mmau.jsonl`, checked, its revision stamped.
+
+A quarter of the questions changed with revision v05.15.25, so a score without its revision says
+nothing: `report.json` has it, and the SHA-256 of the file that was read. Rows: id, question,
+choices, answer, audio, task, category, sub_category, difficulty, and original, the benchmark's
+row as it was: what is handed in to the benchmark is that row. The audio stays where it is; `audio`
+is its path, relative to the folder of the rows where it lies inside, absolute otherwise.
+
+A row is left out, and named in `skipped.jsonl`, where it is wrong, its id was there before, or its
+audio is missing or broken. What only makes a question odd, an answer that is not among the choices
+or a choice that stands there twice, is counted and named in the report, and the row stays: the
+benchmark asks it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adrpo_scale.core.errors import ClipError
+from adrpo_scale.core.tensor_files import file_sha256
+from adrpo_scale.data.clips import AUDIO_SUFFIXES, duration, optional
+from adrpo_scale.data.prepare.report import (
+    REPORT,
+    SKIPPED,
+    disk_is_full,
+    make_folder,
+    say,
+    versions,
+    write_lines,
+    write_report,
+)
+from adrpo_scale.data.prepare.sources import find, index
+from adrpo_scale.data.prompt_files import json_entries
+
+ROWS = "mmau.jsonl"
+EXPECTED = {"sound": 333, "music": 334, "speech": 333}  # questions of test-mini, by task
+
+
+@dataclass(frozen=True)
+class Orders:
+    """What the command line asks for. revision: of the benchmark's repository or release."""
+
+    json: Path
+    audio: Path
+    to: Path
+    revision: str
+
+
+def prepare_mmau(orders: Orders) -> dict[str, Any]:
+    """Does it, and returns what report.json says. Raises PromptError for a file that holds no rows,
+    ConfigError without the folder of the audio, ClipError where no row is usable."""
+    optional("soundfile")
+    rows, skipped, names = [], [], index(orders.audio, AUDIO_SUFFIXES)
+    seen: set[str] = set()
+    for where, entry in json_entries(orders.json):
+        try:
+            rows.append(_row(orders, entry, names, seen))
+        except (ValueError, ClipError) as error:
+            what = "clip" if isinstance(error, ClipError) else "row"
+            line = {"what": what, "row": where, "id": entry.get("id"), "reason": str(error)}
+            skipped.append(line)
+    make_folder(orders.to)
+    report = _report(orders, rows, skipped)
+    try:
+        write_lines(orders.to / ROWS, rows)
+        write_lines(orders.to / SKIPPED, skipped)
+        write_report(orders.to, report)
+    except OSError as error:
+        raise disk_is_full(orders.to, error) from error
+    _show(orders.to, report)
+    if not rows:
+        raise ClipError(f"no row of {orders.json} is usable; {orders.to / SKIPPED} says why")
+    return report
+
+
+def _row(
+    orders: Orders, entry: Mapping[str, Any], names: dict[str, Path], seen: set[str]
+) -> dict[str, Any]:
+    """The row as it is written. ValueError for a wrong row, ClipError for its audio."""
+    for key in ("id", "audio_id", "question", "answer", "task"):
+        if not isinstance(entry.get(key), str) or not entry[key].strip():
+            raise ValueError(f"{key!r} is {entry.get(key)!r}, expected a text")
+    choices = entry.get("choices")
+    if not isinstance(choices, list) or not all(isinstance(c, str) for c in choices):
+        raise ValueError(f"'choices' is {choices!r}, expected a list of texts")
+    if entry["id"] in seen:
+        raise ValueError("its id stands in an earlier row too")
+    seen.add(entry["id"])
+    return {
+        "id": entry["id"],
+        "question": entry["question"],
+        "choices": choices,
+        "answer": entry["answer"],
+        "audio": _audio(orders, entry["audio_id"], names),
+        "task": entry["task"],
+        "category": entry.get("category"),
+        "sub_category": entry.get("sub-category", entry.get("sub_category")),
+        "difficulty": entry.get("difficulty"),
+        "original": dict(entry),
+    }
+
+
+def _audio(orders: Orders, audio_id: str, names: dict[str, Path]) -> str:
+    source = find(audio_id, audio_id, names, {}, [orders.audio])
+    if source is None:
+        raise ClipError(f"no audio of the name {audio_id!r} in {orders.audio}")
+    path, folder = source.path.resolve(), orders.to.resolve()
+    duration(path.name, path.parent)
+    return str(path.relative_to(folder) if path.is_relative_to(folder) else path)
+
+
+def _report(
+    orders: Orders, rows: list[dict[str, Any]], skipped: list[dict[str, Any]]
+) -> dict[str, Any]:
+    tasks = Counter(row["task"] for row in rows)
+    return {
+        "benchmark": "MMAU test-mini",
+        "revision": orders.revision,
+        "source": {"file": str(orders.json), "sha256": file_sha256(orders.json)},
+        "rows": {"total": len(rows) + len(skipped), "usable": len(rows)},
+        "tasks": dict(tasks),
+        "expected": EXPECTED,
+        "warnings": list(_warnings(tasks, rows, skipped)),
+        "versions": versions(),
+    }
+
+
+def _warnings(
+    tasks: Mapping[str, int], rows: list[dict[str, Any]], skipped: list[dict[str, Any]]
+) -> Iterator[str]:
+    if tasks != EXPECTED:
+        found = ", ".join(f"{count} {task}" for task, count in sorted(tasks.items())) or "none"
+        wanted = ", ".join(f"{count} {task}" for task, count in sorted(EXPECTED.items()))
+        yield f"usable questions: {found}; test-mini has {wanted}: scores will not be comparable"
+    if skipped:
+        yield f"{len(skipped)} rows are left out, {SKIPPED} names them"
+    odd = [row["id"] for row in rows if row["answer"] not in row["choices"]]
+    if odd:
+        yield f"{len(odd)} answers are not among their choices: {', '.join(odd)}"
+    twice = [row["id"] for row in rows if len(set(row["choices"])) < len(row["choices"])]
+    if twice:
+        yield f"{len(twice)} questions have a choice twice: {', '.join(twice)}"
+
+
+def _show(to: Path, report: Mapping[str, Any]) -> None:
+    rows = report["rows"]
+    say(f"MMAU test-mini, revision {report['revision']}")
+    say(f"rows:  {rows['usable']:,} of {rows['total']:,} usable → {to / ROWS}")
+    say("       " + ", ".join(f"{count} {task}" for task, count in report["tasks"].items()))
+    for warning in report["warnings"]:
+        say(f"warning: {warning[:300]}{'…' if len(warning) > 300 else ''}")
+    say(f"the revision and the SHA-256 of the source are in {to / REPORT}")

@@ -1,0 +1,66 @@
+"""What the verbs of `prepare` leave beside their rows: `skipped.jsonl` and `report.json`."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from adrpo_scale.core.errors import ConfigError, DiskSpaceError
+from adrpo_scale.core.files import replace_file, replace_json
+from adrpo_scale.training.metrics import console
+
+SKIPPED, REPORT = "skipped.jsonl", "report.json"
+DECODERS = ("soundfile", "soxr", "av")
+
+
+def versions() -> dict[str, str | None]:
+    """Of this package and of everything that decodes; None: not installed."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for package in ("adrpo_scale", *DECODERS):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = None
+    if found["soundfile"]:
+        import soundfile
+
+        found["libsndfile"] = soundfile.__libsndfile_version__
+    if found["av"]:
+        import av
+
+        found["libavcodec"] = ".".join(map(str, av.library_versions["libavcodec"]))
+    return found
+
+
+def make_folder(to: Path) -> None:
+    """The folder of the results. ConfigError where it cannot be."""
+    try:
+        to.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--to {to}: no folder can be made ({error.strerror})") from None
+
+
+def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """JSON lines, in one step: a reader sees the old file or all of the new one."""
+    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    replace_file(path, "".join(lines).encode("utf-8", "surrogatepass"))
+
+
+def write_report(to: Path, content: Mapping[str, Any]) -> None:
+    replace_json(to / REPORT, dict(content))
+
+
+def disk_is_full(to: Path, error: OSError) -> DiskSpaceError:
+    return DiskSpaceError(
+        f"{to} cannot be written ({error.strerror}); make room or check the quota, and start the "
+        "same command again: it goes on where it was"
+    )
+
+
+def say(text: str) -> None:
+    """A line for people; paths and counts are not taken for markup."""
+    console.print(text, highlight=False, soft_wrap=True, markup=False)

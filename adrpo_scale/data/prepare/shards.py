@@ -1,0 +1,178 @@
+"""Clips in a few plain tar files, and the journal that says where each is.
+
+    clips-00000.tar    FLAC members one after the other; `tar -xf` reads it
+    journal.jsonl      a line per committed clip: name, shard, offset and length of the FLAC bytes
+
+Contract: a clip is committed when its line is in the journal, and its bytes are on the disk before
+that. After a kill at any moment the next `Shards` cuts off what comes after the last committed
+clip, half members and half lines included, so that work that is stopped and begun again leaves the
+same bytes as work that is not. Names, owners and times in the tars are constant.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tarfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from adrpo_scale.core.files import sync_folder, write_all
+
+JOURNAL = "journal.jsonl"
+COMMIT_EVERY = 32  # clips: waiting for the disk after each would take longer than decoding
+BLOCK = tarfile.BLOCKSIZE
+END = bytes(2 * BLOCK)  # of every tar
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A committed clip. offset, length: of its FLAC bytes in the shard. samples: at 16 kHz."""
+
+    clip: str
+    shard: int
+    offset: int
+    length: int
+    samples: int
+
+    @property
+    def reference(self) -> str:
+        """As `audio_clips.read_clip` takes it."""
+        return f"{shard_name(self.shard)}:{self.offset}:{self.length}"
+
+    @property
+    def end(self) -> int:
+        """Where the next member begins."""
+        return self.offset + _padded(self.length)
+
+
+def shard_name(number: int) -> str:
+    return f"clips-{number:05d}.tar"
+
+
+class Shards:
+    """The one writer of a folder's shards. Use it as a context manager: at the end of the block
+    what was appended is committed, and the last tar gets its end."""
+
+    def __init__(self, folder: Path, limit: int) -> None:
+        """limit: bytes of a shard; one with a single larger clip is larger."""
+        self.folder, self.limit = folder, limit
+        entries = _committed(folder)
+        self.entries = {entry.clip: entry for entry in entries}
+        self._number = entries[-1].shard if entries else 0
+        self._end = entries[-1].end if entries else 0  # of the last shard's last member
+        self._file: int | None = None
+        self._waiting: list[Entry] = []
+
+    def __enter__(self) -> Shards:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is None:
+            self._finish()
+            self._remove_later_shards()
+        if self._file is not None:
+            os.close(self._file)  # what is not committed is cut off by the next life
+
+    def append(self, clip: str, flac: bytes, samples: int) -> Entry:
+        """Adds a clip that is not in `entries`, to be committed within `COMMIT_EVERY` more."""
+        member = _header(clip, len(flac)) + flac
+        member += bytes(_padded(len(member)) - len(member))
+        if self._end and self._end + len(member) + len(END) > self.limit:
+            self._finish()
+            self._number, self._end = self._number + 1, 0
+        write_all(self._opened(), member)
+        offset = self._end + len(member) - _padded(len(flac))
+        entry = Entry(clip, self._number, offset, len(flac), samples)
+        self._end = entry.end
+        self.entries[clip] = entry
+        self._waiting.append(entry)
+        if len(self._waiting) >= COMMIT_EVERY:
+            self._commit()
+        return entry
+
+    def _opened(self) -> int:
+        """The file of the last shard, cut off behind its last member and open at that place."""
+        if self._file is None:
+            path = self.folder / shard_name(self._number)
+            self._file = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
+            os.ftruncate(self._file, self._end)
+            os.lseek(self._file, self._end, os.SEEK_SET)
+        return self._file
+
+    def _commit(self) -> None:
+        if not self._waiting:
+            return
+        assert self._file is not None
+        os.fsync(self._file)
+        lines = "".join(json.dumps(asdict(entry)) + "\n" for entry in self._waiting).encode()
+        journal = os.open(self.folder / JOURNAL, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            write_all(journal, lines)
+            os.fsync(journal)
+        finally:
+            os.close(journal)
+        self._waiting.clear()
+
+    def _finish(self) -> None:
+        """Commits, and ends the last shard as a tar ends; touches nothing where that is so."""
+        path = self.folder / shard_name(self._number)
+        if self._file is None and (not self._end or _size(path) == self._end + len(END)):
+            return
+        write_all(self._opened(), END)
+        self._commit()
+        assert self._file is not None
+        os.fsync(self._file)
+        os.close(self._file)
+        self._file = None
+        sync_folder(self.folder)
+
+    def _remove_later_shards(self) -> None:
+        """Those that were begun before a kill, of which nothing was committed."""
+        for path in self.folder.glob("clips-*.tar"):
+            number = path.name.removeprefix("clips-").removesuffix(".tar")
+            if number.isdecimal() and int(number) > self._number - (not self._end):
+                path.unlink()
+
+
+def _committed(folder: Path) -> list[Entry]:
+    """The entries of the journal that are whole and whose bytes are there; cuts off the rest."""
+    journal = folder / JOURNAL
+    raw = journal.read_bytes() if journal.exists() else b""
+    sizes: dict[int, int] = {}
+    entries, good = [], 0
+    for line in raw.splitlines(keepends=True):
+        entry = _entry(line)
+        if entry is None:
+            break
+        size = sizes.setdefault(entry.shard, _size(folder / shard_name(entry.shard)))
+        if entry.end > size:
+            break  # a shard that somebody deleted, or a disk that forgot
+        entries.append(entry)
+        good += len(line)
+    if good < len(raw):
+        os.truncate(journal, good)
+    return entries
+
+
+def _entry(line: bytes) -> Entry | None:
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        return Entry(**json.loads(line))
+    except (ValueError, TypeError):
+        return None
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _padded(length: int) -> int:
+    return -(-length // BLOCK) * BLOCK
+
+
+def _header(clip: str, length: int) -> bytes:
+    member = tarfile.TarInfo(clip.replace("/", "_") + ".flac")
+    member.size, member.mode = length, 0o644
+    return member.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape")

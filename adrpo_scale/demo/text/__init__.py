@@ -1,0 +1,1 @@
+"""The text demos: tasks, models and how they are built."""

@@ -1,0 +1,310 @@
+"""The verb `evaluate`: questions to a model or an endpoint, answers to scores, tables and files.
+
+Each rank asks a block of the questions that have no answer yet and keeps its answers as they come;
+rank 0 puts them together. Whatever stops it, the same command goes on. A question without an answer
+counts as wrong, and is asked again next time.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from adrpo_scale.checkpoint.shelf import CHECKPOINTS, TRAJECTORY
+from adrpo_scale.core import dist
+from adrpo_scale.core.errors import AdrpoError, ConfigError, agreed
+from adrpo_scale.core.files import replace_file, replace_json
+from adrpo_scale.core.folder_lock import RunLock
+from adrpo_scale.core.paths import resolve_path
+from adrpo_scale.data.clip_headers import clip_faults
+from adrpo_scale.evaluation.mmau import local, predictions, tables
+from adrpo_scale.evaluation.mmau.base import (
+    QUESTIONS,
+    Answer,
+    Benchmark,
+    MmauConfig,
+    Model,
+    Question,
+    evenly,
+    load_benchmark,
+)
+from adrpo_scale.evaluation.mmau.endpoint import Endpoint, base_url, check_writes
+from adrpo_scale.evaluation.mmau.scoring import score, tallies
+from adrpo_scale.evaluation.sample import Source
+from adrpo_scale.run.config import assign, parse_override
+from adrpo_scale.training.metrics import console
+
+_REPORTS = 20  # lines of progress
+_NAMED = 10  # questions without an answer that are named at the end
+
+
+@dataclass(frozen=True)
+class Orders:
+    """What the command line says. model or endpoint, one of them."""
+
+    config: Path
+    model: str | None = None
+    endpoint: str | None = None
+    data: Path | None = None
+    to: Path | None = None
+    limit: int | None = None
+    dry_run: bool = False
+    overrides: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Who is asked. source: None for an endpoint. row: run, algorithm, seed and iteration, as rows
+    of eval.jsonl have them; null where there is no such thing. folder: the default of --to."""
+
+    name: str
+    source: Source | None
+    row: Mapping[str, Any]
+    folder: Path
+
+
+def load_settings(path: Path, overrides: Sequence[str], data: Path | None) -> MmauConfig:
+    """Reads and checks a TOML file; ConfigError, a line for each fault."""
+    try:
+        document = tomllib.loads(path.read_text())
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"config {path} cannot be read ({error}); configs/omni/mmau.toml is the shipped one"
+        ) from error
+    for override in overrides:
+        assign(document, *parse_override(override))
+    if data is not None:
+        document["data"] = str(data)
+    try:
+        return MmauConfig.model_validate(document)
+    except ValidationError as error:
+        known = ", ".join(MmauConfig.model_fields)
+        faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()]
+        raise ConfigError("\n".join([*faults, f"settings of evaluate: {known}"])) from error
+
+
+def evaluate(orders: Orders) -> None:
+    """The verb."""
+    if (orders.model is None) == (orders.endpoint is None):
+        raise ConfigError("name one of --model FOLDER_OR_RUN and --endpoint MODEL_NAME")
+    if orders.dry_run and orders.endpoint is None:
+        raise ConfigError("--dry-run tells what asking an endpoint would take: name --endpoint")
+    config = load_settings(orders.config, orders.overrides, orders.data)
+    folder = resolve_path(config.data)
+    benchmark = load_benchmark(folder, config.variant)
+    questions = evenly(benchmark.questions, orders.limit)
+    if orders.dry_run:
+        _dry_run(Endpoint(str(orders.endpoint), config), questions)
+        return
+    subject = find_subject(orders, config, str(folder / QUESTIONS))
+    engine = subject.source.config.engine if subject.source is not None else None
+    device = engine.torch_device() if engine is not None else "cpu"
+    seconds = engine.timeout_seconds if engine is not None else 3600.0
+    to = orders.to or subject.folder
+    with dist.process_group(device, seconds), _held(to) as lock:
+        _evaluate(config, benchmark, questions, subject, to, lock)
+
+
+def find_subject(orders: Orders, config: MmauConfig, prompts: str) -> Subject:
+    """Who is asked, before anything is loaded."""
+    if orders.model is None:
+        name = str(orders.endpoint)
+        return Subject(name, None, _row(name), _folder_of(name))
+    source = local.find_local(orders.model, config, prompts)
+    name = orders.model.rstrip("/")
+    if source.reader is None:
+        return Subject(name, source, _row(name), _folder_of(name))
+    checkpoint, iteration = source.reader.folder, source.reader.iteration
+    is_in_run = checkpoint.parent.name in (CHECKPOINTS, TRAJECTORY)
+    run = checkpoint.parent.parent if is_in_run else checkpoint
+    row = {
+        "run": run.resolve().name,
+        "algorithm": source.config.algorithm.name,
+        "seed": source.config.seed,
+        "iteration": iteration,
+    }
+    folder = run / f"mmau-{iteration:06d}" if is_in_run else _folder_of(name)
+    return Subject(f"{row['run']}@{iteration}", source, row, folder)
+
+
+def _row(name: str) -> dict[str, Any]:
+    """Of what was not trained here."""
+    return {"run": name, "algorithm": "none", "seed": None, "iteration": 0}
+
+
+def _folder_of(name: str) -> Path:
+    words = re.sub(r"[^\w.-]+", "-", name).strip("-.")
+    return Path(os.environ.get("ADRPO_RUNS", "runs")) / f"mmau-{words}"
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[RunLock]:
+    """Rank 0 holds the folder: of two evaluations in it, each would remove what the other has just
+    appended. Collective."""
+    lock = RunLock(folder)
+    dist.run_on_main(lambda: predictions.make_folder(folder))
+    dist.run_on_main(lock.acquire)
+    try:
+        yield lock
+    finally:
+        if dist.is_main():
+            lock.release()
+
+
+def _evaluate(
+    config: MmauConfig,
+    benchmark: Benchmark,
+    questions: Sequence[Question],
+    subject: Subject,
+    to: Path,
+    lock: RunLock,
+) -> None:
+    """Asks what has no answer yet, then writes everything. Collective."""
+    done: dict[str, Answer] = dist.run_on_main(
+        lambda: predictions.begin(to, _identity(config, benchmark, subject))
+    )
+    pending = [question for question in questions if question.id not in done]
+    _say(
+        f"MMAU test-mini, revision {benchmark.revision}: {len(questions)} questions to "
+        f"{subject.name}, {len(questions) - len(pending)} answered already; in {to}"
+    )
+    if not pending:
+        _say("nothing is asked: every question has its answer; to ask again, name another --to")
+    mine: dict[str, Answer] = {}
+    error: AdrpoError | None = None
+    heard = _heard(pending) if pending else []
+    if heard:
+        with _model(config, subject, heard) as (model, size):
+            try:
+                for part in _ask(model, heard, size, to, done):
+                    mine |= part
+            except AdrpoError as caught:
+                error = caught  # raised below: the other ranks are still asking
+    parts = dist.gather_objects((mine, error))
+    fresh = {id: answer for answers, _ in parts for id, answer in answers.items()}
+    dist.run_on_main(lock.check)
+    dist.run_on_main(lambda: _write(config, benchmark, questions, subject, to, fresh))
+    for _, found in parts:
+        if found is not None:
+            raise agreed(found)
+
+
+def _identity(config: MmauConfig, benchmark: Benchmark, subject: Subject) -> dict[str, Any]:
+    """What answers depend on; that of an unfinished evaluation must be the same. Which weights an
+    endpoint serves cannot be known: other ones at the same address need another folder."""
+    shared = ("variant", "max_new_tokens")
+    found = {key: getattr(config, key) for key in shared}
+    if subject.source is None:
+        asked: dict[str, Any] = {"url": base_url(), "temperature": config.temperature}
+        asked |= {"extra": config.endpoint.extra, "without": config.endpoint.without}
+    else:
+        asked = {"domain": config.domain, "engine": config.engine}
+        asked |= {"weights": local.fingerprint(subject.source)}
+    return {
+        "benchmark": f"MMAU test-mini {benchmark.revision}",
+        "questions_sha256": benchmark.sha256,
+        "model": subject.name,
+        **subject.row,
+        **found,
+        **asked,
+    }
+
+
+def _heard(questions: Sequence[Question]) -> list[Question]:
+    """Those whose clip is there and sound; the others are named on the terminal. Collective."""
+    prompts = [question.prompt for question in questions]
+    faults: Mapping[int, str] = dist.run_on_main(lambda: dict(clip_faults(prompts)))
+    for question in questions:
+        if question.prompt.id in faults:
+            _say(f"question {question.id} is not asked: {faults[question.prompt.id]}")
+    return [question for question in questions if question.prompt.id not in faults]
+
+
+@contextmanager
+def _model(
+    config: MmauConfig, subject: Subject, questions: Sequence[Question]
+) -> Iterator[tuple[Model, int]]:
+    """(who answers, how many questions at once). Collective."""
+    if subject.source is None:
+        yield Endpoint(subject.name, config), config.endpoint.at_once
+    else:
+        with local.opened(subject.source, questions) as model:
+            yield model, config.batch
+
+
+def _ask(
+    model: Model, asked: Sequence[Question], size: int, to: Path, known: Mapping[str, Answer]
+) -> Iterator[dict[str, Answer]]:
+    """Answers to this rank's block of the questions by id, `size` at a time; they are on the disk
+    before the next are asked. known: answers of earlier starts."""
+    mine = [asked[k] for k in dist.block(len(asked), dist.rank(), dist.world_size())]
+    step = max(1, len(mine) // _REPORTS)
+    answered = list(known.values())
+    for start in range(0, len(mine), size):
+        part = mine[start : start + size]
+        pairs = zip(part, model.answers(part), strict=True)
+        answers = {question.id: answer for question, answer in pairs if answer is not None}
+        predictions.append(to, dist.rank(), answers)
+        yield answers
+        count = start + len(part)
+        answered += answers.values()
+        check_writes(answered, is_all=count == len(mine))
+        if count // step > start // step:
+            whole = "" if dist.world_size() == 1 else f" of the first of {dist.world_size()} ranks"
+            _say(f"asked {count} of {len(mine)}{whole}")
+
+
+def _write(
+    config: MmauConfig,
+    benchmark: Benchmark,
+    questions: Sequence[Question],
+    subject: Subject,
+    to: Path,
+    fresh: Mapping[str, Answer],
+) -> None:
+    """Everything that is made from the answers, and what a person wants to see of it."""
+    answers = predictions.merge(to, fresh)
+    said = [answers.get(question.id) for question in questions]
+    scores = [score(*pair) for pair in zip(questions, said, strict=True)]
+    found = tallies(questions, scores)
+    parts = zip(questions, said, scores, strict=True)
+    predictions.write_lines(
+        to / "questions.jsonl", [predictions.question_row(*part) for part in parts]
+    )
+    replace_json(to / "predictions.json", predictions.submission(questions, answers))
+    predictions.write_lines(to / "eval.jsonl", predictions.eval_rows(found, subject.row))
+    title = f"MMAU test-mini, revision {benchmark.revision}: {subject.name}"
+    notes = [
+        f"{len(questions)} of {len(benchmark.questions)} questions, asked as "
+        f"`{config.variant}`; accuracy in percent. Questions file: SHA-256 {benchmark.sha256}."
+    ]
+    text = tables.report(title, notes, subject.name, found, config.published)
+    replace_file(to / "table.md", text.encode())
+    _say(tables.main_table(subject.name, found, config.published))
+    missing = [question.id for question in questions if question.id not in answers]
+    if missing:
+        names = ", ".join(missing[:_NAMED]) + (", ..." if len(missing) > _NAMED else "")
+        _say(f"questions without an answer: {len(missing)} ({names}); the same command asks again")
+    _say(f"table.md, questions.jsonl, predictions.json and eval.jsonl are in {to}")
+
+
+def _dry_run(endpoint: Endpoint, questions: Sequence[Question]) -> None:
+    found = endpoint.dry_run(questions)
+    _say(
+        f"{found.questions} questions to {endpoint.name}, nothing sent: {found.seconds:.0f} s of "
+        f"audio, {found.request_bytes / 1e6:.1f} MB of requests, {found.broken} clips missing or "
+        "broken"
+    )
+
+
+def _say(text: str) -> None:
+    if dist.is_main():
+        console.print(text, highlight=False, soft_wrap=True, markup=False)

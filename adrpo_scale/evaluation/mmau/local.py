@@ -1,0 +1,133 @@
+"""A run's checkpoint, or a model as it was published, as the model that answers: greedy, batched.
+
+Only the contract of a domain is used here; what hears is the domain `audio`. Every rank holds (a
+shard of) the model, and answers its own questions inside `engine.sampling()`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from adrpo_scale.checkpoint.base import MANIFEST
+from adrpo_scale.core.errors import ConfigError
+from adrpo_scale.core.tensor_files import file_sha256
+from adrpo_scale.core.types import DrawKey
+from adrpo_scale.domains.base import Domain
+from adrpo_scale.evaluation.mmau.base import Answer, MmauConfig, Question
+from adrpo_scale.evaluation.sample import Source, kind_of, load_policy
+from adrpo_scale.hub.weights import SafetensorsFolder, combined_sha256
+from adrpo_scale.run.build import build_domain, build_engine
+from adrpo_scale.run.config import RunConfig, assign, leaves, parse_config
+from adrpo_scale.run.registry import DOMAINS
+from adrpo_scale.run.resume import open_checkpoint
+
+log = logging.getLogger(__name__)
+
+AUDIO = "audio"  # the domain that hears
+_KEY = DrawKey(0, 0)  # greedy draws use no random number
+
+
+def find_local(name: str, config: MmauConfig, prompts: str) -> Source:
+    """A run, RUN@iteration or a checkpoint; else a model's folder or hub id. ConfigError where it
+    does not hear. prompts: the questions' file."""
+    if AUDIO not in DOMAINS:
+        raise ConfigError(
+            f"--model {name}: this version has no domain {AUDIO!r} (it has {', '.join(DOMAINS)}), "
+            "so nothing here can hear the questions; ask an endpoint: --endpoint MODEL_NAME"
+        )
+    kind = kind_of(name)
+    reader = open_checkpoint(name) if kind == "run" else None
+    data = _plain(name, prompts) if reader is None else reader.manifest.document["config"]
+    domain = kind if kind == "flow" else data["domain"]["name"]
+    if domain != AUDIO:
+        raise ConfigError(
+            f"--model {name} is of the domain {domain!r}, which hears nothing; a run of "
+            f"{AUDIO!r} or a Qwen2.5-Omni model is expected"
+        )
+    source = Source(with_settings(data, config), reader)
+    build_domain(source.config)  # its checks of the model, before anything is written
+    return source
+
+
+def _plain(name: str, prompts: str) -> dict[str, Any]:
+    """A config for sampling; what says how to train is not used."""
+    return {
+        "domain": {
+            "name": AUDIO,
+            "model": name,
+            "train": "full",
+            "rollout": {"max_new_tokens": 1},
+        },
+        "algorithm": {"name": "raft"},
+        "rewards": [{"kind": "function", "path": "not:used"}],
+        "prompts": {"train": prompts},
+    }
+
+
+def with_settings(data: dict[str, Any], config: MmauConfig) -> RunConfig:
+    """The run's config with the evaluation's own settings over it."""
+    given = {
+        "domain": {
+            "rollout_chunk": config.batch,
+            "evaluation": {"max_new_tokens": config.max_new_tokens},
+        }
+    }
+    for settings in (given, {"domain": config.domain, "engine": config.engine}):
+        for key, value in leaves(settings):
+            assign(data, key, value)
+    return parse_config(data)
+
+
+def fingerprint(source: Source) -> str:
+    """What changes when the model does, under whatever name: a folder may hold another export
+    tomorrow. Reads all weights of a plain model, once."""
+    if source.reader is not None:
+        return file_sha256(source.reader.folder / MANIFEST)  # which has the hash of every file
+    domain = build_domain(source.config)
+    spec = domain.reference_spec() or domain.policy_spec()
+    assert isinstance(spec.weights, SafetensorsFolder)
+    return f"{spec.weights.sha256()} {combined_sha256(domain.frozen_files(), domain.folder)}"
+
+
+class Local:
+    """A `Model` of a domain and a policy, for use inside `engine.sampling()`."""
+
+    def __init__(self, domain: Domain, policy: nn.Module, usable: frozenset[int]) -> None:
+        """usable: ids of the prompts that `domain.prepare` was given."""
+        self._domain, self._policy, self._usable = domain, policy, usable
+
+    def answers(self, questions: Sequence[Question]) -> list[Answer | None]:
+        """None where the clip could not be heard: it was asked as text alone, which is no answer
+        to a question about a sound."""
+        prompts = [q.prompt for q in questions if q.prompt.id in self._usable]
+        if not prompts:
+            return [None] * len(questions)
+        ids_N = torch.tensor([prompt.id for prompt in prompts], dtype=torch.int64)
+        rows = self._domain.sample(self._policy, prompts, ids_N, _KEY, "greedy")
+        columns = ids_N.tolist(), self._domain.artifacts(rows), self._domain.is_sound(rows).tolist()
+        said = {
+            prompt_id: Answer(completion.text, not completion.finished)
+            for prompt_id, completion, is_sound in zip(*columns, strict=True)
+            if is_sound
+        }
+        for question in questions:
+            if question.prompt.id in self._usable and question.prompt.id not in said:
+                log.warning("question %s has no answer: its clip was not heard", question.id)
+        return [said.get(question.prompt.id) for question in questions]
+
+
+@contextmanager
+def opened(source: Source, questions: Sequence[Question]) -> Iterator[Local]:
+    """Loads the model; questions: all that any rank will ask, at least one. Collective."""
+    domain, engine = build_domain(source.config), build_engine(source.config)
+    prompts = domain.usable([question.prompt for question in questions])
+    domain.prepare(prompts, engine.device, engine.dtype)
+    policy = load_policy(source, domain, engine, "trained")
+    with engine.sampling(policy):
+        yield Local(domain, policy, frozenset(prompt.id for prompt in prompts))

@@ -1,0 +1,151 @@
+"""What an evaluation leaves behind, and how it goes on after a kill.
+
+    evaluation.json      which model was asked which questions how: a folder holds one evaluation
+    answers.jsonl        {id, prediction, cut}, as they came; cut: whether it reached the limit of
+                         its length (no such key: false). Each rank appends to answers-NNN.jsonl
+                         first, and rank 0 merges these files at every start and end
+    questions.jsonl      a line a question: row, prediction, and its scores
+    predictions.json     the benchmark's submission format: its own rows and our predictions
+    eval.jsonl           rows as training writes them
+    table.md             sound, music, speech, total; difficulties; sub-categories
+
+The last four are made anew from the first two, so they never disagree.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from adrpo_scale.core.errors import RunFolderError
+from adrpo_scale.core.files import replace_file, replace_json, write_all
+from adrpo_scale.evaluation.mmau.base import Answer, Question
+from adrpo_scale.evaluation.mmau.scoring import Score, Tally, submitted
+
+IDENTITY, ANSWERS = "evaluation.json", "answers.jsonl"
+_OF_RANKS = "answers-[0-9]*.jsonl"
+
+
+def make_folder(folder: Path) -> None:
+    """RunFolderError where that cannot be done."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunFolderError(f"{folder} cannot be made ({error}); name another one --to") from error
+
+
+def begin(folder: Path, identity: Mapping[str, Any]) -> dict[str, Answer]:
+    """The answers that are there already, by question id; on rank 0 alone. RunFolderError if they
+    are of another model, other questions or other settings. The folder exists."""
+    path = folder / IDENTITY
+    try:
+        known = json.loads(path.read_text()) if path.is_file() else None
+    except (OSError, ValueError) as error:
+        raise RunFolderError(f"{folder} cannot be used ({error}); name another one --to") from error
+    if known is not None and known != identity:
+        keys = [key for key in {**known, **identity} if known.get(key) != identity.get(key)]
+        differ = ", ".join(f"{key}: {known.get(key)!r} → {identity.get(key)!r}" for key in keys)
+        raise RunFolderError(
+            f"{folder} holds another evaluation ({differ}); name another folder --to, or delete it"
+        )
+    if known is None:
+        replace_json(path, identity)
+    return merge(folder)
+
+
+def append(folder: Path, rank: int, answers: Mapping[str, Answer]) -> None:
+    """Puts answers of this rank, by question id, on the disk."""
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in _rows(answers)]
+    path = folder / f"answers-{rank:03d}.jsonl"
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        write_all(descriptor, "".join(lines).encode())
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _rows(answers: Mapping[str, Answer]) -> list[dict[str, Any]]:
+    return [
+        {"id": id, "prediction": answer.text, "cut": answer.is_cut}
+        for id, answer in answers.items()
+    ]
+
+
+def merge(folder: Path, fresh: Mapping[str, Answer] = MappingProxyType({})) -> dict[str, Answer]:
+    """Every answer by question id, the first of each; the ranks' files become part of
+    answers.jsonl. On rank 0 alone, while nobody appends. fresh: this start's answers of all ranks:
+    a shared filesystem may not show the files of other nodes yet."""
+    parts = sorted(folder.glob(_OF_RANKS))
+    found = dict(fresh)
+    for path in [folder / ANSWERS, *parts]:
+        for line in _whole_lines(path):
+            found.setdefault(line["id"], Answer(line["prediction"], line.get("cut", False)))
+    if parts or fresh:
+        write_lines(folder / ANSWERS, _rows(found))
+        for path in parts:
+            path.unlink()
+    return found
+
+
+def _whole_lines(path: Path) -> list[dict[str, Any]]:
+    """Without a line that a process died in the middle of."""
+    if not path.is_file():
+        return []
+    # Not splitlines(): a prediction may hold other line separators of Unicode.
+    lines = path.read_bytes().split(b"\n")[:-1]
+    return [json.loads(line) for line in lines]
+
+
+def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    text = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+    replace_file(path, text.encode())
+
+
+def question_row(question: Question, answer: Answer | None, score: Score) -> dict[str, Any]:
+    """A line of questions.jsonl."""
+    scores = {
+        "strict": score.strict,
+        "strict_untagged": score.strict_untagged,
+        "benchmark": score.benchmark,
+        "tagged": score.tagged,
+        "named": score.named,
+        "cut": score.is_cut,
+    }
+    said = None if answer is None else answer.text
+    handed_in = None if said is None else submitted(said)
+    return question.row | {"prediction": said, "submitted": handed_in} | scores
+
+
+def submission(
+    questions: Sequence[Question], answers: Mapping[str, Answer]
+) -> list[dict[str, Any]]:
+    """The benchmark's rows as they were, with the prediction under both names that it has for it:
+    its README says `model_prediction`, its evaluation.py reads `model_output`. Questions without
+    one are left out."""
+    rows = []
+    for question in questions:
+        if question.id in answers:
+            text = submitted(answers[question.id].text)
+            rows.append({**question.original, "model_prediction": text, "model_output": text})
+    return rows
+
+
+def eval_rows(tallies: Sequence[Tally], identity: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Rows of eval.jsonl: split is `mmau:` and the subset. identity: run, algorithm, seed,
+    iteration."""
+    return [
+        {
+            **identity,
+            "split": f"mmau:{tally.subset}",
+            "metric": metric,
+            "value": value if n else None,
+            "n": n,
+        }
+        for tally in tallies
+        for metric, (value, n) in tally.metrics.items()
+    ]

@@ -1,0 +1,72 @@
+"""An evaluation as Markdown, in percent, beside the published figures that the config holds. None
+of the paper's is written down in this package."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from adrpo_scale.evaluation.mmau.base import PAPER, TASKS, PublishedRow
+from adrpo_scale.evaluation.mmau.scoring import MEASURES, TOTAL, Tally
+from adrpo_scale.run.tables import markdown
+
+COLUMNS = (*TASKS, TOTAL)
+LABELS = {
+    "strict": "strict: the option inside `<answer>`",
+    "strict_untagged": "strict, or of all the text without a tag",
+    "benchmark": "the benchmark's own scorer",
+    "unparsed": "unparsed: names no option",
+    "untagged": "without `<answer>`",
+    "cut_off": "cut off: reached the limit of its length",
+    "unanswered": "unanswered",
+}
+NO_PAPER = (
+    "The paper's table 2 (arXiv 2510.18053) is not shown: its figures are not in this package; "
+    "with a line of [published] in the config for each of the table, they stand here."
+)
+
+
+def main_table(model: str, tallies: Sequence[Tally], published: Mapping[str, PublishedRow]) -> str:
+    """Accuracy by task and measure, then counts; published lines last."""
+    subsets = {tally.subset: tally for tally in tallies}
+    lines = [[model, *COLUMNS]]
+    for metric, label in LABELS.items():
+        cells = [subsets[column].metrics[metric] for column in COLUMNS]
+        show = percent if metric in MEASURES else count
+        lines.append([label, *(show(*cell) for cell in cells)])
+    for name, row in published.items():
+        figures = [getattr(row, column) for column in COLUMNS]
+        lines.append([f"{row.source}: {name}", *(f"{figure:.2f}" for figure in figures)])
+    return markdown(lines)
+
+
+def detail_table(tallies: Sequence[Tally]) -> str:
+    """Accuracy by difficulty and sub-category."""
+    lines = [["", "n", "strict", "strict, untagged too", "benchmark's scorer"]]
+    for tally in tallies:
+        if tally.subset not in COLUMNS:
+            cells = [percent(*tally.metrics[metric]) for metric in MEASURES]
+            n = tally.metrics[MEASURES[0]][1]
+            lines.append([tally.subset.replace("_", " ").replace(":", ": "), str(n), *cells])
+    return markdown(lines)
+
+
+def percent(value: float, n: int) -> str:
+    return "–" if n == 0 or math.isnan(value) else f"{100 * value:.2f}"
+
+
+def count(value: float, n: int) -> str:
+    return f"{int(value)} of {n}"
+
+
+def report(
+    title: str,
+    notes: Sequence[str],
+    model: str,
+    tallies: Sequence[Tally],
+    published: Mapping[str, PublishedRow],
+) -> str:
+    """All of table.md."""
+    parts = [f"# {title}", *notes, main_table(model, tallies, published)]
+    parts += [] if any(row.source == PAPER for row in published.values()) else [NO_PAPER]
+    return "\n\n".join([*parts, detail_table(tallies)]) + "\n"

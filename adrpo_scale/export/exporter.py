@@ -1,0 +1,305 @@
+"""The verb `export`: finds what is to be exported, has it written, verified and described."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+
+from adrpo_scale.checkpoint.reader import Reader
+from adrpo_scale.core.disk_space import disk_space, size_text
+from adrpo_scale.core.errors import CheckpointError, DiskSpaceError, ExportError
+from adrpo_scale.core.files import remove_folder, sync_file, sync_folder
+from adrpo_scale.export.adapter import adapter_bytes, write_adapter
+from adrpo_scale.export.base import Copy, Kind, Material, Request, Written, base_model
+from adrpo_scale.export.card import Metric, Provenance, Story, base_licence, write_card
+from adrpo_scale.export.copies import bytes_of, write_copies
+from adrpo_scale.export.folder import weight_headers, write_weights
+from adrpo_scale.export.layouts import layout_of
+from adrpo_scale.export.stored import StoredTensors
+from adrpo_scale.export.verify import Verdict, verify
+from adrpo_scale.hub.weights import SafetensorsFolder
+from adrpo_scale.run.build import build_domain, specs_of
+from adrpo_scale.run.config import RunConfig, leaves, overridden, parse_config
+from adrpo_scale.run.resume import open_checkpoint, origin_of
+from adrpo_scale.run.tables import metric_order
+from adrpo_scale.training.metrics import console
+
+UNFINISHED = ".unfinished-export"  # marks a temporary folder as ours, so that it may be removed
+_SLACK = 4 << 20  # bytes of configs, card and folders
+_RIGHT = {True: "adapter or --as merged", False: "full"}  # by whether adapters were trained
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export has become. verdict: None where no verification was asked for."""
+
+    folder: Path
+    written: Written
+    verdict: Verdict | None
+    seconds_conversion: float
+    seconds_verification: float
+
+
+def export(name: str, request: Request, base: str | None = None) -> Exported:
+    """Exports RUN, RUN@iteration or a checkpoint folder. base: where the base model is now, if not
+    where the run found it.
+
+    Needs no GPU and no process group, and holds one tensor at a time, apart from verification.
+    Raises CheckpointError for a broken checkpoint, DiskSpaceError before anything is written, and
+    ExportError for what cannot be exported, does not pass its verification or cannot be written;
+    `request.to` is then as it was.
+    """
+    _check_target(request.to)
+    reader = open_checkpoint(name)
+    _check_kind(reader, request)
+    config = parse_config(reader.manifest.document["config"])
+    if base is not None:
+        config = overridden(config, [f"domain.model={json.dumps(base)}"])
+    _check_whole(reader)
+    material = _material(reader, config, request)
+    _check_part(material, request.kind)
+    layout = layout_of(material.target)
+    layout.check(material, request.kind)
+    copies = layout.copies(material, request.kind)
+    _check_room(material, request, copies)
+    with _temporary(request.to) as folder:
+        start = time.perf_counter()
+        _say(f"exporting iteration {reader.iteration} of {reader.folder}")
+        written = _convert(material, request, copies, folder)
+        converted = time.perf_counter()
+        verdict = None
+        if request.verify != "none":
+            _say("verifying in another process")
+            verdict = verify(material, request, written, folder)
+        seconds = (converted - start, time.perf_counter() - converted)
+        write_card(_story(material, request, written, verdict), folder)
+        _finish(folder, request.to)
+    return Exported(request.to, written, verdict, *seconds)
+
+
+def report(exported: Exported) -> None:
+    """What a person wants to know after an export."""
+    written, verdict = exported.written, exported.verdict
+    lines = [
+        f"{size_text(written.bytes)} of weights in {exported.seconds_conversion:.1f} s; "
+        f"{written.changed} of {written.trained} trained tensors differ from the base model's"
+    ]
+    if verdict is None:
+        lines.append("not verified (--verify none)")
+    else:
+        figures = "; ".join(f"{name} {value:.3g}" for name, value in verdict.figures.items())
+        seconds = exported.seconds_verification
+        lines.append(f"verified ({verdict.level}) in {seconds:.1f} s: {figures}")
+        lines += [f"warning: {verdict.warning}"] if verdict.warning else []
+    for line in [*lines, f"export: {exported.folder}"]:
+        _say(line)
+
+
+def _say(text: str) -> None:
+    console.print(text, highlight=False, soft_wrap=True, markup=False)
+
+
+def _check_target(to: Path) -> None:
+    if to.exists() and not (to.is_dir() and not any(to.iterdir())):
+        raise ExportError(f"--to {to} is there and not an empty folder: choose another --to")
+
+
+def _check_kind(reader: Reader, request: Request) -> None:
+    """Whether the checkpoint holds what is asked for."""
+    document = reader.manifest.document
+    is_lora = document["lora"] is not None
+    if request.kind != "whole" and is_lora != (request.kind in ("adapter", "merged")):
+        trained = "LoRA adapters" if is_lora else "all parameters"
+        raise ExportError(
+            f"--as {request.kind}, but {reader.folder} has trained {trained}: "
+            f"use --as {_RIGHT[is_lora]}"
+        )
+    if request.ema and "ema" not in reader.manifest.sets:
+        raise ExportError(
+            f"--ema, but {reader.folder} has no moving average, because its run had no ema_decay: "
+            "leave --ema out"
+        )
+    if request.kind == "adapter" and document["config"]["rebase_reference"]:
+        raise ExportError(
+            "--as adapter, but the run's reference was rebased: its adapters belong on top of the "
+            "weights that it started from, which are no published model; use --as merged"
+        )
+
+
+def _check_part(material: Material, kind: Kind) -> None:
+    """Whether the base's folder has the rest of what a whole is made of."""
+    if kind != "whole":
+        return
+    part, folder = material.target.part, material.folder
+    if not part.whole:
+        raise ExportError(
+            f"--as whole, but {folder} holds nothing beside what --as "
+            f"{'full' if material.spec.lora is None else 'merged'} exports: use that. A whole "
+            "model comes of a run whose domain.model is a full checkpoint of one"
+        )
+    missing = [name for name in part.needs if not (folder / name).is_file()]
+    if missing:
+        raise ExportError(
+            f"--as whole, but {folder} lacks {', '.join(missing)}, without which {part.whole} does "
+            "not load: copy it there from where the base model was published"
+        )
+
+
+def _check_whole(reader: Reader) -> None:
+    faults = list(reader.faults())
+    if faults:
+        raise CheckpointError(
+            f"{reader.folder} is not whole: {'; '.join(faults)}. Export another checkpoint of the "
+            "run, e.g. RUN@iteration"
+        )
+
+
+def _material(reader: Reader, config: RunConfig, request: Request) -> Material:
+    """Everything that is read. ExportError where the base model is another one by now."""
+    domain, document = build_domain(config), reader.manifest.document
+    weights = domain.policy_spec().weights
+    assert isinstance(weights, SafetensorsFolder)
+    said, found = document["base"], weights.sha256()
+    if found != said["sha256"]:
+        raise ExportError(
+            f"{reader.folder} was trained on {said['model']} with weights of sha256 "
+            f"{said['sha256'][:12]}…, but {weights.folder} has {found[:12]}…: bring that "
+            "model back, or name its folder with --base"
+        )
+    origin = None
+    if config.rebase_reference:
+        origin = origin_of(reader)
+        assert origin is not None
+        _check_whole(origin)
+    target = domain.export_target()
+    return Material(
+        reader=reader,
+        part="ema" if request.ema else "policy",
+        spec=specs_of(domain, config, origin)[0],
+        target=target,
+        stored=StoredTensors(
+            domain.folder, target, weights.names(), is_whole=request.kind == "whole"
+        ),
+        folder=domain.folder,
+        base=base_model(said["model"], said["revision"], said["sha256"]),
+    )
+
+
+def _check_room(material: Material, request: Request, copies: list[Copy]) -> None:
+    """Raises DiskSpaceError unless there is room where the export goes."""
+    if request.kind == "adapter":
+        needed = adapter_bytes(material, request.dtype or torch.float32)
+    else:
+        needed = sum(header.bytes for header in weight_headers(material, request.dtype))
+    needed += _SLACK + (0 if request.link else bytes_of(copies))
+    free = disk_space(request.to).free_bytes
+    if free < needed:
+        raise DiskSpaceError(
+            f"no room for the export in {request.to.parent}: it needs {size_text(needed)}, and "
+            f"{size_text(free)} are free. Delete what is not needed, choose another --to, or "
+            "--link what the base model has on the same disk"
+        )
+
+
+@contextmanager
+def _temporary(to: Path) -> Iterator[Path]:
+    """`<to>.tmp`, which is gone afterwards whatever happens."""
+    folder = to.with_name(to.name + ".tmp")
+    if folder.exists() and not (folder / UNFINISHED).is_file():
+        raise ExportError(f"{folder} is in the way and not a left-over of an export: remove it")
+    try:
+        remove_folder(folder)
+        folder.mkdir(parents=True)
+        (folder / UNFINISHED).touch()
+        yield folder
+    except (OSError, SafetensorError) as error:
+        raise ExportError(f"the export was not written: {error}. {to} is as it was") from error
+    finally:
+        remove_folder(folder)
+
+
+def _convert(material: Material, request: Request, copies: list[Copy], folder: Path) -> Written:
+    """The weights, which may be refused, before what only takes time."""
+    if request.kind == "adapter":
+        written = write_adapter(material, request.dtype or torch.float32, folder)
+    else:
+        written = write_weights(material, request, folder)
+    texts = layout_of(material.target).texts(material, request)
+    material.close()
+    write_copies(copies, texts, folder, request.link)
+    return written
+
+
+def _finish(folder: Path, to: Path) -> None:
+    """The export appears under its name, whole."""
+    (folder / UNFINISHED).unlink()
+    for path in [*folder.rglob("*"), folder]:
+        sync_file(path)
+    os.replace(folder, to)
+    sync_folder(to.parent)
+
+
+def _story(
+    material: Material, request: Request, written: Written, verdict: Verdict | None
+) -> Story:
+    if request.kind == "adapter":
+        dtypes = {request.dtype or torch.float32}
+    else:
+        dtypes = {material.dtype(name, request.dtype) for name in material.stored.names()}
+    return Story(
+        kind=request.kind,
+        dtype=" and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes)),
+        base=material.base,
+        licence=base_licence(material.folder),
+        target=material.target,
+        provenance=_provenance(material, request),
+        written=written,
+        verdict=verdict,
+        rank=material.reader.manifest.document["lora"]["rank"] if material.spec.lora else None,
+    )
+
+
+def _provenance(material: Material, request: Request) -> Provenance:
+    document = material.reader.manifest.document
+    origin = document["origin"]
+    metrics, evaluated = _metrics(material.reader)
+    return Provenance(
+        run=document["run"],
+        iteration=material.reader.iteration,
+        package=document["package"],
+        world_size=document["world_size"],
+        is_ema=request.ema,
+        settings=dict(leaves(document["config"])) | {"domain.model": material.base.name},
+        metrics=metrics,
+        evaluated=evaluated,
+        rewards=document["rewards"],
+        origin=origin and f"iteration {origin['iteration']} of {Path(origin['run']).name}",
+    )
+
+
+def _metrics(reader: Reader) -> tuple[list[Metric], int | None]:
+    """Rows of the run's eval.jsonl at iteration 0 and at the last one up to the checkpoint's, and
+    that iteration; none where a checkpoint was copied without its run."""
+    path = reader.folder.parent.parent / "eval.jsonl"
+    # Up to its last line end: the run may be writing the line after it.
+    lines = path.read_text().split("\n")[:-1] if path.is_file() else []
+    rows = [row for row in map(json.loads, lines) if row["iteration"] <= reader.iteration]
+    if not rows:
+        return [], None
+    last = max(row["iteration"] for row in rows)
+    at = {(row["metric"], row["split"], row["iteration"]): row["value"] for row in rows}
+    keys = [
+        (metric, split)
+        for metric in metric_order({row["metric"] for row in rows})
+        for split in ("train", "held_out")
+        if (metric, split, last) in at
+    ]
+    return [(m, s, at.get((m, s, 0)), at[m, s, last]) for m, s in keys], last

@@ -1,0 +1,98 @@
+"""What components read from the hub, and where the hub's cache keeps it.
+
+A component declares its models and datasets once, as `HubNeed`s of its config
+(`needs_from_hub`), for loading as for `prefetch`: whoever lists files a second time forgets one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Literal
+
+from adrpo_scale.core.paths import DEMO_PREFIX
+
+CONVERTED = "adrpo_scale"  # the folder of converted weights, inside the hub's cache
+RepoType = Literal["model", "dataset"]
+Key = tuple[str, str]  # (type, id)
+
+
+@dataclass(frozen=True)
+class HubNeed:
+    """A model or dataset that a component reads: a folder, `demo:NAME` or a hub id.
+
+    what: the setting that names it. allow, ignore: patterns of its files, as `snapshot_download`
+    takes them; the default is everything.
+    """
+
+    name: str
+    what: str = "model"
+    allow: tuple[str, ...] = ("*",)
+    ignore: tuple[str, ...] = ()
+    type: RepoType = "model"
+
+    @property
+    def key(self) -> Key:
+        return self.type, self.name
+
+    @property
+    def is_hub_id(self) -> bool:
+        """By its form, where there is no such folder."""
+        name = self.name
+        if name.startswith((DEMO_PREFIX, ".", "/", "~")) or name.count("/") != 1:
+            return False
+        return not Path(name).is_dir()
+
+    def covers(self, file: str) -> bool:
+        """Whether a file of the repository, by its path there, is one that is read."""
+        picked = any(fnmatchcase(file, _whole(pattern)) for pattern in self.allow)
+        return picked and not any(fnmatchcase(file, _whole(pattern)) for pattern in self.ignore)
+
+
+def _whole(pattern: str) -> str:
+    """A folder's pattern, "vae/", means what is in it."""
+    return pattern + "*" if pattern.endswith("/") else pattern
+
+
+def joined(needs: Iterable[HubNeed]) -> list[HubNeed]:
+    """One need a repository, that covers all that several read of it; in the order given."""
+    found: dict[Key, HubNeed] = {}
+    for need in needs:
+        other = found.get(need.key)
+        if other is None:
+            found[need.key] = need
+        else:
+            found[need.key] = replace(
+                other,
+                what=", ".join(dict.fromkeys([*other.what.split(", "), need.what])),
+                allow=tuple(dict.fromkeys([*other.allow, *need.allow])),
+                ignore=tuple(pattern for pattern in other.ignore if pattern in need.ignore),
+            )
+    return list(found.values())
+
+
+# ---- the cache -----------------------------------------------------------------------------------
+
+
+def cache_folder() -> Path:
+    """The hub's cache: $HF_HUB_CACHE, or hub/ in $HF_HOME."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE).expanduser()
+
+
+def repo_folder(key: Key) -> Path:
+    """Where the hub's cache keeps all revisions of a repository."""
+    kind, name = key
+    return cache_folder() / f"{kind}s--{name.replace('/', '--')}"
+
+
+def snapshot_folder(key: Key, revision: str) -> Path:
+    return repo_folder(key) / "snapshots" / revision
+
+
+def converted_name(key: Key, revision: str) -> str:
+    """Where converted weights lie, inside the cache."""
+    return f"{CONVERTED}/{key[1].replace('/', '--')}/{revision}"

@@ -1,0 +1,256 @@
+"""Weights that were published as pickles alone, converted once to safetensors.
+
+The one module that opens a pickle, with `torch.load(weights_only=True)`: nothing but tensors comes
+out of it, and a file that asks for anything else is refused before it is run. Mapped and streamed
+tensor by tensor, so a model needs no more memory than its largest tensor. What was written is read
+back and compared, name by name and byte by byte, before it is put in its place.
+
+Tensors that share memory (tied weights) are written out one by one: every name that the pickle has
+is in the result with its values, whatever the model's config says about tying.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import re
+import shutil
+from collections.abc import Iterable, Sequence, Set
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from adrpo_scale.core.errors import WeightsError
+from adrpo_scale.core.files import remove_folder, replace_json, sync_folder
+from adrpo_scale.core.tensor_files import TensorFileWriter, TensorHeader, can_write
+from adrpo_scale.hub.needs import HubNeed
+
+# The libraries' name of a file of pickled weights → of the same in safetensors.
+STEMS = {
+    "pytorch_model": "model",
+    "diffusion_pytorch_model": "diffusion_pytorch_model",
+    "open_clip_pytorch_model": "open_clip_model",
+}
+_SHARD = r"(-\d{5}-of-\d{5})?"
+_COMPARED = 1 << 24  # bytes at once
+
+
+@dataclass(frozen=True)
+class PickledWeights:
+    """The weights of one model in a repository: its folder there ("" for the top), the stem of the
+    pickles' names, and the pickles."""
+
+    folder: str
+    stem: str
+    files: tuple[str, ...]
+
+    @property
+    def index(self) -> str:
+        return _path(self.folder, f"{self.stem}.bin.index.json")
+
+    def converted(self, file: str) -> str:
+        """The safetensors file that a pickle becomes."""
+        name = PurePosixPath(file).name.removeprefix(self.stem).removesuffix(".bin")
+        return _path(self.folder, f"{STEMS[self.stem]}{name}.safetensors")
+
+
+def _path(folder: str, name: str) -> str:
+    return f"{folder}/{name}" if folder else name
+
+
+def pickled_weights(need: HubNeed, files: Iterable[str]) -> list[PickledWeights]:
+    """What a need reads that is among a repository's files as pickles and not as safetensors."""
+    names: dict[str, list[str]] = {}
+    for file in sorted(files):
+        path = PurePosixPath(file)
+        names.setdefault("" if path.parent == PurePosixPath() else str(path.parent), []).append(
+            path.name
+        )
+    found = []
+    for folder, there in names.items():
+        for stem, safe in STEMS.items():
+            if not need.covers(_path(folder, f"{safe}.safetensors")):
+                continue
+            if any(re.fullmatch(rf"{safe}{_SHARD}\.safetensors", name) for name in there):
+                continue
+            pickles = [name for name in there if re.fullmatch(rf"{stem}{_SHARD}\.bin", name)]
+            if f"{stem}.bin" in pickles:  # some have the same weights in shards, too
+                pickles = [f"{stem}.bin"]
+            if pickles:
+                paths = tuple(_path(folder, name) for name in pickles)
+                found.append(PickledWeights(folder, stem, paths))
+    return found
+
+
+def convert_snapshot(
+    snapshot: Path, files: Sequence[str], pickled: Sequence[PickledWeights], to: Path
+) -> None:
+    """Makes the folder `to`: links to the `files` of a snapshot, and its pickled weights as
+    safetensors.
+
+    `to` is there afterwards, whole, or not at all. Raises WeightsError for a pickle that holds
+    anything but tensors, or cannot be read.
+    """
+    building = to.with_name(f"{to.name}.tmp")
+    remove_folder(building)  # of a conversion that was interrupted
+    building.mkdir(parents=True)
+    for file in files:
+        _link(snapshot / file, building / file, to / file)
+    for weights in pickled:
+        _convert(snapshot, weights, building)
+    sync_folder(building)
+    remove_folder(to)
+    building.rename(to)
+    sync_folder(to.parent)
+
+
+def is_converted(folder: Path, pickled: Sequence[PickledWeights], files: Iterable[str]) -> bool:
+    """Whether `convert_snapshot` has made `folder` of these before, and it still is whole."""
+    safe = [folder / weights.converted(file) for weights in pickled for file in weights.files]
+    return all(map(_is_whole, safe)) and (not safe or all((folder / f).is_file() for f in files))
+
+
+def _is_whole(path: Path) -> bool:
+    """The library compares the file's length with its header."""
+    try:
+        with safe_open(path, "pt"):
+            return True
+    except (OSError, SafetensorError):
+        return False
+
+
+def contents(folder: Path) -> dict[str, int]:
+    """Sizes in bytes of everything in a folder, by path."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths}
+
+
+def _link(source: Path, place: Path, final: Path) -> None:
+    """A relative link, as the hub's cache makes them: the cache may be moved as a whole."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        place.symlink_to(os.path.relpath(source, final.parent))
+    except OSError:  # a filesystem without links
+        shutil.copyfile(source, place)
+
+
+def _convert(snapshot: Path, weights: PickledWeights, to: Path) -> None:
+    weight_map: dict[str, str] = {}
+    total = 0
+    for file in weights.files:
+        safe = weights.converted(file)
+        tensors = load_tensors(snapshot / file)
+        _write(to / safe, tensors)
+        compare(to / safe, tensors, snapshot / file)
+        twice = weight_map.keys() & tensors.keys()
+        if twice:
+            raise WeightsError(f"{snapshot / file}: {min(twice)!r} is in another of its files, too")
+        weight_map |= dict.fromkeys(tensors, PurePosixPath(safe).name)
+        total += sum(tensor.nbytes for tensor in tensors.values())
+        del tensors
+    if len(weights.files) > 1:
+        _check_index(snapshot / weights.index, weight_map.keys())
+        name = _path(weights.folder, f"{STEMS[weights.stem]}.safetensors.index.json")
+        facts = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+        replace_json(to / name, facts)
+
+
+def _check_index(index: Path, names: Set[str]) -> None:
+    """Raises WeightsError where a list of the pickles' tensors says something else."""
+    if not index.is_file():
+        return
+    differ = set(json.loads(index.read_text())["weight_map"]) ^ names
+    if differ:
+        raise WeightsError(
+            f"{index} and the files beside it differ in {len(differ)} tensors, {min(differ)!r} "
+            "first: the repository is not whole, choose another revision of the model"
+        )
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a pickle by name, mapped where its format allows it. Raises WeightsError."""
+    try:
+        content = _load(path)
+    except pickle.UnpicklingError as error:
+        raise WeightsError(
+            f"{path} is refused ({_reason(error)}): it is not known to hold tensors alone, and to "
+            "read more could run code of whoever made it. Use a model that is published as "
+            "safetensors"
+        ) from error
+    except (RuntimeError, ValueError, EOFError, OSError, KeyError, TypeError) as error:
+        raise WeightsError(
+            f"{path} cannot be read as weights ({_reason(error)}); delete it and prefetch again"
+        ) from error
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]
+    wrong = _what_is_no_tensor(content)
+    if wrong is not None:
+        raise WeightsError(
+            f"{path} holds {wrong} where tensors by name are expected; convert it by hand and give "
+            "its folder"
+        )
+    return dict(content)
+
+
+def _load(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except RuntimeError as error:
+        if "mmap" not in str(error):
+            raise
+        # torch's format before 1.6 cannot be mapped: the whole file is in memory for a while.
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _reason(error: Exception) -> str:
+    """What an error of torch says about the file; the rest is advice to trust it."""
+    text = str(error)
+    named = re.search(r"GLOBAL [\w.]*\w|Unsupported [^.\n]*", text)
+    return named[0] if named else (text.splitlines() or [type(error).__name__])[0][:200]
+
+
+def _what_is_no_tensor(content: object) -> str | None:
+    if not isinstance(content, dict) or not content:
+        return f"{type(content).__name__} of nothing" if not content else type(content).__name__
+    for name, value in content.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            return f"{name!r}: {type(value).__name__}"
+        if value.layout != torch.strided or not can_write(value.dtype):
+            return f"{name!r} of {value.dtype}, {value.layout}"
+    return None
+
+
+def _write(path: Path, tensors: dict[str, Tensor]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    headers = [TensorHeader(name, t.dtype, tuple(t.shape)) for name, t in tensors.items()]
+    with TensorFileWriter(path, headers, {"format": "pt"}) as file:
+        for tensor in tensors.values():
+            file.write(tensor)
+        file.finish()
+
+
+def compare(path: Path, tensors: dict[str, Tensor], source: Path) -> None:
+    """Raises WeightsError unless the safetensors file at `path` is the tensors, bit by bit."""
+    with safe_open(path, "pt") as file:
+        if set(file.keys()) != tensors.keys():
+            raise WeightsError(
+                f"{path} has other names than {source}: the disk or memory is faulty"
+            )
+        for name, tensor in tensors.items():
+            if not _same(file.get_tensor(name), tensor):
+                raise WeightsError(
+                    f"{path}: {name!r} is not what {source} has: the disk or memory is faulty"
+                )
+
+
+def _same(written: Tensor, tensor: Tensor) -> bool:
+    """Bytes are compared, not numbers: a NaN is not equal to itself."""
+    if written.dtype != tensor.dtype or written.shape != tensor.shape:
+        return False
+    pair = (t.contiguous().flatten().view(torch.uint8).split(_COMPARED) for t in (written, tensor))
+    return all(torch.equal(a, b) for a, b in zip(*pair, strict=True))

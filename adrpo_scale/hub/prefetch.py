@@ -1,0 +1,266 @@
+"""The verb `prefetch`: brings what runs read from the hub into its cache, and pins it.
+
+For a login node: no GPU, no process group. Everything that could go wrong is asked first, of all
+repositories together: access, existence, room. Only then is anything downloaded, each repository at
+one commit, by the hub's own client, which keeps whole files; so the same command after an
+interruption goes on with what is missing. Weights that exist as pickles alone are converted to
+safetensors. `prefetch.lock` is written after each repository.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from rich.table import Column, Table
+
+from adrpo_scale.core.disk_space import free_space, size_text
+from adrpo_scale.core.dist import rank_facts
+from adrpo_scale.core.errors import AdrpoError, ModelNotFoundError, WeightsError
+from adrpo_scale.hub import access as hub_access
+from adrpo_scale.hub.access import HubUnreachableError, RepoPlan
+from adrpo_scale.hub.download import download, remember_newest
+from adrpo_scale.hub.lock import (
+    REMEDY,
+    LockedRepo,
+    PinnedError,
+    check_locked,
+    find_here,
+    lock_path,
+    missing,
+    read_lock,
+    write_lock,
+)
+from adrpo_scale.hub.needs import (
+    HubNeed,
+    Key,
+    cache_folder,
+    converted_name,
+    joined,
+    snapshot_folder,
+)
+from adrpo_scale.hub.pickles import contents, convert_snapshot
+from adrpo_scale.run.config import RunConfig, load_config
+from adrpo_scale.training.metrics import console
+
+
+def needs_of(config: RunConfig) -> list[HubNeed]:
+    """Every model and dataset that a run reads, as its components declare them."""
+    sections = [config.domain, *config.rewards, config.prompts]
+    return [need for section in sections for need in section.needs_from_hub()]
+
+
+def require_models(config: RunConfig) -> None:
+    """Raises ModelNotFoundError, naming everything at once, where a run cannot have what it reads.
+
+    For the start of a life, before a process group: looks at names and sizes alone. Where something
+    is in no lock and not in the cache, the hub is asked whether it is there to be asked.
+    """
+    found = missing(needs_of(config))
+    if any(is_on_hub for _, is_on_hub in found) and hub_access.answers():
+        found = [(line, is_on_hub) for line, is_on_hub in found if not is_on_hub]
+    if not found:
+        return
+    lines = list(dict.fromkeys(line for line, _ in found))
+    error = ModelNotFoundError(
+        _listed(f"{_things(len(lines))} that this run reads cannot be had here:", lines)
+        + f"\n{REMEDY[0].upper()}{REMEDY[1:]}, and give the job the same cache by "
+        f"HF_HOME; here it is {cache_folder()}"
+    )
+    error.agreed = rank_facts().local_rank > 0  # a node sees one cache: one of its ranks says it
+    raise error
+
+
+def prefetch(
+    configs: Sequence[Path],
+    overrides: Sequence[str] = (),
+    lock: Path | None = None,
+    upgrade: bool = False,
+    dry_run: bool = False,
+) -> None:
+    """The verb. Raises ModelNotFoundError, with every problem of every repository, before anything
+    is downloaded. upgrade: take the newest revisions of what is locked, too."""
+    path = lock or lock_path()
+    loaded = [load_config(config, overrides).config for config in configs]
+    locked = read_lock(path)
+    needs = _widened(joined(need for config in loaded for need in needs_of(config)), locked)
+    pinned = {} if upgrade else locked
+    plans, problems = _plans(needs, pinned)
+    if not os.access(path.absolute().parent, os.W_OK):
+        problems.append(f"the lock {path} cannot be written: name another one with --lock")
+    quota = [config.checkpoint.quota_command for config in loaded]
+    problems += _room(plans, next((command for command in quota if command), None))
+    if problems:
+        raise ModelNotFoundError(
+            _listed(f"{_things(len(problems))} in the way, and nothing was downloaded:", problems)
+        )
+    _show(needs, plans, pinned)
+    if dry_run:
+        console.print("--dry-run: nothing was downloaded", highlight=False)
+        return
+    for plan in plans:
+        locked[plan.need.key] = _fetch(plan)
+        write_lock(path, locked.values())
+    _conclude(path, needs, locked)
+
+
+def _widened(needs: Sequence[HubNeed], locked: Mapping[Key, LockedRepo]) -> list[HubNeed]:
+    """The needs, with what the lock's other configs read of the same repositories."""
+    earlier = [HubNeed(repo.id, "", repo.allow, repo.ignore, repo.type) for repo in locked.values()]
+    found = []
+    for need in needs:
+        same = [other for other in earlier if other.key == need.key and need.is_hub_id]
+        (both,) = joined([need, *same])
+        found.append(replace(both, what=need.what))
+    return found
+
+
+def _plans(
+    needs: Sequence[HubNeed], pinned: Mapping[Key, LockedRepo]
+) -> tuple[list[RepoPlan], list[str]]:
+    """What must be asked of the hub, and what stands in the way. What the lock names and the cache
+    has needs nobody's answer."""
+    plans, problems = [], []
+    for need in needs:
+        try:
+            if not need.is_hub_id:
+                find_here(need)
+            elif not _is_there(need, pinned):
+                plans.append(hub_access.ask(need, pinned.get(need.key)))
+        except HubUnreachableError as error:
+            problems.append(str(error))
+            break  # the others would wait as long, and say the same
+        except AdrpoError as error:
+            problems.append(f"{need.what}: {error}")
+    return plans, problems
+
+
+def _is_there(need: HubNeed, pinned: Mapping[Key, LockedRepo]) -> bool:
+    locked = pinned.get(need.key)
+    if locked is None:
+        return False
+    try:
+        check_locked(need, locked)
+    except PinnedError:
+        return False
+    return True
+
+
+def _room(plans: Sequence[RepoPlan], quota_command: str | None) -> list[str]:
+    """What speaks against writing the plans' files into the cache."""
+    cache = cache_folder()
+    needed = sum(plan.to_write for plan in plans)
+    count = sum(2 * len(plan.to_bring) + len(plan.to_convert) for plan in plans)  # files and names
+    if not count:
+        return []
+    existing = next(folder for folder in (cache, *cache.absolute().parents) if folder.exists())
+    if not os.access(existing, os.W_OK) or _is_read_only(existing):
+        return [f"the cache {cache} cannot be written to: set HF_HOME to one that can"]
+    space = free_space(cache, quota_command)
+    if space.free_bytes < needed:
+        lack = f"{size_text(needed)}, and {size_text(space.free_bytes)} are free"
+    elif space.free_files is not None and space.free_files < count:
+        lack = f"{count} files, and {space.free_files} more are allowed"
+    else:
+        return []
+    return [
+        f"no room in the cache {cache}: it needs {lack} by the {space.source}. Set HF_HOME to a "
+        "larger filesystem, or delete what is not needed (`hf cache ls`, `hf cache rm`)"
+    ]
+
+
+def _is_read_only(folder: Path) -> bool:
+    return bool(os.statvfs(folder).f_flag & os.ST_RDONLY)  # root may write anywhere else
+
+
+def _fetch(plan: RepoPlan) -> LockedRepo:
+    """Downloads and converts what a plan needs, and checks that it is there."""
+    need = plan.need
+    if plan.to_bring:
+        console.print(f"{need.name} at {plan.revision[:12]}", highlight=False)
+        download(plan)
+    if plan.is_new:
+        remember_newest(plan)
+    files, converted = dict(plan.files), None
+    if plan.pickled:
+        converted = converted_name(need.key, plan.revision)
+        files = _converted(plan, cache_folder() / converted)
+    return LockedRepo(
+        type=need.type,
+        id=need.name,
+        revision=plan.revision,
+        licence=plan.licence,
+        allow=need.allow,
+        ignore=need.ignore,
+        files=files,
+        converted=converted,
+    )
+
+
+def _converted(plan: RepoPlan, folder: Path) -> dict[str, int]:
+    """The files of the folder of converted weights, which is made where it is not there."""
+    if not plan.is_converted:
+        name = plan.need.name
+        console.print(f"converting the pickles of {name} to safetensors", highlight=False)
+        snapshot = snapshot_folder(plan.need.key, plan.revision)
+        try:
+            convert_snapshot(snapshot, sorted(plan.files), plan.pickled, folder)
+        except OSError as error:  # the disk was filled by somebody else in the meantime
+            raise WeightsError(
+                f"the conversion of {name} stopped ({error}): make room and run the command again"
+            ) from error
+    return contents(folder)
+
+
+# ---- what is shown -------------------------------------------------------------------------------
+
+
+def _show(
+    needs: Sequence[HubNeed], plans: Sequence[RepoPlan], pinned: Mapping[Key, LockedRepo]
+) -> None:
+    table = Table(
+        Column("repository", overflow="fold"),
+        "revision",
+        Column("licence", overflow="fold"),
+        Column("size", no_wrap=True),
+        Column("to download", no_wrap=True),
+    )
+    by_key = {plan.need.key: plan for plan in plans}
+    for need in needs:
+        if not need.is_hub_id:
+            table.add_row(need.name, "", "", "", "is here")
+            continue
+        plan = by_key.get(need.key)
+        known = plan or pinned[need.key]
+        size = sum({**known.files, **(plan.pickles if plan else {})}.values())
+        fetch = plan.bytes_to_fetch if plan else 0
+        table.add_row(
+            need.name,
+            known.revision[:8],
+            known.licence or "not stated",
+            size_text(size),
+            size_text(fetch) if fetch else "is here",
+        )
+    console.print(table)
+
+
+def _conclude(path: Path, needs: Sequence[HubNeed], locked: Mapping[Key, LockedRepo]) -> None:
+    mine = [locked[need.key] for need in needs if need.is_hub_id]
+    if not mine:
+        console.print("nothing of these configs is on the hub: nothing to fetch", highlight=False)
+        return
+    total = size_text(sum(repo.bytes for repo in mine))
+    console.print(f"cache:  {cache_folder()} ({total} of these configs)", highlight=False)
+    console.print(f"lock:   {path}", highlight=False, soft_wrap=True)
+    if path.absolute() != lock_path().absolute():
+        console.print(f"jobs need ADRPO_PREFETCH_LOCK={path.absolute()}", highlight=False)
+
+
+def _things(count: int) -> str:
+    return "one thing" if count == 1 else f"{count} things"
+
+
+def _listed(head: str, lines: Sequence[str]) -> str:
+    return "\n".join([head, *(f"  - {line}" for line in lines)])

@@ -1,0 +1,1 @@
+"""One run: its config, registry, assembly, start, resume, folder and tables."""

@@ -1,0 +1,70 @@
+"""A config as people read it: every key with its value, source and meaning; differences; schema."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from rich.table import Table
+
+from adrpo_scale.core.settings import walk
+from adrpo_scale.run.config import LoadedConfig, RunConfig
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One key. value: as in TOML; source: file, --set or default, and the paper's place where the
+    value is the paper's.
+    """
+
+    path: str
+    value: str
+    source: str
+    meaning: str
+
+
+def entries(loaded: LoadedConfig) -> list[Entry]:
+    """Every key of a config, in declaration order."""
+    return [
+        Entry(path, _toml(value), loaded.source(path, value, info), info.description or "")
+        for path, value, info, _ in walk(loaded.config)
+    ]
+
+
+def _toml(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f'"{value}"' if isinstance(value, str) else str(value)
+
+
+def config_table(loaded: LoadedConfig) -> Table:
+    table = Table(title=f"{loaded.name}-{loaded.config.digest()}")
+    for name in ("key", "value", "from"):
+        table.add_column(name, overflow="fold", no_wrap=name == "key")
+    table.add_column("meaning", ratio=1)
+    for entry in entries(loaded):
+        table.add_row(entry.path, entry.value, entry.source, entry.meaning)
+    return table
+
+
+def differences(one: LoadedConfig, other: LoadedConfig) -> list[tuple[str, str, str]]:
+    """(key, value here, value there) of every key that differs; "–" where a key is not there."""
+    here = {entry.path: entry.value for entry in entries(one)}
+    there = {entry.path: entry.value for entry in entries(other)}
+    keys = list(dict.fromkeys([*here, *there]))
+    pairs = [(key, here.get(key, "–"), there.get(key, "–")) for key in keys]
+    return [pair for pair in pairs if pair[1] != pair[2]]
+
+
+def difference_table(one: LoadedConfig, other: LoadedConfig) -> Table:
+    table = Table("key", one.name, other.name, title="settings that differ")
+    for row in differences(one, other):
+        table.add_row(*row)
+    return table
+
+
+def schema() -> dict[str, Any]:
+    """JSON schema of a config file, for editors (e.g. taplo's `#:schema` line)."""
+    return RunConfig.model_json_schema()

@@ -1,0 +1,48 @@
+"""Curves from the rows of `eval.jsonl`: one panel a metric, one line a split (or a run)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from adrpo_scale.run.tables import Row, metric_order
+
+COLUMNS = 5  # panels side by side
+
+
+def curves(runs: Sequence[Sequence[Row]], to: Path) -> None:
+    """Writes one PNG of every metric against the iteration; several runs get a colour each."""
+    import matplotlib
+
+    matplotlib.use("Agg")  # no display on a cluster node
+    from matplotlib import pyplot
+
+    every = [row for run in runs for row in run if row["value"] is not None]
+    known = {row["metric"] for row in every}
+    metrics = metric_order(known)
+    columns = min(COLUMNS, len(metrics))
+    rows = -(-len(metrics) // columns)
+    figure, axes = pyplot.subplots(
+        rows, columns, figsize=(3.4 * columns, 3.0 * rows), squeeze=False, layout="constrained"
+    )
+    for axis in axes.flat[len(metrics) :]:
+        axis.remove()
+    for axis, metric in zip(axes.flat, metrics, strict=False):
+        for number, run in enumerate(runs):
+            for split, style in (("train", "-"), ("held_out", "--")):
+                points = sorted(
+                    (row["iteration"], row["value"])
+                    for row in run
+                    if row["metric"] == metric
+                    and row["split"] == split
+                    and row["value"] is not None
+                )
+                if points:
+                    label = split if len(runs) == 1 else f"{run[0]['run']} {split}"
+                    axis.plot(*zip(*points, strict=True), style, color=f"C{number}", label=label)
+        axis.set_title(metric, fontsize=10)
+        axis.set_xlabel("iteration")
+        axis.grid(alpha=0.3)
+    axes[0][0].legend(fontsize=8)
+    figure.savefig(to, dpi=110)
+    pyplot.close(figure)

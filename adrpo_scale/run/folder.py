@@ -1,0 +1,91 @@
+"""The folder of a run: where it is, whose it is, and how it is cut back to a checkpoint."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from adrpo_scale.core.errors import RunFolderError
+from adrpo_scale.core.files import replace_file, replace_json
+
+# What may be there before `config.json`, which makes a folder that of a run: what a start makes
+# first, and places for checkpoints that someone has put on another filesystem.
+EARLY = ("lock.json", "config.json", "logs", "lives", "origin", "checkpoints", "trajectory")
+
+
+def default_folder(name: str, digest: str) -> Path:
+    """$ADRPO_RUNS/<config name>-<the run's identity>; ADRPO_RUNS is `runs` by default."""
+    return Path(os.environ.get("ADRPO_RUNS", "runs")) / f"{name}-{digest}"
+
+
+def make_folder(run: Path) -> None:
+    """Makes the folder, on rank 0 alone. Raises RunFolderError if it holds something that is not a
+    run, or cannot be made."""
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        others = [path for path in run.iterdir() if not path.name.startswith(EARLY)]
+    except OSError as error:
+        raise _not_writable(run, error) from error
+    if others and not (run / "config.json").is_file():
+        raise RunFolderError(
+            f"{run} is not empty and not the folder of a run; choose another --run-dir"
+        )
+
+
+def write_config(run: Path, resolved: dict[str, Any]) -> None:
+    """`config.json`, on rank 0 alone."""
+    try:
+        replace_json(run / "config.json", resolved)
+    except OSError as error:
+        raise _not_writable(run, error) from error
+
+
+def _not_writable(run: Path, error: OSError) -> RunFolderError:
+    return RunFolderError(
+        f"run folder {run} cannot be written ({error}); choose another --run-dir or set ADRPO_RUNS"
+    )
+
+
+def cut_back(run: Path, iteration: int, evaluated: int) -> None:
+    """Takes out of the JSONL files what came after a checkpoint, on rank 0 alone: the run repeats
+    it. iteration: the checkpoint's; evaluated: the last iteration whose evaluation it has done."""
+    _keep(run / "metrics.jsonl", lambda row: row["iteration"] <= iteration)
+    _keep(run / "eval.jsonl", lambda row: row["iteration"] <= min(iteration, evaluated))
+
+
+def left_behind(run: Path, iteration: int) -> dict[str, Any] | None:
+    """What lines of metrics.jsonl came after a checkpoint, before they are cut back: how many
+    iterations, their seconds, and when the last of all lines was written. None: no lines."""
+    path = run / "metrics.jsonl"
+    try:
+        written, lines = path.stat().st_mtime, path.read_text(errors="replace").splitlines()
+    except OSError:
+        return None
+    rows = [json.loads(line) for line in lines if _is_whole(line)]
+    after = [row for row in rows if row["iteration"] > iteration]
+    seconds = sum(row.get("seconds", 0.0) + row.get("seconds_between", 0.0) for row in after)
+    last_line = datetime.fromtimestamp(written).astimezone().isoformat(timespec="seconds")
+    return {"iterations": len(after), "seconds": round(seconds, 3), "last_line": last_line}
+
+
+def _keep(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
+    if not path.is_file():
+        return
+    text = path.read_text(errors="replace")
+    lines = [line for line in text.splitlines() if _is_whole(line) and wanted(json.loads(line))]
+    kept = "".join(line + "\n" for line in lines)
+    if kept != text:
+        replace_file(path, kept.encode())
+
+
+def _is_whole(line: str) -> bool:
+    """False for a line that the process died in the middle of."""
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,195 @@
+"""Whether a run may go on from a checkpoint: settings, prompts and base model compared."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from adrpo_scale.checkpoint.base import MANIFEST
+from adrpo_scale.checkpoint.reader import Reader
+from adrpo_scale.checkpoint.shelf import CHECKPOINTS, TRAJECTORY, committed
+from adrpo_scale.core.errors import CheckpointError, ConfigError, agreed
+from adrpo_scale.core.files import remove_folder, sync_file, sync_folder
+from adrpo_scale.core.settings import Effect
+from adrpo_scale.core.types import Prompt
+from adrpo_scale.run.config import RunConfig, leaves, parse_config
+
+ORIGIN = "origin"  # folder of a run: the checkpoint that it started from
+_MISSING = object()
+
+
+@dataclass(frozen=True)
+class Change:
+    """A setting whose value is another one than the checkpoint's. before, after: as text."""
+
+    path: str
+    before: str
+    after: str
+    effect: Effect
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.before} → {self.after}"
+
+
+def settings_changes(before: Mapping[str, Any], config: RunConfig) -> list[Change]:
+    """What differs between a checkpoint's resolved settings and this run's. A key that is no
+    setting (any more) counts as maths: nothing is known of it."""
+    old, new = dict(leaves(before)), dict(leaves(config.resolved()))
+    effects = _effects(before) | config.effects()
+    return [
+        Change(path, _text(old, path), _text(new, path), effects.get(path, "maths"))
+        for path in dict.fromkeys([*old, *new])
+        if old.get(path, _MISSING) != new.get(path, _MISSING)
+    ]
+
+
+def _effects(settings: Mapping[str, Any]) -> dict[str, Effect]:
+    """Of a checkpoint's settings; {} where this version no longer knows them all."""
+    try:
+        return parse_config(settings).effects()
+    except ConfigError:
+        return {}
+
+
+def _text(values: Mapping[str, Any], path: str) -> str:
+    return json.dumps(values[path]) if path in values else "(not there)"
+
+
+def is_allowed(path: str, allowed: Sequence[str]) -> bool:
+    """Whether `--allow-change` names a key or a section that it is in."""
+    return any(path == key or path.startswith(f"{key}.") for key in allowed)
+
+
+def check_settings(reader: Reader, config: RunConfig, allowed: Sequence[str]) -> list[str]:
+    """Notes on settings that changed since the checkpoint, to be logged. ConfigError, listing them,
+    where some change what is learned and `--allow-change` does not name them."""
+    changes = settings_changes(reader.manifest.document["config"], config)
+    refused = [
+        change
+        for change in changes
+        if change.effect == "maths" and not is_allowed(change.path, allowed)
+    ]
+    if refused:
+        listed = "".join(f"\n    {change}" for change in refused)
+        raise ConfigError(
+            f"these settings change what is learned, and the run's checkpoint of iteration "
+            f"{reader.iteration} has others:{listed}\n"
+            "Set them back, choose another --run-dir, or change them in the middle of the run with "
+            + " ".join(f"--allow-change {change.path}" for change in refused)
+        )
+    notes = {"maths": "allowed", "content": "its content is compared", "rounding": "rounding only"}
+    return [f"{c} ({notes.get(c.effect, 'changes nothing that is learned')})" for c in changes]
+
+
+def prompts_digest(*lists: Sequence[Prompt]) -> str:
+    """Hash of the prompts' texts and metadata, in order: the cursor means nothing in other ones.
+    Where clips lie is left out: data may move between two lives of a run."""
+    facts = [[_without_place(asdict(prompt)) for prompt in prompts] for prompts in lists]
+    text = json.dumps(facts, sort_keys=True, default=str)  # str: dates of parquet rows
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _without_place(prompt: dict[str, Any]) -> dict[str, Any]:
+    metadata = {k: v for k, v in prompt["metadata"].items() if k != "audio_folder"}
+    return prompt | {"metadata": metadata}
+
+
+def check_content(reader: Reader, constant: Mapping[str, Any], allowed: Sequence[str]) -> None:
+    """Raises CheckpointError where base model or prompts are others than the checkpoint's."""
+    before = reader.manifest.document
+    if before["base"]["frozen"] != constant["base"]["frozen"] and not is_allowed("base", allowed):
+        raise agreed(
+            CheckpointError(
+                f"{reader.folder} was trained with other files beside the trained weights than "
+                f"{constant['base']['model']} has now (config, tokenizer, chat template; text "
+                "encoders, VAE, scheduler). Bring the same model back, or pass --allow-change base"
+            )
+        )
+    if before["base"]["sha256"] != constant["base"]["sha256"] and not is_allowed("base", allowed):
+        raise agreed(
+            CheckpointError(
+                f"{reader.folder} was trained on other base weights: {before['base']['model']} "
+                f"(sha256 {before['base']['sha256'][:12]}…), now {constant['base']['model']} "
+                f"({constant['base']['sha256'][:12]}…). Bring the same model back, or pass "
+                "--allow-change base"
+            )
+        )
+    if before["prompts"] != constant["prompts"] and not is_allowed("prompts", allowed):
+        raise agreed(
+            CheckpointError(
+                f"{reader.folder} was trained on other prompts: the files of [prompts] have "
+                "changed, and its place in them would mean others. Bring the same files back, or "
+                "pass --allow-change prompts"
+            )
+        )
+
+
+def open_checkpoint(name: str) -> Reader:
+    """The checkpoint that RUN, RUN@iteration or a checkpoint folder names; of a run the newest.
+
+    Looks in `checkpoints/` first, then in `trajectory/`. Raises CheckpointError, listing what there
+    is, where there is none.
+    """
+    folder, wanted = Path(name), None
+    if not folder.exists() and "@" in name:
+        before, _, after = name.rpartition("@")
+        if not after.isdigit():
+            raise CheckpointError(f"{name!r}: expected RUN@iteration, e.g. runs/mine@120")
+        folder, wanted = Path(before), int(after)
+    if (folder / MANIFEST).is_file():
+        return Reader(folder)
+    there = committed(folder / TRAJECTORY) | committed(folder / CHECKPOINTS)
+    full = committed(folder / CHECKPOINTS) or there
+    chosen = there.get(wanted) if wanted is not None else full.get(max(full, default=-1))
+    if chosen is None:
+        known = ", ".join(map(str, sorted(there))) or "none"
+        what = "no checkpoint" if wanted is None else f"no checkpoint of iteration {wanted}"
+        raise CheckpointError(f"{folder} has {what}; committed iterations: {known}")
+    return Reader(chosen)
+
+
+def pin_origin(source: str, to: Path) -> None:
+    """Puts the files of the checkpoint that `source` names at `to`, as hard links where the
+    filesystem allows it. On rank 0 alone. CheckpointError where it cannot be a start.
+
+    What an earlier start has put there is used where `source` is no more.
+    """
+    try:
+        reader = open_checkpoint(source)
+    except CheckpointError:
+        if (to / MANIFEST).is_file():
+            return
+        raise
+    document = reader.manifest.document
+    if document["lora"] is not None and document["config"]["rebase_reference"]:
+        raise CheckpointError(
+            f"init_from = {source!r}: its adapters belong to a base that was itself rebased, and "
+            "are not the whole of its weights; `adrpo-scale export` it --as merged and start from "
+            "that folder as domain.model"
+        )
+    temporary = to.with_name(to.name + ".tmp")
+    remove_folder(temporary)
+    temporary.mkdir()
+    for name in [MANIFEST, *(file.name for file in reader.manifest.files)]:
+        try:
+            os.link(reader.folder / name, temporary / name)
+        except OSError:
+            shutil.copyfile(reader.folder / name, temporary / name)  # another filesystem
+            sync_file(temporary / name)
+    sync_folder(temporary)
+    remove_folder(to)
+    os.rename(temporary, to)
+    sync_folder(to.parent)
+
+
+def origin_of(reader: Reader) -> Reader | None:
+    """The checkpoint that a checkpoint's run started from, where it is a fork."""
+    if reader.manifest.document["origin"] is None:
+        return None
+    return Reader(reader.folder.parent.parent / ORIGIN)

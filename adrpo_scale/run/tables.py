@@ -1,0 +1,112 @@
+"""Tables from the rows of `eval.jsonl`, and from nothing else.
+
+A row is {run, algorithm, seed, iteration, split, metric, value, n}.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from adrpo_scale.core.errors import RunFolderError
+
+Row = Mapping[str, Any]
+LAST = 3  # evaluations averaged for "after": single ones are noisy
+
+COLUMNS = (
+    ("train", "reward"),
+    ("held_out", "reward"),
+    ("train", "checker"),
+    ("held_out", "checker"),
+    ("train", "clip_diversity_l2"),
+    ("train", "clip_diversity_cosine"),
+    ("train", "pixel_diversity"),
+    ("train", "w2_sum"),
+    ("train", "accuracy_greedy"),
+    ("held_out", "accuracy_greedy"),
+    ("held_out", "accuracy_sampled"),
+    ("held_out", "gold_sampled"),
+    ("held_out", "kl"),
+    ("held_out", "entropy"),
+)
+
+
+def read_rows(run: Path) -> list[Row]:
+    """Rows of a run folder's `eval.jsonl`; RunFolderError if there is none."""
+    path = run / "eval.jsonl"
+    if not path.is_file():
+        raise RunFolderError(
+            f"{path} is not there: give the folder of a run with evaluation.every > 0 that has "
+            "reached its first evaluation"
+        )
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def before(rows: Iterable[Row], split: str, metric: str) -> float | None:
+    """Value at iteration 0, or None."""
+    values = [r["value"] for r in rows if _is(r, split, metric) and r["iteration"] == 0]
+    return values[0] if values else None
+
+
+def after(rows: Iterable[Row], split: str, metric: str) -> float | None:
+    """Mean of the last three evaluations after iteration 0, or None."""
+    found = sorted(
+        (r["iteration"], r["value"])
+        for r in rows
+        if _is(r, split, metric) and r["iteration"] > 0 and r["value"] is not None
+    )
+    return statistics.fmean(value for _, value in found[-LAST:]) if found else None
+
+
+def _is(row: Row, split: str, metric: str) -> bool:
+    return row["split"] == split and row["metric"] == metric and row["value"] is not None
+
+
+def before_after(rows: Sequence[Row]) -> list[tuple[str, str, float | None, float | None]]:
+    """(split, metric, before, after) for every metric that the rows hold, in a fixed order."""
+    known = {(r["split"], r["metric"]) for r in rows}
+    metrics = metric_order({metric for _, metric in known})
+    ordered = [(s, m) for m in metrics for s in ("train", "held_out") if (s, m) in known]
+    return [(s, m, before(rows, s, m), after(rows, s, m)) for s, m in ordered]
+
+
+def metric_order(names: set[str]) -> list[str]:
+    """Known metrics first, in the order of COLUMNS, then the others by name."""
+    first = [m for m in dict.fromkeys(metric for _, metric in COLUMNS) if m in names]
+    return first + sorted(names - set(first))
+
+
+def comparison(runs: Sequence[Sequence[Row]]) -> list[list[str]]:
+    """One line per algorithm: mean ± half the range over seeds of `after`, base model first.
+
+    First line: the header. Runs of one algorithm must differ in their seed alone.
+    """
+    every = [row for run in runs for row in run]
+    known = {(r["split"], r["metric"]) for r in every}
+    columns = [c for c in COLUMNS if c in known]
+    lines = [["", *(f"{metric} ({split})" for split, metric in columns)]]
+    base = [[before(run, *column) for run in runs] for column in columns]
+    lines.append(["base", *(_mean_range(values) for values in base)])
+    for algorithm in sorted({r["algorithm"] for r in every}):
+        chosen = [run for run in runs if run and run[0]["algorithm"] == algorithm]
+        values = [[after(run, *column) for run in chosen] for column in columns]
+        lines.append([f"{algorithm} ×{len(chosen)}", *(_mean_range(v) for v in values)])
+    return lines
+
+
+def _mean_range(values: Sequence[float | None]) -> str:
+    numbers = [value for value in values if value is not None]
+    if not numbers:
+        return "–"
+    mean, half = statistics.fmean(numbers), (max(numbers) - min(numbers)) / 2
+    digits = 1 if abs(mean) >= 10 else 2
+    return f"{mean:.{digits}f} ± {half:.{digits}f}" if half else f"{mean:.{digits}f}"
+
+
+def markdown(lines: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; the first line is the header."""
+    rule = ["---"] * len(lines[0])
+    return "\n".join("| " + " | ".join(line) + " |" for line in [lines[0], rule, *lines[1:]])

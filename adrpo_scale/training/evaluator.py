@@ -1,0 +1,243 @@
+"""Evaluation during training: fixed prompts, fixed noise, the same numbers at any world size.
+
+Each split's prompts get `samples_per_prompt` samples whose noise depends on `seed` alone, so two
+evaluations differ by the policy and by nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from adrpo_scale.core import dist
+from adrpo_scale.core.errors import ConfigError
+from adrpo_scale.core.seeding import Purpose, permutation
+from adrpo_scale.core.settings import Effect, Section, setting
+from adrpo_scale.core.types import DrawKey, Prompt, Rewards, Rows
+from adrpo_scale.domains.base import Domain, Mode, Reference
+from adrpo_scale.engines.base import Engine
+from adrpo_scale.rewards.base import Reward, sharded_models
+from adrpo_scale.training.diversity import mean_pairwise_cosine, mean_pairwise_l2
+from adrpo_scale.training.grids import picture_grid
+from adrpo_scale.training.rollout import gather_rewards, nothing, sample_block, score_block
+
+THUMBNAIL = 64  # pixels; pixel diversity is measured on pictures reduced to this
+GRID_COLUMNS = 6
+GRID_ROWS = 6
+EVALUATION = -1  # the "iteration" of draws that must be the same at every evaluation
+
+
+class EvaluationConfig(Section):
+    EFFECT: ClassVar[Effect] = "none"
+
+    every: int = setting(
+        10, "iterations between evaluations, first and last included; 0: never", ge=0
+    )
+    prompts: int = setting(12, "prompts per split", ge=1)
+    samples_per_prompt: int = setting(12, "samples per prompt; diversity needs two", ge=2)
+    weights: Literal["raw", "ema"] = setting("raw", "which weights are evaluated")
+    seed: int = setting(0, "seed of the fixed noise and of the choice of prompts", ge=0, lt=2**63)
+
+    def is_due(self, iteration: int, last: int) -> bool:
+        """Whether to evaluate when `iteration` iterations are done."""
+        return self.every > 0 and (iteration % self.every == 0 or iteration == last)
+
+
+@dataclass(frozen=True)
+class Result:
+    """metrics: name → (value, how many samples or prompts it averages). grid: None on ranks > 0."""
+
+    metrics: dict[str, tuple[float, int]]
+    grid: Image.Image | None
+
+
+class Evaluator:
+    """Evaluates the policy on splits of prompts. Every method is collective."""
+
+    def __init__(
+        self,
+        config: EvaluationConfig,
+        domain: Domain,
+        engine: Engine,
+        rewards: Sequence[Reward],
+        trained_on: set[str],
+        splits: dict[str, list[Prompt]],
+        chunk: int,
+        frozen: Sequence[nn.Module] = (),
+    ) -> None:
+        """rewards: all of them; trained_on: labels of those in the weighted sum `reward`;
+        frozen: the reference, where it is a model of its own. Raises ConfigError if a split has
+        fewer samples than there are ranks."""
+        self.config, self.domain, self.engine, self.chunk = config, domain, engine, chunk
+        self.rewards, self.trained_on, self.frozen = rewards, trained_on, frozen
+        self.splits = {name: self._choose(prompts) for name, prompts in splits.items() if prompts}
+        for name, prompts in self.splits.items():
+            samples = len(prompts) * config.samples_per_prompt
+            if domain.makes_pictures and samples < dist.world_size():
+                raise ConfigError(
+                    f"evaluation of {name}: {len(prompts)} prompts × {config.samples_per_prompt} "
+                    f"samples are fewer than the {dist.world_size()} processes; raise "
+                    "evaluation.samples_per_prompt"
+                )
+
+    def _choose(self, prompts: Sequence[Prompt]) -> list[Prompt]:
+        order = permutation(len(prompts), self.config.seed, int(Purpose.EVALUATION)).tolist()
+        return [prompts[i] for i in order[: self.config.prompts]]
+
+    def evaluate(
+        self,
+        policy: nn.Module,
+        reference: Reference,
+        split: str,
+        check: Callable[[], None] = nothing,
+    ) -> Result:
+        """Metrics and picture grid of one split. check: see `sample_block`."""
+        prompts, size = self.splits[split], self.config.samples_per_prompt
+        key = DrawKey(self.config.seed, EVALUATION)
+        # Everything that runs a model is in here: ranks need not then run it equally often.
+        with self.engine.sampling(policy):
+            rows = self._sample(policy, prompts, size, key, "evaluation", check)
+            greedy = None
+            if "greedy" in self.domain.evaluations:
+                greedy = self._sample(policy, prompts, 1, key, "greedy", check)
+            with self.engine.sampling(*self.frozen):  # not whole while samples need memory
+                measured = self._divergences(policy, reference, rows, key)
+        artifacts, scored = self._score(rows, prompts, size, check)
+        measured |= self.domain.row_metrics(rows)
+        planes = reward_planes(scored, self.trained_on, greedy is not None)
+        metrics = {name: finite_mean(plane) for name, plane in planes.items()}
+        if greedy is not None:
+            _, best = self._score(greedy, prompts, 1, check)
+            metrics = greedy_metrics(metrics, reward_planes(best, self.trained_on, True))
+        metrics |= {name: finite_mean(values) for name, values in gather_values(measured).items()}
+        grid = None
+        if self.domain.makes_pictures:
+            metrics |= self._diversity_metrics(artifacts, len(prompts), size)
+            grid = image_grid(rows, artifacts, prompts, planes["reward"])
+        return Result(metrics, grid)
+
+    def _sample(
+        self,
+        policy: nn.Module,
+        prompts: Sequence[Prompt],
+        size: int,
+        key: DrawKey,
+        mode: Mode,
+        check: Callable[[], None],
+    ) -> Rows:
+        return sample_block(self.domain, policy, prompts, size, key, self.chunk, check, mode)
+
+    def _score(
+        self, rows: Rows, prompts: Sequence[Prompt], size: int, check: Callable[[], None]
+    ) -> tuple[list[Any], Rewards]:
+        artifacts = self.domain.artifacts(rows)
+        prompts_N = [prompts[int(s) // size] for s in rows.sample_ids_N]
+        samples = len(prompts) * size
+        with self.engine.sampling(*sharded_models(self.rewards)):
+            scores_NR = score_block(self.rewards, artifacts, prompts_N, samples, self.chunk, check)
+        scores_NR[~self.domain.is_sound(rows)] = torch.nan
+        return artifacts, gather_rewards(rows, scores_NR, self.rewards, prompts, size)
+
+    def _divergences(
+        self, policy: nn.Module, reference: Reference, rows: Rows, key: DrawKey
+    ) -> dict[str, Tensor]:
+        """This rank's `divergence_metrics`, float64 [N] each; {} without rows."""
+        parts: dict[str, list[Tensor]] = {}
+        for start in range(0, len(rows), self.chunk):
+            part = rows.take(slice(start, start + self.chunk))
+            terms = self.domain.terms(
+                policy, reference, part, part.sample_ids_N, key, frozenset({"divergence"})
+            )
+            for name, values in self.domain.divergence_metrics(terms).items():
+                parts.setdefault(name, []).append(values.double().cpu())
+        return {name: torch.cat(values) for name, values in parts.items()}
+
+    def _diversity_metrics(
+        self, images: Sequence[np.ndarray], prompts: int, size: int
+    ) -> dict[str, tuple[float, int]]:
+        """Needs the samples in order of their ids, as blocks are."""
+        thumbnails = dist.gather_rows(pixels(images)).unflatten(0, (prompts, size))
+        found = {"pixel_diversity": mean_pairwise_l2(thumbnails / 255.0)}
+        embedder = next((r for r in self.rewards if hasattr(r, "embed")), None)
+        if embedder is not None:
+            features = dist.gather_rows(embedder.embed(images)).unflatten(0, (prompts, size))
+            found["clip_diversity_l2"] = mean_pairwise_l2(features)
+            found["clip_diversity_cosine"] = mean_pairwise_cosine(features)
+        return {name: finite_mean(values) for name, values in found.items()}
+
+
+def gather_values(mine: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The values of all ranks by name; a rank without rows may lack names. Collective."""
+    whole: dict[str, list[Tensor]] = {}
+    for part in dist.gather_objects(mine):
+        for name, values in part.items():
+            whole.setdefault(name, []).append(values)
+    return {name: torch.cat(parts) for name, parts in whole.items()}
+
+
+def greedy_metrics(
+    sampled: dict[str, tuple[float, int]], greedy: dict[str, Tensor]
+) -> dict[str, tuple[float, int]]:
+    """Both under names that tell them apart: `reward` is of samples, `reward_greedy` is not; every
+    other reward is `NAME_sampled` and `NAME_greedy`."""
+    names = {name: name if name == "reward" else f"{name}_sampled" for name in sampled}
+    found = {names[name]: value for name, value in sampled.items()}
+    return found | {f"{name}_greedy": finite_mean(plane) for name, plane in greedy.items()}
+
+
+def reward_planes(scored: Rewards, trained_on: set[str], every: bool = False) -> dict[str, Tensor]:
+    """[P, G] by metric name: `reward`, the weighted sum of the rewards trained on, and every other
+    reward by its own name (those trained on too, where they are several, or with `every`)."""
+    # Left out rather than weighted 0: a failed evaluation-only reward is NaN, and 0 · NaN is NaN.
+    trained = torch.tensor([name in trained_on for name in scored.names])
+    total_PG = torch.einsum("r,rpg->pg", scored.weights_R[trained], scored.per_reward_RPG[trained])
+    planes = {"reward": total_PG}
+    for name, plane in zip(scored.names, scored.per_reward_RPG, strict=True):
+        if every or len(trained_on) > 1 or name not in trained_on:
+            planes[name] = plane
+    return planes
+
+
+def finite_mean(values: Tensor) -> tuple[float, int]:
+    """(mean of the finite values, their number); (nan, 0) without any."""
+    finite = values[values.isfinite()]
+    return (float(finite.double().mean()), finite.numel()) if finite.numel() else (float("nan"), 0)
+
+
+def pixels(images: Sequence[np.ndarray]) -> Tensor:
+    """uint8 [N, h·w·3] of the pictures, reduced to at most THUMBNAIL pixels a side."""
+    flat = []
+    for image in images:
+        picture = Image.fromarray(image)
+        picture.thumbnail((THUMBNAIL, THUMBNAIL))
+        flat.append(torch.from_numpy(np.asarray(picture).copy()).flatten())
+    return torch.stack(flat)
+
+
+def image_grid(
+    rows: Rows, images: Sequence[Any], prompts_P: Sequence[Prompt], rewards_PG: Tensor
+) -> Image.Image | None:
+    """Picture grid of the first prompts and samples, on rank 0; None elsewhere. Collective.
+
+    rewards_PG: [P, G], the number below each picture."""
+    size = rewards_PG.shape[1]
+    shown = [
+        (int(s), images[n])
+        for n, s in enumerate(rows.sample_ids_N)
+        if int(s) // size < GRID_ROWS and int(s) % size < GRID_COLUMNS
+    ]
+    every = dict(pair for part in dist.gather_objects(shown) for pair in part)
+    if not dist.is_main():
+        return None
+    n_prompts, columns = min(GRID_ROWS, len(prompts_P)), min(GRID_COLUMNS, size)
+    return picture_grid(
+        [[every[p * size + g] for g in range(columns)] for p in range(n_prompts)],
+        [prompt.text for prompt in prompts_P[:n_prompts]],
+        rewards_PG[:n_prompts, :columns].tolist(),
+    )

@@ -1,0 +1,268 @@
+"""The numbers of one iteration: what credit was given, what the updates did, where time went."""
+
+from __future__ import annotations
+
+import math
+import re
+import resource
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adrpo_scale.algorithms.advantages import is_degenerate
+from adrpo_scale.algorithms.base import Algorithm, GroupRelative
+from adrpo_scale.algorithms.tokens import per_row
+from adrpo_scale.core import dist, watchdog
+from adrpo_scale.core.types import Completion, Credit, Prompt, Rewards, Rows, Terms
+from adrpo_scale.training.batches import MicroBatch
+
+SMALL_ADVANTAGE = 0.05
+MANY_DEGENERATE = 0.5
+MANY_TRUNCATED = 0.5
+
+
+Measured = tuple[float | None, float | None]
+
+
+PHASES = ("rollout", "reward", "update")
+
+
+def reset_peak(device: torch.device) -> None:
+    """`peak_bytes` counts from here."""
+    if device.type == "cuda":
+        torch.cuda.init()  # or there is nothing yet whose peak could be reset
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        with suppress(OSError):  # where /proc does not take it, the peak is that of the process
+            Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_bytes(device: torch.device) -> int:
+    """The most since `reset_peak`: on a GPU of what torch has allocated there, on the CPU of all
+    that this process holds in memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    with suppress(OSError):
+        found = re.search(r"^VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text(), re.M)
+        if found is not None:
+            return 1024 * int(found[1])
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+class Stopwatch:
+    """Wall seconds by phase, CPU seconds of this process, and its memory's peak by phase: on a GPU
+    always, on the CPU where `with_memory` asks for it.
+
+    before: the watch of the iteration before. phase: the last that began. peaks: phase → bytes.
+    """
+
+    def __init__(
+        self, device: torch.device, before: Stopwatch | None = None, with_memory: bool = False
+    ) -> None:
+        self._device, self._with_memory = device, with_memory or device.type == "cuda"
+        self._seconds: dict[str, float] = {}
+        self._start, self._cpu = time.perf_counter(), time.process_time()
+        self.end: float = self._start
+        self._between = self._start - before.end if before is not None else 0.0
+        self.phase = ""
+        self.peaks: dict[str, int] = {}
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        self.phase, start = phase, time.perf_counter()
+        if self._with_memory:
+            reset_peak(self._device)
+        with watchdog.phase(phase):
+            yield
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)  # kernels still running belong to this phase
+        self._seconds[phase] = self._seconds.get(phase, 0.0) + time.perf_counter() - start
+        if self._with_memory:
+            self.peaks[phase] = max(self.peaks.get(phase, 0), peak_bytes(self._device))
+
+    def record(self, samples: int) -> dict[str, float]:
+        """Seconds of this rank, and on GPUs the peaks of the rank with most. seconds_between: from
+        the end of the iteration before. Collective on GPUs."""
+        self.end = time.perf_counter()
+        wall = self.end - self._start
+        return {
+            **{f"seconds_{phase}": self._seconds.get(phase, 0.0) for phase in PHASES},
+            **self._peak_record(),
+            "seconds": wall,
+            "seconds_between": self._between,
+            "cpu_seconds": time.process_time() - self._cpu,
+            "samples_per_second": samples / wall,
+        }
+
+    def _peak_record(self) -> dict[str, float]:
+        if self._device.type != "cuda":
+            return {}
+        mine = torch.tensor([self.peaks.get(phase, 0) for phase in PHASES], dtype=torch.float64)
+        most = (dist.all_max(mine) / 1e9).tolist()
+        return {f"peak_gb_{phase}": peak for phase, peak in zip(PHASES, most, strict=True)}
+
+
+class Tally:
+    """Sums over an iteration's micro-batches and steps, reduced over ranks once at the end."""
+
+    def __init__(self) -> None:
+        # loss; divergence, rows with one; entropy, tokens with one
+        self._sums: Tensor | None = None
+        self._rows: list[tuple[Tensor, Tensor | None, Tensor | None]] = []
+        self._norms: list[float] = []
+        self._rate = math.nan
+        self._skipped = 0
+
+    def add(self, loss: Tensor, terms: Terms, micro: MicroBatch) -> None:
+        include, zero = micro.credit.include, loss.new_zeros(())
+        parts = [loss.detach().float(), zero, zero, zero, zero]
+        divergence_N = entropy_N = None
+        if terms.divergence_N is not None:
+            divergence_N, include_N = terms.divergence_N.detach(), include.to(terms.divergence_N)
+            parts[1:3] = [(divergence_N * include_N).sum(), include_N.sum()]
+        if terms.entropy_K is not None:
+            assert terms.segment_K is not None
+            entropy_K, include_K = terms.entropy_K.detach(), include.to(loss)[terms.segment_K]
+            parts[3:] = [(entropy_K * include_K).sum(), include_K.sum()]
+            entropy_N = per_row(entropy_K, terms.segment_K, len(include), "sequence")
+        self._rows.append((micro.rows.sample_ids_N, divergence_N, entropy_N))
+        sums = torch.stack(parts)
+        self._sums = sums if self._sums is None else self._sums + sums
+
+    def measured(self) -> dict[int, Measured]:
+        """This rank's samples: id → (divergence, entropy) when they were first trained on."""
+        found: dict[int, Measured] = {}
+        for ids_N, *columns in self._rows:
+            divergences, entropies = (
+                [None] * len(ids_N) if c is None else c.tolist() for c in columns
+            )
+            for sample, *values in zip(ids_N.tolist(), divergences, entropies, strict=True):
+                found.setdefault(sample, (values[0], values[1]))
+        return found
+
+    def add_step(self, grad_norm: float, rate: float, skipped: bool) -> None:
+        self._norms.append(grad_norm)
+        self._rate = rate
+        self._skipped += skipped
+
+    def record(self) -> dict[str, Any]:
+        """Collective. loss: mean over the steps; null where nothing was trained on, divergence
+        where it was not measured."""
+        sums = torch.zeros(5) if self._sums is None else self._sums
+        loss, divergence, rows, entropy, tokens = dist.all_sum(sums.double().cpu()).tolist()
+        steps = len(self._norms)
+        return {
+            "loss": loss / steps if steps else None,
+            "divergence": divergence / rows if rows else None,
+            **({"entropy": entropy / tokens} if tokens else {}),
+            "grad_norm": sum(self._norms) / steps if steps else None,
+            "learning_rate": self._rate if steps else None,
+            "updates": steps,
+            "updates_skipped": self._skipped,
+        }
+
+
+def row_record(metrics: Mapping[str, Tensor]) -> dict[str, float]:
+    """Means over all ranks' rows. Collective."""
+    if not metrics:
+        return {}
+    sums = torch.stack([torch.stack([v.sum(), torch.tensor(len(v))]) for v in metrics.values()])
+    totals = dist.all_sum(sums.double()).tolist()
+    return {name: total / n for name, (total, n) in zip(metrics, totals, strict=True)}
+
+
+def completion_table(
+    rows: Rows,
+    completions: Sequence[Completion],
+    prompts_P: Sequence[Prompt],
+    rewards: Rewards,
+    credit: Credit,
+    measured: Mapping[int, Measured],
+) -> list[dict[str, Any]] | None:
+    """One record per sample of the iteration, on rank 0; None elsewhere. Collective.
+
+    measured: this rank's `Tally.measured`."""
+    ids = rows.sample_ids_N.tolist()
+    mine = dict(zip(ids, completions, strict=True))
+    written = {s: c for part in dist.gather_objects(mine) for s, c in part.items()}
+    numbers = {s: m for part in dist.gather_objects(dict(measured)) for s, m in part.items()}
+    if not dist.is_main():
+        return None
+    size = rewards.total_PG.shape[1]
+    planes = dict(zip(rewards.names, rewards.per_reward_RPG.flatten(1).tolist(), strict=True))
+    table = []
+    for sample in sorted(written):
+        prompt, completion = prompts_P[sample // size], written[sample]
+        divergence, entropy = numbers.get(sample, (None, None))
+        table.append(
+            {
+                "sample": sample,
+                "prompt_id": prompt.id,
+                "prompt": prompt.text,
+                "completion": completion.text,
+                "tokens": len(completion.tokens),
+                "finished": completion.finished,
+                **{f"reward_{name}": plane[sample] for name, plane in planes.items()},
+                "advantage": float(credit.weight[sample]),
+                "beta": float(credit.beta[sample]),
+                "divergence": divergence,
+                "entropy": entropy,
+            }
+        )
+    return table
+
+
+def credit_record(rewards: Rewards, credit: Credit) -> dict[str, Any]:
+    """Statistics of rewards, advantages and betas over the samples that are not masked."""
+    kept = rewards.mask_PG.flatten()
+    total = rewards.total_PG.flatten()[kept]
+    weight, clipped, beta = credit.weight[kept], credit.weight_clipped[kept], credit.beta[kept]
+    some = len(total) > 0
+    record = {
+        "reward": float(total.mean()) if some else None,
+        "reward_std": float(total.std()) if len(total) > 1 else None,
+        "advantage_abs_mean": float(weight.abs().mean()) if some else None,
+        "advantage_clip_fraction": float((weight != clipped).double().mean()) if some else None,
+        "beta_mean": float(beta.mean()) if some else None,
+        "beta_min": float(beta.min()) if some else None,
+        "beta_max": float(beta.max()) if some else None,
+        "masked": int((~kept).sum()),
+        "degenerate_groups": float(
+            is_degenerate(rewards.total_PG, rewards.mask_PG, 1).double().mean()
+        ),
+    }
+    if len(rewards.names) > 1:
+        for name, plane in zip(rewards.names, rewards.per_reward_RPG, strict=True):
+            values = plane.flatten()[kept]
+            record[f"reward_{name}"] = float(values.mean()) if some else None
+    return record
+
+
+def warnings_of(record: dict[str, Any], algorithm: Algorithm) -> Iterator[tuple[str, str]]:
+    """(kind, text) of everything in an iteration's record that a person should know."""
+    size = record["advantage_abs_mean"]
+    if isinstance(algorithm, GroupRelative) and size is not None and size < SMALL_ADVANTAGE:
+        yield (
+            "small advantages",
+            f"mean |A| is {size:.3g}, below {SMALL_ADVANTAGE}: almost nothing is learned. Rewards "
+            'are expected on a 0-100 scale, or use algorithm.scale = "group_std"',
+        )
+    if record["degenerate_groups"] > MANY_DEGENERATE:
+        yield (
+            "degenerate groups",
+            f"{record['degenerate_groups']:.0%} of the groups have equal rewards or fewer than two "
+            "samples left: they teach nothing. Raise prompts.group_size or choose a finer reward",
+        )
+    if record.get("truncated", 0.0) > MANY_TRUNCATED:
+        yield (
+            "truncated",
+            f"{record['truncated']:.0%} of the completions were cut off before they ended: raise "
+            "domain.rollout.max_new_tokens, or set domain.mask_truncated = true",
+        )
+    if record["masked"]:
+        yield "masked", f"{record['masked']} samples are masked because a reward failed; see logs/"

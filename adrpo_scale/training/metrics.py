@@ -1,0 +1,265 @@
+"""What a run leaves behind to look at: JSONL, TensorBoard, and the line on the terminal.
+
+Only rank 0 writes; the other ranks hold a `MetricsLog` that does nothing, so the loop has no
+conditionals. One JSON object per iteration in `metrics.jsonl`, one per evaluated number in
+`eval.jsonl`; numbers that are not finite or were not measured are null.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar
+
+import diffusers
+import numpy as np
+import pyarrow
+import transformers
+from pyarrow import parquet
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from adrpo_scale.core import dist
+from adrpo_scale.core.errors import DiskSpaceError
+from adrpo_scale.core.files import sync_file
+from adrpo_scale.core.settings import Effect, Section, setting
+
+log = logging.getLogger(__name__)
+console = Console()
+JSONL = ("metrics.jsonl", "eval.jsonl")
+SHOWN = 32  # completions in TensorBoard
+
+
+class LoggingConfig(Section):
+    EFFECT: ClassVar[Effect] = "none"
+
+    pictures_every: int = setting(
+        20, "iterations between picture grids of rollouts in TensorBoard; 0: never", ge=0
+    )
+    completions_every: int = setting(
+        10, "tokens: iterations between records of every completion in samples/; 0: never", ge=0
+    )
+    completions_megabytes: float = setting(
+        200.0, "tokens: the oldest of these records are removed beyond this size", gt=0
+    )
+    histograms_every: int = setting(
+        5, "iterations between histograms of advantages and betas; 0: never", ge=0
+    )
+    divergence_every: int = setting(
+        10,
+        "where no beta needs the reference, iterations between passes that log it; 0: never",
+        ge=0,
+    )
+
+
+def is_due(every: int, iteration: int) -> bool:
+    return every > 0 and iteration % every == 0
+
+
+def setup_logging(run: Path) -> None:
+    """Warnings of rank 0 on the terminal, every rank's messages in `logs/rank-NNN.log`."""
+    folder = run / "logs"
+    folder.mkdir(parents=True, exist_ok=True)
+    file = logging.FileHandler(folder / f"rank-{dist.rank():03d}.log")
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handlers: list[logging.Handler] = [file]
+    if dist.is_main():
+        handlers.append(_screen())
+    logging.basicConfig(level=logging.INFO, handlers=handlers, force=True)
+    logging.captureWarnings(True)
+    for library in (diffusers.utils.logging, transformers.utils.logging):
+        library.disable_progress_bar()  # they would break the terminal's one line
+
+
+def _screen() -> logging.Handler:
+    """Warnings for the person who watches; unwrapped where nobody does, so that they can be
+    searched for."""
+    screen: logging.Handler
+    if console.is_terminal:
+        screen = RichHandler(console=console, show_path=False, show_time=False, markup=False)
+        screen.setFormatter(logging.Formatter("%(message)s"))
+    else:
+        screen = logging.StreamHandler(sys.stdout)
+        screen.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    screen.setLevel(logging.WARNING)
+    return screen
+
+
+class MetricsLog:
+    """See the module docstring. Use as a context manager: the terminal line is live inside."""
+
+    def __init__(self, run: Path, iterations: int) -> None:
+        self.run, self.iterations, self.start = run, iterations, 0
+        self.keep_pictures = False  # every one as a file too
+        self._on = dist.is_main()
+        self._live = self._on and console.is_terminal
+
+    def resumed_at(self, iteration: int) -> None:
+        """Before the log is entered: TensorBoard is to forget what came after this iteration."""
+        self.start = iteration
+
+    def __enter__(self) -> MetricsLog:
+        if not self._on:
+            return self
+        # Imported here: it takes a second that the other ranks need not spend.
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._tensorboard: Any = SummaryWriter(
+            self.run / "tensorboard", purge_step=self.start + 1 if self.start else 0
+        )
+        self._progress = Progress(
+            TextColumn("iteration {task.completed}/{task.total}"),
+            BarColumn(bar_width=20),
+            TextColumn("{task.fields[line]}"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not self._live,
+            refresh_per_second=2,
+        )
+        self._task = self._progress.add_task(
+            "", total=self.iterations, completed=self.start, line=""
+        )
+        self._progress.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._on:
+            self._progress.stop()
+            self._curves("close")
+
+    def iteration(
+        self, record: Mapping[str, Any], histograms: Mapping[str, np.ndarray] | None = None
+    ) -> None:
+        """One line of `metrics.jsonl`; `record` holds `iteration`. histograms: name → values."""
+        if not self._on:
+            return
+        self._append("metrics.jsonl", [record])
+        step = int(record["iteration"])
+        for name, value in record.items():
+            if isinstance(value, int | float) and name != "iteration" and math.isfinite(value):
+                self._curves("add_scalar", f"train/{name}", value, step)
+        for name, values in (histograms or {}).items():
+            self._curves("add_histogram", f"train/{name}", values, step)
+        line = progress_line(record)
+        self._progress.update(self._task, completed=step, line=line)
+        if not self._live:
+            console.print(
+                f"iteration {step}/{self.iterations}  {line}", highlight=False, soft_wrap=True
+            )
+
+    def evaluation(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Rows of `eval.jsonl`."""
+        if not self._on:
+            return
+        self._append("eval.jsonl", rows)
+        for row in rows:
+            if row["value"] is not None and math.isfinite(row["value"]):
+                name = f"eval_{row['split']}/{row['metric']}"
+                self._curves("add_scalar", name, row["value"], row["iteration"])
+        self._curves("flush")
+
+    def picture(self, tag: str, picture: Any, iteration: int, file: str | None = None) -> None:
+        """A PIL image into TensorBoard, and as `samples/<file>` where a name is given."""
+        if not self._on or picture is None:
+            return
+        self._curves("add_image", tag, np.asarray(picture), iteration, dataformats="HWC")
+        if file is None and self.keep_pictures:
+            file = f"{tag}-{iteration:06d}.png"
+        if file is not None:
+            with _writing(self.run / "samples" / file):
+                (self.run / "samples").mkdir(exist_ok=True)
+                picture.save(self.run / "samples" / file)
+
+    def completions(
+        self, table: Sequence[Mapping[str, Any]] | None, iteration: int, megabytes: float
+    ) -> None:
+        """Records of completions: all as `samples/completions-NNNNNN.parquet`, the first as text in
+        TensorBoard. The oldest files are removed beyond `megabytes`."""
+        if not self._on or not table:
+            return
+        folder = self.run / "samples"
+        path = folder / f"completions-{iteration:06d}.parquet"
+        with _writing(path):
+            folder.mkdir(exist_ok=True)
+            parquet.write_table(pyarrow.Table.from_pylist([finite(row) for row in table]), path)
+            files = sorted(folder.glob("completions-*.parquet"))
+            while len(files) > 1 and sum(f.stat().st_size for f in files) > 1e6 * megabytes:
+                files.pop(0).unlink()
+        self._curves("add_text", "completions", text_table(table[:SHOWN]), iteration)
+
+    def sync(self) -> None:
+        """Waits until every line written so far is on the disk."""
+        if not self._on:
+            return
+        for name in JSONL:
+            if (self.run / name).exists():
+                sync_file(self.run / name)
+
+    def _curves(self, method: str, *arguments: Any, **options: Any) -> None:
+        """Calls TensorBoard, until it cannot write any more. Its thread stays broken after a full
+        disk, and raises where it stands; what the run needs is in the JSONL files."""
+        if self._tensorboard is None:
+            return
+        try:
+            getattr(self._tensorboard, method)(*arguments, **options)
+        except OSError as error:
+            self._tensorboard = None
+            log.warning("TensorBoard's files cannot be written any more: %s", error)
+
+    def _append(self, name: str, records: Sequence[Mapping[str, Any]]) -> None:
+        text = "".join(json.dumps(finite(record), allow_nan=False) + "\n" for record in records)
+        with _writing(self.run / name), (self.run / name).open("a") as file:
+            file.write(text)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Turns an OSError of writing `path` into what a person can do about it."""
+    try:
+        yield
+    except OSError as error:
+        raise DiskSpaceError(
+            f"{path} cannot be written: {error}. Make room and start again: the run goes on from "
+            "its last checkpoint"
+        ) from error
+
+
+def finite(record: Mapping[str, Any]) -> dict[str, Any]:
+    """`record` with null for every float that JSON cannot write."""
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in record.items()
+    }
+
+
+def text_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown; what would break the table's lines is shown as itself."""
+
+    def cell(value: Any) -> str:
+        text = f"{value:.4g}" if isinstance(value, float) else str(value)
+        return text.replace("|", "\\|").replace("\n", "⏎ ").replace("<", "&lt;")
+
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *([cell(v) for v in r.values()] for r in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def progress_line(record: Mapping[str, Any]) -> str:
+    """What a person watches: reward, beta range, divergence, entropy, samples per second."""
+
+    def shown(name: str, digits: int) -> str:
+        value = record.get(name)
+        return "–" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
+
+    tokens = f"entropy {shown('entropy', 3)}  " if "entropy" in record else ""
+    return (
+        f"reward {shown('reward', 2)}  "
+        f"beta {shown('beta_min', 2)}…{shown('beta_max', 2)}  "
+        f"divergence {shown('divergence', 4)}  {tokens}"
+        f"{shown('samples_per_second', 1)} samples/s"
+    )

@@ -1,0 +1,153 @@
+"""Prompts → scored groups: each rank samples a block of the S = P·G samples, chunk by chunk.
+
+A group may straddle ranks and blocks may be empty. Rewards are computed on the rank that made the
+samples; only ids and rewards travel, and every rank ends with the same `Rewards`, after checking
+that every sample of every group is there exactly once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adrpo_scale.core import dist
+from adrpo_scale.core.errors import GroupError
+from adrpo_scale.core.types import DrawKey, Prompt, Rewards, Rows
+from adrpo_scale.domains.base import Domain, Mode
+from adrpo_scale.rewards.base import Reward, score
+
+
+def nothing() -> None:
+    """The check of callers that cannot be stopped."""
+
+
+def chunk_count(samples: int, chunk: int) -> int:
+    """Chunks that every rank goes through, also one whose block is shorter or empty."""
+    largest = -(-samples // dist.world_size())
+    return -(-largest // chunk)
+
+
+def sample_block(
+    domain: Domain,
+    policy: nn.Module,
+    prompts_P: Sequence[Prompt],
+    group_size: int,
+    key: DrawKey,
+    chunk: int,
+    check: Callable[[], None] = nothing,
+    mode: Mode = "rollout",
+) -> Rows:
+    """This rank's block of the P·G samples. Call it inside `engine.sampling()`.
+
+    check: called before every chunk, equally often on every rank; a stop may rise from it."""
+    samples = len(prompts_P) * group_size
+    mine = dist.block(samples, dist.rank(), dist.world_size())
+    parts = []
+    if mode == "rollout":
+        domain.begin_rollout(policy)
+    for k in range(chunk_count(samples, chunk)):
+        check()
+        ids = list(mine)[k * chunk : (k + 1) * chunk]
+        prompts_N = [prompts_P[s // group_size] for s in ids]
+        ids_N = torch.tensor(ids, dtype=torch.int64)
+        parts.append(domain.sample(policy, prompts_N, ids_N, key, mode))
+    return concatenate(parts)
+
+
+def concatenate(parts: Sequence[Rows]) -> Rows:
+    """One `Rows` of several, in order."""
+    return Rows(
+        torch.cat([part.sample_ids_N for part in parts]),
+        torch.cat([part.prompt_ids_N for part in parts]),
+        {name: torch.cat([part.tensors[name] for part in parts]) for name in parts[0].tensors},
+    )
+
+
+def score_block(
+    rewards: Sequence[Reward],
+    artifacts: Sequence[Any],
+    prompts_N: Sequence[Prompt],
+    samples: int,
+    chunk: int,
+    check: Callable[[], None] = nothing,
+) -> Tensor:
+    """float64 [N, R] of this rank's samples, NaN where a reward failed; chunk by chunk, as
+    `sample_block` made them. samples: S, of all ranks."""
+    parts = []
+    for k in range(chunk_count(samples, chunk)):
+        check()
+        part = slice(k * chunk, (k + 1) * chunk)
+        columns = [score(reward, artifacts[part], prompts_N[part]) for reward in rewards]
+        size = len(artifacts[part])
+        parts.append(torch.stack(columns, 1) if columns else torch.empty(size, 0).double())
+    return torch.cat(parts)
+
+
+def gather_rewards(
+    rows: Rows,
+    scores_NR: Tensor,
+    rewards: Sequence[Reward],
+    prompts_P: Sequence[Prompt],
+    size: int,
+    keeps_N: Tensor | None = None,
+) -> Rewards:
+    """The same `Rewards` on every rank. keeps_N: `Domain.keeps` of the rows; all by default.
+    Raises GroupError, naming the prompt, if a group has not exactly `size` samples. Collective."""
+    if keeps_N is None:
+        keeps_N = torch.ones(len(rows), dtype=torch.bool)
+    facts = dist.gather_rows(torch.stack([rows.sample_ids_N, rows.prompt_ids_N, keeps_N.long()], 1))
+    ids = facts[:, :2]
+    scores_SR = dist.gather_rows(scores_NR)
+    check_groups(ids, prompts_P, size)
+    order, shape = ids[:, 0].argsort(), (len(prompts_P), size)
+    per_reward_RPG = scores_SR[order].T.unflatten(1, shape)
+    mask_PG = per_reward_RPG.isfinite().all(0)
+    weights_R = torch.tensor([reward.weight for reward in rewards], dtype=torch.float64)
+    total_PG = torch.einsum("r,rpg->pg", weights_R, per_reward_RPG)
+    return Rewards(
+        names=[reward.label for reward in rewards],
+        weights_R=weights_R,
+        per_reward_RPG=per_reward_RPG,
+        total_PG=torch.where(mask_PG, total_PG, 0.0),
+        mask_PG=mask_PG,
+        prompt_ids_P=torch.tensor([p.id for p in prompts_P], dtype=torch.int64),
+        kept_PG=facts[order, 2].bool().unflatten(0, shape),
+    )
+
+
+def gather_sizes(domain: Domain, rows: Rows) -> Tensor | None:
+    """`Domain.sizes` of all S samples on every rank. Collective."""
+    sizes_N = domain.sizes(rows)
+    if sizes_N is None:
+        return None
+    pairs = dist.gather_rows(torch.stack([rows.sample_ids_N, sizes_N], 1))
+    return pairs[pairs[:, 0].argsort(), 1]
+
+
+def check_groups(ids: Tensor, prompts_P: Sequence[Prompt], size: int) -> None:
+    """ids: int64 [S, 2], (sample id, prompt id). Raises GroupError unless sample s is there once
+    and belongs to prompt s // size, for every s of P·size."""
+    counts = torch.bincount(ids[:, 0], minlength=len(prompts_P) * size)
+    expected = torch.tensor([p.id for p in prompts_P], dtype=torch.int64)
+    for p, prompt in enumerate(prompts_P):
+        members = counts[p * size : (p + 1) * size]
+        if not bool((members == 1).all()):
+            raise GroupError(
+                f"prompt {prompt.id} {prompt.text[:80]!r}: samples came {members.tolist()} times, "
+                f"each of the {size} of the group is expected once; a rank lost or repeated rows"
+            )
+    if len(counts) > len(expected) * size:
+        raise GroupError(
+            f"sample id {len(counts) - 1} is beyond the {len(expected) * size} expected"
+        )
+    wrong = (ids[:, 1] != expected[ids[:, 0] // size]).nonzero().flatten()
+    if len(wrong):
+        sample, found = ids[wrong[0]].tolist()
+        prompt = prompts_P[sample // size]
+        raise GroupError(
+            f"sample {sample} was made for prompt {found}, but belongs to prompt {prompt.id} "
+            f"{prompt.text[:80]!r}"
+        )

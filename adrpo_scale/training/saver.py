@@ -1,0 +1,129 @@
+"""When a run saves, and what it does when a save fails."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+import torch
+
+from adrpo_scale.checkpoint.base import CheckpointConfig
+from adrpo_scale.checkpoint.store import FULL, WEIGHTS, Saved, Store
+from adrpo_scale.core import dist, watchdog
+from adrpo_scale.core.errors import CheckpointError, agreed
+from adrpo_scale.training.metrics import MetricsLog, is_due
+from adrpo_scale.training.state import TrainingState
+
+log = logging.getLogger(__name__)
+
+
+class Saver:
+    """The cadence of [checkpoint] over a store. Every method is collective."""
+
+    def __init__(
+        self, store: Store, config: CheckpointConfig, state: TrainingState, metrics: MetricsLog
+    ) -> None:
+        self._store, self._config, self._state, self._metrics = store, config, state, metrics
+        self._last = time.monotonic()
+        self._saved_state = (-1, -1)  # (iteration, evaluated) of what is saved, or being saved
+        self._noticed = 0  # how many ended saves were looked at
+
+    @property
+    def seconds(self) -> float:
+        """How long the last save took, from its copy to its commit; 0 before the first."""
+        return self._store.ended[-1].seconds if self._store.ended else 0.0
+
+    def resumed(self) -> None:
+        """The state is that of a checkpoint."""
+        self._saved_state = self._now
+
+    @property
+    def _now(self) -> tuple[int, int]:
+        return self._state.counters.iteration, self._state.counters.evaluated
+
+    def check_room(self) -> None:
+        """Raises DiskSpaceError where the run's checkpoints have no room, before it starts."""
+        self._store.check_room(self._state.sets(FULL))
+
+    def maybe_save(self, evaluated: bool) -> None:
+        """At an iteration's end. evaluated: whether it was evaluated just now. Raises
+        CheckpointError where a save has failed and `on_failure` is `stop`."""
+        self._notice_failure()
+        done, config = self._state.counters.iteration, self._config
+        if is_due(config.keep_trajectory, done):
+            self._save(WEIGHTS)
+        due = (
+            is_due(config.every_iterations, done)
+            or is_due(config.keep_every, done)
+            or (config.keep_best > 0 and evaluated)
+        )
+        if self._time_is_up() or due:
+            self._save(FULL)
+
+    def _time_is_up(self) -> bool:
+        """Whether `every_minutes` have passed on any rank: their clocks do not agree to the bit."""
+        minutes = self._config.every_minutes
+        return _any_rank(minutes > 0 and time.monotonic() - self._last >= 60 * minutes)
+
+    def save_now(self) -> None:
+        """Saves unless this very state is saved already, and waits. CheckpointError if it fails."""
+        self._look_at(self._wait())
+        if self._saved_state != self._now:
+            self._save(FULL)
+            failure = self._look_at(self._wait())
+            if failure is not None and dist.says_lost(str(failure.error)):
+                raise RuntimeError(failure.error)  # no fault of the disk: see `dist.is_lost`
+            if failure is not None:
+                raise agreed(
+                    CheckpointError(
+                        f"the state after iteration {failure.iteration} was not saved: "
+                        f"{failure.error}. The checkpoint before it is untouched"
+                    )
+                )
+
+    def _save(self, kind: str) -> None:
+        # The metrics are on the disk before the manifest: a resume cuts them back to the
+        # checkpoint's iteration and relies on every line up to it.
+        sets, document = self._state.sets(kind), self._state.document()
+        with watchdog.phase("save"):
+            self._store.save(kind, self._now[0], sets, document, self._metrics.sync)
+        if kind == FULL:
+            self._last, self._saved_state = time.monotonic(), self._now
+
+    def _notice_failure(self) -> None:
+        if not _any_rank(any(saved.error for saved in self._store.ended[self._noticed :])):
+            return
+        failure = self._look_at(self._wait())
+        is_final = _any_rank(failure is not None and failure.is_final)
+        if is_final or (failure is not None and self._config.on_failure == "stop"):
+            why = "no later one can be" if is_final else 'checkpoint.on_failure = "stop" says so'
+            what = failure.error if failure is not None else "another rank says why"
+            raise agreed(
+                CheckpointError(
+                    f"a checkpoint was not written: {what}. The one before is untouched; the run "
+                    f"stops: {why}"
+                )
+            )
+
+    def _wait(self) -> list[Saved]:
+        """Saves that ended since the last look, the same on every rank."""
+        self.close()
+        new, self._noticed = self._store.ended[self._noticed :], len(self._store.ended)
+        return new
+
+    def _look_at(self, ended: list[Saved]) -> Saved | None:
+        """The last failure among them; a state whose save failed counts as not saved."""
+        failures = [saved for saved in ended if saved.error]
+        if any(f.kind == FULL and f.iteration == self._saved_state[0] for f in failures):
+            self._saved_state = (-1, -1)
+        return failures[-1] if failures else None
+
+    def close(self) -> None:
+        """Waits for a save under way."""
+        with watchdog.phase("save"):
+            self._store.wait()
+
+
+def _any_rank(flag: Any) -> bool:
+    return bool(dist.all_max(torch.tensor(float(bool(flag)))))

@@ -1,0 +1,140 @@
+"""Everything of a run that changes while it trains: what a checkpoint holds and a resume restores.
+
+Randomness is a function of counters, so no generator is part of it. The learning rate schedule is a
+function of the step, and the prompt stream of the cursor.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adrpo_scale.checkpoint.reader import Reader
+from adrpo_scale.checkpoint.staging import LocalSets
+from adrpo_scale.checkpoint.store import FULL
+from adrpo_scale.core.errors import CheckpointError
+from adrpo_scale.core.types import Rewards
+from adrpo_scale.engines.base import Engine
+from adrpo_scale.training.ema import Ema
+
+
+@dataclass
+class Counters:
+    """Where a run is."""
+
+    iteration: int = 0  # iterations done
+    cursor: int = 0  # prompts consumed
+    step: int = 0  # optimizer steps, skipped ones included
+    nonfinite_in_a_row: int = 0
+    evaluated: int = -1  # the iteration whose evaluation is done
+
+
+@dataclass
+class RewardStatistics:
+    """Of every sample since the run began: count, mean, sum of squared deviations, extremes."""
+
+    count: int = 0
+    mean: float = 0.0
+    m2: float = 0.0
+    min: float = math.inf
+    max: float = -math.inf
+
+    def add(self, values: Tensor) -> None:
+        """Merges float64 [n] (Chan et al.'s pairwise update)."""
+        if not len(values):
+            return
+        n, mean = len(values), float(values.mean())
+        total, delta = self.count + n, mean - self.mean
+        self.m2 += float((values - mean).square().sum()) + delta**2 * self.count * n / total
+        self.mean += delta * n / total
+        self.count = total
+        self.min, self.max = min(self.min, float(values.min())), max(self.max, float(values.max()))
+
+    @property
+    def std(self) -> float:
+        return math.sqrt(self.m2 / (self.count - 1)) if self.count > 1 else 0.0
+
+
+@dataclass
+class TrainingState:
+    """See the module docstring. constant: what every checkpoint of the run says of itself."""
+
+    engine: Engine
+    ema: Ema | None
+    constant: Mapping[str, Any] = field(default_factory=dict)
+    counters: Counters = field(default_factory=Counters)
+    rewards: dict[str, RewardStatistics] = field(default_factory=dict)
+
+    def add_rewards(self, rewards: Rewards) -> None:
+        kept = rewards.mask_PG.flatten()
+        for name, plane in zip(rewards.names, rewards.per_reward_RPG, strict=True):
+            self.rewards.setdefault(name, RewardStatistics()).add(plane.flatten()[kept])
+
+    def sets(self, kind: str) -> LocalSets:
+        """This rank's slices by set. kind: FULL, or WEIGHTS without the optimizer's."""
+        layout = self.engine.layout()
+        sets = {"policy": self.engine.trained_slices()}
+        if self.ema is not None:
+            sets["ema"] = self.ema.slices
+        if kind == FULL:
+            sets |= self.engine.moments()
+        return {
+            part: {name: (layout[name], values) for name, values in slices.items()}
+            for part, slices in sets.items()
+        }
+
+    def document(self) -> dict[str, Any]:
+        """What of the state is not a tensor."""
+        return {
+            **self.constant,
+            "counters": asdict(self.counters),
+            "rewards": {name: asdict(s) for name, s in self.rewards.items() if s.count},
+            "optimizer_steps": self.engine.optimizer_steps(),
+        }
+
+    def restore(self, reader: Reader) -> None:
+        """Takes over a checkpoint of any engine and number of ranks. Collective."""
+        document = reader.manifest.document
+        self.load("policy", self.engine.trained_slices(), reader)
+        for part, slices in self.engine.moments().items():
+            self.load(part, slices, reader)
+        if self.ema is not None:
+            part = "ema" if "ema" in reader.manifest.sets else "policy"
+            self.load(part, self.ema.slices, reader)
+        self.engine.publish()
+        self.engine.set_optimizer_steps(document["optimizer_steps"])
+        self.counters = Counters(**document["counters"])
+        self.rewards = {n: RewardStatistics(**s) for n, s in document["rewards"].items()}
+
+    def start_from(self, reader: Reader) -> None:
+        """Takes over trained weights alone: a fork. Collective."""
+        self.load("policy", self.engine.trained_slices(), reader)
+        if self.ema is not None:
+            self.load("policy", self.ema.slices, reader)
+        self.engine.publish()
+
+    @torch.no_grad()
+    def load(self, part: str, slices: Mapping[str, Tensor], reader: Reader) -> None:
+        """Fills this rank's slices from a set of a checkpoint. CheckpointError unless it has
+        exactly these tensors, in these shapes."""
+        layout, there = self.engine.layout(), set(reader.names(part))
+        if there != slices.keys():
+            missing, extra = sorted(slices.keys() - there), sorted(there - slices.keys())
+            raise CheckpointError(
+                f"{reader.folder} does not hold what this run trains: {len(missing)} tensors of "
+                f"{part} missing {missing[:3]}, {len(extra)} unknown {extra[:3]}; resume with the "
+                "same domain.train, domain.lora and domain.model"
+            )
+        for name, values in slices.items():
+            place = layout[name]
+            if reader.shape(name, part) != place.shape:
+                raise CheckpointError(
+                    f"{reader.folder}: {part}/{name} has shape {list(reader.shape(name, part))}, "
+                    f"this run's has {list(place.shape)}; resume with the same model and lora.rank"
+                )
+            values.copy_(reader.read(name, place.start, place.stop, part).view(values.shape))

@@ -1,0 +1,141 @@
+"""`adrpo-scale sample` of language models: from a run, a checkpoint, and a model as it is."""
+
+from __future__ import annotations
+
+import json
+
+import huggingface_hub
+import pytest
+from typer.testing import CliRunner
+
+from adrpo_scale.cli.main import main as cli
+from adrpo_scale.core.errors import CheckpointError, ConfigError, ModelNotFoundError
+from adrpo_scale.evaluation.sample import COMPLETIONS, find_source, kind_of, sample_to
+from adrpo_scale.run.build import build_trainer
+from adrpo_scale.run.resume import open_checkpoint
+from tests.support.ranks import run_ranks
+from tests.support.tiny_text import PROMPTS, WORDS, save_prompts, save_tiny, text_config
+
+SHORT = ["domain.evaluation.max_new_tokens=6", "domain.chat.max_prompt_tokens=16"]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """Holds model/, run/ (trained on it) and prompts.jsonl."""
+    place = tmp_path_factory.mktemp("text")
+    save_tiny(place / "model")
+    save_prompts(place / "prompts.jsonl")
+    (place / "run").mkdir()
+    overrides = ["domain.train=lora", "domain.lora.rank=4", "optimizer.learning_rate=1e-2"]
+    trainer = build_trainer(text_config(place / "model", overrides), place / "run")
+    trainer.train()
+    trainer.saver.save_now()
+    return place
+
+
+def sampled(root, name, to, *overrides, per_prompt=2):
+    """Lines of completions.jsonl, and what was printed."""
+    line = ["sample", str(root / name), "--prompts", str(root / "prompts.jsonl"), "--to", str(to)]
+    line += ["--per-prompt", str(per_prompt), "--seed", "3"]
+    line += [word for override in (*SHORT, *overrides) for word in ("--set", override)]
+    answer = CliRunner().invoke(cli.app, line, catch_exceptions=False)
+    assert answer.exit_code == 0, answer.output
+    return [json.loads(text) for text in (to / COMPLETIONS).read_text().splitlines()], answer.output
+
+
+def test_every_prompt_has_its_completions_in_order(root, tmp_path):
+    rows, printed = sampled(root, "run", tmp_path)
+    assert [(row["prompt"], row["sample"]) for row in rows] == [
+        (prompt, sample) for prompt in PROMPTS for sample in range(2)
+    ]
+    for row in rows:
+        assert row.keys() == {"prompt", "sample", "completion", "tokens", "finished"}
+        assert row["finished"] == (row["tokens"][-1] == WORDS.index("<|im_end|>"))
+        words = [WORDS[token] if token < len(WORDS) else None for token in row["tokens"]]
+        assert row["completion"] == " ".join(words[:-1] if row["finished"] else words)
+        assert len(row["tokens"]) <= 6 and (row["finished"] or len(row["tokens"]) == 6)
+    assert f"12 completions, {sum(row['finished'] for row in rows)} of them finished" in printed
+    assert rows[0]["completion"] in printed and str(tmp_path) in printed
+
+
+def test_the_seed_decides_and_settings_can_be_set(root, tmp_path):
+    first, _ = sampled(root, "run", tmp_path / "a")
+    again, _ = sampled(root, "run", tmp_path / "b", "domain.rollout_chunk=3")
+    assert first == again
+    greedy, _ = sampled(root, "run", tmp_path / "c", "domain.evaluation.temperature=0")
+    tokens = [row["tokens"] for row in greedy]
+    assert tokens[::2] == tokens[1::2] and greedy != first
+
+
+def test_a_model_as_it_is_needs_no_run(root, tmp_path):
+    plain, _ = sampled(root, "model", tmp_path / "a")
+    assert len(plain) == 12 and plain != sampled(root, "run", tmp_path / "b")[0]
+
+
+def sample_on(rank, world, root):
+    source = find_source(str(root / "run"), root / "prompts.jsonl")
+    to = root / f"ranks-{world}"
+    settings = {"per_prompt": 2, "seed": 3, "weights": "trained"}
+    return len(sample_to(source, root / "prompts.jsonl", to, **settings))
+
+
+def test_two_ranks_write_what_one_does(root):
+    assert run_ranks(sample_on, 2, root, timeout=100) == [1, 0]
+    sample_on(0, 1, root)
+    written = [(root / f"ranks-{world}" / COMPLETIONS).read_text() for world in (1, 2)]
+    assert written[0] == written[1]
+
+
+# ---- what a name stands for ------------------------------------------------------------------
+
+
+def test_runs_pipelines_and_language_models_are_told_apart(root, tmp_path):
+    checkpoint = open_checkpoint(str(root / "run")).folder
+    for name in (root / "run", f"{root / 'run'}@1", checkpoint):
+        assert kind_of(str(name)) == "run", name
+    assert kind_of(str(root / "model")) == "text"
+    assert kind_of("demo:image") == "flow"
+    (tmp_path / "config.json").write_text(json.dumps({"seed": 0}))
+    with pytest.raises(CheckpointError, match="has no checkpoint"):
+        find_source(str(tmp_path), root / "prompts.jsonl")
+
+
+def test_a_folder_that_is_none_of_them_is_named(tmp_path):
+    with pytest.raises(ConfigError, match="holds none of them"):
+        kind_of(str(tmp_path))
+    (tmp_path / "adapter_config.json").touch()
+    with pytest.raises(ConfigError, match=r"holds adapters alone; .* name their run"):
+        kind_of(str(tmp_path))
+
+
+@pytest.mark.parametrize(("files", "kind"), [(["model_index.json"], "flow"), ([], "text")])
+def test_the_hub_is_asked_for_its_list_alone(monkeypatch, tmp_path, files, kind):
+    monkeypatch.setattr(huggingface_hub, "file_exists", lambda repo, name: name in files)
+    assert kind_of("nobody/nothing") == kind
+
+    def unreachable(repo, name):
+        raise OSError
+
+    monkeypatch.setattr(huggingface_hub, "file_exists", unreachable)
+    assert kind_of("nobody/nothing") == "text"
+
+
+@pytest.mark.parametrize(
+    ("file", "there", "kind"), [("model_index.json", False, "flow"), ("config.json", True, "text")]
+)
+def test_the_cache_is_asked_first(monkeypatch, tmp_path, file, there, kind):
+    cached = tmp_path / "models--nobody--nothing"
+    snapshot = cached / "snapshots" / ("f" * 40)
+    snapshot.mkdir(parents=True)
+    (snapshot / file).write_text("{}")
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("f" * 40)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub, "file_exists", lambda repo, name: there)
+    assert kind_of("nobody/nothing") == kind
+
+
+def test_a_model_that_is_not_there_is_one_clear_error(tmp_path, root):
+    with pytest.raises(ModelNotFoundError, match="nowhere"):
+        source = find_source(str(tmp_path / "nowhere"), root / "prompts.jsonl")
+        sample_to(source, root / "prompts.jsonl", tmp_path, per_prompt=1, seed=0, weights="trained")

@@ -1,0 +1,248 @@
+"""Settings: every shipped config, every message, --set, where a value comes from."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from adrpo_scale.core.errors import ConfigError
+from adrpo_scale.run.config import RunConfig, assign, load_config, parse_config, parse_override
+from adrpo_scale.run.config_view import differences, entries, schema
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+# mmau.toml is of `evaluate`, not of a run; tests/evaluation/test_mmau.py reads it.
+SHIPPED = sorted(path for path in CONFIGS.rglob("*.toml") if path.stem != "mmau")
+ADRPO, DPO = CONFIGS / "demo" / "image_adrpo.toml", CONFIGS / "demo" / "image_dpo.toml"
+# What the configs of one task may differ in beside [algorithm]: DPO and RAFT collapse at the
+# others' rate.
+FIVE = ["adrpo", "dpo", "grpo", "orw_cfm_w2", "raft"]
+# family of configs → (its algorithms, what may differ beside the algorithm)
+FAMILIES = {
+    "demo/audio": (["adrpo", "grpo"], set()),
+    "demo/image": (FIVE, {"optimizer.learning_rate"}),
+    "demo/text": (["adrpo", "grpo"], set()),
+    "demo/text_rm": (["adrpo", "grpo"], set()),
+    "omni/avqa": (["adrpo", "grpo"], set()),
+    "qwen/qwen2_0.5b": (["adrpo", "grpo"], set()),
+    "qwen/qwen3_0.6b": (["adrpo", "grpo"], set()),
+    "sd3": (FIVE, set()),
+}
+
+
+def family(path):
+    """demo/image of demo/image_adrpo.toml, sd3 of sd3/adrpo.toml."""
+    name = path.relative_to(CONFIGS).with_suffix("").as_posix()
+    algorithm = next(a for a in FIVE if name.endswith(a))
+    return name.removesuffix(algorithm).rstrip("_/")
+
+
+def names(paths):
+    return [path.relative_to(CONFIGS).as_posix() for path in paths]
+
+
+def message(path=ADRPO, *overrides):
+    with pytest.raises(ConfigError) as error:
+        load_config(path, overrides)
+    return str(error.value)
+
+
+# ---- what ships ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=names(SHIPPED))
+def test_every_shipped_config_parses_and_survives_its_resolved_form(path):
+    loaded = load_config(path)
+    resolved = json.loads(json.dumps(loaded.config.resolved()))
+    assert parse_config(resolved) == loaded.config
+    assert parse_config(resolved).digest() == loaded.config.digest()
+
+
+def test_the_algorithms_of_each_family_ship():
+    found = {}
+    for path in SHIPPED:
+        found.setdefault(family(path), []).append(load_config(path).config.algorithm.name)
+    assert {name: sorted(algorithms) for name, algorithms in found.items()} == {
+        name: algorithms for name, (algorithms, _) in FAMILIES.items()
+    }
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=names(SHIPPED))
+def test_the_configs_of_one_family_differ_in_the_algorithm_alone(path):
+    first = min(other for other in SHIPPED if family(other) == family(path))
+    different = {key for key, _, _ in differences(load_config(first), load_config(path))}
+    other = {key for key in different if not key.startswith("algorithm.")}
+    assert other <= FAMILIES[family(path)][1]
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=names(SHIPPED))
+def test_every_value_says_whether_it_is_the_papers(path):
+    values = re.findall(r"^(?!name = |kind = )(\w+ = .*)$", path.read_text(), re.MULTILINE)
+    assert len(values) > 20
+    unmarked = [line for line in values if not re.search(r"# (paper|our choice)\b", line)]
+    assert unmarked == []
+
+
+def test_the_ablation_of_the_clip_range_is_as_the_config_writes_it():
+    """Table 3 of the paper: clip ranges of 0.5, 1 and 2 times beta0."""
+    path = CONFIGS / "omni" / "avqa_adrpo.toml"
+    lines = re.findall(r"^#   (--set .*)$", path.read_text(), re.MULTILINE)
+    found = [load_config(path, line.split("--set ")[1:]).config.algorithm for line in lines]
+    assert [(a.beta0, a.advantage_min, a.advantage_max) for a in found] == [
+        (0.04, -times * 0.04, times * 0.04) for times in (0.5, 1, 2)
+    ]
+    assert found[1] == load_config(path).config.algorithm
+
+
+# ---- messages --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("optimizer.learnig_rate=1e-4", "unknown key; did you mean 'learning_rate'? known here:"),
+        ("optimiser.updates=1", "optimiser: unknown key; did you mean 'optimizer'?"),
+        ("algorithm.beta_0=1.0", "algorithm.beta_0: unknown key; did you mean 'beta0'?"),
+        ("rewards.0.modle=x", "rewards.0.modle: unknown key; did you mean 'model'?"),
+        ("domain.lora.rnak=4", "domain.lora.rnak: unknown key; did you mean 'rank'?"),
+        ("domain.rollout.stepz=4", "domain.rollout.stepz: unknown key; did you mean 'steps'?"),
+        ("algorithm.name=adrop", "algorithm.name: 'adrop' is not known; did you mean 'adrpo'?"),
+        ("rewards.0.kind=clp", "rewards.0.kind: 'clp' is not known; did you mean 'clip'?"),
+        ("optimizer.updates=two", "optimizer.updates = 'two': Input should be a valid integer"),
+        ("iterations=1.5", "iterations = 1.5: Input should be a valid integer"),
+        ("seed=true", "seed = True: Input should be a valid integer"),
+        ("seed=9223372036854775808", "seed = 9223372036854775808: Input should be less than"),
+        ("evaluation.seed=-1", "evaluation.seed = -1: Input should be greater than"),
+        ("optimizer.learning_rate=nan", "optimizer.learning_rate = nan"),
+        ("engine.shard=2", "engine.shard = 2: Input should be 1, 'node' or 'all'"),
+        ("algorithm.advantage_min=1.0", "the clip range is reversed"),
+        ("algorithm.beta0=0.0", "algorithm.beta0 = 0.0: on flow matching it must be above 0"),
+        ("prompts.group_size=1", "prompts.group_size: group_size is 1"),
+        ("domain.train=full", '[domain.lora] together with train = "full"'),
+        ("domain.lora.dropout=0.1", "domain.lora: dropout = 0.1"),
+        ("evaluation.weights=ema", 'evaluation.weights = "ema" without ema_decay'),
+        ("rewards.0.use=evaluation", "no reward to train on"),
+        ("rewards.1.name=clip", "rewards ['clip', 'clip'] share a name"),
+        ("algorithm={}", "algorithm.name: is missing"),
+        ("domain={name='flow'}", "domain.model: is required and was not given"),
+    ],
+)
+def test_a_wrong_setting_is_named_with_what_is_expected(override, expected):
+    assert expected in message(ADRPO, override)
+
+
+def test_pairs_need_an_even_micro_batch_and_offline_pairs_a_pool():
+    assert "trains on 2 rows at a time" in message(DPO, "optimizer.micro_batch=3")
+    assert "need a pool" in message(DPO, "algorithm.rollouts=reference")
+    assert load_config(ADRPO, ["optimizer.micro_batch=3"]).config.optimizer.micro_batch == 3
+
+
+def test_every_fault_is_listed_at_once():
+    text = message(ADRPO, "optimizer.updates=0", "seed=-1", "logging.pictures=3")
+    assert [line.split(" ")[0].rstrip(":") for line in text.splitlines()] == [
+        "seed",
+        "optimizer.updates",
+        "logging.pictures",
+    ]
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    broken = tmp_path / "broken.toml"
+    broken.write_text("[domain\nname = 1")
+    assert "is not valid TOML" in message(broken)
+    assert "line 1" in message(broken)
+    assert f"{tmp_path / 'nowhere.toml'} is not there" in message(tmp_path / "nowhere.toml")
+    assert "is not valid TOML" in message(tmp_path)
+
+
+# ---- --set -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a.b=3", ("a.b", 3)),
+        ("a=3e-4", ("a", 3e-4)),
+        ("a=true", ("a", True)),
+        ("a=word", ("a", "word")),
+        ("a=demo:image/x", ("a", "demo:image/x")),
+        ('a="3"', ("a", "3")),
+        ("a=[1, 2]", ("a", [1, 2])),
+        ("a=", ("a", "")),
+        ("a=b=c", ("a", "b=c")),
+        (" a = 4 ", ("a", 4)),
+    ],
+)
+def test_override_values_are_toml_or_bare_words(text, expected):
+    assert parse_override(text) == expected
+
+
+def test_overrides_reach_sections_new_sections_and_list_items():
+    data = {"rewards": [{"weight": 1.0}, {"weight": 2.0}]}
+    assign(data, "rewards.1.weight", 3.0)
+    assign(data, "limits.min_reward", 4.0)
+    assert data == {"rewards": [{"weight": 1.0}, {"weight": 3.0}], "limits": {"min_reward": 4.0}}
+
+
+def test_null_removes_a_section():
+    full = load_config(ADRPO, ["domain.train=full", "domain.lora=null"]).config
+    assert full.domain.lora is None and full.domain.train == "full"
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("seed", "expected section.key=value"),
+        ("=3", "expected section.key=value"),
+        ("seed.x=3", "seed is a value, not a section"),
+        ("rewards.7.weight=1.0", "'7' should be a number from 0 to 1"),
+        ("rewards.first.weight=1.0", "'first' should be a number from 0 to 1"),
+    ],
+)
+def test_overrides_that_fit_nowhere(override, expected):
+    assert expected in message(ADRPO, override)
+
+
+# ---- identity, provenance, schema ------------------------------------------------------------
+
+
+def test_the_digest_follows_the_settings_and_nothing_else(tmp_path):
+    digest = load_config(ADRPO).config.digest()
+    copy = tmp_path / "other_name.toml"
+    copy.write_text("# a comment\n" + ADRPO.read_text())
+    assert re.fullmatch(r"[0-9a-f]{8}", digest)
+    assert load_config(copy).config.digest() == digest
+    assert load_config(ADRPO, ["seed=0", "algorithm.beta0=1"]).config.digest() == digest
+    changes = ["seed=1", "algorithm.beta0=0.5", "rewards.0.weight=2.0", "ema_decay=0.9"]
+    assert len({load_config(ADRPO, [c]).config.digest() for c in changes} | {digest}) == 5
+
+
+def test_each_value_says_where_it_comes_from():
+    loaded = load_config(ADRPO, ["optimizer.updates=3", "limits.min_reward=1.0"])
+    source = {entry.path: entry.source for entry in entries(loaded)}
+    assert source["domain.lora.rank"] == source["rewards.1.use"] == "file"
+    assert source["optimizer.updates"] == source["limits.min_reward"] == "--set"
+    assert "paper" in source["optimizer.draws_per_sample"]
+    assert source["engine.dtype"] == source["rewards.0.weight"] == "default"
+    assert all(entry.meaning for entry in entries(loaded))
+    one = {entry.path: entry.value for entry in entries(loaded)}
+    assert one["optimizer.updates"] == "3" and one["domain.t5"] == "false"
+    assert one["ema_decay"] == "–" and one["algorithm.name"] == '"adrpo"'
+
+
+def test_differences_are_those_between_the_settings():
+    found = differences(load_config(ADRPO), load_config(ADRPO, ["seed=5", "ema_decay=0.9"]))
+    assert found == [("seed", "0", "5"), ("ema_decay", "–", "0.9")]
+
+
+def test_the_schema_describes_every_key_and_refuses_others():
+    text = json.dumps(schema())
+    tree = json.loads(text)
+    assert set(re.findall(r'"#/\$defs/(\w+)"', text)) == set(tree["$defs"])
+    for section in [tree, *tree["$defs"].values()]:
+        assert section["type"] == "object" and section["additionalProperties"] is False
+        for key, value in section["properties"].items():
+            assert value.get("description"), key
+    assert tree["properties"].keys() == RunConfig.model_fields.keys()

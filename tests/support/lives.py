@@ -1,0 +1,191 @@
+"""Lives of a run: the real command in N processes that can be signalled, killed and started again.
+
+Forked from the same forkserver as `tests.support.ranks`: a life costs what its training costs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as td
+
+from adrpo_scale.checkpoint.reader import Reader
+from adrpo_scale.checkpoint.shelf import CHECKPOINTS, committed
+from adrpo_scale.run import starts as life_record
+from tests.support.ranks import forkserver
+from tests.support.tiny import CONFIGS, SMALL, records
+
+TINY = [  # a run whose iterations take hundredths of a second
+    *SMALL,
+    "prompts.per_iteration=2",
+    "prompts.group_size=2",
+    "domain.rollout.steps=2",
+    "domain.evaluation.steps=2",
+    "optimizer.micro_batch=2",
+    "engine.timeout_seconds=60",
+]
+
+
+class Life:
+    """One start of `adrpo-scale ...` in `world` processes.
+
+    prepare: a picklable function of the rank that is called in each process before the command.
+    environment: further variables of every process.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        world: int,
+        arguments: Sequence[str],
+        prepare: Callable[[int], None] | None = None,
+        environment: dict[str, str] | None = None,
+    ) -> None:
+        self.world, self._folder = world, folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self._store = td.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        self.processes: list[Any] = []
+        for rank in range(world):
+            variables = {
+                "ADRPO_CACHE": str(folder / "cache"),
+                **(environment or {}),
+            }
+            if world > 1:
+                variables |= {
+                    "RANK": str(rank),
+                    "LOCAL_RANK": str(rank),
+                    "WORLD_SIZE": str(world),
+                    "LOCAL_WORLD_SIZE": str(world),
+                    "MASTER_ADDR": "127.0.0.1",
+                    "MASTER_PORT": str(self._store.port),
+                    "TORCHELASTIC_USE_AGENT_STORE": "True",
+                    "TORCHELASTIC_RESTART_COUNT": "0",
+                }
+            process = forkserver().Process(
+                target=_one,
+                args=(variables, list(arguments), str(self.output(rank)), pickle.dumps(prepare)),
+            )
+            process.start()
+            self.processes.append(process)
+        self._rank_of = {process.pid: rank for rank, process in enumerate(self.processes)}
+
+    def output(self, rank: int = 0) -> Path:
+        """The file that a rank's standard output and error go to."""
+        return self._folder / f"output-{rank}.txt"
+
+    def text(self) -> str:
+        """What all ranks have written."""
+        files = [self.output(rank) for rank in range(self.world)]
+        return "\n".join(file.read_text() for file in files if file.exists())
+
+    def signal(self, number: signal.Signals, ranks: Sequence[int] | None = None) -> None:
+        for rank in range(self.world) if ranks is None else ranks:
+            if self.processes[rank].is_alive():
+                os.kill(self.processes[rank].pid, number)
+
+    def kill(self) -> None:
+        """SIGKILL, all processes at once: a dead node."""
+        self.signal(signal.SIGKILL)
+        self.wait(10)
+
+    def wait(self, timeout: float = 90) -> list[int]:
+        """Exit codes (negative: of a signal). When one process dies the others are ended after ten
+        seconds, as a launcher does."""
+        deadline = time.monotonic() + timeout
+        while any(process.is_alive() for process in self.processes):
+            if any(p.exitcode not in (None, 0) for p in self.processes):
+                deadline = min(deadline, time.monotonic() + 10)
+            if time.monotonic() > deadline:
+                for process in self.processes:
+                    process.kill()
+            for process in self.processes:
+                process.join(0.02)
+        return [process.exitcode for process in self.processes]
+
+
+def train_arguments(run: Path, overrides: Sequence[str] = (), *flags: str) -> list[str]:
+    """`train configs/demo/image_adrpo.toml` cut down to TINY, with further `--set`s."""
+    config = CONFIGS / "demo" / "image_adrpo.toml"
+    sets = [part for override in [*TINY, *overrides] for part in ("--set", override)]
+    return ["train", str(config), "--run-dir", str(run), *sets, *flags]
+
+
+def train(
+    folder: Path, world: int, overrides: Sequence[str] = (), *flags: str, **options: Any
+) -> Life:
+    """Starts a life of the run in `folder/run`."""
+    return Life(folder, world, train_arguments(folder / "run", overrides, *flags), **options)
+
+
+def _one(variables: dict[str, str], arguments: list[str], output: str, prepare: bytes) -> None:
+    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.environ.update(variables)
+    torch.set_num_threads(1)
+    sys.argv = ["adrpo-scale", *arguments]
+    try:
+        prepared = pickle.loads(prepare)
+        if prepared is not None:
+            prepared(int(variables.get("RANK", 0)))
+        from adrpo_scale.cli.main import main
+
+        main()
+    except Exception:
+        traceback.print_exc()
+        sys.exit(1)
+
+
+# ---- what a run left ---------------------------------------------------------------------------
+
+TIMES = ("seconds", "samples_per_second")
+
+
+def timeless(line: dict[str, Any]) -> dict[str, Any]:
+    """A line of metrics.jsonl without what a clock measured."""
+    return {n: v for n, v in line.items() if not (n.startswith("seconds") or n.endswith(TIMES))}
+
+
+def committed_iterations(run: Path) -> list[int]:
+    return sorted(committed(run / CHECKPOINTS))
+
+
+def newest(run: Path) -> Reader:
+    return Reader(committed(run / CHECKPOINTS)[committed_iterations(run)[-1]])
+
+
+def lives_of(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(path.read_text()) for path in life_record.records(run)]
+
+
+def differences(run: Path, other: Path) -> list[str]:
+    """What two runs do not have in common, to the bit: parameters, moments, average, counters,
+    reward statistics, lines of metrics.jsonl and eval.jsonl. [] where they are the same."""
+    one, two = newest(run), newest(other)
+    found = [f"faults: {fault}" for reader in (one, two) for fault in reader.faults()]
+    for name in ("counters", "rewards", "optimizer_steps", "identity", "prompts", "base"):
+        if one.manifest.document[name] != two.manifest.document[name]:
+            found.append(name)
+    if {k: set(v) for k, v in one.manifest.sets.items()} != {
+        k: set(v) for k, v in two.manifest.sets.items()
+    }:
+        return [*found, "names of tensors"]
+    for kind, tensors in one.manifest.sets.items():
+        for name in tensors:
+            if not torch.equal(one.whole(name, kind), two.whole(name, kind)):
+                found.append(f"{kind}/{name}")
+    if [timeless(line) for line in records(run)] != [timeless(line) for line in records(other)]:
+        found.append("metrics.jsonl")
+    evaluations = [path / "eval.jsonl" for path in (run, other)]
+    texts = [path.read_text() if path.exists() else "" for path in evaluations]
+    return found if texts[0] == texts[1] else [*found, "eval.jsonl"]
