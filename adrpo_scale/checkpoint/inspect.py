@@ -11,12 +11,12 @@ from typing import Any
 from rich.table import Table
 
 from adrpo_scale.checkpoint.base import MANIFEST, OtherVersionError
+from adrpo_scale.checkpoint.locate import open_checkpoint
 from adrpo_scale.checkpoint.reader import Reader
 from adrpo_scale.checkpoint.shelf import CHECKPOINTS, TRAJECTORY, committed
+from adrpo_scale.core.console import console
 from adrpo_scale.core.disk_space import size_text
 from adrpo_scale.core.errors import CheckpointError
-from adrpo_scale.run.resume import open_checkpoint
-from adrpo_scale.training.metrics import console
 
 _FLOAT32 = 4  # bytes: what checkpoints hold
 

@@ -193,9 +193,9 @@ def show_config(
     Example:
         [cyan]adrpo-scale config configs/sd3/adrpo.toml --diff configs/sd3/grpo.toml[/cyan]
     """
+    from adrpo_scale.core.console import console
     from adrpo_scale.run import config_view
     from adrpo_scale.run.config import load_config
-    from adrpo_scale.training.metrics import console
 
     if schema:
         print(json.dumps(config_view.schema(), indent=2))

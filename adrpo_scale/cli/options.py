@@ -58,8 +58,13 @@ def prefetch(
         [cyan]HF_HOME=/scratch/$USER/hf adrpo-scale prefetch configs/sd3/adrpo.toml[/cyan]
     """
     from adrpo_scale.hub import prefetch as prefetching
+    from adrpo_scale.run.config import load_config
 
-    prefetching.prefetch(configs, set_, lock, upgrade, dry_run)
+    loaded = [load_config(config, set_).config for config in configs]
+    needs = [need for config in loaded for need in config.needs_from_hub()]
+    quotas = (config.checkpoint.quota_command for config in loaded)
+    quota = next((command for command in quotas if command), None)
+    prefetching.prefetch(needs, quota, lock, upgrade, dry_run)
 
 
 def preflight(

@@ -13,9 +13,11 @@ from PIL import Image
 from torch import nn
 
 from adrpo_scale.checkpoint.base import MANIFEST
+from adrpo_scale.checkpoint.locate import open_checkpoint, origin_of
 from adrpo_scale.checkpoint.reader import Reader
 from adrpo_scale.checkpoint.shelf import CHECKPOINTS, TRAJECTORY
 from adrpo_scale.core import dist
+from adrpo_scale.core.console import console
 from adrpo_scale.core.errors import ConfigError
 from adrpo_scale.core.paths import resolve_path
 from adrpo_scale.core.types import Completion, DrawKey, Prompt
@@ -25,9 +27,7 @@ from adrpo_scale.domains.base import Domain
 from adrpo_scale.engines.base import Engine
 from adrpo_scale.run.build import build_domain, build_engine, specs_of
 from adrpo_scale.run.config import RunConfig, overridden, parse_config
-from adrpo_scale.run.resume import open_checkpoint, origin_of
 from adrpo_scale.training.grids import picture_grid
-from adrpo_scale.training.metrics import console
 from adrpo_scale.training.rollout import sample_block
 from adrpo_scale.training.state import TrainingState
 

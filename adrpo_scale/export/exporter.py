@@ -13,7 +13,9 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 
+from adrpo_scale.checkpoint.locate import open_checkpoint, origin_of
 from adrpo_scale.checkpoint.reader import Reader
+from adrpo_scale.core.console import console
 from adrpo_scale.core.disk_space import disk_space, size_text
 from adrpo_scale.core.errors import CheckpointError, DiskSpaceError, ExportError
 from adrpo_scale.core.files import remove_folder, sync_file, sync_folder
@@ -28,9 +30,7 @@ from adrpo_scale.export.verify import Verdict, verify
 from adrpo_scale.hub.weights import SafetensorsFolder
 from adrpo_scale.run.build import build_domain, specs_of
 from adrpo_scale.run.config import RunConfig, leaves, overridden, parse_config
-from adrpo_scale.run.resume import open_checkpoint, origin_of
 from adrpo_scale.run.tables import metric_order
-from adrpo_scale.training.metrics import console
 
 UNFINISHED = ".unfinished-export"  # marks a temporary folder as ours, so that it may be removed
 _SLACK = 4 << 20  # bytes of configs, card and folders

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from rich.table import Column, Table
 
+from adrpo_scale.core.console import console
 from adrpo_scale.core.disk_space import free_space, size_text
 from adrpo_scale.core.dist import rank_facts
 from adrpo_scale.core.errors import AdrpoError, ModelNotFoundError, WeightsError
@@ -42,23 +43,15 @@ from adrpo_scale.hub.needs import (
     snapshot_folder,
 )
 from adrpo_scale.hub.pickles import contents, convert_snapshot
-from adrpo_scale.run.config import RunConfig, load_config
-from adrpo_scale.training.metrics import console
 
 
-def needs_of(config: RunConfig) -> list[HubNeed]:
-    """Every model and dataset that a run reads, as its components declare them."""
-    sections = [config.domain, *config.rewards, config.prompts]
-    return [need for section in sections for need in section.needs_from_hub()]
-
-
-def require_models(config: RunConfig) -> None:
+def require_models(needs: Sequence[HubNeed]) -> None:
     """Raises ModelNotFoundError, naming everything at once, where a run cannot have what it reads.
 
     For the start of a life, before a process group: looks at names and sizes alone. Where something
     is in no lock and not in the cache, the hub is asked whether it is there to be asked.
     """
-    found = missing(needs_of(config))
+    found = missing(needs)
     if any(is_on_hub for _, is_on_hub in found) and hub_access.answers():
         found = [(line, is_on_hub) for line, is_on_hub in found if not is_on_hub]
     if not found:
@@ -74,24 +67,26 @@ def require_models(config: RunConfig) -> None:
 
 
 def prefetch(
-    configs: Sequence[Path],
-    overrides: Sequence[str] = (),
+    needs: Sequence[HubNeed],
+    quota_command: str | None = None,
     lock: Path | None = None,
     upgrade: bool = False,
     dry_run: bool = False,
 ) -> None:
     """The verb. Raises ModelNotFoundError, with every problem of every repository, before anything
-    is downloaded. upgrade: take the newest revisions of what is locked, too."""
+    is downloaded.
+
+    needs: of all runs together. quota_command: prints what a quota leaves, where one is the limit.
+    upgrade: take the newest revisions of what is locked, too.
+    """
     path = lock or lock_path()
-    loaded = [load_config(config, overrides).config for config in configs]
     locked = read_lock(path)
-    needs = _widened(joined(need for config in loaded for need in needs_of(config)), locked)
+    needs = _widened(joined(needs), locked)
     pinned = {} if upgrade else locked
     plans, problems = _plans(needs, pinned)
     if not os.access(path.absolute().parent, os.W_OK):
         problems.append(f"the lock {path} cannot be written: name another one with --lock")
-    quota = [config.checkpoint.quota_command for config in loaded]
-    problems += _room(plans, next((command for command in quota if command), None))
+    problems += _room(plans, quota_command)
     if problems:
         raise ModelNotFoundError(
             _listed(f"{_things(len(problems))} in the way, and nothing was downloaded:", problems)

@@ -24,6 +24,7 @@ from adrpo_scale.core.errors import ConfigError
 from adrpo_scale.core.settings import REQUIRED, Effect, Section, setting, walk
 from adrpo_scale.data.prompts import PromptsConfig
 from adrpo_scale.engines.base import OptimizerConfig
+from adrpo_scale.hub.needs import HubNeed
 from adrpo_scale.run.registry import ALGORITHMS, DOMAINS, ENGINES, REWARDS
 from adrpo_scale.training.evaluator import EvaluationConfig
 from adrpo_scale.training.metrics import LoggingConfig
@@ -121,6 +122,11 @@ class RunConfig(Section):
                 f"checkpoint.best_split = {self.checkpoint.best_split!r}, but this run evaluates "
                 f"{' and '.join(splits)}"
             )
+
+    def needs_from_hub(self) -> list[HubNeed]:
+        """Every model and dataset that the run reads, as its components declare them."""
+        sections = [self.domain, *self.rewards, self.prompts]
+        return [need for section in sections for need in section.needs_from_hub()]
 
     def resolved(self) -> dict[str, Any]:
         """Every setting, JSON-able, in declaration order."""

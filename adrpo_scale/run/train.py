@@ -11,10 +11,12 @@ from pathlib import Path
 
 from rich.table import Table
 
+from adrpo_scale.checkpoint.locate import ORIGIN, pin_origin
 from adrpo_scale.checkpoint.reader import Reader
 from adrpo_scale.checkpoint.shelf import examine, newest_whole, remove_left_overs
 from adrpo_scale.checkpoint.store import Store
 from adrpo_scale.core import dist, watchdog
+from adrpo_scale.core.console import console
 from adrpo_scale.core.errors import (
     LOST,
     STOPPED,
@@ -42,9 +44,9 @@ from adrpo_scale.run.folder import (
     make_folder,
     write_config,
 )
-from adrpo_scale.run.resume import ORIGIN, check_settings, pin_origin
+from adrpo_scale.run.resume import check_settings
 from adrpo_scale.run.starts import LifeRecord
-from adrpo_scale.training.metrics import console, setup_logging
+from adrpo_scale.training.metrics import setup_logging
 from adrpo_scale.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -73,7 +75,7 @@ def train(loaded: LoadedConfig, orders: Orders = Orders()) -> None:
             "--allow-change without --run-dir: a run's default folder is named after its settings, "
             "so with other settings it is another one; name the folder of the run that is to go on"
         )
-    require_models(config)
+    require_models(config.needs_from_hub())
     run = orders.run_dir or default_folder(loaded.name, config.digest())
     if dist.rank_facts().is_main:
         console.print(f"run folder: {run}", highlight=False, soft_wrap=True)

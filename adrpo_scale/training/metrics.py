@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,17 +20,15 @@ import numpy as np
 import pyarrow
 import transformers
 from pyarrow import parquet
-from rich.console import Console
-from rich.logging import RichHandler
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from adrpo_scale.core import dist
+from adrpo_scale.core.console import console, warnings_on_screen
 from adrpo_scale.core.errors import DiskSpaceError
 from adrpo_scale.core.files import sync_file
 from adrpo_scale.core.settings import Effect, Section, setting
 
 log = logging.getLogger(__name__)
-console = Console()
 JSONL = ("metrics.jsonl", "eval.jsonl")
 SHOWN = 32  # completions in TensorBoard
 
@@ -70,25 +67,11 @@ def setup_logging(run: Path) -> None:
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     handlers: list[logging.Handler] = [file]
     if dist.is_main():
-        handlers.append(_screen())
+        handlers.append(warnings_on_screen())
     logging.basicConfig(level=logging.INFO, handlers=handlers, force=True)
     logging.captureWarnings(True)
     for library in (diffusers.utils.logging, transformers.utils.logging):
         library.disable_progress_bar()  # they would break the terminal's one line
-
-
-def _screen() -> logging.Handler:
-    """Warnings for the person who watches; unwrapped where nobody does, so that they can be
-    searched for."""
-    screen: logging.Handler
-    if console.is_terminal:
-        screen = RichHandler(console=console, show_path=False, show_time=False, markup=False)
-        screen.setFormatter(logging.Formatter("%(message)s"))
-    else:
-        screen = logging.StreamHandler(sys.stdout)
-        screen.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
-    screen.setLevel(logging.WARNING)
-    return screen
 
 
 class MetricsLog:

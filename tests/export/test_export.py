@@ -24,6 +24,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
+from adrpo_scale.checkpoint.locate import ORIGIN, open_checkpoint, pin_origin
 from adrpo_scale.checkpoint.reader import Reader
 from adrpo_scale.cli.main import main as cli
 from adrpo_scale.core.errors import CheckpointError, DiskSpaceError, ExportError
@@ -39,7 +40,6 @@ from adrpo_scale.export.diffusers_layout import LORA_FILE
 from adrpo_scale.export.exporter import UNFINISHED, export
 from adrpo_scale.hub.weights import SafetensorsFolder
 from adrpo_scale.run.build import Beginning, build_trainer
-from adrpo_scale.run.resume import ORIGIN, open_checkpoint, pin_origin
 from tests.support.ranks import FORKSERVER_ENV, run_ranks
 from tests.support.tiny import FULL, MODEL, demo_config, demo_trainer
 

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import Qwen2_5OmniProcessor, Qwen2_5OmniThinkerForConditionalGeneration
 
+from adrpo_scale.checkpoint.locate import open_checkpoint
 from adrpo_scale.cluster.preflight.estimate import trained_elements
 from adrpo_scale.domains.audio import example_clip
 from adrpo_scale.domains.omni import SPEAKERS, thinker_name
@@ -29,7 +30,6 @@ from adrpo_scale.export.exporter import export
 from adrpo_scale.export.stored import StoredTensors, is_same
 from adrpo_scale.run.build import build_domain, build_trainer
 from adrpo_scale.run.config import parse_config
-from adrpo_scale.run.resume import open_checkpoint
 from tests.support.exported import refused, tensors_of, trained
 from tests.support.plain_processes import plain_processes
 from tests.support.tiny_audio import PROMPTS, audio_config, save_full, save_prompts, save_thinker

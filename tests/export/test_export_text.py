@@ -20,6 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from adrpo_scale.checkpoint.locate import open_checkpoint
 from adrpo_scale.core.types import Prompt
 from adrpo_scale.evaluation.sample import COMPLETIONS, find_source, sample_to
 from adrpo_scale.export import folder, transformers_layout, verify
@@ -29,7 +30,6 @@ from adrpo_scale.export.exporter import export
 from adrpo_scale.export.transformers_layout import is_class, with_system
 from adrpo_scale.run.build import build_domain, build_trainer
 from adrpo_scale.run.config import parse_config
-from adrpo_scale.run.resume import open_checkpoint
 from tests.support.exported import refused, tensors_of, trained
 from tests.support.plain_processes import plain_processes
 from tests.support.tiny_text import (

@@ -24,7 +24,7 @@ from adrpo_scale.hub import lock as prefetch_lock
 from adrpo_scale.hub.lock import check, fingerprint, read_lock
 from adrpo_scale.hub.needs import HubNeed, joined
 from adrpo_scale.hub.pickles import compare, load_tensors, pickled_weights
-from adrpo_scale.hub.prefetch import needs_of, prefetch, require_models
+from adrpo_scale.hub.prefetch import prefetch, require_models
 from adrpo_scale.hub.weights import find_model, revision_of
 from adrpo_scale.rewards.image import ClipReward
 from adrpo_scale.rewards.reward_model import RewardModel
@@ -97,8 +97,13 @@ def hub(place, published, monkeypatch):
         yield hub
 
 
+def bring_of(path, settings, **options):
+    config = load_config(path, settings).config
+    prefetch(config.needs_from_hub(), config.checkpoint.quota_command, **options)
+
+
 def bring(*settings, **options):
-    prefetch([Path("run.toml")], settings, **options)
+    bring_of(Path("run.toml"), settings, **options)
 
 
 def config(*settings):
@@ -127,11 +132,12 @@ def test_everything_is_brought_at_one_revision_and_the_hub_is_not_asked_again(hu
     hub.down = True
     asked = len(hub.asked)
     bring()
-    need, *_ = needs_of(config())
+    need, *_ = config().needs_from_hub()
     assert revision_of(find_model(need)) == lock[POLICY].revision != revision_of(others)
     train, _ = build_prompts(config().prompts)
     assert len(train) == 6
-    assert check(needs_of(config())) == [] and require_models(config()) is None
+    needs = config().needs_from_hub()
+    assert check(needs) == [] and require_models(needs) is None
     assert len(hub.asked) == asked
     assert read_lock() == lock
 
@@ -184,7 +190,7 @@ def test_of_a_pipeline_only_what_is_read_is_brought(hub, place, tmp_path):
     repo.commit({**files, **dict.fromkeys(unread, weights)})
     demo = Path(__file__).parents[2] / "configs/demo/image_adrpo.toml"
     settings = ["domain.model=own/pipeline"]
-    prefetch([demo], settings)
+    bring_of(demo, settings)
     assert not set(unread) & set(hub.downloads())
     loaded = load_config(demo, settings).config
     domain, shipped = FlowDomain(loaded.domain), FlowDomain(load_config(demo).config.domain)
@@ -201,14 +207,14 @@ def test_settings_that_read_other_files_need_another_prefetch(hub, tmp_path):
     hub.add("own/pipeline", resolve_path("demo:image"))
     demo = Path(__file__).parents[2] / "configs/demo/image_adrpo.toml"
     settings = ["domain.model=own/pipeline"]
-    prefetch([demo], settings)
+    bring_of(demo, settings)
     first = read_lock()
     with_t5 = load_config(demo, [*settings, "domain.t5=true"]).config
-    assert "prefetched for other settings" in check(needs_of(with_t5))[0]
-    prefetch([demo], [*settings, "domain.t5=true"])
-    assert check(needs_of(with_t5)) == []
-    prefetch([demo], settings)  # and does not forget the other one
-    assert check(needs_of(with_t5)) == []
+    assert "prefetched for other settings" in check(with_t5.needs_from_hub())[0]
+    bring_of(demo, [*settings, "domain.t5=true"])
+    assert check(with_t5.needs_from_hub()) == []
+    bring_of(demo, settings)  # and does not forget the other one
+    assert check(with_t5.needs_from_hub()) == []
     assert [repo.revision for repo in first.values()] == [r.revision for r in read_lock().values()]
 
 
@@ -220,7 +226,7 @@ def test_open_clip_reads_the_pinned_revision(hub, tmp_path):
     revision = hub.add("own/clip", folder).main
     model = "rewards.0={kind='clip', model='hf-hub:own/clip', backend='open_clip'}"
     demo = Path(__file__).parents[2] / "configs/demo/image_adrpo.toml"
-    prefetch([demo], [model])
+    bring_of(demo, [model])
     assert "model.safetensors" not in hub.downloads()
     (folder / "open_clip_model.safetensors").write_bytes(b"of another commit")
     hub.add("own/clip", folder)
@@ -236,7 +242,7 @@ RUNS = [path for path in CONFIGS.glob("*/*.toml") if path.stem != "mmau"]  # tha
 @pytest.mark.parametrize("path", sorted(RUNS))
 def test_every_shipped_config_says_what_it_reads(path):
     """A component that loads a model and does not declare it would be missed by prefetch."""
-    needs = joined(needs_of(load_config(path).config))
+    needs = joined(load_config(path).config.needs_from_hub())
     named = {line.split('"')[1] for line in path.read_text().splitlines() if "model = " in line}
     named |= {
         line.split('"hub:')[1].split('"')[0]
@@ -279,7 +285,7 @@ def test_access_is_that_of_the_token(hub, monkeypatch, access, token, says):
         monkeypatch.setenv("HF_TOKEN", token)
     if says is None:
         bring()
-        assert check(needs_of(config())) == []
+        assert check(config().needs_from_hub()) == []
     else:
         assert says in refusal()
 
@@ -326,7 +332,7 @@ def test_a_connection_that_breaks_is_taken_up_where_it_broke(hub, monkeypatch):
     hub.repos[POLICY].breaks = {"model.safetensors": [30_000]}
     bring()
     assert hub.ranges == ["bytes=30000-"]
-    assert check(needs_of(config())) == []
+    assert check(config().needs_from_hub()) == []
 
 
 def test_an_interrupted_prefetch_is_not_there_until_it_is_run_again(hub):
@@ -335,12 +341,12 @@ def test_an_interrupted_prefetch_is_not_there_until_it_is_run_again(hub):
         bring()
     assert not Path("prefetch.lock").exists()
     hub.down = True
-    assert "model 'own/policy' is not in the cache" in check(needs_of(config()))[0]
+    assert "model 'own/policy' is not in the cache" in check(config().needs_from_hub())[0]
     with pytest.raises(ModelNotFoundError, match=r"not in the cache.*adrpo-scale prefetch CONFIG"):
-        find_model(needs_of(config())[0])
+        find_model(config().needs_from_hub()[0])
     hub.down = False
     bring()
-    assert check(needs_of(config())) == []
+    assert check(config().needs_from_hub()) == []
 
 
 def test_what_killed_downloads_left_is_removed_and_others_downloads_are_not(hub, place):
@@ -362,7 +368,7 @@ def test_what_is_missing_is_named_at_once_and_mended(hub):
     (lock[REWARD].folder / "model.safetensors").write_bytes(b"")
     hub.down = True
     with pytest.raises(ModelNotFoundError) as caught:
-        require_models(config())
+        require_models(config().needs_from_hub())
     head, policy, reward, remedy = str(caught.value).splitlines()
     assert head == "2 things that this run reads cannot be had here:"
     assert "tokenizer.json is missing" in policy
@@ -370,15 +376,16 @@ def test_what_is_missing_is_named_at_once_and_mended(hub):
     assert "own/reward" in reward and "has 0 bytes instead of" in reward
     assert "adrpo-scale prefetch CONFIG" in remedy and "HF_HOME" in remedy
     with pytest.raises(ModelNotFoundError, match=r"half there .*adrpo-scale prefetch CONFIG"):
-        find_model(needs_of(config())[0])
+        find_model(config().needs_from_hub()[0])
     hub.down = False
     bring()
-    assert check(needs_of(config())) == [] and read_lock() == lock
+    assert check(config().needs_from_hub()) == [] and read_lock() == lock
 
 
 def test_without_a_lock_the_cache_and_then_the_hub_are_asked_as_ever(hub):
-    need, *_ = needs_of(config())
-    assert require_models(config()) is None  # the hub answers, so all can still be had
+    need, *_ = config().needs_from_hub()
+    # The hub answers, so all can still be had.
+    assert require_models(config().needs_from_hub()) is None
     folder = find_model(need)
     assert revision_of(folder) == hub.repos[POLICY].main
     hub.down = True
@@ -392,11 +399,11 @@ def test_nobody_is_asked_at_the_start_of_a_life(hub, monkeypatch):
     bring()
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     before = len(hub.asked)
-    require_models(config())
+    require_models(config().needs_from_hub())
     hub.add("own/other", Path("."))
     assert len(hub.asked) == before and not hub_access.answers()
     with pytest.raises(ModelNotFoundError, match=r"model 'own/other' is not in the cache"):
-        require_models(config("domain.model=own/other"))
+        require_models(config("domain.model=own/other").needs_from_hub())
 
 
 def test_one_rank_of_each_node_says_what_is_missing(place, monkeypatch):
@@ -406,13 +413,13 @@ def test_one_rank_of_each_node_says_what_is_missing(place, monkeypatch):
         for name, value in ({"WORLD_SIZE": "16"} | local).items():
             monkeypatch.setenv(name, value)
         with pytest.raises(ModelNotFoundError) as caught:
-            require_models(config())
+            require_models(config().needs_from_hub())
         assert caught.value.agreed == is_silent
 
 
 def test_nodes_are_told_apart_by_what_they_see(hub):
     bring()
-    needs = needs_of(config())
+    needs = config().needs_from_hub()
     seen = fingerprint(needs)
     assert seen == fingerprint(list(reversed(needs))) and len(seen) == 16
     file = read_lock()[POLICY].folder / "config.json"
@@ -444,7 +451,7 @@ def test_a_lock_that_is_named_must_be_there(place, monkeypatch):
 
 def test_pickles_are_converted_once_and_loaded(hub, published):
     bring()
-    (_, need, _), repo = needs_of(config()), read_lock()[REWARD]
+    (_, need, _), repo = config().needs_from_hub(), read_lock()[REWARD]
     folder = find_model(need)
     assert repo.converted and folder == repo.folder and revision_of(folder) == repo.revision
     safe, original = load_file(folder / "model.safetensors"), published / "reward"

@@ -9,10 +9,10 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from adrpo_scale.checkpoint.locate import open_checkpoint
 from adrpo_scale.checkpoint.reader import Reader
 from adrpo_scale.checkpoint.shelf import committed
 from adrpo_scale.core.errors import STOPPED
-from adrpo_scale.run.resume import open_checkpoint
 from tests.support import lives
 from tests.support.faults import SignalAt
 from tests.support.tiny import FULL, records

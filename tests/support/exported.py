@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from safetensors.torch import load_file
 
+from adrpo_scale.checkpoint.locate import open_checkpoint
 from adrpo_scale.core.errors import ExportError
 from adrpo_scale.export.base import Request
 from adrpo_scale.export.exporter import export
-from adrpo_scale.run.resume import open_checkpoint
 
 
 def tensors_of(place):

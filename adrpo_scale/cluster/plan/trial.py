@@ -23,9 +23,11 @@ from typing import Any
 import torch
 from rich.table import Table
 
+from adrpo_scale.checkpoint.locate import open_checkpoint
 from adrpo_scale.checkpoint.shelf import CHECKPOINTS
 from adrpo_scale.checkpoint.store import Store
 from adrpo_scale.core import dist
+from adrpo_scale.core.console import console
 from adrpo_scale.core.disk_space import size_text
 from adrpo_scale.core.errors import AdrpoError, RunFolderError, StopRequested, TrialError, agreed
 from adrpo_scale.core.files import remove_folder, replace_json
@@ -34,9 +36,8 @@ from adrpo_scale.hub.prefetch import require_models
 from adrpo_scale.run.build import Beginning, build_trainer
 from adrpo_scale.run.config import LoadedConfig, RunConfig, overridden
 from adrpo_scale.run.folder import default_folder
-from adrpo_scale.run.resume import open_checkpoint
 from adrpo_scale.training.iteration import PHASES, peak_bytes, reset_peak
-from adrpo_scale.training.metrics import console, setup_logging
+from adrpo_scale.training.metrics import setup_logging
 from adrpo_scale.training.trainer import Trainer
 
 FORMAT = 1
@@ -74,7 +75,7 @@ def run_trial(loaded: LoadedConfig, run_dir: Path | None = None, given: Sequence
     runs out, or a signal came.
     """
     config = overridden(loaded.config, _SETTINGS)
-    require_models(config)
+    require_models(config.needs_from_hub())
     device, timeout = config.engine.torch_device(), config.engine.timeout_seconds
     with Signals() as signals, dist.process_group(device, timeout):
         run = dist.run_on_main(lambda: _new_folder(loaded, run_dir))

@@ -11,8 +11,8 @@ from adrpo_scale.cluster.plan.advice import cheapest_change, refusal
 from adrpo_scale.cluster.plan.base import Hardware, Plan
 from adrpo_scale.cluster.plan.planner import check_time_limit, plan_of, with_time_limit
 from adrpo_scale.cluster.plan.view import facts, show
+from adrpo_scale.core.console import console
 from adrpo_scale.run.config import LoadedConfig, RunConfig
-from adrpo_scale.training.metrics import console
 
 
 def report(

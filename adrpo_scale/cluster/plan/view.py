@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from adrpo_scale.cluster.plan.base import GIB, PHASES, PhaseMemory, Plan
-from adrpo_scale.training.metrics import console
+from adrpo_scale.core.console import console
 
 
 def facts(plan: Plan) -> dict[str, Any]:

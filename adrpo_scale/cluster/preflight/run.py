@@ -168,7 +168,6 @@ class _Leader:
 
     def _check(self) -> None:
         # The imports of the config take as long as the others need to come.
-        from adrpo_scale.hub.prefetch import needs_of
         from adrpo_scale.run.config import load_config
         from adrpo_scale.run.folder import default_folder
 
@@ -180,7 +179,7 @@ class _Leader:
         self.checks.append(checks.check_present(self.place, absent, self.meeting.seconds, "report"))
         if absent:
             return
-        needs = needs_of(config)
+        needs = config.needs_from_hub()
         nodes = self._survey(nearest(run), config.engine.device, needs)
         if nodes is None:
             return

@@ -25,6 +25,7 @@ from typing import Any
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from adrpo_scale.core.console import console
 from adrpo_scale.core.disk_space import disk_space, size_text
 from adrpo_scale.core.errors import ClipError, ConfigError, DiskSpaceError
 from adrpo_scale.core.folder_lock import RunLock
@@ -46,7 +47,6 @@ from adrpo_scale.data.prepare.shards import Entry, Shards
 from adrpo_scale.data.prepare.sources import VIDEO_SUFFIXES, Source, find, index
 from adrpo_scale.data.prompt_files import json_entries
 from adrpo_scale.data.questions import Question, parse_question
-from adrpo_scale.training.metrics import console
 
 ROWS = "train.jsonl"
 CLIP_BYTES = 10 * 2 * SAMPLE_RATE  # AVQA's clips have ten seconds; FLAC saves a third to a half

@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from adrpo_scale.core.console import console
 from adrpo_scale.core.errors import ConfigError, DiskSpaceError
 from adrpo_scale.core.files import replace_file, replace_json
-from adrpo_scale.training.metrics import console
 
 SKIPPED, REPORT = "skipped.jsonl", "report.json"
 DECODERS = ("soundfile", "soxr", "av")

@@ -20,6 +20,7 @@ from pydantic import ValidationError
 
 from adrpo_scale.checkpoint.shelf import CHECKPOINTS, TRAJECTORY
 from adrpo_scale.core import dist
+from adrpo_scale.core.console import console
 from adrpo_scale.core.errors import AdrpoError, ConfigError, agreed
 from adrpo_scale.core.files import replace_file, replace_json
 from adrpo_scale.core.folder_lock import RunLock
@@ -40,7 +41,6 @@ from adrpo_scale.evaluation.mmau.endpoint import Endpoint, base_url, check_write
 from adrpo_scale.evaluation.mmau.scoring import score, tallies
 from adrpo_scale.evaluation.sample import Source
 from adrpo_scale.run.config import assign, parse_override
-from adrpo_scale.training.metrics import console
 
 _REPORTS = 20  # lines of progress
 _NAMED = 10  # questions without an answer that are named at the end

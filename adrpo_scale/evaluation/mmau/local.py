@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from adrpo_scale.checkpoint.base import MANIFEST
+from adrpo_scale.checkpoint.locate import open_checkpoint
 from adrpo_scale.core.errors import ConfigError
 from adrpo_scale.core.tensor_files import file_sha256
 from adrpo_scale.core.types import DrawKey
@@ -25,7 +26,6 @@ from adrpo_scale.hub.weights import SafetensorsFolder, combined_sha256
 from adrpo_scale.run.build import build_domain, build_engine
 from adrpo_scale.run.config import RunConfig, assign, leaves, parse_config
 from adrpo_scale.run.registry import DOMAINS
-from adrpo_scale.run.resume import open_checkpoint
 
 log = logging.getLogger(__name__)
 
