@@ -1,7 +1,4 @@
-"""The verb `evaluate`. Part of `cli`.
-
-Heavy imports are inside the verb, so that `--help` answers at once.
-"""
+"""The command `evaluate`."""
 
 from __future__ import annotations
 
@@ -48,8 +45,3 @@ def evaluate(
     from adrpo_scale.evaluation.mmau import evaluate as evaluating
 
     evaluating.evaluate(evaluating.Orders(config, model, endpoint, data, to, limit, dry_run, set_))
-
-
-def add_to(app: typer.Typer) -> None:
-    """Adds this module's verb to the command."""
-    app.command()(evaluate)

@@ -1,7 +1,4 @@
-"""The verbs that make training data: `prepare avqa`, `prepare mmau`. Part of `cli`.
-
-Heavy imports are inside the verbs, so that `--help` answers at once.
-"""
+"""The commands `prepare avqa` and `prepare mmau`, which make training data."""
 
 from __future__ import annotations
 

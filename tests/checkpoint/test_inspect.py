@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from adrpo_scale.checkpoint.base import MANIFEST
 from adrpo_scale.checkpoint.locate import open_checkpoint
-from adrpo_scale.cli.main import main as cli
+from adrpo_scale.cli import main as cli
 from adrpo_scale.core.errors import CheckpointError
 from tests.support.ranks import run_ranks
 from tests.support.tiny import demo_config, demo_trainer

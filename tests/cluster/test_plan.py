@@ -14,7 +14,7 @@ import torch
 from accelerate import init_empty_weights
 from typer.testing import CliRunner
 
-from adrpo_scale.cli.main import main as cli
+from adrpo_scale.cli import main as cli
 from adrpo_scale.cluster.plan import memory, rehearsal, times
 from adrpo_scale.cluster.plan.advice import Rung, cheapest_change, ladder, refusal
 from adrpo_scale.cluster.plan.base import DoesNotFitError, ForeignTrialError, Gpu, Hardware, Shards

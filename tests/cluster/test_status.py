@@ -17,7 +17,7 @@ from dataclasses import replace
 import pytest
 from typer.testing import CliRunner
 
-from adrpo_scale.cli.main import main as cli
+from adrpo_scale.cli import main as cli
 from adrpo_scale.cluster.status import queue
 from adrpo_scale.cluster.status import read as folders
 from adrpo_scale.cluster.status.base import (

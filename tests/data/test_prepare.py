@@ -16,7 +16,7 @@ import pytest
 import soundfile
 from typer.testing import CliRunner
 
-from adrpo_scale.cli.main import main as cli
+from adrpo_scale.cli import main as cli
 from adrpo_scale.core import disk_space, files
 from adrpo_scale.core.errors import (
     ClipError,

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from adrpo_scale.cli.main import main as cli
+from adrpo_scale.cli import main as cli
 from adrpo_scale.core.errors import ConfigError, EndpointError, PromptError, RunFolderError
 from adrpo_scale.core.folder_lock import RunLock
 from adrpo_scale.core.types import Prompt

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from adrpo_scale.checkpoint.locate import open_checkpoint
-from adrpo_scale.cli.main import main as cli
+from adrpo_scale.cli import main as cli
 from adrpo_scale.core.errors import CheckpointError, ConfigError, ModelNotFoundError
 from adrpo_scale.evaluation.sample import COMPLETIONS, find_source, kind_of, sample_to
 from adrpo_scale.run.build import build_trainer

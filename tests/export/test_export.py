@@ -26,7 +26,7 @@ from typer.testing import CliRunner
 
 from adrpo_scale.checkpoint.locate import ORIGIN, open_checkpoint, pin_origin
 from adrpo_scale.checkpoint.reader import Reader
-from adrpo_scale.cli.main import main as cli
+from adrpo_scale.cli import main as cli
 from adrpo_scale.core.errors import CheckpointError, DiskSpaceError, ExportError
 from adrpo_scale.core.paths import resolve_path
 from adrpo_scale.core.seeding import Purpose, normal

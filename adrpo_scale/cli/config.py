@@ -1,0 +1,39 @@
+"""The command `config`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from adrpo_scale.cli.options import SetOption
+from adrpo_scale.core.errors import ConfigError
+
+
+def show_config(
+    config: Annotated[Path | None, typer.Argument(help="TOML file of a run.")] = None,
+    diff: Annotated[Path | None, typer.Option(help="Show only what differs from this one.")] = None,
+    schema: Annotated[bool, typer.Option(help="Print the JSON schema for editors.")] = False,
+    set_: SetOption = [],  # noqa: B006
+) -> None:
+    """Show every setting: value, where it comes from, what it means.
+
+    Example:
+        [cyan]adrpo-scale config configs/sd3/adrpo.toml --diff configs/sd3/grpo.toml[/cyan]
+    """
+    from adrpo_scale.core.console import console
+    from adrpo_scale.run import config_view
+    from adrpo_scale.run.config import load_config
+
+    if schema:
+        print(json.dumps(config_view.schema(), indent=2))
+        return
+    if config is None:
+        raise ConfigError("adrpo-scale config needs a CONFIG, or --schema")
+    loaded = load_config(config, set_)
+    if diff is not None:
+        console.print(config_view.difference_table(loaded, load_config(diff)))
+    else:
+        console.print(config_view.config_table(loaded))

@@ -1,0 +1,80 @@
+"""The command `plan`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from adrpo_scale.cli.options import ConfigPath, JsonOption, SetOption
+
+if TYPE_CHECKING:
+    from adrpo_scale.cluster.plan.base import Hardware, Plan
+    from adrpo_scale.run.config import RunConfig
+
+
+def plan(
+    config: ConfigPath,
+    nodes: Annotated[int, typer.Option(help="Nodes of the job.")] = 1,
+    gpus_per_node: Annotated[int, typer.Option(help="GPUs of a node.")] = 8,
+    gpu: Annotated[str, typer.Option(help="a6000, l40s, a100-40, a100-80, h100, h200.")] = "a6000",
+    network_gbit: Annotated[float, typer.Option(help="Gb/s of a node to others.")] = 100,
+    time_limit: Annotated[
+        float | None, typer.Option(help="Hours that a job may take: how many jobs it needs.")
+    ] = None,
+    trial: Annotated[
+        Path | None, typer.Option(help="trial.json of `train --trial`: measured, not assumed.")
+    ] = None,
+    set_: SetOption = [],  # noqa: B006 (typer copies it)
+    as_json: JsonOption = False,
+) -> None:
+    """Plan a run before it is queued: memory of every phase, traffic, time, and whether it fits;
+    exit code 2 with the cheapest change that would, where it does not. Needs no GPU, no network
+    and no weights.
+
+    Example:
+        [cyan]adrpo-scale plan configs/sd3/adrpo.toml --nodes 10 --gpus-per-node 8 --gpu
+        a6000[/cyan]
+    """
+    from transformers.utils import logging
+
+    from adrpo_scale.cluster.plan.advice import cheapest_change, refusal
+    from adrpo_scale.cluster.plan.calibrate import read_trial
+    from adrpo_scale.cluster.plan.hardware import build_hardware
+    from adrpo_scale.cluster.plan.planner import check_time_limit, plan_of, with_time_limit
+    from adrpo_scale.core.console import console
+    from adrpo_scale.run.config import load_config
+
+    logging.set_verbosity_error()  # its warnings about a config say nothing of the plan
+    loaded = load_config(config, set_)
+    hardware = build_hardware(gpu, nodes, gpus_per_node, network_gbit)
+    measured = None if trial is None else read_trial(trial)
+    check_time_limit(time_limit)
+
+    def planner(changed: RunConfig, machine: Hardware) -> Plan:
+        return plan_of(changed, machine, measured, loaded.name)
+
+    found = planner(loaded.config, hardware)
+    if found.fits:
+        grace_seconds = loaded.config.checkpoint.grace_seconds
+        _show(with_time_limit(found, time_limit, grace_seconds), as_json)
+        return
+    if not as_json:
+        _show(found, as_json)
+        console.print("does not fit; looking for the cheapest change that does ...")
+    found = replace(found, change=cheapest_change(loaded.config, found, planner))
+    if as_json:
+        _show(found, as_json)
+    raise refusal(found)
+
+
+def _show(found: Plan, as_json: bool) -> None:
+    from adrpo_scale.cluster.plan.view import facts, show
+
+    if as_json:
+        print(json.dumps(facts(found), indent=2))
+    else:
+        show(found)

@@ -1,0 +1,34 @@
+"""The command `sample`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from adrpo_scale.cli.options import SetOption
+from adrpo_scale.core.errors import ConfigError
+
+
+def sample(
+    run_or_model: Annotated[str, typer.Argument(help="RUN, RUN@iteration, model or hub id.")],
+    prompts: Annotated[Path, typer.Option(help="Prompt file, in any format that training takes.")],
+    to: Annotated[Path, typer.Option(help="Folder for the samples.")],
+    per_prompt: Annotated[int, typer.Option(help="Samples per prompt.", min=1)] = 4,
+    seed: Annotated[int, typer.Option(help="Seed of the samples.", min=0, max=2**63 - 1)] = 0,
+    weights: Annotated[str, typer.Option(help="trained or ema (of a run).")] = "trained",
+    set_: SetOption = [],  # noqa: B006
+) -> None:
+    """Sample pictures or completions from a run's checkpoint, or from a model as it is, with the
+    settings of evaluations.
+
+    Example:
+        [cyan]adrpo-scale sample runs/demo --prompts my_prompts.txt --to samples
+        --set domain.evaluation.temperature=0[/cyan]
+    """
+    from adrpo_scale.evaluation import sample as sampler
+
+    if weights not in ("trained", "ema"):
+        raise ConfigError(f"--weights {weights!r}: expected trained or ema")
+    sampler.sample(run_or_model, prompts, to, per_prompt, seed, weights, set_)

@@ -1,0 +1,62 @@
+"""The command `train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from adrpo_scale.cli.options import ConfigPath, SetOption
+from adrpo_scale.cli.preflight import preflight_apart
+from adrpo_scale.core.errors import ConfigError
+
+
+def train(
+    config: ConfigPath,
+    run_dir: Annotated[
+        Path | None, typer.Option(help="Run folder; default runs/<config>-<hash of settings>.")
+    ] = None,
+    set_: SetOption = [],  # noqa: B006 (typer copies it)
+    fresh: Annotated[bool, typer.Option("--fresh", help="Refuse to resume a checkpoint.")] = False,
+    allow_change: Annotated[
+        list[str], typer.Option(help="A setting or section that may change in mid-run; repeatable.")
+    ] = [],  # noqa: B006
+    init_from: Annotated[
+        str | None, typer.Option(help="Start from the weights of RUN or RUN@iteration.")
+    ] = None,
+    rebase_reference: Annotated[
+        bool, typer.Option("--rebase-reference", help="... which become the reference too.")
+    ] = False,
+    trial: Annotated[
+        bool,
+        typer.Option("--trial", help="Two iterations in a folder of their own, measured."),
+    ] = False,
+    preflight: Annotated[
+        bool, typer.Option("--preflight", help="Check all nodes first, as `preflight` does.")
+    ] = False,
+) -> None:
+    """Train: one process, or as many as torchrun or srun start. Resumes at the run folder's
+    newest checkpoint. Exit code 85: stopped by a signal, start it again to resume.
+
+    Example:
+        [cyan]torchrun --standalone --nproc-per-node 2 -m adrpo_scale
+        train configs/demo/image_adrpo.toml --set seed=1[/cyan]
+    """
+    fork = [f'init_from="{init_from}"'] if init_from is not None else []
+    fork += ["rebase_reference=true"] if rebase_reference else []
+    if preflight:
+        preflight_apart(config, [*set_, *fork], run_dir)
+    from adrpo_scale.run import train as life
+    from adrpo_scale.run.config import load_config
+
+    loaded = load_config(config, [*set_, *fork])
+    if trial:
+        from adrpo_scale.cluster.plan.trial import run_trial
+
+        if allow_change:
+            raise ConfigError("--trial with --allow-change: a trial goes on from nothing")
+        given = [str(config), *(word for text in [*set_, *fork] for word in ("--set", text))]
+        run_trial(loaded, run_dir, given)
+        return
+    life.train(loaded, life.Orders(run_dir, fresh, allow_change))
