@@ -33,16 +33,16 @@ def avqa(
     ] = None,
 ) -> None:
     """Extract the sound of AVQA's videos, 16 kHz mono, into a few tar files, and write the
-    questions that refer to them. Stopped at any moment, the same command goes on. What is missing
+    questions that refer to them. Stopped at any moment, the same command resumes. What is missing
     or broken is named in skipped.jsonl.
 
     Example:
         [cyan]adrpo-scale prepare avqa --videos videos --rows train_qa.json
         --to data/avqa --workers 16[/cyan]
     """
-    from adrpo_scale.data.prepare.avqa import Orders, prepare_avqa
+    from adrpo_scale.data.prepare.avqa import AvqaOptions, prepare_avqa
 
-    prepare_avqa(Orders(rows, to, videos, audio, shard_megabytes, workers or _cores()))
+    prepare_avqa(AvqaOptions(rows, to, videos, audio, shard_megabytes, workers or _cores()))
 
 
 @app.command()
@@ -59,9 +59,9 @@ def mmau(
         [cyan]adrpo-scale prepare mmau --json mmau-test-mini.json --audio test-mini-audios
         --to data/mmau --revision v05.15.25[/cyan]
     """
-    from adrpo_scale.data.prepare.mmau import Orders, prepare_mmau
+    from adrpo_scale.data.prepare.mmau import MmauOptions, prepare_mmau
 
-    prepare_mmau(Orders(rows, audio, to, revision))
+    prepare_mmau(MmauOptions(rows, audio, to, revision))
 
 
 def _cores() -> int:

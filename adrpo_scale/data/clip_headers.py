@@ -16,7 +16,7 @@ from adrpo_scale.data.clips import duration, optional
 log = logging.getLogger(__name__)
 
 PACKAGES = ("soundfile", "soxr")  # the second for clips that are not at 16 kHz
-PART = 1000  # headers between two signs of life: seconds, on a slow filesystem too
+PART = 1000  # headers between two beats of the watchdog: seconds, on a slow filesystem too
 _THREADS = 16  # looking at headers waits for the disk and nothing else
 
 Clip = tuple[str, str]  # (reference, folder)
@@ -67,11 +67,11 @@ def agreed_headers(prompts: Sequence[Prompt]) -> dict[Clip, Header]:
 def without_broken(prompts: Sequence[Prompt], headers: Mapping[Clip, Header]) -> list[Prompt]:
     """The prompts whose clips are there and have a sound header. headers: of all their clips.
     ClipError if none is left."""
-    faults = report_broken(prompts, headers, "are left out")
+    faults = warn_of_broken(prompts, headers, "are left out")
     return [prompt for prompt in prompts if prompt.id not in faults]
 
 
-def report_broken(
+def warn_of_broken(
     prompts: Sequence[Prompt], headers: Mapping[Clip, Header], consequence: str
 ) -> dict[int, str]:
     """What is wrong with the clips of prompts, by prompt id: counted in one warning and named in

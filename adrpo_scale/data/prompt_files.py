@@ -1,57 +1,29 @@
-"""Prompt files as they come: one reader a format, and `load_prompts` over them.
+"""Prompt files: `load_prompts` over the readers of `formats`.
 
 Contract: the order of the file is kept and a prompt's id is its place among the prompts of the
 file, so ids are the same on every rank, at every start and at any number of processes. Nothing is
-dropped but blank lines; equal prompts stay, each with its own id. What a file says besides the
-prompt goes into `Prompt.metadata`; column names of tables in lower case (`Category` →
-`category`), JSON keys as they are. Files are UTF-8 with or without a byte order mark, lines end in
-LF or CRLF. Whatever cannot be read is a `PromptError` that gives file, line, value, expectation
-and remedy.
+dropped but blank lines; equal prompts stay, each with its own id. Whatever else a file tells about
+a prompt goes into `Prompt.metadata`.
 
 A prompt may be a conversation: `[{"role": "user", "content": ...}, ...]` under `context_messages`,
 `messages` or `prompt`, in JSON lines or in parquet. It ends with a message of the user's.
-
-A new format is one reader (path → rows) and one entry of `READERS`; a new suffix, one of
-`SUFFIXES`.
 """
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from adrpo_scale.core.errors import PromptError
 from adrpo_scale.core.paths import resolve_path
 from adrpo_scale.core.types import Prompt
-from adrpo_scale.data import questions as avqa
+from adrpo_scale.data.formats import DATA_FILES, READERS, Row, guess_format
+from adrpo_scale.data.lines import row_error
 from adrpo_scale.hub.needs import HubNeed
 from adrpo_scale.hub.weights import find_model
 
-PROMPT_COLUMNS = ("prompts", "prompt")
-MESSAGES = ("context_messages", "messages", "prompt")
 HUB = "hub:"
-DATA_FILES = ("*.parquet", "*.jsonl")
-QUOTED = re.compile(r'"([^"]+)"|“([^”]+)”')
-
-
-@dataclass(frozen=True)
-class Row:
-    """One row before it is checked. where: "line 7" or "entry 7"; prompt: None if it has none;
-    messages: what stands where a conversation may stand, None if nothing does."""
-
-    where: str
-    prompt: Any
-    metadata: Mapping[str, Any] = field(default_factory=dict)
-    messages: Any = None
-
-
-Reader = Callable[[Path], Iterator[Row]]
 
 
 def load_prompts(path: str | Path, format: str = "auto") -> list[Prompt]:
@@ -79,27 +51,8 @@ def load_prompts(path: str | Path, format: str = "auto") -> list[Prompt]:
     return prompts
 
 
-def guess_format(path: Path) -> str:
-    """The format of a file by its suffix and first row; PromptError if the suffix is unknown."""
-    if path.is_dir():
-        return "folder"
-    guess = SUFFIXES.get(path.suffix.lower())
-    if guess is None:
-        raise PromptError(
-            f"{path}: got the suffix {path.suffix!r}, expected one of {', '.join(SUFFIXES)}; "
-            f"rename the file or set format to one of {', '.join(READERS)}"
-        )
-    return guess(path)
-
-
-def _error(path: Path, where: str, value: object, expected: str, remedy: str) -> PromptError:
-    shown = repr(value)
-    shown = shown if len(shown) <= 100 else shown[:97] + "..."
-    return PromptError(f"{path}, {where}: got {shown}, expected {expected}; {remedy}")
-
-
 def needs_from_hub(name: str, what: str) -> list[HubNeed]:
-    """What `load_prompts` reads from the hub for a name that the setting `what` has."""
+    """The dataset on the hub that `load_prompts` reads for a name that the setting `what` has."""
     if not name.startswith(HUB):
         return []
     return [HubNeed(name.removeprefix(HUB), what, DATA_FILES, type="dataset")]
@@ -116,10 +69,10 @@ def _checked_messages(path: Path, row: Row) -> tuple[dict[str, str], ...]:
     expected = 'a list of {"role": ..., "content": ...}, the last one of the user\'s'
     messages = row.messages
     if not (isinstance(messages, list) and messages and all(_is_message(m) for m in messages)):
-        raise _error(path, row.where, messages, expected, "mend the row or delete it")
+        raise row_error(path, row.where, messages, expected, "fix the row or delete it")
     if messages[-1]["role"] != "user":
         remedy = "take the answer out: the model is to write it"
-        raise _error(path, row.where, messages[-1], expected, remedy)
+        raise row_error(path, row.where, messages[-1], expected, remedy)
     return tuple({"role": m["role"], "content": m["content"]} for m in messages)
 
 
@@ -140,302 +93,5 @@ def _prompt_text(path: Path, row: Row) -> str:
     if not isinstance(row.prompt, str) or not row.prompt.strip():
         value = row.metadata if row.prompt is None else row.prompt
         expected = "a row with a prompt that is a non-empty string"
-        raise _error(path, row.where, value, expected, "add the prompt or delete the row")
+        raise row_error(path, row.where, value, expected, "add the prompt or delete the row")
     return row.prompt.strip()
-
-
-# ---- text ----------------------------------------------------------------------------------------
-
-
-def _read_text(path: Path) -> str:
-    try:
-        raw = path.read_bytes()
-    except FileNotFoundError:
-        raise PromptError(
-            f"{path}: no such prompt file (looked for it at {path.absolute()}); correct the path, "
-            "which is relative to the current folder, or put the file there: nothing is downloaded"
-        ) from None
-    except OSError as error:
-        raise PromptError(
-            f"{path}: cannot read this prompt file ({error.strerror}); expected a readable text "
-            "file, name one or change its permissions"
-        ) from None
-    remedy = "is it the right file? Save it as UTF-8 text"
-    if b"\0" in raw:
-        line = raw[: raw.index(b"\0")].count(b"\n") + 1
-        raise _error(path, f"line {line}", b"\0", "text, this is binary or UTF-16", remedy)
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw[: error.start].count(b"\n") + 1
-        value = raw[error.start : error.start + 1]
-        raise _error(path, f"line {line}", value, "UTF-8 text", remedy) from None
-    return text.replace("\r\n", "\n").replace("\r", "\n")
-
-
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """(line number from 1, line) of the lines that are not blank."""
-    # str.splitlines would also break at U+2028 and the like, which may stand inside a prompt.
-    for number, line in enumerate(_read_text(path).split("\n"), start=1):
-        if line.strip():
-            yield number, line
-
-
-def read_txt(path: Path) -> Iterator[Row]:
-    """One prompt a line; the first string in double quotes is what an OCR reward looks for."""
-    for number, line in _lines(path):
-        quoted = QUOTED.search(line)
-        metadata = {"target": quoted[1] or quoted[2]} if quoted else {}
-        yield Row(f"line {number}", line, metadata)
-
-
-# ---- tables --------------------------------------------------------------------------------------
-
-
-def _is_header(cells: list[str]) -> bool:
-    return any(cell.strip().lower() in PROMPT_COLUMNS for cell in cells)
-
-
-def _table(path: Path, quoting: Any, delimiter: str, example: str) -> Iterator[Row]:
-    """The rows of a table with a header; `where` is the line a row ends at."""
-    # strict: otherwise one quote that is never closed swallows the rest of the file as one prompt.
-    lines = io.StringIO(_read_text(path), newline="")
-    reader = csv.reader(
-        lines, delimiter=delimiter, quoting=quoting, strict=True, skipinitialspace=delimiter == ","
-    )
-    header: list[str] | None = None
-    try:
-        for cells in reader:
-            where = f"line {reader.line_num}"
-            if not cells:
-                continue
-            if header is None:
-                header = [cell.strip().lower() for cell in cells]
-                if not _is_header(header):
-                    expected = f"a header with the column Prompt or Prompts, as in {example!r}"
-                    remedy = "add the header, or set format = 'txt' if this is one prompt a line"
-                    raise _error(path, where, delimiter.join(cells), expected, remedy)
-                continue
-            if len(cells) > len(header):
-                expected = f"at most {len(header)} fields, as the header has"
-                remedy = "put a prompt with commas into double quotes, and no tab inside a field"
-                raise _error(path, where, delimiter.join(cells), expected, remedy)
-            row = dict(zip(header, (cell.strip() for cell in cells), strict=False))
-            column = next(name for name in PROMPT_COLUMNS if name in header)
-            prompt = row.pop(column, None)
-            yield Row(where, prompt, {name: value for name, value in row.items() if name})
-    except csv.Error as error:
-        remedy = "write a quote inside a quoted field twice, and close every quoted field"
-        raise _error(path, f"line {reader.line_num}", str(error), "a CSV row", remedy) from None
-
-
-def read_drawbench(path: Path) -> Iterator[Row]:
-    """CSV with the header `Prompts,Category` (or `Prompt`), or, without a header, as txt."""
-    if path.suffix.lower() == ".txt" and not _starts_with_csv_header(path):
-        yield from read_txt(path)
-    else:
-        yield from _table(path, csv.QUOTE_MINIMAL, ",", "Prompts,Category")
-
-
-def read_partiprompts(path: Path) -> Iterator[Row]:
-    """TSV with the header `Prompt, Category, Challenge, Note`; a quote stands for itself."""
-    yield from _table(path, csv.QUOTE_NONE, "\t", "Prompt\tCategory\tChallenge\tNote")
-
-
-def _starts_with_csv_header(path: Path) -> bool:
-    cells = next((line.split(",") for _, line in _lines(path)), [])
-    # One word, "prompts", may be a prompt; "Prompts,Category" is a header.
-    return len(cells) > 1 and _is_header(cells)
-
-
-# ---- JSON ----------------------------------------------------------------------------------------
-
-
-def _json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    for number, line in _lines(path):
-        where = f"line {number}"
-        expected = "one JSON object a line, as in " + '{"prompt": "a red fox"}'
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError as error:
-            remedy = f"mend column {error.colno} ({error.msg})"
-            raise _error(path, where, line, expected, remedy) from None
-        if not isinstance(entry, dict):
-            remedy = "a JSON list over the whole file is the format imagereward, suffix .json"
-            raise _error(path, where, entry, expected, remedy)
-        yield where, entry
-
-
-def _row(where: str, entry: Mapping[str, Any]) -> Row:
-    key = "prompt"
-    if not isinstance(entry.get("prompt"), str):
-        key = next((k for k in MESSAGES if entry.get(k) is not None), "prompt")
-    others = {name: value for name, value in entry.items() if name != key}
-    value = entry.get(key)
-    is_text = key == "prompt" and not isinstance(value, list)
-    return Row(where, value, others) if is_text else Row(where, None, others, value)
-
-
-def read_jsonl(path: Path) -> Iterator[Row]:
-    """JSON lines `{"prompt": ..., ...}`, or with a conversation; the other keys are metadata."""
-    for where, entry in _json_lines(path):
-        yield _row(where, entry)
-
-
-def read_geneval(path: Path) -> Iterator[Row]:
-    """GenEval's JSON lines `{tag, include: [{class, count, color?}, ...], exclude?, prompt}`."""
-    for where, entry in _json_lines(path):
-        remedy = "correct the row, or set format = 'jsonl' if it is not GenEval's"
-        if not isinstance(entry.get("tag"), str):
-            raise _error(path, where, entry.get("tag"), "a string under 'tag'", remedy)
-        for key in ("include", "exclude"):
-            objects = entry.get(key, [] if key == "exclude" else None)
-            if not (isinstance(objects, list) and all(_is_object(o) for o in objects)):
-                expected = f"a list of {{class: str, count: int}} under {key!r}"
-                raise _error(path, where, objects, expected, remedy)
-        yield _row(where, entry)
-
-
-def _is_object(entry: Any) -> bool:
-    return (
-        isinstance(entry, dict)
-        and isinstance(entry.get("class"), str)
-        and type(entry.get("count")) is int
-    )
-
-
-def _json_list(path: Path, expected: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    text = _read_text(path)
-    if not text.strip():
-        return  # an empty file: load_prompts says so
-    try:
-        entries = json.loads(text)
-    except json.JSONDecodeError as error:
-        line = text.split("\n")[error.lineno - 1]
-        remedy = f"mend column {error.colno} ({error.msg}), or set format = 'jsonl' if it is that"
-        raise _error(path, f"line {error.lineno}", line, expected, remedy) from None
-    if not isinstance(entries, list):
-        remedy = "wrap it into a list, or set format = 'jsonl' for one object a line"
-        raise _error(path, "line 1", entries, expected, remedy)
-    for number, entry in enumerate(entries, start=1):
-        if not isinstance(entry, dict):
-            remedy = "put the prompt into an object"
-            raise _error(path, f"entry {number}", entry, expected, remedy)
-        yield f"entry {number}", entry
-
-
-def read_imagereward(path: Path) -> Iterator[Row]:
-    """A JSON list of `{id, prompt}`; the file's own id is kept as metadata["id"]."""
-    for where, entry in _json_list(path, "a JSON list of {id, prompt}"):
-        yield _row(where, entry)
-
-
-def json_entries(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(where, object) of a JSON list, or of JSON lines, whatever the file's suffix is."""
-    if _read_text(path).lstrip().startswith("["):
-        return _json_list(path, "a JSON list of objects")
-    return _json_lines(path)
-
-
-def read_avqa(path: Path, think: bool = False) -> Iterator[Row]:
-    """Questions about audio, prepared or AVQA's own; the prompt asks for the answer alone."""
-    for where, entry in json_entries(path):
-        try:
-            prompt, metadata = avqa.prompt_row(entry, str(path.absolute().parent), think)
-        except ValueError as error:
-            expected = f"a question about audio: {error}"
-            raise _error(path, where, entry, expected, "mend the row or delete it") from None
-        yield Row(where, prompt, metadata)
-
-
-def read_avqa_think(path: Path) -> Iterator[Row]:
-    """As `read_avqa`; the prompt asks for reasoning first, and then the answer."""
-    return read_avqa(path, think=True)
-
-
-# ---- parquet and folders -------------------------------------------------------------------------
-
-
-def read_parquet(path: Path) -> Iterator[Row]:
-    """Rows of a parquet file, with the columns that a JSON line would have as keys."""
-    import pyarrow
-    from pyarrow import parquet
-
-    try:
-        table = parquet.read_table(path)
-    except FileNotFoundError:
-        raise PromptError(f"{path}: no such prompt file; correct the path") from None
-    except (OSError, pyarrow.ArrowInvalid) as error:
-        raise PromptError(
-            f"{path}: cannot be read as parquet ({error}); was it copied completely?"
-        ) from None
-    for number, entry in enumerate(table.to_pylist(), start=1):
-        yield _row(f"row {number}", entry)
-
-
-def split_of(file: Path) -> str:
-    """train, test or validation, if a data file's path says so; else "unnamed"."""
-    words = re.split(r"[^a-z]+", file.as_posix().lower())
-    names = {"val": "validation", "valid": "validation", "dev": "validation", "eval": "test"}
-    known = [names.get(word, word) for word in words]
-    return next((w for w in known if w in ("train", "test", "validation")), "unnamed")
-
-
-def read_folder(path: Path) -> Iterator[Row]:
-    """Every parquet and jsonl file below a folder, by name: a dataset as it is downloaded.
-
-    PromptError where they are of several splits: nobody wants to train on a test set."""
-    files = sorted(file for pattern in DATA_FILES for file in path.rglob(pattern))
-    if not files:
-        raise PromptError(f"{path}: no {' or '.join(DATA_FILES)} in this folder; name a file")
-    splits = {split_of(file.relative_to(path)) for file in files}
-    if len(splits) > 1:
-        names = ", ".join(str(file.relative_to(path)) for file in files[:6])
-        raise PromptError(
-            f"{path}: its files are of several splits ({', '.join(sorted(splits))}): {names}; name "
-            "one file, or a folder with one split"
-        )
-    for file in files:
-        for row in READERS[guess_format(file)](file):
-            yield replace(row, where=f"{file.relative_to(path)} {row.where}")
-
-
-# ---- the tables ----------------------------------------------------------------------------------
-
-
-def _guess_jsonl(path: Path) -> str:
-    for _, entry in _json_lines(path):
-        if avqa.is_question(entry):
-            return "avqa"
-        return "geneval" if "tag" in entry and "include" in entry else "jsonl"
-    return "jsonl"
-
-
-def _guess_json(path: Path) -> str:
-    try:
-        first = next(json_entries(path), None)
-    except PromptError:
-        return "imagereward"  # which says what is wrong with the file
-    return "avqa" if first is not None and avqa.is_question(first[1]) else "imagereward"
-
-
-READERS: dict[str, Reader] = {
-    "txt": read_txt,
-    "geneval": read_geneval,
-    "drawbench": read_drawbench,
-    "partiprompts": read_partiprompts,
-    "imagereward": read_imagereward,
-    "avqa": read_avqa,
-    "avqa_think": read_avqa_think,
-    "jsonl": read_jsonl,
-    "parquet": read_parquet,
-    "folder": read_folder,
-}
-SUFFIXES: dict[str, Callable[[Path], str]] = {
-    ".txt": lambda path: "drawbench" if _starts_with_csv_header(path) else "txt",
-    ".csv": lambda path: "drawbench",
-    ".tsv": lambda path: "partiprompts",
-    ".json": _guess_json,
-    ".jsonl": _guess_jsonl,
-    ".parquet": lambda path: "parquet",
-}

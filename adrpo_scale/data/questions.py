@@ -1,6 +1,6 @@
 """Multiple-choice questions about audio: AVQA's rows, and the prompts that are made of them.
 
-Two kinds of rows are read:
+Rows in two forms are read:
 
     AVQA's own    {"id", "video_name", "question_text", "multi_choice": [4 texts], "answer": 0 .. 3,
                    "question_type", ..., "audio_path" where somebody has extracted the sound}
@@ -54,12 +54,12 @@ class Question:
 
 
 def is_question(entry: Mapping[str, Any]) -> bool:
-    """Whether a row is of one of the two kinds, right or wrong."""
+    """Whether a row has one of the two forms, right or wrong."""
     return all(key in entry for key in _OWN) or all(key in entry for key in _PREPARED)
 
 
 def parse_question(entry: Mapping[str, Any]) -> Question:
-    """A row of either kind. Raises ValueError that says what is wrong with it."""
+    """A row of either form. Raises ValueError that says what is wrong with it."""
     return _own(entry) if _OWN[0] in entry else _prepared(entry)
 
 
@@ -117,8 +117,8 @@ def _choices(entry: Mapping[str, Any], key: str) -> tuple[str, ...]:
 
 
 def about_audio(question: str) -> str:
-    """The question with the words "video" and "videos" said as "audio" and "audios": whole words,
-    in the case they have."""
+    """The question with "audio" and "audios" in place of "video" and "videos": whole words, in the
+    case they have."""
     return _VIDEO.sub(lambda found: _CASES.get(found[0], "audio" + found[1].lower()), question)
 
 

@@ -39,7 +39,7 @@ from adrpo_scale.data.clip_headers import (
     Header,
     agreed_headers,
     check_packages,
-    report_broken,
+    warn_of_broken,
     without_broken,
 )
 from adrpo_scale.data.clips import SAMPLE_RATE, read_clip
@@ -160,7 +160,7 @@ class AudioDomain(TextDomain):
         """Also those whose clip has gone since: their samples are left out of the loss."""
         check_packages()
         self._headers |= agreed_headers(prompts)
-        report_broken(prompts, self._headers, "were there before; the run goes on without them")
+        warn_of_broken(prompts, self._headers, "were there before; the run goes on without them")
         return list(prompts)
 
     def _expected_lengths(self, prompts: Sequence[Prompt]) -> dict[int, int]:

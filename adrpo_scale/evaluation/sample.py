@@ -21,7 +21,8 @@ from adrpo_scale.core.console import console
 from adrpo_scale.core.errors import ConfigError
 from adrpo_scale.core.paths import resolve_path
 from adrpo_scale.core.types import Completion, DrawKey, Prompt
-from adrpo_scale.data.prompt_files import guess_format, load_prompts
+from adrpo_scale.data.formats import guess_format
+from adrpo_scale.data.prompt_files import load_prompts
 from adrpo_scale.domains import omni
 from adrpo_scale.domains.base import Domain
 from adrpo_scale.engines.base import Engine

@@ -93,7 +93,7 @@ def ask(need: HubNeed, locked: LockedRepo | None) -> RepoPlan:
     if not files:
         raise ModelNotFoundError(
             f"{need.type} {need.name!r} has none of the files that are needed "
-            f"({', '.join(need.allow)}): is it another kind of {need.type}? See {_page(need)}"
+            f"({', '.join(need.allow)}): is it another {need.type}? See {_page(need)}"
         )
     folder = cache_folder() / converted_name(need.key, info.sha)
     return RepoPlan(
@@ -142,10 +142,10 @@ def _known(need: HubNeed, info: Any) -> Iterator[str]:
 
 
 def _licence(card: Any) -> str | None:
-    said = card.to_dict() if card is not None else {}
-    licence = said.get("license")
-    if licence == "other" and said.get("license_name"):
-        licence = said["license_name"]
+    facts = card.to_dict() if card is not None else {}
+    licence = facts.get("license")
+    if licence == "other" and facts.get("license_name"):
+        licence = facts["license_name"]
     if isinstance(licence, list):
         licence = ", ".join(map(str, licence))
     return str(licence) if licence else None

@@ -48,10 +48,10 @@ def download(plan: RepoPlan) -> None:
     except Exception as error:
         if not hub_access.is_of_the_network(error):
             raise
-        said = next(iter(str(error).strip().splitlines()), "")
+        reason = next(iter(str(error).strip().splitlines()), "")
         raise ModelNotFoundError(
             f"the download of {plan.need.type} {plan.need.name!r} stopped ({type(error).__name__}: "
-            f"{said}). Run the same command again: files that are whole are kept. Where it stops "
+            f"{reason}). Run the same command again: files that are whole are kept. Where it stops "
             "again and again, try HF_HUB_DISABLE_XET=1"
         ) from error
     lost = [name for name, size in plan.to_bring.items() if size_of(snapshot / name) != size]

@@ -1,7 +1,7 @@
 """`prefetch.lock`, which pins what a run reads from the hub: at which revision, and which files.
 
 `adrpo-scale prefetch` writes the lock on a login node; everything that loads a model goes by it, so
-that every life of a run, on every node, reads the same files of the cache without asking the hub.
+that every start of a run, on every node, reads the same files of the cache without asking the hub.
 Nothing is written here at training time, so the cache may be read-only. Files are compared by size
 alone: hashing gigabytes at every requeue would cost more than the check is worth.
 

@@ -85,8 +85,8 @@ def cache_folder() -> Path:
 
 def repo_folder(key: Key) -> Path:
     """Where the hub's cache keeps all revisions of a repository."""
-    kind, name = key
-    return cache_folder() / f"{kind}s--{name.replace('/', '--')}"
+    type, name = key
+    return cache_folder() / f"{type}s--{name.replace('/', '--')}"
 
 
 def snapshot_folder(key: Key, revision: str) -> Path:

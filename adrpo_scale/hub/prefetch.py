@@ -1,9 +1,9 @@
-"""The verb `prefetch`: brings what runs read from the hub into its cache, and pins it.
+"""The command `prefetch`: brings what runs read from the hub into its cache, and pins it.
 
 For a login node: no GPU, no process group. Everything that could go wrong is asked first, of all
 repositories together: access, existence, room. Only then is anything downloaded, each repository at
 one commit, by the hub's own client, which keeps whole files; so the same command after an
-interruption goes on with what is missing. Weights that exist as pickles alone are converted to
+interruption resumes with the missing files. Weights that exist as pickles alone are converted to
 safetensors. `prefetch.lock` is written after each repository.
 """
 
@@ -48,7 +48,7 @@ from adrpo_scale.hub.pickles import contents, convert_snapshot
 def require_models(needs: Sequence[HubNeed]) -> None:
     """Raises ModelNotFoundError, naming everything at once, where a run cannot have what it reads.
 
-    For the start of a life, before a process group: looks at names and sizes alone. Where something
+    For the start of a run, before a process group: looks at names and sizes alone. Where something
     is in no lock and not in the cache, the hub is asked whether it is there to be asked.
     """
     found = missing(needs)
@@ -73,8 +73,8 @@ def prefetch(
     upgrade: bool = False,
     dry_run: bool = False,
 ) -> None:
-    """The verb. Raises ModelNotFoundError, with every problem of every repository, before anything
-    is downloaded.
+    """The command. Raises ModelNotFoundError, with every problem of every repository, before
+    anything is downloaded.
 
     needs: of all runs together. quota_command: prints what a quota leaves, where one is the limit.
     upgrade: take the newest revisions of what is locked, too.

@@ -107,10 +107,10 @@ def started(cache, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "verb", [["train"], ["sample"], ["config"], ["report"], ["demo"], ["demo", "build"], []]
+    "command", [["train"], ["sample"], ["config"], ["report"], ["demo"], ["demo", "build"], []]
 )
-def test_help_of_every_verb_has_an_example(verb):
-    answer = CliRunner().invoke(cli.app, [*verb, "--help"])
+def test_help_of_every_command_has_an_example(command):
+    answer = CliRunner().invoke(cli.app, [*command, "--help"])
     assert answer.exit_code == 0
     assert "Example:" in answer.output
     assert "adrpo-scale " in answer.output or "-m adrpo_scale" in answer.output
@@ -272,7 +272,7 @@ def test_errors_are_one_message_without_a_traceback_and_code_2(cache, tmp_path):
     prompts.write_text("a red ring\n")
     train = ["train", ADRPO, "--run-dir", str(tmp_path / "run"), *given(SMALL)]
     to = ["--prompts", str(prompts), "--to", str(tmp_path / "pictures")]
-    said = {
+    stated = {
         "is not there; see configs/": ["train", "nowhere.toml"],
         "did you mean 'updates'?": [*train, "--set", "optimizer.updatez=1"],
         "is not empty and not the folder of a run": [
@@ -288,8 +288,8 @@ def test_errors_are_one_message_without_a_traceback_and_code_2(cache, tmp_path):
         "needs a CONFIG": ["config"],
         "known: image": ["demo", "build", "sound"],
     }
-    (answers,) = run_ranks(commands, 1, cache, list(said.values()), timeout=120)
-    for expected, (code, out, err) in zip(said, answers, strict=True):
+    (answers,) = run_ranks(commands, 1, cache, list(stated.values()), timeout=120)
+    for expected, (code, out, err) in zip(stated, answers, strict=True):
         assert code == 2, (expected, out, err)
         assert expected in err
         assert err.count("error: ") == 1 and err.startswith("error: ")

@@ -26,7 +26,8 @@ from adrpo_scale.data.clip_headers import (
     without_broken,
 )
 from adrpo_scale.data.clips import duration, patiently, read_clip
-from adrpo_scale.data.prompt_files import guess_format, load_prompts
+from adrpo_scale.data.formats import guess_format
+from adrpo_scale.data.prompt_files import load_prompts
 from tests.support.sounds import avqa_row, cut, pitch, tone, write_audio, write_rows
 
 ROW = {
@@ -130,10 +131,10 @@ def broken(folder: Path) -> dict[str, str]:
 
 
 def test_what_is_wrong_with_a_clip_is_said_with_its_name(tmp_path: Path) -> None:
-    for reference, said in broken(tmp_path).items():
+    for reference, stated in broken(tmp_path).items():
         with pytest.raises(ClipError) as error:
             read_clip(reference, tmp_path)
-        assert said in str(error.value) and reference in str(error.value), reference
+        assert stated in str(error.value) and reference in str(error.value), reference
 
 
 def test_the_header_alone_finds_most_of_it(tmp_path: Path) -> None:
@@ -241,7 +242,7 @@ def test_rows_of_avqa_with_audio_of_their_own_are_prompts_too(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "stated"),
     [
         ({"answer": 4}, "'answer' is 4, expected an integer 0 to 3"),
         ({"answer": True}, "'answer' is True"),
@@ -250,12 +251,12 @@ def test_rows_of_avqa_with_audio_of_their_own_are_prompts_too(tmp_path: Path) ->
         ({}, "run `adrpo-scale prepare avqa` on this file"),
     ],
 )
-def test_a_wrong_row_is_refused_with_its_place(tmp_path: Path, change: dict, said: str) -> None:
+def test_a_wrong_row_is_refused_with_its_place(tmp_path: Path, change: dict, stated: str) -> None:
     good = avqa_row(0, "v", audio_path="v.wav")
     bad = avqa_row(1, "w", **({"audio_path": "w.wav"} if change else {})) | change
     with pytest.raises(PromptError) as error:
         load_prompts(write_rows(tmp_path / "rows.json", [good, bad]))
-    assert said in str(error.value) and "entry 2" in str(error.value)
+    assert stated in str(error.value) and "entry 2" in str(error.value)
 
 
 def test_prompts_without_their_clip_are_counted_and_named(

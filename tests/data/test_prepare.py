@@ -1,4 +1,4 @@
-"""The verb `prepare`: what it leaves, what it survives, and how it says no."""
+"""The command `prepare`: what it leaves, what it survives, and how it says no."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from adrpo_scale.core.errors import (
 from adrpo_scale.core.folder_lock import RunLock
 from adrpo_scale.data.clips import duration, read_clip
 from adrpo_scale.data.prepare import avqa, mmau
-from adrpo_scale.data.prepare.avqa import Orders, prepare_avqa
+from adrpo_scale.data.prepare.avqa import AvqaOptions, prepare_avqa
 from adrpo_scale.data.prepare.extract import extract, video_sound
 from adrpo_scale.data.prepare.pool import in_order
 from adrpo_scale.data.prepare.shards import COMMIT_EVERY, END, JOURNAL, Shards
@@ -47,11 +47,11 @@ from tests.support.sounds import (
 
 
 def left(folder: Path) -> dict[str, bytes]:
-    """Everything but the report, which counts what was done again."""
+    """Everything but the record, which counts what was done again."""
     return {p.name: p.read_bytes() for p in folder.iterdir() if p.name != "report.json"}
 
 
-def report_of(folder: Path) -> dict:
+def record_of(folder: Path) -> dict:
     return json.loads((folder / "report.json").read_text())
 
 
@@ -77,10 +77,10 @@ def test_what_is_wrong_with_a_video_is_said_with_its_name(tmp_path: Path) -> Non
         tmp_path / "junk.mp4": "is broken or no video",
         tmp_path / "nowhere.mp4": "is broken or no video",
     }
-    for path, said in wrong.items():
+    for path, stated in wrong.items():
         with pytest.raises(ClipError) as error:
             video_sound(path)
-        assert said in str(error.value) and path.name in str(error.value), path
+        assert stated in str(error.value) and path.name in str(error.value), path
 
 
 def test_an_odd_file_is_a_fault_and_never_an_error(tmp_path: Path) -> None:
@@ -196,7 +196,7 @@ def avqa_data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 @pytest.fixture(scope="module")
 def prepared(avqa_data: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     to = tmp_path_factory.mktemp("prepared") / "out"
-    prepare_avqa(Orders(avqa_data[0], to, avqa_data[1]))
+    prepare_avqa(AvqaOptions(avqa_data[0], to, avqa_data[1]))
     return to
 
 
@@ -234,14 +234,14 @@ def test_what_is_left_out_is_named_with_its_reason(prepared: Path) -> None:
 def test_the_report_says_what_was_done_and_by_what(
     prepared: Path, avqa_data: tuple[Path, Path]
 ) -> None:
-    report = report_of(prepared)
-    assert report["rows"] == {"total": 10, "usable": 6, "wrong": 1}
-    assert report["clips"] == {"done": 5, "missing": 1, "broken": 2, "reused": 0}
-    assert report["sample_rate"] == 16000
-    assert report["seconds"] == pytest.approx(2.5, abs=0.3)
-    assert len(report["source"]["sha256"]) == 64
-    assert all(report["versions"][name] for name in ("av", "libavcodec", "soundfile", "soxr"))
-    assert list(report["shards"]) == ["clips-00000.tar"]
+    record = record_of(prepared)
+    assert record["rows"] == {"total": 10, "usable": 6, "wrong": 1}
+    assert record["clips"] == {"done": 5, "missing": 1, "broken": 2, "reused": 0}
+    assert record["sample_rate"] == 16000
+    assert record["seconds"] == pytest.approx(2.5, abs=0.3)
+    assert len(record["source"]["sha256"]) == 64
+    assert all(record["versions"][name] for name in ("av", "libavcodec", "soundfile", "soxr"))
+    assert list(record["shards"]) == ["clips-00000.tar"]
 
 
 def test_any_tar_reads_a_shard(prepared: Path, tmp_path: Path) -> None:
@@ -263,7 +263,7 @@ def test_the_prepared_rows_are_prompts(prepared: Path) -> None:
 def test_more_workers_leave_the_same_bytes(
     prepared: Path, avqa_data: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    prepare_avqa(Orders(avqa_data[0], tmp_path / "two", avqa_data[1], workers=2))
+    prepare_avqa(AvqaOptions(avqa_data[0], tmp_path / "two", avqa_data[1], workers=2))
     assert left(tmp_path / "two") == left(prepared)
 
 
@@ -271,10 +271,10 @@ def test_a_second_start_finds_everything_and_adds_what_has_come_since(
     prepared: Path, avqa_data: tuple[Path, Path], tmp_path: Path
 ) -> None:
     rows, videos = avqa_data
-    first = Orders(rows, tmp_path / "out", videos / "part1")
+    first = AvqaOptions(rows, tmp_path / "out", videos / "part1")
     assert prepare_avqa(first)["clips"] == {"done": 4, "missing": 4, "broken": 0, "reused": 0}
     before = (tmp_path / "out" / "clips-00000.tar").read_bytes()
-    again = prepare_avqa(Orders(rows, tmp_path / "out", videos, videos))
+    again = prepare_avqa(AvqaOptions(rows, tmp_path / "out", videos, videos))
     assert again["clips"] == {"done": 2, "missing": 0, "broken": 2, "reused": 4}
     assert again["rows"]["usable"] == 7
     after = (tmp_path / "out" / "clips-00000.tar").read_bytes()
@@ -288,8 +288,8 @@ def test_rows_that_name_their_audio_need_no_videos(tmp_path: Path) -> None:
     rows = [avqa_row(0, "v", audio_path="wavs/a.mp3")]
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps(rows[0]) + "\n")
-    report = prepare_avqa(Orders(path, tmp_path / "out", audio=tmp_path))
-    assert report["clips"]["done"] == 1
+    record = prepare_avqa(AvqaOptions(path, tmp_path / "out", audio=tmp_path))
+    assert record["clips"]["done"] == 1
     assert read_lines(tmp_path / "out" / "train.jsonl")[0]["video"] == "v"
 
 
@@ -309,7 +309,7 @@ def test_rows_and_files_as_r1_aqa_publishes_them(tmp_path: Path) -> None:
         avqa_row(5, "f_000300", audio_path="Path to wav dir/f_300.wav"),
     ]
     path, to = write_rows(tmp_path / "rows.json", rows), tmp_path / "out"
-    prepare_avqa(Orders(path, to, tmp_path / "videos", tmp_path / "wavs"))
+    prepare_avqa(AvqaOptions(path, to, tmp_path / "videos", tmp_path / "wavs"))
     found = {
         row["id"]: pitch(read_clip(row["audio"], to)) for row in read_lines(to / "train.jsonl")
     }
@@ -337,7 +337,7 @@ def test_a_kill_in_mid_run_and_a_new_start_leave_the_same_bytes(tmp_path: Path) 
         write_audio(wavs / f"v{n}.wav", 200 + 3 * n, 1.0, 24000)
     rows = write_rows(tmp_path / "rows.json", [avqa_row(n, f"v{n}") for n in range(count)])
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    prepare_avqa(Orders(rows, whole, audio=wavs, workers=2))
+    prepare_avqa(AvqaOptions(rows, whole, audio=wavs, workers=2))
 
     words = ["prepare", "avqa", "--rows", rows, "--audio", wavs, "--to", killed, "--workers", "1"]
     process = subprocess.Popen(
@@ -354,8 +354,8 @@ def test_a_kill_in_mid_run_and_a_new_start_leave_the_same_bytes(tmp_path: Path) 
     assert 0 < kept < count
     wait_for_the_end_of_session(process.pid)
 
-    report = prepare_avqa(Orders(rows, killed, audio=wavs))
-    assert report["clips"] == {"done": count - kept, "missing": 0, "broken": 0, "reused": kept}
+    record = prepare_avqa(AvqaOptions(rows, killed, audio=wavs))
+    assert record["clips"] == {"done": count - kept, "missing": 0, "broken": 0, "reused": kept}
     assert left(killed) == left(whole)
 
 
@@ -384,27 +384,27 @@ def test_orders_that_cannot_be_carried_out(
 ) -> None:
     rows, videos = avqa_data
     with pytest.raises(ConfigError, match="neither --videos nor --audio"):
-        prepare_avqa(Orders(rows, tmp_path))
+        prepare_avqa(AvqaOptions(rows, tmp_path))
     with pytest.raises(ConfigError, match="nowhere: no such folder"):
-        prepare_avqa(Orders(rows, tmp_path, videos / "nowhere"))
+        prepare_avqa(AvqaOptions(rows, tmp_path, videos / "nowhere"))
     with pytest.raises(PromptError, match="no such prompt file"):
-        prepare_avqa(Orders(tmp_path / "no.json", tmp_path, videos))
+        prepare_avqa(AvqaOptions(tmp_path / "no.json", tmp_path, videos))
     (tmp_path / "empty").mkdir()
     with pytest.raises(ClipError, match="none of the 10 questions has a clip"):
-        prepare_avqa(Orders(rows, tmp_path / "none", tmp_path / "empty"))
+        prepare_avqa(AvqaOptions(rows, tmp_path / "none", tmp_path / "empty"))
     assert len(read_lines(tmp_path / "none" / "skipped.jsonl")) == 9
     monkeypatch.setattr(avqa, "disk_space", lambda _: disk_space.Space(10**6, None, "disk"))
     with pytest.raises(DiskSpaceError, match=r"they need up to 2\.2 MB, and 1\.0 MB are free"):
-        prepare_avqa(Orders(rows, tmp_path / "full", videos))
+        prepare_avqa(AvqaOptions(rows, tmp_path / "full", videos))
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(ConfigError, match=r"av .*pip install 'adrpo_scale\[audio\]'"):
-        prepare_avqa(Orders(rows, tmp_path / "out", videos))
+        prepare_avqa(AvqaOptions(rows, tmp_path / "out", videos))
 
 
 def test_a_full_disk_is_said_and_the_next_start_goes_on(
     prepared: Path, avqa_data: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    orders = Orders(avqa_data[0], tmp_path / "out", avqa_data[1])
+    options = AvqaOptions(avqa_data[0], tmp_path / "out", avqa_data[1])
     written = []
 
     def write_half(descriptor: int, data: bytes) -> None:
@@ -417,20 +417,20 @@ def test_a_full_disk_is_said_and_the_next_start_goes_on(
     with monkeypatch.context() as patched:
         patched.setattr("adrpo_scale.data.prepare.shards.write_all", write_half)
         with pytest.raises(DiskSpaceError, match=r"No space left.*start the same command again"):
-            prepare_avqa(orders)
-    prepare_avqa(orders)
+            prepare_avqa(options)
+    prepare_avqa(options)
     assert left(tmp_path / "out") == left(prepared)
 
 
 def test_one_process_a_folder(avqa_data: tuple[Path, Path], tmp_path: Path) -> None:
     with RunLock(tmp_path), pytest.raises(RunFolderError, match="is in use by"):
-        prepare_avqa(Orders(avqa_data[0], tmp_path, avqa_data[1]))
+        prepare_avqa(AvqaOptions(avqa_data[0], tmp_path, avqa_data[1]))
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("verb", [[], ["avqa"], ["mmau"]])
-def test_help_has_an_example(verb: list[str]) -> None:
-    answer = CliRunner().invoke(cli.app, ["prepare", *verb, "--help"])
+@pytest.mark.parametrize("command", [[], ["avqa"], ["mmau"]])
+def test_help_has_an_example(command: list[str]) -> None:
+    answer = CliRunner().invoke(cli.app, ["prepare", *command, "--help"])
     assert answer.exit_code == 0
     assert "Example:" in answer.output and "adrpo-scale prepare" in answer.output
 
@@ -479,10 +479,10 @@ def test_mmau_is_checked_and_its_revision_stamped(tmp_path: Path) -> None:
     ]
     source = write_rows(tmp_path / "mmau.json", rows)
     to = tmp_path / "out"
-    report = mmau.prepare_mmau(mmau.Orders(source, audio, to, "v05.15.25"))
-    assert report == report_of(to)
-    assert report["revision"] == "v05.15.25" and len(report["source"]["sha256"]) == 64
-    assert report["tasks"] == {"sound": 1, "music": 3}
+    record = mmau.prepare_mmau(mmau.MmauOptions(source, audio, to, "v05.15.25"))
+    assert record == record_of(to)
+    assert record["revision"] == "v05.15.25" and len(record["source"]["sha256"]) == 64
+    assert record["tasks"] == {"sound": 1, "music": 3}
     found = read_lines(to / "mmau.jsonl")
     assert [row["id"] for row in found] == ["s1", "m1", "odd", "twice"]
     assert found[0] | {"audio": ""} == {
@@ -501,7 +501,7 @@ def test_mmau_is_checked_and_its_revision_stamped(tmp_path: Path) -> None:
     skipped = {line["row"]: line["reason"] for line in read_lines(to / "skipped.jsonl")}
     assert list(skipped) == ["entry 3", "entry 4", "entry 5", "entry 8"]
     assert "earlier row" in skipped["entry 3"] and "gone" in skipped["entry 4"]
-    warnings = "\n".join(report["warnings"])
+    warnings = "\n".join(record["warnings"])
     assert "test-mini has 334 music, 333 sound, 333 speech" in warnings
     assert "1 answers are not among their choices: odd" in warnings
     assert "1 questions have a choice twice: twice" in warnings

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from adrpo_scale.core import paths
 from adrpo_scale.core.errors import ConfigError, ModelNotFoundError, PromptError
 from adrpo_scale.core.types import Prompt
-from adrpo_scale.data.prompt_files import READERS, guess_format
+from adrpo_scale.data.formats import READERS, guess_format
 from adrpo_scale.data.prompts import (
     Format,
     PromptsConfig,

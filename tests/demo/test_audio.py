@@ -14,7 +14,7 @@ from transformers import Qwen2_5OmniProcessor, Qwen2_5OmniThinkerForConditionalG
 
 import adrpo_scale.demo
 from adrpo_scale.data.clips import SAMPLE_RATE, read_clip
-from adrpo_scale.data.prompt_files import read_avqa_think
+from adrpo_scale.data.formats import read_avqa_think
 from adrpo_scale.demo.audio import task as audio_task
 from adrpo_scale.demo.audio.build import build_audio, prompt_of
 from adrpo_scale.demo.audio.model import spoken_batch, spoken_ids

@@ -23,7 +23,7 @@ from adrpo_scale.core.errors import ConfigError, EndpointError, PromptError, Run
 from adrpo_scale.core.folder_lock import RunLock
 from adrpo_scale.core.types import Prompt
 from adrpo_scale.data.clips import read_clip
-from adrpo_scale.data.prepare.mmau import Orders, prepare_mmau
+from adrpo_scale.data.prepare.mmau import MmauOptions, prepare_mmau
 from adrpo_scale.evaluation.mmau import evaluate, local, predictions
 from adrpo_scale.evaluation.mmau.base import (
     PAPER,
@@ -252,8 +252,8 @@ def test_what_prepare_writes_is_read(tmp_path):
     (tmp_path / "audio").mkdir()
     save_clip(tmp_path / "audio" / "3fe6.wav", 0.3, 0)
     (tmp_path / "mini.json").write_text(json.dumps([theirs]))
-    orders = Orders(tmp_path / "mini.json", tmp_path / "audio", tmp_path / "out", "v05.15.25")
-    prepare_mmau(orders)
+    options = MmauOptions(tmp_path / "mini.json", tmp_path / "audio", tmp_path / "out", "v05.15.25")
+    prepare_mmau(options)
     found = load_benchmark(tmp_path / "out", "answer")
     (one,) = found.questions
     assert found.revision == "v05.15.25" and one.sub_category == theirs["sub-category"]

@@ -259,9 +259,9 @@ def test_every_shipped_config_says_what_it_reads(path):
 
 def test_all_problems_of_all_repositories_are_told_at_once(hub):
     hub.repos[POLICY].access, hub.repos[PROMPTS].access = "gated", "private"
-    said = refusal("rewards.0.model=own/rewrad")
-    assert said.startswith("3 things in the way, and nothing was downloaded:")
-    policy, reward, prompts = said.splitlines()[1:]
+    stated = refusal("rewards.0.model=own/rewrad")
+    assert stated.startswith("3 things in the way, and nothing was downloaded:")
+    policy, reward, prompts = stated.splitlines()[1:]
     assert "domain.model: model 'own/policy' is gated" in policy
     assert "https://huggingface.co/own/policy" in policy and "hf auth login" in policy
     assert "'own/rewrad' is not on the hub" in reward and "did you mean 'own/reward'?" in reward
@@ -294,18 +294,18 @@ def test_nobody_to_ask_means_this_is_no_login_node(hub, monkeypatch):
     hub.down = True
     assert "answers with 503" in refusal()
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
-    said = refusal()
-    assert "one thing in the way" in said and "on a login node" in said
+    stated = refusal()
+    assert "one thing in the way" in stated and "on a login node" in stated
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     assert "HF_HUB_OFFLINE is set" in refusal()
 
 
 def test_too_little_room_is_found_before_anything_is_downloaded(hub):
-    said = refusal("checkpoint.quota_command=echo 100000 50")
-    assert "no room in the cache" in said and "100.0 kB are free by the quota" in said
-    assert "hf cache rm" in said
-    said = refusal("checkpoint.quota_command=echo 100000000 3")
-    assert "3 more are allowed" in said
+    stated = refusal("checkpoint.quota_command=echo 100000 50")
+    assert "no room in the cache" in stated and "100.0 kB are free by the quota" in stated
+    assert "hf cache rm" in stated
+    stated = refusal("checkpoint.quota_command=echo 100000000 3")
+    assert "3 more are allowed" in stated
     assert hub.downloads() == []
     bring("checkpoint.quota_command=echo 100000000 500")
 
@@ -315,8 +315,8 @@ def test_a_lock_that_cannot_be_written_is_found_before_anything_is_downloaded(hu
 
 
 def test_folders_and_demo_names_are_looked_for_alike(hub):
-    said = refusal("domain.model=./nowhere", "rewards.0.model=demo:texd")
-    assert "'./nowhere' is not there" in said and "demo:texd: no such demo asset" in said
+    stated = refusal("domain.model=./nowhere", "rewards.0.model=demo:texd")
+    assert "'./nowhere' is not there" in stated and "demo:texd: no such demo asset" in stated
 
 
 def test_a_repository_of_another_kind(hub, published):
@@ -603,10 +603,10 @@ def test_train_from_a_read_only_cache_without_the_hub(hub, place, published):
     train = command(place, hub, "train", "run.toml", before=inside, HF_HUB_OFFLINE="1")
     other = ["--set", "domain.model=own/new"]
     more = command(place, hub, "prefetch", "run.toml", *other, before=inside)
-    said, complaint = train.communicate(timeout=200)
-    assert train.returncode == 0, said + complaint
-    assert "iteration 1/1" in said
-    said, complaint = more.communicate(timeout=200)
+    stated, complaint = train.communicate(timeout=200)
+    assert train.returncode == 0, stated + complaint
+    assert "iteration 1/1" in stated
+    stated, complaint = more.communicate(timeout=200)
     assert more.returncode == 2 and complaint.count("error: ") == 1
     assert f"the cache {cache} cannot be written to: set HF_HOME" in complaint
     assert "Traceback" not in complaint

@@ -1,7 +1,7 @@
 """`prepare avqa`: AVQA's rows and videos → clips in a few tar shards and `train.jsonl`.
 
     OUT/clips-00000.tar ...   the clips, each once however many questions ask about it
-    OUT/journal.jsonl         where each is; by it a stopped run goes on (see `shards`)
+    OUT/journal.jsonl         where each is; by it a stopped start resumes (see `shards`)
     OUT/train.jsonl           a row per usable question: id, question, choices, answer (the text of
                               the right option), audio (a reference), seconds, video, type
     OUT/skipped.jsonl         every row and clip that is left out, with the reason
@@ -31,9 +31,10 @@ from adrpo_scale.core.errors import ClipError, ConfigError, DiskSpaceError
 from adrpo_scale.core.folder_lock import RunLock
 from adrpo_scale.core.tensor_files import file_sha256
 from adrpo_scale.data.clips import AUDIO_SUFFIXES, SAMPLE_RATE, optional
+from adrpo_scale.data.formats import json_entries
 from adrpo_scale.data.prepare.extract import Extracted, extract
 from adrpo_scale.data.prepare.pool import in_order
-from adrpo_scale.data.prepare.report import (
+from adrpo_scale.data.prepare.record import (
     DECODERS,
     SKIPPED,
     disk_is_full,
@@ -41,11 +42,10 @@ from adrpo_scale.data.prepare.report import (
     say,
     versions,
     write_lines,
-    write_report,
+    write_record,
 )
 from adrpo_scale.data.prepare.shards import Entry, Shards
 from adrpo_scale.data.prepare.sources import VIDEO_SUFFIXES, Source, find, index
-from adrpo_scale.data.prompt_files import json_entries
 from adrpo_scale.data.questions import Question, parse_question
 
 ROWS = "train.jsonl"
@@ -54,7 +54,7 @@ LINE_EVERY = 30.0  # seconds between lines of progress where there is no termina
 
 
 @dataclass(frozen=True)
-class Orders:
+class AvqaOptions:
     """What the command line asks for."""
 
     rows: Path
@@ -76,43 +76,43 @@ class Tally:
     reused: int = 0
 
     def counts(self) -> dict[str, int]:
-        kinds = Counter(what for what, _ in self.faults.values())
-        found = {name: kinds[name] for name in ("missing", "broken")}
+        counts = Counter(what for what, _ in self.faults.values())
+        found = {name: counts[name] for name in ("missing", "broken")}
         return {"done": self.done, **found, "reused": self.reused}
 
 
-def prepare_avqa(orders: Orders) -> dict[str, Any]:
-    """Does it, and returns what report.json says.
+def prepare_avqa(options: AvqaOptions) -> dict[str, Any]:
+    """Does it, and returns the content of report.json.
 
     Raises ConfigError for folders that are not there or packages that are not installed,
     PromptError for a file that holds no rows, DiskSpaceError before the first clip or when the disk
     is full, RunFolderError while another process prepares the same folder, and ClipError, after
     everything is written, where not one question is usable.
     """
-    _check(orders)
+    _check(options)
     tally = Tally()
-    questions = list(_questions(orders.rows, tally))
-    sources = _sources(orders, questions, tally)
-    make_folder(orders.to)
-    with RunLock(orders.to):
+    questions = list(_questions(options.rows, tally))
+    sources = _sources(options, questions, tally)
+    make_folder(options.to)
+    with RunLock(options.to):
         try:
-            entries = _extract_all(orders, sources, tally)
-            report = _write(orders, questions, entries, tally)
+            entries = _extract_all(options, sources, tally)
+            record = _write(options, questions, entries, tally)
         except OSError as error:
-            raise disk_is_full(orders.to, error) from error
-    _show(orders.to, report)
-    if report["rows"]["usable"] == 0:
+            raise disk_is_full(options.to, error) from error
+    _show(options.to, record)
+    if record["rows"]["usable"] == 0:
         raise ClipError(
-            f"none of the {report['rows']['total']} questions has a clip; {orders.to / SKIPPED} "
+            f"none of the {record['rows']['total']} questions has a clip; {options.to / SKIPPED} "
             "says why of each: are the names of the files those of the column video_name?"
         )
-    return report
+    return record
 
 
-def _check(orders: Orders) -> None:
-    if orders.videos is None and orders.audio is None:
+def _check(options: AvqaOptions) -> None:
+    if options.videos is None and options.audio is None:
         raise ConfigError("prepare avqa: neither --videos nor --audio; name the folder of one")
-    for package in DECODERS if orders.videos else DECODERS[:2]:
+    for package in DECODERS if options.videos else DECODERS[:2]:
         optional(package)
 
 
@@ -130,11 +130,13 @@ def _clip(question: Question) -> str:
     return question.video or question.clip or ""
 
 
-def _sources(orders: Orders, questions: Iterable[Question], tally: Tally) -> dict[str, Source]:
+def _sources(
+    options: AvqaOptions, questions: Iterable[Question], tally: Tally
+) -> dict[str, Source]:
     """clip → its source, in the order in which the rows name them first."""
-    audio = index(orders.audio, AUDIO_SUFFIXES) if orders.audio else {}
-    videos = index(orders.videos, VIDEO_SUFFIXES) if orders.videos else {}
-    folders = [*([orders.audio] if orders.audio else []), orders.rows.parent]
+    audio = index(options.audio, AUDIO_SUFFIXES) if options.audio else {}
+    videos = index(options.videos, VIDEO_SUFFIXES) if options.videos else {}
+    folders = [*([options.audio] if options.audio else []), options.rows.parent]
     found: dict[str, Source] = {}
     for question in questions:
         clip = _clip(question)
@@ -142,7 +144,7 @@ def _sources(orders: Orders, questions: Iterable[Question], tally: Tally) -> dic
             continue
         source = find(clip, question.clip, audio, videos, folders)
         if source is None:
-            places = " or ".join(str(p) for p in (orders.videos, orders.audio) if p)
+            places = " or ".join(str(p) for p in (options.videos, options.audio) if p)
             tally.faults[clip] = ("missing", f"no file of this name in {places}")
         else:
             found[clip] = source
@@ -153,17 +155,17 @@ def _sources(orders: Orders, questions: Iterable[Question], tally: Tally) -> dic
 
 
 def _extract_all(
-    orders: Orders, sources: Mapping[str, Source], tally: Tally
+    options: AvqaOptions, sources: Mapping[str, Source], tally: Tally
 ) -> Mapping[str, Entry]:
     """Every clip that is in the shards in the end, by its name."""
-    with Shards(orders.to, orders.shard_megabytes * 10**6) as shards:
+    with Shards(options.to, options.shard_megabytes * 10**6) as shards:
         tally.reused = sum(clip in shards.entries for clip in (*sources, *tally.faults))
         for clip in shards.entries:
             tally.faults.pop(clip, None)  # extracted once, its video deleted since
         todo = [source for clip, source in sources.items() if clip not in shards.entries]
-        _check_room(orders.to, len(todo))
+        _check_room(options.to, len(todo))
         with _progress(len(todo), tally) as show:
-            for result in in_order(extract, todo, orders.workers, _died):
+            for result in in_order(extract, todo, options.workers, _died):
                 if result.flac is None:
                     tally.faults[result.clip] = ("broken", str(result.fault))
                 else:
@@ -202,15 +204,15 @@ def _progress(total: int, tally: Tally) -> Iterator[Callable[[], None]]:
         refresh_per_second=2,
     )
     task = bar.add_task("", total=total, line="")
-    said, seen = time.monotonic(), 0
+    shown, seen = time.monotonic(), 0
 
     def show() -> None:
-        nonlocal said, seen
+        nonlocal shown, seen
         seen += 1
         line = ", ".join(f"{count} {name}" for name, count in tally.counts().items())
         bar.update(task, completed=seen, line=line)
-        if not is_live and time.monotonic() - said > LINE_EVERY:
-            said = time.monotonic()
+        if not is_live and time.monotonic() - shown > LINE_EVERY:
+            shown = time.monotonic()
             say(f"clips {seen}/{total}: {line}")
 
     with bar:
@@ -221,11 +223,11 @@ def _progress(total: int, tally: Tally) -> Iterator[Callable[[], None]]:
 
 
 def _write(
-    orders: Orders, questions: list[Question], entries: Mapping[str, Entry], tally: Tally
+    options: AvqaOptions, questions: list[Question], entries: Mapping[str, Entry], tally: Tally
 ) -> dict[str, Any]:
-    """Writes the rows, what is left out, and the report, which it returns."""
+    """Writes the rows, what is left out, and the record of it, which it returns."""
     rows = [_row(place, q, entries) for place, q in enumerate(questions) if _clip(q) in entries]
-    write_lines(orders.to / ROWS, rows)
+    write_lines(options.to / ROWS, rows)
     asking: dict[str, list[Any]] = {clip: [] for clip in tally.faults}
     for question in questions:
         if _clip(question) in asking:
@@ -234,20 +236,20 @@ def _write(
         {"what": what, "clip": clip, "rows": asking[clip], "reason": reason}
         for clip, (what, reason) in sorted(tally.faults.items())
     ]
-    write_lines(orders.to / SKIPPED, [*tally.rows, *left_out])
+    write_lines(options.to / SKIPPED, [*tally.rows, *left_out])
     used = {_clip(question) for question in questions} & entries.keys()
     total = len(questions) + len(tally.rows)
-    report = {
-        "source": {"file": str(orders.rows), "sha256": file_sha256(orders.rows)},
+    record = {
+        "source": {"file": str(options.rows), "sha256": file_sha256(options.rows)},
         "rows": {"total": total, "usable": len(rows), "wrong": len(tally.rows)},
         "clips": tally.counts(),
         "sample_rate": SAMPLE_RATE,
         "seconds": round(sum(entries[clip].samples for clip in used) / SAMPLE_RATE, 2),
-        "shards": {p.name: p.stat().st_size for p in sorted(orders.to.glob("clips-*.tar"))},
+        "shards": {p.name: p.stat().st_size for p in sorted(options.to.glob("clips-*.tar"))},
         "versions": versions(),
     }
-    write_report(orders.to, report)
-    return report
+    write_record(options.to, record)
+    return record
 
 
 def _row(place: int, question: Question, entries: Mapping[str, Entry]) -> dict[str, Any]:
@@ -264,11 +266,11 @@ def _row(place: int, question: Question, entries: Mapping[str, Entry]) -> dict[s
     }
 
 
-def _show(to: Path, report: Mapping[str, Any]) -> None:
-    rows, clips, shards = report["rows"], report["clips"], report["shards"]
+def _show(to: Path, record: Mapping[str, Any]) -> None:
+    rows, clips, shards = record["rows"], record["clips"], record["shards"]
     say("clips: " + ", ".join(f"{count:,} {name}" for name, count in clips.items()))
     say(
-        f"       {report['seconds'] / 3600:.2f} hours at {SAMPLE_RATE} Hz, "
+        f"       {record['seconds'] / 3600:.2f} hours at {SAMPLE_RATE} Hz, "
         f"{size_text(sum(shards.values()))} in {len(shards)} shards"
     )
     say(f"rows:  {rows['usable']:,} of {rows['total']:,} usable → {to / ROWS}")

@@ -1,6 +1,6 @@
 """`prepare mmau`: MMAU test-mini's rows and audio → `mmau.jsonl`, checked, its revision stamped.
 
-A quarter of the questions changed with revision v05.15.25, so a score without its revision says
+A quarter of the questions changed with revision v05.15.25, so a figure without its revision says
 nothing: `report.json` has it, and the SHA-256 of the file that was read. Rows: id, question,
 choices, answer, audio, task, category, sub_category, difficulty, and original, the benchmark's
 row as it was: what is handed in to the benchmark is that row. The audio stays where it is; `audio`
@@ -8,7 +8,7 @@ is its path, relative to the folder of the rows where it lies inside, absolute o
 
 A row is left out, and named in `skipped.jsonl`, where it is wrong, its id was there before, or its
 audio is missing or broken. What only makes a question odd, an answer that is not among the choices
-or a choice that stands there twice, is counted and named in the report, and the row stays: the
+or a choice that stands there twice, is counted and named there, and the row stays: the
 benchmark asks it.
 """
 
@@ -23,25 +23,25 @@ from typing import Any
 from adrpo_scale.core.errors import ClipError
 from adrpo_scale.core.tensor_files import file_sha256
 from adrpo_scale.data.clips import AUDIO_SUFFIXES, duration, optional
-from adrpo_scale.data.prepare.report import (
-    REPORT,
+from adrpo_scale.data.formats import json_entries
+from adrpo_scale.data.prepare.record import (
+    RECORD,
     SKIPPED,
     disk_is_full,
     make_folder,
     say,
     versions,
     write_lines,
-    write_report,
+    write_record,
 )
 from adrpo_scale.data.prepare.sources import find, index
-from adrpo_scale.data.prompt_files import json_entries
 
 ROWS = "mmau.jsonl"
 EXPECTED = {"sound": 333, "music": 334, "speech": 333}  # questions of test-mini, by task
 
 
 @dataclass(frozen=True)
-class Orders:
+class MmauOptions:
     """What the command line asks for. revision: of the benchmark's repository or release."""
 
     json: Path
@@ -50,35 +50,38 @@ class Orders:
     revision: str
 
 
-def prepare_mmau(orders: Orders) -> dict[str, Any]:
-    """Does it, and returns what report.json says. Raises PromptError for a file that holds no rows,
-    ConfigError without the folder of the audio, ClipError where no row is usable."""
+def prepare_mmau(options: MmauOptions) -> dict[str, Any]:
+    """Does it, and returns the content of report.json.
+
+    Raises PromptError for a file that holds no rows, ConfigError without the folder of the audio,
+    ClipError where no row is usable.
+    """
     optional("soundfile")
-    rows, skipped, names = [], [], index(orders.audio, AUDIO_SUFFIXES)
+    rows, skipped, names = [], [], index(options.audio, AUDIO_SUFFIXES)
     seen: set[str] = set()
-    for where, entry in json_entries(orders.json):
+    for where, entry in json_entries(options.json):
         try:
-            rows.append(_row(orders, entry, names, seen))
+            rows.append(_row(options, entry, names, seen))
         except (ValueError, ClipError) as error:
             what = "clip" if isinstance(error, ClipError) else "row"
             line = {"what": what, "row": where, "id": entry.get("id"), "reason": str(error)}
             skipped.append(line)
-    make_folder(orders.to)
-    report = _report(orders, rows, skipped)
+    make_folder(options.to)
+    record = _record(options, rows, skipped)
     try:
-        write_lines(orders.to / ROWS, rows)
-        write_lines(orders.to / SKIPPED, skipped)
-        write_report(orders.to, report)
+        write_lines(options.to / ROWS, rows)
+        write_lines(options.to / SKIPPED, skipped)
+        write_record(options.to, record)
     except OSError as error:
-        raise disk_is_full(orders.to, error) from error
-    _show(orders.to, report)
+        raise disk_is_full(options.to, error) from error
+    _show(options.to, record)
     if not rows:
-        raise ClipError(f"no row of {orders.json} is usable; {orders.to / SKIPPED} says why")
-    return report
+        raise ClipError(f"no row of {options.json} is usable; {options.to / SKIPPED} says why")
+    return record
 
 
 def _row(
-    orders: Orders, entry: Mapping[str, Any], names: dict[str, Path], seen: set[str]
+    options: MmauOptions, entry: Mapping[str, Any], names: dict[str, Path], seen: set[str]
 ) -> dict[str, Any]:
     """The row as it is written. ValueError for a wrong row, ClipError for its audio."""
     for key in ("id", "audio_id", "question", "answer", "task"):
@@ -95,7 +98,7 @@ def _row(
         "question": entry["question"],
         "choices": choices,
         "answer": entry["answer"],
-        "audio": _audio(orders, entry["audio_id"], names),
+        "audio": _audio(options, entry["audio_id"], names),
         "task": entry["task"],
         "category": entry.get("category"),
         "sub_category": entry.get("sub-category", entry.get("sub_category")),
@@ -104,23 +107,23 @@ def _row(
     }
 
 
-def _audio(orders: Orders, audio_id: str, names: dict[str, Path]) -> str:
-    source = find(audio_id, audio_id, names, {}, [orders.audio])
+def _audio(options: MmauOptions, audio_id: str, names: dict[str, Path]) -> str:
+    source = find(audio_id, audio_id, names, {}, [options.audio])
     if source is None:
-        raise ClipError(f"no audio of the name {audio_id!r} in {orders.audio}")
-    path, folder = source.path.resolve(), orders.to.resolve()
+        raise ClipError(f"no audio of the name {audio_id!r} in {options.audio}")
+    path, folder = source.path.resolve(), options.to.resolve()
     duration(path.name, path.parent)
     return str(path.relative_to(folder) if path.is_relative_to(folder) else path)
 
 
-def _report(
-    orders: Orders, rows: list[dict[str, Any]], skipped: list[dict[str, Any]]
+def _record(
+    options: MmauOptions, rows: list[dict[str, Any]], skipped: list[dict[str, Any]]
 ) -> dict[str, Any]:
     tasks = Counter(row["task"] for row in rows)
     return {
         "benchmark": "MMAU test-mini",
-        "revision": orders.revision,
-        "source": {"file": str(orders.json), "sha256": file_sha256(orders.json)},
+        "revision": options.revision,
+        "source": {"file": str(options.json), "sha256": file_sha256(options.json)},
         "rows": {"total": len(rows) + len(skipped), "usable": len(rows)},
         "tasks": dict(tasks),
         "expected": EXPECTED,
@@ -135,7 +138,7 @@ def _warnings(
     if tasks != EXPECTED:
         found = ", ".join(f"{count} {task}" for task, count in sorted(tasks.items())) or "none"
         wanted = ", ".join(f"{count} {task}" for task, count in sorted(EXPECTED.items()))
-        yield f"usable questions: {found}; test-mini has {wanted}: scores will not be comparable"
+        yield f"usable questions: {found}; test-mini has {wanted}: figures will not be comparable"
     if skipped:
         yield f"{len(skipped)} rows are left out, {SKIPPED} names them"
     odd = [row["id"] for row in rows if row["answer"] not in row["choices"]]
@@ -146,11 +149,11 @@ def _warnings(
         yield f"{len(twice)} questions have a choice twice: {', '.join(twice)}"
 
 
-def _show(to: Path, report: Mapping[str, Any]) -> None:
-    rows = report["rows"]
-    say(f"MMAU test-mini, revision {report['revision']}")
+def _show(to: Path, record: Mapping[str, Any]) -> None:
+    rows = record["rows"]
+    say(f"MMAU test-mini, revision {record['revision']}")
     say(f"rows:  {rows['usable']:,} of {rows['total']:,} usable → {to / ROWS}")
-    say("       " + ", ".join(f"{count} {task}" for task, count in report["tasks"].items()))
-    for warning in report["warnings"]:
+    say("       " + ", ".join(f"{count} {task}" for task, count in record["tasks"].items()))
+    for warning in record["warnings"]:
         say(f"warning: {warning[:300]}{'…' if len(warning) > 300 else ''}")
-    say(f"the revision and the SHA-256 of the source are in {to / REPORT}")
+    say(f"the revision and the SHA-256 of the source are in {to / RECORD}")

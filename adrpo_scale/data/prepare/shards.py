@@ -67,12 +67,12 @@ class Shards:
     def __enter__(self) -> Shards:
         return self
 
-    def __exit__(self, kind: object, *_: object) -> None:
-        if kind is None:
+    def __exit__(self, error: object, *_: object) -> None:
+        if error is None:
             self._finish()
             self._remove_later_shards()
         if self._file is not None:
-            os.close(self._file)  # what is not committed is cut off by the next life
+            os.close(self._file)  # what is not committed is cut off by the next start
 
     def append(self, clip: str, flac: bytes, samples: int) -> Entry:
         """Adds a clip that is not in `entries`, to be committed within `COMMIT_EVERY` more."""

@@ -1,4 +1,4 @@
-"""What the verbs of `prepare` leave beside their rows: `skipped.jsonl` and `report.json`."""
+"""What the commands of `prepare` leave beside their rows: `skipped.jsonl` and `report.json`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from adrpo_scale.core.console import console
 from adrpo_scale.core.errors import ConfigError, DiskSpaceError
 from adrpo_scale.core.files import replace_file, replace_json
 
-SKIPPED, REPORT = "skipped.jsonl", "report.json"
+SKIPPED, RECORD = "skipped.jsonl", "report.json"
 DECODERS = ("soundfile", "soxr", "av")
 
 
@@ -50,14 +50,14 @@ def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     replace_file(path, "".join(lines).encode("utf-8", "surrogatepass"))
 
 
-def write_report(to: Path, content: Mapping[str, Any]) -> None:
-    replace_json(to / REPORT, dict(content))
+def write_record(to: Path, content: Mapping[str, Any]) -> None:
+    replace_json(to / RECORD, dict(content))
 
 
 def disk_is_full(to: Path, error: OSError) -> DiskSpaceError:
     return DiskSpaceError(
         f"{to} cannot be written ({error.strerror}); make room or check the quota, and start the "
-        "same command again: it goes on where it was"
+        "same command again: it resumes where it was"
     )
 
 

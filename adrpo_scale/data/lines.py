@@ -1,0 +1,50 @@
+"""The text of a prompt file, line by line, and errors that name the place in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from adrpo_scale.core.errors import PromptError
+
+
+def row_error(path: Path, where: str, value: object, expected: str, remedy: str) -> PromptError:
+    """The error about one row; its value is cut to 100 characters."""
+    shown = repr(value)
+    shown = shown if len(shown) <= 100 else shown[:97] + "..."
+    return PromptError(f"{path}, {where}: got {shown}, expected {expected}; {remedy}")
+
+
+def read_text(path: Path) -> str:
+    """The whole file, with LF as its line end. PromptError if it cannot be read or is no UTF-8."""
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        raise PromptError(
+            f"{path}: no such prompt file (looked for it at {path.absolute()}); correct the path, "
+            "which is relative to the current folder, or put the file there: nothing is downloaded"
+        ) from None
+    except OSError as error:
+        raise PromptError(
+            f"{path}: cannot read this prompt file ({error.strerror}); expected a readable text "
+            "file, name one or change its permissions"
+        ) from None
+    remedy = "is it the right file? Save it as UTF-8 text"
+    if b"\0" in raw:
+        line = raw[: raw.index(b"\0")].count(b"\n") + 1
+        raise row_error(path, f"line {line}", b"\0", "text, this is binary or UTF-16", remedy)
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        value = raw[error.start : error.start + 1]
+        raise row_error(path, f"line {line}", value, "UTF-8 text", remedy) from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def lines(path: Path) -> Iterator[tuple[int, str]]:
+    """(line number from 1, line) of the lines that are not blank."""
+    # str.splitlines would also break at U+2028 and the like, which may stand inside a prompt.
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if line.strip():
+            yield number, line
