@@ -30,6 +30,7 @@ from adrpo_scale.run.registry import ALGORITHMS, DOMAINS, ENGINES, REWARDS
 from adrpo_scale.run.resume import check_content, is_allowed, prompts_digest
 from adrpo_scale.training.ema import Ema
 from adrpo_scale.training.evaluator import Evaluator
+from adrpo_scale.training.limits import Limits
 from adrpo_scale.training.metrics import MetricsLog
 from adrpo_scale.training.saver import Saver
 from adrpo_scale.training.state import TrainingState
@@ -118,6 +119,7 @@ def build_trainer(config: RunConfig, run: Path, beginning: Beginning = Beginning
         check_content(beginning.reader, constant, beginning.allowed)
     engine = build_engine(config)
     rewards = build_rewards(config, engine, [*train, *held_out])
+    trained_on = _trained_on(config, rewards)
     domain.prepare([*train, *held_out], engine.device, engine.dtype)
     policy = engine.build_policy(policy_spec)
     reference, frozen = build_reference(reference_spec, engine, policy)
@@ -143,12 +145,12 @@ def build_trainer(config: RunConfig, run: Path, beginning: Beginning = Beginning
         engine=engine,
         policy=policy,
         reference=reference,
-        rewards=_trained_on(config, rewards),
+        rewards=trained_on,
         stream=PromptStream(
             train, config.prompts.per_iteration, config.seed, config.prompts.shuffle
         ),
         optimizer=config.optimizer,
-        limits=config.limits,
+        limits=Limits(config.limits, [reward.label for reward in trained_on]),
         logging=config.logging,
         log=log,
         evaluator=_build_evaluator(

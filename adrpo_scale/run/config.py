@@ -27,8 +27,8 @@ from adrpo_scale.engines.base import OptimizerConfig
 from adrpo_scale.hub.needs import HubNeed
 from adrpo_scale.run.registry import ALGORITHMS, DOMAINS, ENGINES, REWARDS
 from adrpo_scale.training.evaluator import EvaluationConfig
+from adrpo_scale.training.limits import LimitsConfig
 from adrpo_scale.training.metrics import LoggingConfig
-from adrpo_scale.training.trainer import LimitsConfig
 
 
 def _union(table: Mapping[str, Any], tag: str) -> Any:

@@ -9,8 +9,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.table import Table
-
 from adrpo_scale.checkpoint.locate import ORIGIN, pin_origin
 from adrpo_scale.checkpoint.reader import Reader
 from adrpo_scale.checkpoint.shelf import examine, newest_whole, remove_left_overs
@@ -33,7 +31,6 @@ from adrpo_scale.core.folder_lock import RunLock
 from adrpo_scale.core.preempt import Signals
 from adrpo_scale.core.watchdog import Watchdog
 from adrpo_scale.hub.prefetch import require_models
-from adrpo_scale.run import figures, tables
 from adrpo_scale.run import starts as life_record
 from adrpo_scale.run.build import Beginning, build_trainer
 from adrpo_scale.run.config import LoadedConfig, RunConfig
@@ -46,6 +43,7 @@ from adrpo_scale.run.folder import (
 )
 from adrpo_scale.run.resume import check_settings
 from adrpo_scale.run.starts import LifeRecord
+from adrpo_scale.run.summary import summarise
 from adrpo_scale.training.metrics import setup_logging
 from adrpo_scale.training.trainer import Trainer
 
@@ -260,26 +258,3 @@ def _open_record(run: Path, reader: Reader | None, notes: Sequence[str]) -> Life
 def _write_start(config: RunConfig, run: Path, trainer: Trainer) -> None:
     write_config(run, config.resolved())
     cut_back(run, trainer.counters.iteration, trainer.counters.evaluated)
-
-
-def summarise(run: Path) -> None:
-    """The table before/after, and where everything is."""
-    if (run / "eval.jsonl").is_file():
-        rows = tables.read_rows(run)
-        table = Table("metric", "split", "before", "after", "change", title="before and after")
-        for split, metric, before, after in tables.before_after(rows):
-            change = None if before is None or after is None else after - before
-            table.add_row(metric, split, _number(before), _number(after), _number(change, "+"))
-        console.print(table)
-        console.print(f"after: mean of the last {tables.LAST} evaluations", style="dim")
-        figures.curves([rows], run / "curves.png")
-        console.print(f"curves:       {run / 'curves.png'}", highlight=False, soft_wrap=True)
-    if (run / "samples").is_dir():
-        console.print(f"samples:      {run / 'samples'}", highlight=False, soft_wrap=True)
-    console.print(
-        f"TensorBoard:  tensorboard --logdir {run / 'tensorboard'}", highlight=False, soft_wrap=True
-    )
-
-
-def _number(value: float | None, sign: str = "") -> str:
-    return "–" if value is None else f"{value:{sign}.3f}"

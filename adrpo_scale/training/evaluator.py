@@ -6,7 +6,7 @@ evaluations differ by the policy and by nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -90,6 +90,12 @@ class Evaluator:
         order = permutation(len(prompts), self.config.seed, int(Purpose.EVALUATION)).tolist()
         return [prompts[i] for i in order[: self.config.prompts]]
 
+    def evaluate_splits(
+        self, policy: nn.Module, reference: Reference, check: Callable[[], None] = nothing
+    ) -> dict[str, Result]:
+        """`evaluate` of every split, by its name."""
+        return {split: self.evaluate(policy, reference, split, check) for split in self.splits}
+
     def evaluate(
         self,
         policy: nn.Module,
@@ -170,6 +176,15 @@ class Evaluator:
             found["clip_diversity_l2"] = mean_pairwise_l2(features)
             found["clip_diversity_cosine"] = mean_pairwise_cosine(features)
         return {name: finite_mean(values) for name, values in found.items()}
+
+
+def numbers_of(results: Mapping[str, Result]) -> list[dict[str, Any]]:
+    """Every number of an evaluation as a row of eval.jsonl has it. results: by split."""
+    return [
+        {"split": split, "metric": metric, "value": value, "n": n}
+        for split, result in results.items()
+        for metric, (value, n) in result.metrics.items()
+    ]
 
 
 def gather_values(mine: dict[str, Tensor]) -> dict[str, Tensor]:

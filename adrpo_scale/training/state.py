@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -87,6 +88,11 @@ class TrainingState:
             part: {name: (layout[name], values) for name, values in slices.items()}
             for part, slices in sets.items()
         }
+
+    def holding(self, weights: str) -> AbstractContextManager[None]:
+        """Inside, the policy has these weights: `raw`, the trained ones, or `ema`, their average
+        where there is one."""
+        return self.ema.applied() if weights == "ema" and self.ema is not None else nullcontext()
 
     def document(self) -> dict[str, Any]:
         """What of the state is not a tensor."""

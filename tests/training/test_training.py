@@ -13,9 +13,9 @@ from adrpo_scale.core import dist
 from adrpo_scale.core.errors import AdrpoError, LimitReached, NonFiniteError
 from adrpo_scale.core.seeding import Purpose, normal
 from adrpo_scale.core.types import DrawKey
-from adrpo_scale.training.iteration import Stopwatch
 from adrpo_scale.training.metrics import setup_logging
 from adrpo_scale.training.rollout import sample_block
+from adrpo_scale.training.stopwatch import Stopwatch
 from tests.support.ranks import run_ranks
 from tests.support.tiny import FULL, demo_config, demo_trainer, load_whole, records, whole_tensors
 

@@ -1,0 +1,33 @@
+"""What `train` prints when a run has reached its end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.table import Table
+
+from adrpo_scale.core.console import console
+from adrpo_scale.run import figures, tables
+
+
+def summarise(run: Path) -> None:
+    """The table before/after, and where everything is."""
+    if (run / "eval.jsonl").is_file():
+        rows = tables.read_rows(run)
+        table = Table("metric", "split", "before", "after", "change", title="before and after")
+        for split, metric, before, after in tables.before_after(rows):
+            change = None if before is None or after is None else after - before
+            table.add_row(metric, split, _number(before), _number(after), _number(change, "+"))
+        console.print(table)
+        console.print(f"after: mean of the last {tables.LAST} evaluations", style="dim")
+        figures.curves([rows], run / "curves.png")
+        console.print(f"curves:       {run / 'curves.png'}", highlight=False, soft_wrap=True)
+    if (run / "samples").is_dir():
+        console.print(f"samples:      {run / 'samples'}", highlight=False, soft_wrap=True)
+    console.print(
+        f"TensorBoard:  tensorboard --logdir {run / 'tensorboard'}", highlight=False, soft_wrap=True
+    )
+
+
+def _number(value: float | None, sign: str = "") -> str:
+    return "–" if value is None else f"{value:{sign}.3f}"

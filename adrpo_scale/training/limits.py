@@ -1,0 +1,86 @@
+"""When a run stops on purpose: the settings, and what is counted for them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from adrpo_scale.core.errors import LimitReached, NonFiniteError
+from adrpo_scale.core.settings import Effect, Section, setting
+from adrpo_scale.core.types import Prompt
+from adrpo_scale.training.state import Counters
+
+log = logging.getLogger(__name__)
+
+
+class LimitsConfig(Section):
+    """When to stop on purpose, with the reason."""
+
+    EFFECT: ClassVar[Effect] = "none"
+
+    max_divergence: float | None = setting(None, "stop above this mean divergence", gt=0)
+    min_reward: float | None = setting(None, "stop below this mean reward")
+    max_nonfinite_updates: int = setting(5, "stop after this many skipped updates in a row", ge=1)
+    max_unscored_iterations: int = setting(
+        3, "stop after this many iterations in a row in which every sample's reward failed", ge=1
+    )
+    hang_seconds: float | None = setting(
+        1200.0,
+        "without progress for this long every rank writes its stacks and ends with the exit code "
+        "that asks for a requeue; below engine.timeout_seconds, or its error comes first",
+        gt=0,
+    )
+    max_stalled_lives: int = setting(
+        3,
+        "a Slurm job that was requeued is refused after this many lives in a row that ended by "
+        "accident (killed, hung) and left no new checkpoint",
+        ge=1,
+    )
+
+
+class Limits:
+    """The limits of [limits] over a run. Every rank asks with the same numbers, so that a limit is
+    reached on all of them or on none."""
+
+    def __init__(self, config: LimitsConfig, rewards: Sequence[str]) -> None:
+        """rewards: labels of those trained on, for the error."""
+        self.config, self._rewards = config, rewards
+        self._unscored = 0  # iterations in a row without any reward
+
+    def check(self, record: Mapping[str, Any]) -> None:
+        """At an iteration's end. record: its line of metrics.jsonl. Raises LimitReached."""
+        config, where = self.config, f"iteration {record['iteration']}"
+        reward, divergence = record["reward"], record["divergence"]
+        self._unscored = self._unscored + 1 if reward is None else 0
+        if self._unscored >= config.max_unscored_iterations:
+            raise LimitReached(
+                f"{where}: {self._unscored} iterations in a row had no sample with a finite reward "
+                "(limits.max_unscored_iterations); logs/ says what "
+                f"{' and '.join(self._rewards)} gave instead"
+            )
+        if config.max_divergence is not None and (divergence or 0.0) > config.max_divergence:
+            raise LimitReached(
+                f"{where}: divergence {divergence:.4g} is above limits.max_divergence = "
+                f"{config.max_divergence}; the policy has drifted away"
+            )
+        if config.min_reward is not None and reward is not None and reward < config.min_reward:
+            raise LimitReached(
+                f"{where}: mean reward {reward:.4g} is below limits.min_reward = "
+                f"{config.min_reward}; training has collapsed"
+            )
+
+    def count_skipped(self, counters: Counters, norm: float, prompts_P: Sequence[Prompt]) -> None:
+        """After an update that was skipped because its gradient norm is not finite. Raises
+        NonFiniteError where there were too many in a row."""
+        counters.nonfinite_in_a_row += 1
+        in_a_row, most = counters.nonfinite_in_a_row, self.config.max_nonfinite_updates
+        where = f"iteration {counters.iteration}"
+        log.warning("%s: gradient norm is %s, update skipped", where, norm)
+        if in_a_row >= most:
+            names = "; ".join(f"{p.id} {p.text[:60]!r}" for p in prompts_P)
+            raise NonFiniteError(
+                f"{where}: {in_a_row} updates in a row had a gradient norm of {norm} "
+                f"(limits.max_nonfinite_updates = {most}). Prompts: {names}. Lower "
+                "optimizer.learning_rate, or look at the rewards of these prompts"
+            )
