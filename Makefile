@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # One thread a process: the demo's matrices are too small to share, and tests run several processes.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-slow lint format clean
+.PHONY: demo test test-slow docs lint format clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -23,10 +23,14 @@ test: $(VENV)/.installed ## at most 12 minutes on 2 cores
 test-slow: $(VENV)/.installed ## the demo's claims, over seeds, and what else takes minutes
 	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 25 -m slow
 
+docs: $(VENV)/.installed ## docs/_build/html/index.html; a warning is an error
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --jobs auto docs docs/_build/html
+
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/codespell
 
 format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .

@@ -1,0 +1,139 @@
+"""Every name that a run writes into its tables, and its meaning.
+
+The reference of docs/ is made from these rows, and `tests/training/test_metric_names.py` holds them
+against the files of real runs: a number that is logged without a row here fails there. Upper-case
+words in a name stand for others: NAME for a reward's label, PHASE for rollout, reward or update.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One name. when: the condition under which it is written; "" for always."""
+
+    name: str
+    meaning: str
+    when: str = ""
+
+    def matches(self, written: str) -> bool:
+        """Whether a run's `written` is this name."""
+        pattern = re.escape(self.name).replace("NAME", r".+")
+        return (
+            re.fullmatch(pattern.replace("PHASE", "(rollout|reward|update)"), written) is not None
+        )
+
+
+SEVERAL = "several rewards"
+TOKENS = "tokens"
+AUDIO = "audio"
+PICTURES = "pictures"
+
+ITERATION = (
+    Metric("iteration", "iterations that are done, this one included"),
+    Metric("reward", "mean total reward of the samples that are not masked"),
+    Metric("reward_std", "its standard deviation"),
+    Metric("advantage_abs_mean", "mean size of the advantage before clipping"),
+    Metric("advantage_clip_fraction", "share of the samples whose advantage was clipped"),
+    Metric("beta_mean", "mean coefficient of the divergence over samples"),
+    Metric("beta_min", "the smallest of them"),
+    Metric("beta_max", "the largest of them"),
+    Metric("masked", "samples without a finite reward, which count nowhere"),
+    Metric("degenerate_groups", "share of the groups with equal rewards or fewer than two samples"),
+    Metric("reward_NAME", "mean of one reward, unweighted", SEVERAL),
+    Metric("loss", "mean over the optimizer steps; null where nothing was trained on"),
+    Metric(
+        "divergence",
+        "mean distance from the reference: squared difference of velocities per latent element "
+        "(flow), or KL per token (tokens); null where it was not measured",
+    ),
+    Metric("entropy", "mean exact entropy of the policy's distributions per token, nats", TOKENS),
+    Metric("grad_norm", "mean global gradient norm before clipping"),
+    Metric("learning_rate", "of the last optimizer step"),
+    Metric("updates", "optimizer steps"),
+    Metric("updates_skipped", "of these, steps with a gradient that was not finite"),
+    Metric("completion_tokens", "mean length of a completion", TOKENS),
+    Metric("truncated", "share of the completions that were cut off", TOKENS),
+    Metric("unheard", "share of the samples whose clip could not be read", AUDIO),
+    Metric("samples", "samples of the iteration over all processes"),
+    Metric("seconds_PHASE", "wall seconds of rank 0 in a phase"),
+    Metric("peak_gb_PHASE", "peak memory of a phase, 10⁹ bytes, of the rank with most", "GPU"),
+    Metric("seconds", "wall seconds of the iteration"),
+    Metric("seconds_between", "wall seconds since the iteration before: evaluations and saves"),
+    Metric("cpu_seconds", "CPU seconds of rank 0's process in the iteration"),
+    Metric("samples_per_second", "samples / seconds"),
+)
+"""Keys of a line of `metrics.jsonl`; in TensorBoard they stand under `train/`."""
+
+EVALUATION = (
+    Metric("reward", "mean weighted sum of the rewards that are trained on, of samples"),
+    Metric("NAME", "mean of one other reward, of pictures", PICTURES),
+    Metric("w2_sum", "sum over latent elements of (v − v_ref)²: the W2 bound", PICTURES),
+    Metric("pixel_diversity", "mean L2 distance of a prompt's pictures, at most 64 px", PICTURES),
+    Metric("clip_diversity_l2", "the same of unnormalised CLIP embeddings", "a CLIP reward"),
+    Metric("clip_diversity_cosine", "mean cosine distance of CLIP embeddings", "a CLIP reward"),
+    Metric("NAME_sampled", "mean of one reward, of samples", TOKENS),
+    Metric("reward_greedy", "the weighted sum, of greedy completions", TOKENS),
+    Metric("NAME_greedy", "mean of one reward, of greedy completions", TOKENS),
+    Metric("kl", "mean k3 estimate of the KL to the reference per token, of samples", TOKENS),
+    Metric("entropy", "mean entropy per token, nats, of samples", TOKENS),
+    Metric("completion_tokens", "mean length of a sampled completion", TOKENS),
+    Metric("truncated", "share of the sampled completions that were cut off", TOKENS),
+    Metric("unheard", "share of the samples whose clip could not be read", AUDIO),
+)
+"""Values of `metric` in a row of `eval.jsonl`; in TensorBoard under `eval_train/`,
+`eval_held_out/`."""
+
+EVALUATION_ROW = (
+    Metric("run", "name of the run folder"),
+    Metric("algorithm", "name of the algorithm"),
+    Metric("seed", "seed of the run"),
+    Metric("iteration", "iterations that were done"),
+    Metric("split", "train or held_out"),
+    Metric("metric", "one of the names below"),
+    Metric("value", "the mean; null where no value was finite"),
+    Metric("n", "samples, or prompts, that it is the mean of"),
+)
+"""Keys of a row of `eval.jsonl`."""
+
+COMPLETION = (
+    Metric("sample", "its id in the iteration; sample // group_size is its prompt's place"),
+    Metric("prompt_id", "the prompt's place in its file"),
+    Metric("prompt", "its text"),
+    Metric("completion", "the text, special tokens shown"),
+    Metric("tokens", "its length"),
+    Metric("finished", "whether it ended by itself"),
+    Metric("reward_NAME", "each reward"),
+    Metric("advantage", "advantage before clipping"),
+    Metric("beta", "coefficient of its divergence"),
+    Metric("divergence", "KL per token when it was first trained on; null: not measured"),
+    Metric("entropy", "entropy per token at that time; null: not measured"),
+)
+"""Columns of `samples/completions-NNNNNN.parquet`."""
+
+START = (
+    Metric("began", "time of the start, ISO 8601"),
+    Metric("launcher", "how its processes were started: torchrun, node.sh, srun or single"),
+    Metric("job_id", "Slurm's job; null outside one"),
+    Metric("restart_count", "how often Slurm has requeued that job"),
+    Metric("world_size", "processes"),
+    Metric("hosts", "machines"),
+    Metric("gpus", "kind → number; empty on CPUs"),
+    Metric("commit", "of the checkout, with +changes where it was edited"),
+    Metric("versions", "Python and libraries"),
+    Metric("cuda", "version that torch was built for"),
+    Metric("driver", "NVIDIA's driver"),
+    Metric("disagreements", "facts that are not the same on every process, one line each"),
+    Metric("resumed_from", "iteration of the checkpoint; null for a fresh run"),
+    Metric("found", "work of the start before that is done again"),
+    Metric("changed_settings", "settings that differ from the checkpoint's, one line each"),
+    Metric("ended", "time of the end; absent where the start was killed or still runs"),
+    Metric("outcome", "done, stopped by SIGNAL, lost another process, failed, or the error's text"),
+    Metric("exit_code", "its exit code"),
+    Metric("iteration", "iterations that were done"),
+    Metric("seconds_from_signal", "how long the stop took; null without a signal"),
+)
+"""Keys of a record of a start, `lives/NN.json`."""

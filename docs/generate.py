@@ -1,0 +1,324 @@
+"""The reference of the documentation, made from the code: commands, settings, metrics, errors.
+
+`docs/conf.py` calls `write` before every build, so the reference cannot be older than the code.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+import typer.main
+from pydantic.fields import FieldInfo
+
+from adrpo_scale.cli.main import app
+from adrpo_scale.core import errors as named_errors
+from adrpo_scale.core.errors import AdrpoError, exit_code
+from adrpo_scale.core.settings import Effect, Section
+from adrpo_scale.evaluation.mmau.base import MmauConfig
+from adrpo_scale.run.config import RunConfig, paper_place
+from adrpo_scale.run.registry import ALGORITHMS, DOMAINS, ENGINES, REWARDS
+from adrpo_scale.training import metric_names
+
+Place = tuple[str, type[Section]]
+"""A TOML table as a config names it, e.g. `[domain]`, and its class."""
+
+LIMITS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
+EFFECTS: dict[Effect, str] = {
+    "maths": "refused",
+    "content": "content compared",
+    "rounding": "rounding",
+    "none": "free",
+}
+COMPONENTS: dict[str, tuple[str, str, Mapping[str, Any]]] = {
+    "domain": ("[domain]", "name", DOMAINS),
+    "algorithm": ("[algorithm]", "name", ALGORITHMS),
+    "rewards": ("[[rewards]]", "kind", REWARDS),
+    "engine": ("[engine]", "name", ENGINES),
+}
+"""The sections of a run that are one of several classes: TOML head, the key that chooses, table."""
+
+
+def write(folder: Path) -> None:
+    """Writes every page of the reference that is not what lies there, so that Sphinx reads again
+    only those that have changed."""
+    folder.mkdir(exist_ok=True)
+    for name, page in PAGES.items():
+        text, path = page(), folder / name
+        if not path.is_file() or path.read_text() != text:
+            path.write_text(text)
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table; "|" in a cell is escaped."""
+    lines = [head, ["---"] * len(head), *rows]
+    cells = [[cell.replace("|", "\\|").replace("\n", " ") for cell in line] for line in lines]
+    return "\n".join("| " + " | ".join(line) + " |" for line in cells) + "\n"
+
+
+# --- commands -------------------------------------------------------------------------------------
+
+
+def commands(
+    group: Any = None, path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """(words after `adrpo-scale`, click's command) of every command that does something."""
+    group = typer.main.get_command(app) if group is None else group
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from commands(command, (*path, name))
+        else:
+            yield (*path, name), command
+
+
+def command_line() -> str:
+    parts = [
+        "# Command line\n\nEvery command of `adrpo-scale` (also `python -m adrpo_scale`), as its "
+        "`--help` shows it. [Exit codes](errors.md#exit-codes) are the same for all of them.\n"
+    ]
+    for words, command in commands():
+        parts.append(f"## adrpo-scale {' '.join(words)}\n\n{_help(command)}\n")
+        order = sorted(command.params, key=lambda p: p.param_type_name != "argument")
+        rows = [[_name(p), _default(p), p.help or ""] for p in order]
+        parts.append(table(["", "default", "meaning"], rows))
+    return "\n".join(parts)
+
+
+def _help(command: Any) -> str:
+    """The text of `--help`, its example as a block."""
+    text, _, example = (command.help or "").partition("Example:")
+    text = re.sub(r"\[/?\w+\]", "", text).strip()
+    if not example:
+        return text + "\n"
+    line = " ".join(re.sub(r"\[/?\w+\]", "", example).split())
+    return f"{text}\n\n```sh\n{line}\n```\n"
+
+
+def _name(parameter: Any) -> str:
+    if parameter.param_type_name == "argument":
+        return f"`{parameter.name.upper()}`" + (" …" if parameter.nargs == -1 else "")
+    value = "" if parameter.is_flag else f" {_value(parameter)}"
+    return f"`{parameter.opts[0]}{value}`"
+
+
+def _value(parameter: Any) -> str:
+    """TEXT, PATH, INTEGER or NUMBER."""
+    names = ((int, "INTEGER"), (float, "NUMBER"), (Path, "PATH"))
+    annotation = parameter.type_descriptor.annotation
+    held = (annotation, *get_args(annotation))
+    return next((name for kind, name in names if kind in held), "TEXT")
+
+
+def _default(parameter: Any) -> str:
+    if parameter.required:
+        return "required"
+    default = parameter.default
+    if default in (None, False, [], ()) or callable(default):
+        return ""
+    return f"`{default}`"
+
+
+# --- settings -------------------------------------------------------------------------------------
+
+
+def settings() -> str:
+    parts = [
+        "# Settings\n\n"
+        "A run is one strict TOML file; [Your config](../start/your-config.md) says how to write "
+        "one. `adrpo-scale config CONFIG` shows these tables for one config, with its values.\n\n"
+        "The last column says what becomes of a run that is resumed with another value. "
+        "**refused**: it would learn something else, so `--allow-change` must name the setting. "
+        "**content compared**: the name may change, the files behind it may not. **rounding**: "
+        "the same but for the order of sums. **free**: nothing that is trained depends on it.\n"
+    ]
+    for key, info in RunConfig.model_fields.items():
+        if key in COMPONENTS:
+            head, tag, known = COMPONENTS[key]
+            parts.append(f"## {head}\n\n{_sentence(info.description)}\n")
+            for name, component in known.items():
+                rows = settings_table(component.Config, key, name)
+                parts.append(f'### {tag} = "{name}"\n\n{rows}')
+        elif section := section_of(info.annotation):
+            parts.append(f"## [{key}]\n\n{_sentence(info.description)}\n")
+            parts.append(settings_table(section, key))
+    top = [row for row in setting_rows(RunConfig, "") if "." not in row[0]]
+    parts.insert(1, "## At the top of the file\n\n" + _settings_table(top, ""))
+    parts.append(
+        "## A benchmark's file\n\n`adrpo-scale evaluate` reads a TOML file of its own, such as "
+        "`configs/omni/mmau.toml`.\n\n" + settings_table(MmauConfig, "evaluate")
+    )
+    return "\n".join(parts)
+
+
+def _sentence(text: str | None) -> str:
+    return f"{text[0].upper()}{text[1:]}." if text else ""
+
+
+Row = tuple[str, str, str, str, str]
+"""Dotted key, type with limits, default, meaning, what a changed value does at a resume."""
+
+
+def settings_table(section: type[Section], place: str, component: str = "") -> str:
+    """Every setting of a section, those of sections in it too."""
+    prefix = "-".join(filter(None, ["setting", place, component]))
+    return _settings_table(list(setting_rows(section, "")), prefix)
+
+
+def _settings_table(rows: Sequence[Row], prefix: str) -> str:
+    shown = [
+        [f"[`{key}`]{{#{_anchor(prefix, key)}}}", kind, default, meaning, effect]
+        for key, kind, default, meaning, effect in rows
+    ]
+    return table(["key", "type", "default", "meaning", "changed at a resume"], shown)
+
+
+def _anchor(prefix: str, key: str) -> str:
+    return "-".join(filter(None, [prefix or "setting", key])).replace(".", "-").replace("_", "-")
+
+
+def setting_rows(
+    section: type[Section], prefix: str, inherited: Effect | None = None
+) -> Iterator[Row]:
+    """A row for each setting of a class, depth first, as `settings.walk` goes over a config."""
+    for name, info in section.model_fields.items():
+        notes = info.json_schema_extra
+        effect: Any = (notes.get("effect") if isinstance(notes, dict) else None) or inherited
+        inner = section_of(info.annotation)
+        if section is RunConfig and (inner or name in COMPONENTS):
+            continue
+        if inner and get_origin(info.annotation) is not dict:
+            yield from setting_rows(inner, f"{prefix}{name}.", effect)
+            continue
+        meaning = info.description or ""
+        if place := paper_place(info):
+            meaning += f" (the paper's default: {place})"
+        shown = EFFECTS[effect or section.EFFECT] if section is not MmauConfig else ""
+        yield f"{prefix}{name}", _type(info), _default_of(info), meaning, shown
+
+
+def section_of(annotation: Any) -> type[Section] | None:
+    """The one section class that an annotation holds; None for a value, or several classes."""
+    if isinstance(annotation, type):
+        return annotation if issubclass(annotation, Section) else None
+    if get_origin(annotation) not in (Union, UnionType, dict):
+        return None
+    found = [section_of(part) for part in get_args(annotation)]
+    classes = [part for part in found if part is not None]
+    return classes[0] if len(classes) == 1 else None
+
+
+def _type(info: FieldInfo) -> str:
+    limits = [
+        f"{sign} {_number(getattr(note, name))}"
+        for note in info.metadata
+        for name, sign in LIMITS.items()
+        if getattr(note, name, None) is not None
+    ]
+    return " ".join([type_name(info.annotation), ", ".join(limits)]).strip()
+
+
+def _number(value: float) -> str:
+    return "2⁶³" if value == 2**63 else f"{value:g}"
+
+
+def type_name(annotation: Any) -> str:
+    """As in TOML: string, integer, number, true/false, or the words that are allowed."""
+    names = {str: "string", int: "integer", float: "number", bool: "true or false"}
+    if annotation in names:
+        return names[annotation]
+    parts = get_args(annotation)
+    if get_origin(annotation) is Literal:
+        return ", ".join(f"`{_toml(part)}`" for part in parts)
+    if get_origin(annotation) in (list, tuple):
+        return f"list of {type_name(parts[0])}"
+    if get_origin(annotation) is dict or annotation is dict:
+        return "table"
+    if get_origin(annotation) in (Union, UnionType):
+        return " or ".join(type_name(part) for part in parts if part is not type(None))
+    return "section" if section_of(annotation) else getattr(annotation, "__name__", "anything")
+
+
+def _default_of(info: FieldInfo) -> str:
+    if info.is_required():
+        return "required"
+    default = info.get_default(call_default_factory=True)
+    return "–" if default is None else f"`{_toml(default)}`"
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return f'"{value}"'
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_toml, value))}]"
+    return str(value)
+
+
+# --- metrics --------------------------------------------------------------------------------------
+
+
+def metrics() -> str:
+    files = (
+        ("metrics.jsonl", "One JSON object an iteration.", metric_names.ITERATION),
+        ("eval.jsonl", "One JSON object a number. Its keys:", metric_names.EVALUATION_ROW),
+        ("Names of metrics in eval.jsonl", "Values of `metric`.", metric_names.EVALUATION),
+        (
+            "samples/completions-NNNNNN.parquet",
+            "One row a completion, of language models.",
+            metric_names.COMPLETION,
+        ),
+        ("lives/NN.json", "The record of a start.", metric_names.START),
+    )
+    parts = [
+        "# Metrics\n\nEvery name that a run writes. NAME stands for a reward's name, PHASE for "
+        "rollout, reward or update. Numbers that are not finite or were not measured are null.\n"
+    ]
+    for title, text, names in files:
+        rows = [[f"`{m.name}`", m.meaning, m.when or "always"] for m in names]
+        parts.append(f"## {title}\n\n{text}\n\n{table(['name', 'meaning', 'written with'], rows)}")
+    return "\n".join(parts)
+
+
+# --- errors ---------------------------------------------------------------------------------------
+
+
+def errors() -> str:
+    classes = [e for e in vars(named_errors).values() if _is_error(e)]
+    rows = [[f"`{e.__name__}`", str(exit_code(e(""))), _sentence(_first(e))] for e in classes]
+    codes = [
+        ["0", "Done."],
+        ["1", "A fault of this package, with a traceback; `inspect`: a hash does not hold."],
+        ["2", "An error of the user's to fix; `plan`: the run does not fit."],
+        ["3", "A limit of `[limits]` was reached."],
+        ["4", "A node is unfit or absent, and others would do."],
+        [str(named_errors.STOPPED), "Stopped by a signal: start the same command again."],
+        [str(named_errors.LOST), "Another process or the network was lost."],
+    ]
+    return (
+        "# Errors\n\nThe command prints the message of a named error alone, without a traceback: "
+        "the value, the expectation and the remedy. Anything else is a fault of this package and "
+        "keeps its traceback.\n\n## Exit codes\n\n"
+        + table(["code", "meaning"], codes)
+        + "\n[Why 85](../decisions/exit-code-85.md).\n\n## Named errors\n\n"
+        + table(["class in `adrpo_scale.core.errors`", "exit code", "rises when"], rows)
+    )
+
+
+def _is_error(value: Any) -> bool:
+    return isinstance(value, type) and issubclass(value, AdrpoError) and value is not AdrpoError
+
+
+def _first(error: type) -> str:
+    return (error.__doc__ or "").strip().rstrip(".").replace("\n", " ")
+
+
+PAGES: dict[str, Callable[[], str]] = {
+    "command-line.md": command_line,
+    "settings.md": settings,
+    "metrics.md": metrics,
+    "errors.md": errors,
+}
