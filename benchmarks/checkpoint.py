@@ -34,7 +34,7 @@ from adrpo_scale.checkpoint.base import CheckpointConfig
 from adrpo_scale.checkpoint.store import FULL, Store
 from adrpo_scale.core.types import FlatRange
 from adrpo_scale.run.build import build_trainer
-from adrpo_scale.run.config import load_config
+from adrpo_scale.run.load import load_config
 
 ROWS = 1024  # a tensor is [ROWS, 1024] float32: 4 MiB, a projection of a small transformer
 

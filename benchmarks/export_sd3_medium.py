@@ -47,7 +47,8 @@ from adrpo_scale.domains.flow import ATTENTION
 from adrpo_scale.engines.adapters import add_adapters
 from adrpo_scale.engines.spec import LoraConfig
 from adrpo_scale.hub.weights import SafetensorsFolder
-from adrpo_scale.run.config import RunConfig, load_config
+from adrpo_scale.run.config import RunConfig
+from adrpo_scale.run.load import load_config
 from benchmarks.sd3_medium import MEDIUM, write_pipeline
 
 STEM = "diffusion_pytorch_model"

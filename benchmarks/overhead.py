@@ -25,7 +25,7 @@ import torch
 from adrpo_scale.data.prompts import build_prompts
 from adrpo_scale.engines.adapters import adapters_off
 from adrpo_scale.run.build import build_domain, build_engine, build_rewards, build_trainer
-from adrpo_scale.run.config import load_config
+from adrpo_scale.run.load import load_config
 
 ITERATIONS_PER_BLOCK = 3
 

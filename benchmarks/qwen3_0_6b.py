@@ -24,7 +24,7 @@ import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from adrpo_scale.run.build import build_trainer
-from adrpo_scale.run.config import load_config
+from adrpo_scale.run.load import load_config
 from benchmarks.sd3_medium import PEAK, iterations_peak_gib
 from tests.support.tiny_text import tiny_tokenizer
 

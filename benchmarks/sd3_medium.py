@@ -35,7 +35,7 @@ from transformers import (
 
 from adrpo_scale.core.paths import resolve_path
 from adrpo_scale.run.build import build_trainer
-from adrpo_scale.run.config import load_config
+from adrpo_scale.run.load import load_config
 
 MEDIUM = {
     "sample_size": 128,

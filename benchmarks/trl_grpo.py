@@ -39,7 +39,7 @@ def memory(key: str) -> int:
 
 def ours(model: str, prompts: str, folder: Path) -> Block:
     from adrpo_scale.run.build import build_trainer
-    from adrpo_scale.run.config import load_config
+    from adrpo_scale.run.load import load_config
 
     config = load_config(
         Path("configs/demo/text_grpo.toml"),

@@ -19,7 +19,8 @@ from adrpo_scale.core import errors as named_errors
 from adrpo_scale.core.errors import AdrpoError, exit_code
 from adrpo_scale.core.settings import Effect, Section
 from adrpo_scale.evaluation.mmau.base import MmauConfig
-from adrpo_scale.run.config import RunConfig, paper_place
+from adrpo_scale.run.config import RunConfig
+from adrpo_scale.run.load import paper_place
 from adrpo_scale.run.registry import ALGORITHMS, DOMAINS, ENGINES, REWARDS
 from adrpo_scale.training import metric_names
 

@@ -11,7 +11,7 @@ Tokens (eq. 7): the clipped ratio with the unclipped A, plus (beta0 - A_clip) ·
 from __future__ import annotations
 
 import warnings
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -20,7 +20,7 @@ from adrpo_scale.core.settings import setting
 
 
 class AdrpoConfig(GroupRelativeConfig):
-    name: Literal["adrpo"] = setting("adrpo", "Adaptive Divergence Regularized Policy Optimization")
+    name: str = setting("adrpo", "Adaptive Divergence Regularized Policy Optimization")
 
 
 class Adrpo(GroupRelative):

@@ -30,7 +30,7 @@ from adrpo_scale.algorithms.tokens import (
     ratio_surrogate,
 )
 from adrpo_scale.core.errors import ConfigError
-from adrpo_scale.core.settings import Section, setting
+from adrpo_scale.core.settings import REQUIRED, Section, setting
 from adrpo_scale.core.types import Credit, Rewards, Terms
 
 Kind = Literal["flow", "tokens"]
@@ -39,6 +39,7 @@ Kind = Literal["flow", "tokens"]
 class AlgorithmConfig(Section):
     """What every algorithm has."""
 
+    name: str = setting(REQUIRED, "which algorithm; your own by import path")
     combine: Combine = setting(
         "sum", "how several rewards become one: weighted sum, or each normalised by its group first"
     )

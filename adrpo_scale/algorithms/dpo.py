@@ -33,7 +33,7 @@ from adrpo_scale.core.types import Credit, Rewards, Terms
 
 
 class DpoConfig(AlgorithmConfig):
-    name: Literal["dpo"] = setting("dpo", "Direct Preference Optimization, on pairs of a group")
+    name: str = setting("dpo", "Direct Preference Optimization, on pairs of a group")
     beta: float = setting(
         2000.0, "sharpness of the preference (flow: thousands, tokens: 0.1)", gt=0
     )

@@ -7,7 +7,7 @@ loss is A_clip · |v - u|² + beta0 · |v - v_ref|², convex only while A_min > 
 from __future__ import annotations
 
 import warnings
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from adrpo_scale.core.settings import setting
 
 
 class GrpoConfig(GroupRelativeConfig):
-    name: Literal["grpo"] = setting("grpo", "Group Relative Policy Optimization with a fixed beta")
+    name: str = setting("grpo", "Group Relative Policy Optimization with a fixed beta")
 
 
 class Grpo(GroupRelative):

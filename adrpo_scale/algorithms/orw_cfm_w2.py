@@ -7,7 +7,7 @@ differences of rewards within the group matter. tau = 0 is plain online flow mat
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ from adrpo_scale.core.types import Credit, Rewards, Terms
 
 
 class OrwCfmW2Config(AlgorithmConfig):
-    name: Literal["orw_cfm_w2"] = setting("orw_cfm_w2", "online reward-weighted flow matching + W2")
+    name: str = setting("orw_cfm_w2", "online reward-weighted flow matching + W2")
     tau: float = setting(1.0, "inverse temperature of the weights exp(tau * R)", ge=0)
     beta: float = setting(1.0, "coefficient of the divergence", ge=0)
     scale: Scale = setting("none", "what R is divided by before tau: nothing or a std")

@@ -5,7 +5,7 @@ A group whose samples are all masked has no winner; of equal winners the first i
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from adrpo_scale.core.types import Credit, Rewards, Terms
 
 
 class RaftConfig(AlgorithmConfig):
-    name: Literal["raft"] = setting("raft", "Reward rAnked FineTuning: the best of each group")
+    name: str = setting("raft", "Reward rAnked FineTuning: the best of each group")
 
 
 class Raft(Algorithm):

@@ -25,7 +25,7 @@ def show_config(
     """
     from adrpo_scale.core.console import console
     from adrpo_scale.run import config_view
-    from adrpo_scale.run.config import load_config
+    from adrpo_scale.run.load import load_config
 
     if schema:
         print(json.dumps(config_view.schema(), indent=2))

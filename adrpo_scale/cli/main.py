@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Callable
-from pathlib import Path
-from typing import Annotated
 
 import typer
 
-from adrpo_scale.cli import prepare
+from adrpo_scale.cli import demo, prepare
 from adrpo_scale.cli.config import show_config
 from adrpo_scale.cli.evaluate import evaluate
 from adrpo_scale.cli.export import export
@@ -43,40 +40,6 @@ app = typer.Typer(
     help="Fine-tune generative models with ADRPO and its baselines, sharded over many GPUs.\n\n"
     "Example:\n    [cyan]adrpo-scale train configs/demo/image_adrpo.toml[/cyan]",
 )
-demo_app = typer.Typer(
-    no_args_is_help=True,
-    rich_markup_mode="rich",
-    help="The small demos that ship with the package.\n\n"
-    "Example:\n    [cyan]adrpo-scale demo build image --to /tmp/image-demo[/cyan]",
-)
-
-
-@demo_app.command("build")
-def build_demo(
-    name: Annotated[str, typer.Argument(help="image, text, text_rm or audio")],
-    to: Annotated[Path | None, typer.Option(help="Folder; default: the shipped assets.")] = None,
-) -> None:
-    """Build a demo's small models and prompts again, from code and pinned seeds.
-
-    Example:
-        [cyan]adrpo-scale demo build image --to /tmp/image-demo[/cyan]
-    """
-    from adrpo_scale.core.paths import ASSETS
-    from adrpo_scale.demo.audio.build import build_audio
-    from adrpo_scale.demo.image.build import build_image
-    from adrpo_scale.demo.text.build import build_text, build_text_rm
-
-    builders: dict[str, Callable[[Path], None]] = {
-        "image": build_image,
-        "text": build_text,
-        "text_rm": build_text_rm,
-        "audio": build_audio,
-    }
-    if name not in builders:
-        raise ConfigError(f"demo {name!r} is not known; known: {', '.join(builders)}")
-    builders[name](to or ASSETS / name)
-
-
 app.command()(train)
 app.command()(sample)
 app.command()(export)
@@ -88,7 +51,7 @@ app.command()(prefetch)
 app.command()(preflight)
 app.command()(status)
 app.command()(evaluate)
-app.add_typer(demo_app, name="demo")
+app.add_typer(demo.app, name="demo")
 app.add_typer(prepare.app, name="prepare")
 
 # Raised alike on every rank wherever they rise, so rank 0's message is enough.

@@ -46,7 +46,7 @@ def plan(
     from adrpo_scale.cluster.plan.hardware import build_hardware
     from adrpo_scale.cluster.plan.planner import check_time_limit, plan_of, with_time_limit
     from adrpo_scale.core.console import console
-    from adrpo_scale.run.config import load_config
+    from adrpo_scale.run.load import load_config
 
     logging.set_verbosity_error()  # its warnings about a config say nothing of the plan
     loaded = load_config(config, set_)

@@ -31,7 +31,7 @@ def prefetch(
         [cyan]HF_HOME=/scratch/$USER/hf adrpo-scale prefetch configs/sd3/adrpo.toml[/cyan]
     """
     from adrpo_scale.hub import prefetch as prefetching
-    from adrpo_scale.run.config import load_config
+    from adrpo_scale.run.load import load_config
 
     loaded = [load_config(config, set_).config for config in configs]
     needs = [need for config in loaded for need in config.needs_from_hub()]

@@ -48,7 +48,7 @@ def train(
     if preflight:
         preflight_apart(config, [*set_, *fork], run_dir)
     from adrpo_scale.run import train as life
-    from adrpo_scale.run.config import load_config
+    from adrpo_scale.run.load import load_config
 
     loaded = load_config(config, [*set_, *fork])
     if trial:

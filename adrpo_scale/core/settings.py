@@ -70,3 +70,15 @@ def walk(
                 yield from walk(item, f"{path}.{number}.", effect)
         else:
             yield path, value, info, effect or section.EFFECT
+
+
+def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted path, value) of everything that is not itself a section."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from leaves(item, f"{path}.{key}" if path else key)
+    elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        for number, item in enumerate(value):
+            yield from leaves(item, f"{path}.{number}")
+    else:
+        yield path, value

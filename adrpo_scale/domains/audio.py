@@ -56,7 +56,7 @@ log = logging.getLogger(__name__)
 
 
 class AudioConfig(TextConfig):
-    name: Literal["audio"] = setting("audio", "language models that hear")  # type: ignore[assignment]
+    name: str = setting("audio", "language models that hear")
     train: Literal["full", "lora"] = setting(
         "lora", "all parameters of the language model, or adapters on its layers"
     )

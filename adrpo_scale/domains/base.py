@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from adrpo_scale.core.settings import Section, setting
+from adrpo_scale.core.settings import REQUIRED, Section, setting
 from adrpo_scale.core.types import DrawKey, Prompt, Rows, Terms
 from adrpo_scale.engines.spec import ModelSpec
 from adrpo_scale.hub.needs import HubNeed
@@ -33,6 +33,7 @@ one deterministic sample, in domains that have such a thing."""
 class DomainConfig(Section):
     """What every domain has."""
 
+    name: str = setting(REQUIRED, "which domain; your own by import path")
     rollout_chunk: int = setting(
         16,
         "samples generated at once on one rank; part of what bf16 results depend on. Tokens: a "

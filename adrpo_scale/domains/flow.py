@@ -57,7 +57,7 @@ class SolverConfig(Section):
 
 
 class FlowConfig(DomainConfig):
-    name: Literal["flow"] = setting("flow", "flow matching: Stable Diffusion 3")
+    name: str = setting("flow", "flow matching: Stable Diffusion 3")
     model: str = setting(
         REQUIRED, "diffusers pipeline folder, hub id, or demo:image", effect="content"
     )

@@ -47,7 +47,7 @@ SCORES_AGREE = {torch.float32: 0.01, torch.bfloat16: 0.5}
 
 
 class TextConfig(DomainConfig):
-    name: Literal["text"] = setting("text", "language models")
+    name: str = setting("text", "language models")
     model: str = setting(
         REQUIRED, "transformers folder, hub id, or demo:text", effect="content", min_length=1
     )

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from adrpo_scale.core.errors import ConfigError
-from adrpo_scale.core.settings import Section, setting
+from adrpo_scale.core.settings import REQUIRED, Section, setting
 from adrpo_scale.core.types import FlatRange
 from adrpo_scale.engines.spec import ModelSpec
 
@@ -26,6 +26,7 @@ from adrpo_scale.engines.spec import ModelSpec
 class EngineConfig(Section):
     """What every engine has."""
 
+    name: str = setting(REQUIRED, "which engine; your own by import path", effect="rounding")
     device: Literal["auto", "cpu", "cuda"] = setting(
         "auto", "auto: CUDA where there is one", effect="rounding"
     )

@@ -43,7 +43,7 @@ from adrpo_scale.engines.spec import DTYPES, ModelSpec
 
 
 class Fsdp2Config(EngineConfig):
-    name: Literal["fsdp2"] = setting("fsdp2", "PyTorch FSDP2", effect="rounding")
+    name: str = setting("fsdp2", "PyTorch FSDP2", effect="rounding")
     shard: Literal[1, "node", "all"] = setting(
         1,
         '1: replicate; "node": shard inside a node, replicate across; "all": shard over all',

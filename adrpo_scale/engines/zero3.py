@@ -45,7 +45,7 @@ MASTER = "master"  # among what is handed out, beside MOMENTS
 
 
 class Zero3Config(EngineConfig):
-    name: Literal["zero3"] = setting("zero3", "DeepSpeed ZeRO-3", effect="rounding")
+    name: str = setting("zero3", "DeepSpeed ZeRO-3", effect="rounding")
     shard: Literal[1, "node", "all"] = setting(
         "all",
         '"all": shard over all; "node": keep a second copy sharded inside each node, so that '

@@ -27,7 +27,8 @@ from adrpo_scale.domains import omni
 from adrpo_scale.domains.base import Domain
 from adrpo_scale.engines.base import Engine
 from adrpo_scale.run.build import build_domain, build_engine, specs_of
-from adrpo_scale.run.config import RunConfig, overridden, parse_config
+from adrpo_scale.run.config import RunConfig
+from adrpo_scale.run.load import overridden, parse_config
 from adrpo_scale.training.grids import picture_grid
 from adrpo_scale.training.rollout import sample_block
 from adrpo_scale.training.state import TrainingState

@@ -19,6 +19,7 @@ from adrpo_scale.core.console import console
 from adrpo_scale.core.disk_space import disk_space, size_text
 from adrpo_scale.core.errors import CheckpointError, DiskSpaceError, ExportError
 from adrpo_scale.core.files import remove_folder, sync_file, sync_folder
+from adrpo_scale.core.settings import leaves
 from adrpo_scale.export.adapter import adapter_bytes, write_adapter
 from adrpo_scale.export.base import Copy, Kind, Material, Request, Written, base_model
 from adrpo_scale.export.card import Metric, Provenance, Story, base_licence, write_card
@@ -29,7 +30,8 @@ from adrpo_scale.export.stored import StoredTensors
 from adrpo_scale.export.verify import Verdict, verify
 from adrpo_scale.hub.weights import SafetensorsFolder
 from adrpo_scale.run.build import build_domain, specs_of
-from adrpo_scale.run.config import RunConfig, leaves, overridden, parse_config
+from adrpo_scale.run.config import RunConfig
+from adrpo_scale.run.load import overridden, parse_config
 from adrpo_scale.run.tables import metric_order
 
 UNFINISHED = ".unfinished-export"  # marks a temporary folder as ours, so that it may be removed

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 
@@ -65,7 +65,7 @@ def _of_letter(letter: str, texts: Sequence[str]) -> str | None:
 
 
 class ChoiceConfig(VerifierConfig):
-    kind: Literal["choice"] = setting(
+    kind: str = setting(
         "choice", "1 where <answer> names the right option: by text, letter or both; else 0"
     )
     choices_key: str = setting("choices", "under which key the prompt's file has the options")

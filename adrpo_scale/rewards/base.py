@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from adrpo_scale.core.errors import RewardError
-from adrpo_scale.core.settings import Section, setting
+from adrpo_scale.core.settings import REQUIRED, Section, setting
 from adrpo_scale.core.types import Prompt
 from adrpo_scale.engines.spec import ModelSpec
 from adrpo_scale.hub.needs import HubNeed
@@ -28,7 +28,10 @@ log = logging.getLogger(__name__)
 class RewardConfig(Section):
     """What every reward has."""
 
-    name: str | None = setting(None, "its name in the logs; the kind if not given")
+    kind: str = setting(REQUIRED, "which reward; your own by import path")
+    name: str | None = setting(
+        None, "its name in the logs; by default the kind, or the class's name of your own"
+    )
     weight: float = setting(1.0, "its weight in the sum")
     use: Literal["training", "evaluation"] = setting(
         "training", "evaluation: reported there and never trained on"
@@ -36,7 +39,7 @@ class RewardConfig(Section):
 
     @property
     def label(self) -> str:
-        return self.name or str(getattr(self, "kind", "reward"))
+        return self.name or self.kind.rpartition(":")[2]
 
     def needs_from_hub(self) -> list[HubNeed]:
         """The models that the reward reads: what it loads, and what `prefetch` brings here."""

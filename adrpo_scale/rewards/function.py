@@ -6,13 +6,13 @@ a list of `Prompt`, and returns one number per sample (a list, an array or a ten
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from adrpo_scale.core.components import imported
 from adrpo_scale.core.errors import RewardError
 from adrpo_scale.core.settings import REQUIRED, setting
 from adrpo_scale.core.types import Prompt
@@ -20,7 +20,7 @@ from adrpo_scale.rewards.base import Reward, RewardConfig
 
 
 class FunctionRewardConfig(RewardConfig):
-    kind: Literal["function"] = setting("function", "a function by import path")
+    kind: str = setting("function", "a function by import path")
     path: str = setting(REQUIRED, "module:function, importable from where the run starts")
 
 
@@ -29,14 +29,10 @@ class FunctionReward(Reward):
 
     def __init__(self, config: FunctionRewardConfig, device: torch.device) -> None:
         super().__init__(config)
-        module, _, attribute = config.path.partition(":")
         try:
-            self._function = getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError, ValueError) as error:
-            raise RewardError(
-                f"rewards.path = {config.path!r} cannot be imported ({error}); give "
-                "module:function and put the module's folder on PYTHONPATH"
-            ) from error
+            self._function = imported(config.path)
+        except ImportError as error:
+            raise RewardError(f"rewards.path = {config.path!r} {error}") from error
 
     def __call__(self, artifacts: Sequence[Any], prompts: Sequence[Prompt]) -> Tensor:
         return torch.as_tensor(self._function(list(artifacts), list(prompts)))

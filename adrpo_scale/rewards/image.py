@@ -1,4 +1,4 @@
-"""Image rewards: CLIP score (transformers or open_clip weights) and the demo's exact checker."""
+"""The CLIP score of pictures, by transformers or open_clip weights."""
 
 from __future__ import annotations
 
@@ -15,14 +15,13 @@ from torch.nn.functional import normalize
 from adrpo_scale.core.errors import ModelNotFoundError
 from adrpo_scale.core.settings import REQUIRED, setting
 from adrpo_scale.core.types import Prompt
-from adrpo_scale.demo.image.task import check
 from adrpo_scale.hub.needs import HubNeed
 from adrpo_scale.hub.weights import find_model
 from adrpo_scale.rewards.base import Reward, RewardConfig
 
 
 class ClipRewardConfig(RewardConfig):
-    kind: Literal["clip"] = setting("clip", "CLIP score, 100 · cosine", paper="image experiments")
+    kind: str = setting("clip", "CLIP score, 100 · cosine", paper="image experiments")
     model: str = setting(
         REQUIRED,
         "transformers: folder, hub id or demo:NAME; open_clip: architecture, hf-hub:ID or "
@@ -146,21 +145,3 @@ class ClipReward(Reward):
             1
         )
         return 100.0 * cosine
-
-
-class GlyphCheckerConfig(RewardConfig):
-    kind: Literal["glyph_checker"] = setting("glyph_checker", "the image demo's exact checker")
-
-
-class GlyphChecker(Reward):
-    """1.0 where a demo image shows what its prompt says, else 0.0."""
-
-    Config: ClassVar[type[GlyphCheckerConfig]] = GlyphCheckerConfig
-
-    def __init__(self, config: GlyphCheckerConfig, device: torch.device) -> None:
-        super().__init__(config)
-
-    def __call__(self, artifacts: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> Tensor:
-        return torch.tensor(
-            [float(check(a, p.text)) for a, p in zip(artifacts, prompts, strict=True)]
-        )

@@ -32,7 +32,7 @@ Message = dict[str, str]
 
 
 class RewardModelConfig(RewardConfig):
-    kind: Literal["reward_model"] = setting(
+    kind: str = setting(
         "reward_model", "a sequence classifier with one logit", paper="text experiments"
     )
     model: str = setting(

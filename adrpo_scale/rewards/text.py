@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -17,7 +17,6 @@ from torch import Tensor
 from adrpo_scale.core.errors import ConfigError, RewardError
 from adrpo_scale.core.settings import setting
 from adrpo_scale.core.types import Completion, Prompt
-from adrpo_scale.demo.text.rm_task import gold_score
 from adrpo_scale.rewards.base import Reward, RewardConfig, named
 
 ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
@@ -73,7 +72,7 @@ class Verifier(Reward):
 
 
 class ExactAnswerConfig(VerifierConfig):
-    kind: Literal["exact_answer"] = setting(
+    kind: str = setting(
         "exact_answer", "1 where the text inside <answer> is the right answer, else 0"
     )
 
@@ -90,7 +89,7 @@ class ExactAnswer(Verifier):
 
 
 class MathVerifyConfig(VerifierConfig):
-    kind: Literal["math_verify"] = setting(
+    kind: str = setting(
         "math_verify", "1 where the answer is mathematically equal to the right one, else 0"
     )
 
@@ -122,7 +121,7 @@ def _math_verify() -> tuple[Callable[..., Any], Callable[..., Any]]:
 
 
 class FormatConfig(RewardConfig):
-    kind: Literal["format"] = setting("format", "1 where the whole completion has a form, else 0")
+    kind: str = setting("format", "1 where the whole completion has a form, else 0")
     pattern: str = setting(
         THINK_THEN_ANSWER,
         "regular expression for the whole completion, a dot also matches a line break; the default "
@@ -144,22 +143,3 @@ class Format(Reward):
 
     def __call__(self, artifacts: Sequence[Completion], prompts: Sequence[Prompt]) -> Tensor:
         return torch.tensor([float(bool(self._pattern.fullmatch(c.text))) for c in artifacts])
-
-
-class DemoGoldConfig(RewardConfig):
-    kind: Literal["demo_gold"] = setting(
-        "demo_gold", "what the text_rm demo's reward model was trained to say"
-    )
-
-
-class DemoGold(Reward):
-    """The gold score of the demo with the hackable reward model."""
-
-    Config: ClassVar[type[DemoGoldConfig]] = DemoGoldConfig
-
-    def __init__(self, config: DemoGoldConfig, device: torch.device) -> None:
-        super().__init__(config)
-
-    def __call__(self, artifacts: Sequence[Completion], prompts: Sequence[Prompt]) -> Tensor:
-        pairs = zip(artifacts, prompts, strict=True)
-        return torch.tensor([gold_score(p.text, c.text) for c, p in pairs])

@@ -8,7 +8,8 @@ from typing import Any
 from rich.table import Table
 
 from adrpo_scale.core.settings import walk
-from adrpo_scale.run.config import LoadedConfig, RunConfig
+from adrpo_scale.run.config import RunConfig
+from adrpo_scale.run.load import LoadedConfig
 
 
 @dataclass(frozen=True)

@@ -1,50 +1,70 @@
-"""One dict from name to class per kind. Adding a component means adding a line here.
+"""One table per kind of component, from the name in a config to the class. Adding a component of
+the library means adding a line here; one of your own is named by its import path and needs none.
 
-Each class carries its config class as `Config`.
+An entry that is an import path belongs to a demo: nothing of the library imports the demos.
 """
 
 from __future__ import annotations
 
 from adrpo_scale.algorithms.adrpo import Adrpo
-from adrpo_scale.algorithms.base import Algorithm
+from adrpo_scale.algorithms.base import Algorithm, AlgorithmConfig
 from adrpo_scale.algorithms.dpo import Dpo
 from adrpo_scale.algorithms.grpo import Grpo
 from adrpo_scale.algorithms.orw_cfm_w2 import OrwCfmW2
 from adrpo_scale.algorithms.raft import Raft
+from adrpo_scale.core.components import Table
 from adrpo_scale.domains.audio import AudioDomain
-from adrpo_scale.domains.base import Domain
+from adrpo_scale.domains.base import Domain, DomainConfig
 from adrpo_scale.domains.flow import FlowDomain
 from adrpo_scale.domains.text import TextDomain
-from adrpo_scale.engines.base import Engine
+from adrpo_scale.engines.base import Engine, EngineConfig
 from adrpo_scale.engines.fsdp2 import Fsdp2Engine
 from adrpo_scale.engines.zero3 import Zero3Engine
 from adrpo_scale.rewards.audio import Choice
-from adrpo_scale.rewards.base import Reward
+from adrpo_scale.rewards.base import Reward, RewardConfig
 from adrpo_scale.rewards.function import FunctionReward
-from adrpo_scale.rewards.image import ClipReward, GlyphChecker
+from adrpo_scale.rewards.image import ClipReward
 from adrpo_scale.rewards.reward_model import RewardModel
-from adrpo_scale.rewards.text import DemoGold, ExactAnswer, Format, MathVerify
+from adrpo_scale.rewards.text import ExactAnswer, Format, MathVerify
 
-DOMAINS: dict[str, type[Domain]] = {"flow": FlowDomain, "text": TextDomain, "audio": AudioDomain}
+DOMAINS = Table[Domain](
+    what="domain",
+    tag="name",
+    base=Domain,
+    section=DomainConfig,
+    entries={"flow": FlowDomain, "text": TextDomain, "audio": AudioDomain},
+)
 
-ALGORITHMS: dict[str, type[Algorithm]] = {
-    "adrpo": Adrpo,
-    "grpo": Grpo,
-    "orw_cfm_w2": OrwCfmW2,
-    "raft": Raft,
-    "dpo": Dpo,
-}
+ALGORITHMS = Table[Algorithm](
+    what="algorithm",
+    tag="name",
+    base=Algorithm,
+    section=AlgorithmConfig,
+    entries={"adrpo": Adrpo, "grpo": Grpo, "orw_cfm_w2": OrwCfmW2, "raft": Raft, "dpo": Dpo},
+)
 
-ENGINES: dict[str, type[Engine]] = {"fsdp2": Fsdp2Engine, "zero3": Zero3Engine}
+ENGINES = Table[Engine](
+    what="engine",
+    tag="name",
+    base=Engine,
+    section=EngineConfig,
+    entries={"fsdp2": Fsdp2Engine, "zero3": Zero3Engine},
+)
 
-REWARDS: dict[str, type[Reward]] = {
-    "clip": ClipReward,
-    "glyph_checker": GlyphChecker,
-    "function": FunctionReward,
-    "reward_model": RewardModel,
-    "exact_answer": ExactAnswer,
-    "choice": Choice,
-    "math_verify": MathVerify,
-    "format": Format,
-    "demo_gold": DemoGold,
-}
+REWARDS = Table[Reward](
+    what="reward",
+    tag="kind",
+    base=Reward,
+    section=RewardConfig,
+    entries={
+        "clip": ClipReward,
+        "glyph_checker": "adrpo_scale.demo.image.rewards:GlyphChecker",
+        "function": FunctionReward,
+        "reward_model": RewardModel,
+        "exact_answer": ExactAnswer,
+        "choice": Choice,
+        "math_verify": MathVerify,
+        "format": Format,
+        "demo_gold": "adrpo_scale.demo.text.rewards:DemoGold",
+    },
+)

@@ -10,9 +10,10 @@ from typing import Any
 
 from adrpo_scale.checkpoint.reader import Reader
 from adrpo_scale.core.errors import CheckpointError, ConfigError, agreed
-from adrpo_scale.core.settings import Effect
+from adrpo_scale.core.settings import Effect, leaves
 from adrpo_scale.core.types import Prompt
-from adrpo_scale.run.config import RunConfig, leaves, parse_config
+from adrpo_scale.run.config import RunConfig
+from adrpo_scale.run.load import parse_config
 
 _MISSING = object()
 

@@ -33,7 +33,7 @@ from adrpo_scale.core.watchdog import Watchdog
 from adrpo_scale.hub.prefetch import require_models
 from adrpo_scale.run import starts as life_record
 from adrpo_scale.run.build import Beginning, build_trainer
-from adrpo_scale.run.config import LoadedConfig, RunConfig
+from adrpo_scale.run.config import RunConfig
 from adrpo_scale.run.folder import (
     cut_back,
     default_folder,
@@ -41,6 +41,7 @@ from adrpo_scale.run.folder import (
     make_folder,
     write_config,
 )
+from adrpo_scale.run.load import LoadedConfig
 from adrpo_scale.run.resume import check_settings
 from adrpo_scale.run.starts import LifeRecord
 from adrpo_scale.run.summary import summarise

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from adrpo_scale.checkpoint.locate import open_checkpoint
 from adrpo_scale.cli import main as cli
-from adrpo_scale.run.config import load_config
+from adrpo_scale.run.load import load_config
 from tests.support.ranks import FORKSERVER_ENV, run_ranks
 from tests.support.tiny import CONFIGS, MODEL, SMALL, records
 

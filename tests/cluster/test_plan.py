@@ -32,7 +32,7 @@ from adrpo_scale.domains import omni
 from adrpo_scale.domains.audio import AudioDomain
 from adrpo_scale.domains.flow import FlowDomain
 from adrpo_scale.run import build
-from adrpo_scale.run.config import load_config, overridden
+from adrpo_scale.run.load import load_config, overridden
 from tests.support.tiny import CONFIGS, FULL, demo_config
 from tests.support.tiny_audio import audio_config, sound
 

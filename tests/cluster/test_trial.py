@@ -16,7 +16,7 @@ from adrpo_scale.cluster.plan import trial
 from adrpo_scale.cluster.plan.calibrate import trial_run
 from adrpo_scale.cluster.plan.planner import plan_of
 from adrpo_scale.core.errors import RunFolderError
-from adrpo_scale.run.config import load_config, parse_config
+from adrpo_scale.run.load import load_config, parse_config
 from adrpo_scale.training.stopwatch import peak_bytes, reset_peak
 from tests.support import lives
 from tests.support.faults import SignalAt

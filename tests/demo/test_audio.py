@@ -21,7 +21,7 @@ from adrpo_scale.demo.audio.model import spoken_batch, spoken_ids
 from adrpo_scale.demo.audio.task import SOUNDS, Question
 from adrpo_scale.demo.text.model import ModelSize, SftRecipe
 from adrpo_scale.evaluation.sample import load_asked_as_trained
-from adrpo_scale.run.config import load_config
+from adrpo_scale.run.load import load_config
 from tests.support.tiny import CONFIGS
 
 AUDIO = Path(adrpo_scale.demo.__file__).parent / "assets" / "audio"

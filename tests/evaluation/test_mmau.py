@@ -38,7 +38,7 @@ from adrpo_scale.evaluation.mmau.endpoint import Endpoint, retry_after, said, wa
 from adrpo_scale.evaluation.mmau.scoring import benchmark_match, score, submitted, tallies
 from adrpo_scale.evaluation.mmau.tables import NO_PAPER, main_table, report
 from adrpo_scale.run import train as life
-from adrpo_scale.run.config import LoadedConfig
+from adrpo_scale.run.load import LoadedConfig
 from adrpo_scale.run.registry import DOMAINS
 from tests.support.ranks import forkserver, run_ranks
 from tests.support.sounds import cut, write_audio
@@ -799,7 +799,7 @@ def test_models_that_do_not_hear_are_refused(tmp_path, monkeypatch):
         local.find_local("demo:image", config, "x")
     with pytest.raises(ConfigError, match="'demo:text' is of type 'qwen3'"):
         local.find_local("demo:text", config, "x")
-    monkeypatch.delitem(DOMAINS, "audio")
+    monkeypatch.delitem(DOMAINS.entries, "audio")
     with pytest.raises(ConfigError, match=r"no domain 'audio' .*--endpoint MODEL_NAME"):
         local.find_local("demo:image", config, "x")
 

@@ -29,7 +29,7 @@ from adrpo_scale.export.base import Request
 from adrpo_scale.export.exporter import export
 from adrpo_scale.export.transformers_layout import is_class, with_system
 from adrpo_scale.run.build import build_domain, build_trainer
-from adrpo_scale.run.config import parse_config
+from adrpo_scale.run.load import parse_config
 from tests.support.exported import refused, tensors_of, trained
 from tests.support.plain_processes import plain_processes
 from tests.support.tiny_text import (

@@ -22,7 +22,8 @@ from adrpo_scale.cluster.plan.hardware import GPUS
 from adrpo_scale.cluster.plan.measure import Live
 from adrpo_scale.cluster.plan.planner import plan_of
 from adrpo_scale.run.build import build_trainer
-from adrpo_scale.run.config import RunConfig, load_config
+from adrpo_scale.run.config import RunConfig
+from adrpo_scale.run.load import load_config
 from benchmarks import omni_7b, qwen3_0_6b, sd3_medium
 from tests.support.tiny_audio import save_prompts
 

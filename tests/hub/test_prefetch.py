@@ -28,7 +28,7 @@ from adrpo_scale.hub.prefetch import prefetch, require_models
 from adrpo_scale.hub.weights import find_model, revision_of
 from adrpo_scale.rewards.image import ClipReward
 from adrpo_scale.rewards.reward_model import RewardModel
-from adrpo_scale.run.config import load_config
+from adrpo_scale.run.load import load_config
 from tests.rewards.test_rewards import write_open_clip
 from tests.support.hub import FAILS, TOKEN, Hub
 from tests.support.tiny import CONFIGS

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from adrpo_scale.core.errors import ConfigError
-from adrpo_scale.run.config import RunConfig, assign, load_config, parse_config, parse_override
+from adrpo_scale.run.config import RunConfig
 from adrpo_scale.run.config_view import differences, entries, schema
+from adrpo_scale.run.load import assign, load_config, parse_config, parse_override
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 # mmau.toml is of `evaluate`, not of a run; tests/evaluation/test_mmau.py reads it.

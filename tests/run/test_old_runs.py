@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from adrpo_scale.run.config import load_config
+from adrpo_scale.run.load import load_config
 from tests.support.lives import Life, newest, timeless
 from tests.support.tiny import CONFIGS, records
 

@@ -13,7 +13,8 @@ import torch
 from adrpo_scale.core import dist
 from adrpo_scale.engines.base import Engine
 from adrpo_scale.run.build import build_trainer
-from adrpo_scale.run.config import RunConfig, load_config
+from adrpo_scale.run.config import RunConfig
+from adrpo_scale.run.load import load_config
 from adrpo_scale.training.trainer import Trainer
 
 CONFIGS = Path(__file__).parents[2] / "configs"

@@ -35,7 +35,8 @@ from transformers import (
 )
 
 from adrpo_scale.demo.audio.model import SPECIAL
-from adrpo_scale.run.config import RunConfig, assign, parse_config, parse_override
+from adrpo_scale.run.config import RunConfig
+from adrpo_scale.run.load import assign, parse_config, parse_override
 
 TEMPLATE = (  # Qwen2.5-Omni's, without pictures
     "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}"

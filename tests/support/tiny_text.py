@@ -19,7 +19,8 @@ from transformers import (
     Qwen3ForSequenceClassification,
 )
 
-from adrpo_scale.run.config import RunConfig, assign, parse_config, parse_override
+from adrpo_scale.run.config import RunConfig
+from adrpo_scale.run.load import assign, parse_config, parse_override
 
 TEMPLATE = (
     "{% for m in messages %}{{ '<|im_start|> ' + m['role'] + ' ' + m['content'] + ' <|im_end|> ' }}"

@@ -14,7 +14,8 @@ from typing import Any
 
 from adrpo_scale.cluster.plan.base import Change, DoesNotFitError, Hardware, Phase, Plan
 from adrpo_scale.core.errors import ConfigError
-from adrpo_scale.run.config import RunConfig, overridden
+from adrpo_scale.run.config import RunConfig
+from adrpo_scale.run.load import overridden
 
 FEW_CLIPS = 64  # MiB: an iteration's
 Planner = Callable[[RunConfig, Hardware], Plan]

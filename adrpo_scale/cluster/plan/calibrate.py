@@ -16,7 +16,8 @@ from typing import Any
 
 from adrpo_scale.cluster.plan.base import ForeignTrialError, Hardware, PhaseMemory, PhaseTime, Plan
 from adrpo_scale.cluster.plan.hardware import build_hardware, gpu_of_device
-from adrpo_scale.run.config import RunConfig, parse_config
+from adrpo_scale.run.config import RunConfig
+from adrpo_scale.run.load import parse_config
 
 FORMAT = 1
 PER_NODE = 8  # a trial of more processes than this was on several nodes

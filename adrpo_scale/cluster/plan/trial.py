@@ -34,8 +34,9 @@ from adrpo_scale.core.files import remove_folder, replace_json
 from adrpo_scale.core.preempt import Signals
 from adrpo_scale.hub.prefetch import require_models
 from adrpo_scale.run.build import Beginning, build_trainer
-from adrpo_scale.run.config import LoadedConfig, RunConfig, overridden
+from adrpo_scale.run.config import RunConfig
 from adrpo_scale.run.folder import default_folder
+from adrpo_scale.run.load import LoadedConfig, overridden
 from adrpo_scale.training.metrics import setup_logging
 from adrpo_scale.training.stopwatch import PHASES, peak_bytes, reset_peak
 from adrpo_scale.training.trainer import Trainer

@@ -168,8 +168,8 @@ class _Leader:
 
     def _check(self) -> None:
         # The imports of the config take as long as the others need to come.
-        from adrpo_scale.run.config import load_config
         from adrpo_scale.run.folder import default_folder
+        from adrpo_scale.run.load import load_config
 
         loaded = load_config(self.orders.config, self.orders.overrides)
         config = loaded.config

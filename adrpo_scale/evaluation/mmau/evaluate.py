@@ -40,7 +40,7 @@ from adrpo_scale.evaluation.mmau.base import (
 from adrpo_scale.evaluation.mmau.endpoint import Endpoint, base_url, check_writes
 from adrpo_scale.evaluation.mmau.scoring import score, tallies
 from adrpo_scale.evaluation.sample import Source
-from adrpo_scale.run.config import assign, parse_override
+from adrpo_scale.run.load import assign, parse_override
 
 _REPORTS = 20  # lines of progress
 _NAMED = 10  # questions without an answer that are named at the end

@@ -17,6 +17,7 @@ from torch import nn
 from adrpo_scale.checkpoint.base import MANIFEST
 from adrpo_scale.checkpoint.locate import open_checkpoint
 from adrpo_scale.core.errors import ConfigError
+from adrpo_scale.core.settings import leaves
 from adrpo_scale.core.tensor_files import file_sha256
 from adrpo_scale.core.types import DrawKey
 from adrpo_scale.domains.base import Domain
@@ -24,7 +25,8 @@ from adrpo_scale.evaluation.mmau.base import Answer, MmauConfig, Question
 from adrpo_scale.evaluation.sample import Source, kind_of, load_policy
 from adrpo_scale.hub.weights import SafetensorsFolder, combined_sha256
 from adrpo_scale.run.build import build_domain, build_engine
-from adrpo_scale.run.config import RunConfig, assign, leaves, parse_config
+from adrpo_scale.run.config import RunConfig
+from adrpo_scale.run.load import assign, parse_config
 from adrpo_scale.run.registry import DOMAINS
 
 log = logging.getLogger(__name__)

@@ -1,0 +1,33 @@
+"""The image demo's own reward, which a config names `kind = "glyph_checker"`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from adrpo_scale.core.settings import setting
+from adrpo_scale.core.types import Prompt
+from adrpo_scale.demo.image.task import check
+from adrpo_scale.rewards.base import Reward, RewardConfig
+
+
+class GlyphCheckerConfig(RewardConfig):
+    kind: str = setting("glyph_checker", "the image demo's exact checker")
+
+
+class GlyphChecker(Reward):
+    """1.0 where a demo image shows what its prompt says, else 0.0."""
+
+    Config: ClassVar[type[GlyphCheckerConfig]] = GlyphCheckerConfig
+
+    def __init__(self, config: GlyphCheckerConfig, device: torch.device) -> None:
+        super().__init__(config)
+
+    def __call__(self, artifacts: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> Tensor:
+        return torch.tensor(
+            [float(check(a, p.text)) for a, p in zip(artifacts, prompts, strict=True)]
+        )
