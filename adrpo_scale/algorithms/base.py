@@ -117,9 +117,7 @@ class GroupRelativeConfig(AlgorithmConfig):
         1.0, "A_max: upper clip of the advantage (tokens: 0.04)", paper="image experiments"
     )
     baseline: Baseline = setting(
-        "group",
-        "V(c): mean reward of the prompt's group, or of the batch",
-        paper="image experiments",
+        "group", "V(c): mean reward of the prompt's group, or of the batch"
     )
     scale: Scale = setting(
         "none", "what the advantage is divided by (tokens: group_std)", paper="Algorithm 1"
@@ -130,7 +128,7 @@ class GroupRelativeConfig(AlgorithmConfig):
         "sequence", "tokens: mean over each completion first, or over all tokens at once"
     )
     kl_estimator: Estimator = setting(
-        "k3", "tokens: estimate of KL(policy || reference) per token", paper="eq. 3"
+        "k3", "tokens: estimate of KL(policy || reference) per token (the paper: D_KL alone)"
     )
     entropy_coef: float = setting(0.0, "tokens: bonus for the mean entropy of each token", ge=0)
     importance_cap: float = setting(
@@ -173,7 +171,7 @@ class GroupRelative(Algorithm):
             warnings.warn(
                 'algorithm.kl_estimator = "k1": its expected on-policy gradient is zero, so it '
                 "does not hold the policy to the reference, and under ADRPO it adds to the policy "
-                "gradient. Use k3 (the paper's) or k2",
+                "gradient. Use k3 (the default) or k2",
                 stacklevel=3,
             )
 

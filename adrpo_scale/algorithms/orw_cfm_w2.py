@@ -1,8 +1,9 @@
 """ORW-CFM-W2 (arXiv 2502.06061): online reward-weighted regression with a W2 bound.
 
 loss = w · (-score) + beta · divergence with w = exp(tau · R) >= 0. The weights of a group are
-normalised to mean 1 (our choice: without it the step size follows the reward's offset), so only
-differences of rewards within the group matter. tau = 0 is plain online flow matching plus W2.
+normalised to mean 1 (neither paper says so: without it the step size follows the reward's offset),
+so only differences of rewards within the group matter. tau = 0 is plain online flow matching plus
+W2.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ def importance_weights(logp_old_K: Tensor, logp_rollout_K: Tensor, cap: float) -
 def kl_estimate(logp_K: Tensor, logp_ref_K: Tensor, estimator: Estimator = "k3") -> Tensor:
     """Per-token estimate of KL(policy || reference), [K], with gradient into `logp_K`.
 
-    With d = logp_ref - logp: k3 = exp(d) - d - 1 (never negative; the paper's), k1 = -d (its
+    With d = logp_ref - logp: k3 = exp(d) - d - 1 (never negative; the default), k1 = -d (its
     expected on-policy gradient is zero), k2 = d² / 2.
     """
     d = (logp_ref_K - logp_K).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)

@@ -45,8 +45,8 @@ def setting(
 
     default: the value when the TOML file is silent; `REQUIRED` if it may not be.
     meaning: one line that `adrpo-scale config` shows.
-    paper: where the paper (arXiv 2510.18053) gives the default, e.g. "Algorithm 1"; None if the
-    default is our own choice.
+    paper: where the paper (arXiv 2510.18053) states the default, e.g. "Algorithm 1"; None where
+    it does not.
     effect: what changing it in the middle of a run does; the section's EFFECT by default.
     limits: pydantic's ge, gt, le, lt, min_length, ...
     """

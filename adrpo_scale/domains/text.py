@@ -52,7 +52,7 @@ class TextConfig(DomainConfig):
         REQUIRED, "transformers folder, hub id, or demo:text", effect="content", min_length=1
     )
     train: Literal["full", "lora"] = setting(
-        "full", "all parameters, or adapters", paper="text experiments"
+        "full", "all parameters, or adapters", paper="appendix B.2"
     )
     lora: LoraConfig | None = setting(None, "adapter settings, with train = lora only")
     chat: ChatConfig = setting(ChatConfig(), "how a prompt becomes tokens")

@@ -21,7 +21,7 @@ from adrpo_scale.rewards.base import Reward, RewardConfig
 
 
 class ClipRewardConfig(RewardConfig):
-    kind: str = setting("clip", "CLIP score, 100 · cosine", paper="image experiments")
+    kind: str = setting("clip", "CLIP score, 100 · cosine")
     model: str = setting(
         REQUIRED,
         "transformers: folder, hub id or demo:NAME; open_clip: architecture, hf-hub:ID or "

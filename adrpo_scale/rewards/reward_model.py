@@ -33,7 +33,7 @@ Message = dict[str, str]
 
 class RewardModelConfig(RewardConfig):
     kind: str = setting(
-        "reward_model", "a sequence classifier with one logit", paper="text experiments"
+        "reward_model", "a sequence classifier with one logit", paper="appendix B.2"
     )
     model: str = setting(
         REQUIRED, "transformers folder or hub id, e.g. weqweasdas/RM-Gemma-2B", min_length=1
