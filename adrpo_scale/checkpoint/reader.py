@@ -29,6 +29,10 @@ class Reader:
         self.manifest: Manifest = parse_manifest(self.text, folder / MANIFEST)
         self._open: dict[str, safe_open] = {}
 
+    def __reduce__(self) -> tuple[type[Reader], tuple[Path, str]]:
+        """Travels to other ranks as the manifest that rank 0 has seen; files are opened there."""
+        return Reader, (self.folder, self.text)
+
     @property
     def iteration(self) -> int:
         return self.manifest.iteration

@@ -1,4 +1,4 @@
-"""What lies in a run's `checkpoints/` and `trajectory/`, and which of it a run goes on from.
+"""What lies in a run's `checkpoints/` and `trajectory/`, and which of it a run resumes from.
 
 step-000120            committed
 step-000120.tmp        being written, or left by a save that was cut short
@@ -18,7 +18,8 @@ from pathlib import Path
 from adrpo_scale.checkpoint.base import OtherVersionError
 from adrpo_scale.checkpoint.reader import Reader
 from adrpo_scale.core import dist
-from adrpo_scale.core.errors import CheckpointError, agreed
+from adrpo_scale.core.dist import Ask
+from adrpo_scale.core.errors import CheckpointError
 from adrpo_scale.core.files import remove_folder
 
 log = logging.getLogger(__name__)
@@ -29,30 +30,29 @@ _COMMITTED = re.compile(r"step-(\d{6,})")
 _LEFT_OVER = re.compile(r"step-\d{6,}\.(tmp|trash|replaced)")
 
 
-def newest_whole(run: Path) -> Reader | None:
-    """The newest checkpoint that is whole, every file of it hashed; None where there is none.
+def newest_whole(run: Path, ask: Ask) -> Reader | None:
+    """The newest checkpoint that is whole, every file of it hashed; None where there is none. On
+    rank 0 alone. ask: has every rank do `hash_part`.
 
-    Broken ones are reported and set aside as `step-NNNNNN.broken`. Raises CheckpointError where
+    Broken ones are warned of and set aside as `step-NNNNNN.broken`. Raises CheckpointError where
     there are checkpoints and none is whole, or the newest is of another format version.
     """
     broken: list[Path] = []
     reasons: list[str] = []
-    for folder in dist.run_on_main(lambda: _newest_first(run / CHECKPOINTS)):
-        faults, reader = examine(folder)
+    there = committed(run / CHECKPOINTS)
+    for folder in (there[iteration] for iteration in sorted(there, reverse=True)):
+        faults, reader = examine(folder, ask)
         if not faults:
-            dist.run_on_main(lambda: _set_aside(broken))
+            _set_aside(broken)
             return reader
         broken.append(folder)
         reasons += faults
-        if dist.is_main():
-            log.warning("checkpoint %s is broken: %s", folder.name, "; ".join(faults))
+        log.warning("checkpoint %s is broken: %s", folder.name, "; ".join(faults))
     if broken:
-        raise agreed(
-            CheckpointError(
-                f"none of the {len(broken)} checkpoints in {run / CHECKPOINTS} is whole: "
-                f"{'; '.join(reasons)}. Nothing was changed; start again with another "
-                "--run-dir, or with --init-from one of trajectory/"
-            )
+        raise CheckpointError(
+            f"none of the {len(broken)} checkpoints in {run / CHECKPOINTS} is whole: "
+            f"{'; '.join(reasons)}. Nothing was changed; start again with another "
+            "--run-dir, or with --init-from one of trajectory/"
         )
     return None
 
@@ -63,11 +63,6 @@ def committed(parent: Path) -> dict[int, Path]:
         return {}
     matches = ((_COMMITTED.fullmatch(path.name), path) for path in parent.iterdir())
     return {int(match[1]): path for match, path in matches if match}
-
-
-def _newest_first(parent: Path) -> list[Path]:
-    there = committed(parent)
-    return [there[iteration] for iteration in sorted(there, reverse=True)]
 
 
 def remove_left_overs(run: Path) -> list[str]:
@@ -84,40 +79,35 @@ def remove_left_overs(run: Path) -> list[str]:
     return [path.name for path in found]
 
 
-def examine(folder: Path) -> tuple[list[str], Reader | None]:
-    """(everything that is wrong with a checkpoint, its reader). Every rank hashes a part of the
-    files. OtherVersionError where it is of another format version, CheckpointError where the disk
-    fails. Collective."""
-    fault, text = dist.run_on_main(lambda: _manifest_text(folder))
-    if fault:
-        return [fault], None
-    reader = Reader(folder, text)
-    files = reader.manifest.files[dist.rank() :: dist.world_size()]
-    try:
-        mine, trouble = list(reader.faults(files)), None
-    except OSError as error:
-        mine, trouble = [], f"rank {dist.rank()}: {error}"
-    told = dist.gather_objects((mine, trouble))
-    troubles = [trouble for _, trouble in told if trouble]
-    if troubles:
-        # A disk or file server that fails now says nothing about what is on it.
-        raise agreed(
-            CheckpointError(
-                f"{folder} cannot be read: {'; '.join(troubles)}. Nothing was changed; start again "
-                "when the filesystem is well"
-            )
-        )
-    return [fault for mine, _ in told for fault in mine], reader
+def examine(folder: Path, ask: Ask) -> tuple[list[str], Reader | None]:
+    """(everything that is wrong with a checkpoint, its reader). On rank 0 alone, whose view is
+    everybody's: shared filesystems show stale ones. ask: has every rank do `hash_part`.
 
-
-def _manifest_text(folder: Path) -> tuple[str | None, str]:
-    """(what is wrong, text): rank 0's view is everybody's, shared filesystems show stale ones."""
+    OtherVersionError where it is of another format version, CheckpointError where the disk fails.
+    """
     try:
-        return None, Reader(folder).text
+        reader = Reader(folder)
     except OtherVersionError:
         raise
     except CheckpointError as error:
-        return str(error), ""
+        return [str(error)], None
+    answers = ask(reader)
+    troubles = [trouble for _, trouble in answers if trouble]
+    if troubles:
+        # A disk or file server that fails now tells nothing about the files on it.
+        raise CheckpointError(
+            f"{folder} cannot be read: {'; '.join(troubles)}. Nothing was changed; start again "
+            "when the filesystem is well"
+        )
+    return [fault for faults, _ in answers for fault in faults], reader
+
+
+def hash_part(reader: Reader) -> tuple[list[str], str | None]:
+    """(what is wrong with this rank's part of a checkpoint's files, why they cannot be read)."""
+    try:
+        return list(reader.faults(reader.manifest.files[dist.rank() :: dist.world_size()])), None
+    except OSError as error:
+        return [], f"rank {dist.rank()}: {error}"
 
 
 def _set_aside(folders: Sequence[Path]) -> None:

@@ -47,7 +47,7 @@ def train(
     fork += ["rebase_reference=true"] if rebase_reference else []
     if preflight:
         preflight_apart(config, [*set_, *fork], run_dir)
-    from adrpo_scale.run import train as life
+    from adrpo_scale.run import train as running
     from adrpo_scale.run.load import load_config
 
     loaded = load_config(config, [*set_, *fork])
@@ -59,4 +59,4 @@ def train(
         given = [str(config), *(word for text in [*set_, *fork] for word in ("--set", text))]
         run_trial(loaded, run_dir, given)
         return
-    life.train(loaded, life.Orders(run_dir, fresh, allow_change))
+    running.train(loaded, running.TrainOptions(run_dir, fresh, allow_change))

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -23,6 +23,9 @@ import torch.distributed as td
 from torch import Tensor
 
 from adrpo_scale.core.errors import AdrpoError, ConfigError, agreed
+
+Ask = Callable[[Any], list[Any]]
+"""A question to every rank → their answers, in rank order."""
 
 # Step ids from here up are Slurm's own pseudo-steps: batch script, extern, interactive salloc.
 _FIRST_PSEUDO_STEP = 0xFFFFFFF0
@@ -257,19 +260,50 @@ def run_on_main(build: Any, group: Any = None) -> Any:
 
     Without this the other ranks would wait in the next collective until the timeout.
     """
-    result: Any = None
-    error: Exception | None = None
-    if is_main():
-        try:
-            result = build()
-        except Exception as caught:
-            error = caught
-    result, portable = broadcast_object((result, _portable(error)), group)
-    if portable is not None:
-        if isinstance(portable, AdrpoError):
-            raise agreed(error if isinstance(error, AdrpoError) else portable)
-        raise error or portable
-    return result
+    result, error = _tried(build) if is_main() else (None, None)
+    return _settled(broadcast_object((result, _portable(error)), group), error)
+
+
+def lead(work: Callable[[Ask], Any], serve: Callable[[Any], Any]) -> Any:
+    """Rank 0's `work(ask)` on every rank, like `run_on_main`, for work that needs all ranks now and
+    then: `ask(question)` is what `serve(question)` gives on each of them, in rank order.
+
+    Questions and answers are picklable. serve must not raise: the ranks would be out of step.
+    """
+    if not is_main():
+        while True:
+            is_question, content = broadcast_object(None)
+            if not is_question:
+                return _settled(content, None)
+            gather_objects(serve(content))
+
+    def ask(question: Any) -> list[Any]:
+        broadcast_object((True, question))
+        return gather_objects(serve(question))
+
+    result, error = _tried(lambda: work(ask))
+    if error is not None and is_lost(error):
+        raise error  # nobody is there to be told
+    told = (result, _portable(error))
+    broadcast_object((False, told))
+    return _settled(told, error)
+
+
+def _tried(build: Callable[[], Any]) -> tuple[Any, Exception | None]:
+    try:
+        return build(), None
+    except Exception as caught:
+        return None, caught
+
+
+def _settled(told: tuple[Any, Exception | None], error: Exception | None) -> Any:
+    """The result that rank 0 told, or its exception. error: rank 0's own, None elsewhere."""
+    result, portable = told
+    if portable is None:
+        return result
+    if isinstance(portable, AdrpoError):
+        raise agreed(error if isinstance(error, AdrpoError) else portable)
+    raise error or portable
 
 
 def _portable(error: Exception | None) -> Exception | None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
-from importlib.metadata import version
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from adrpo_scale.checkpoint.merged import MergedWeights
 from adrpo_scale.checkpoint.reader import Reader
 from adrpo_scale.checkpoint.store import Store
 from adrpo_scale.core import dist
-from adrpo_scale.core.errors import ConfigError, RewardError, agreed
+from adrpo_scale.core.errors import RewardError, agreed
 from adrpo_scale.core.preempt import Signals, Stop
 from adrpo_scale.core.types import Prompt
 from adrpo_scale.data.prompts import PromptStream, build_prompts
@@ -23,11 +22,11 @@ from adrpo_scale.domains.base import Domain, Reference
 from adrpo_scale.engines.adapters import adapters_off
 from adrpo_scale.engines.base import Engine
 from adrpo_scale.engines.spec import ModelSpec
-from adrpo_scale.hub.weights import SafetensorsFolder, combined_sha256, revision_of
 from adrpo_scale.rewards.base import Reward
+from adrpo_scale.run.compare import check_content, constant_facts
 from adrpo_scale.run.config import RunConfig
 from adrpo_scale.run.registry import ALGORITHMS, DOMAINS, ENGINES, REWARDS
-from adrpo_scale.run.resume import check_content, is_allowed, prompts_digest
+from adrpo_scale.run.resume import FROM_ZERO, Start, ids_of, take_over, usable
 from adrpo_scale.training.ema import Ema
 from adrpo_scale.training.evaluator import Evaluator
 from adrpo_scale.training.limits import Limits
@@ -85,38 +84,30 @@ def _adapters_off(policy: nn.Module) -> Reference:
     return reference
 
 
-@dataclass(frozen=True)
-class Beginning:
-    """What a life begins with.
-
-    reader: the run's checkpoint to go on from. origin: the checkpoint whose trained weights it
-    starts from (`init_from`). allowed: what `--allow-change` names. signals: who may ask for a
-    stop. store: where checkpoints go; one without an owner by default.
-    """
-
-    reader: Reader | None = None
-    origin: Reader | None = None
-    allowed: Sequence[str] = ()
-    signals: Signals | None = None
-    store: Store | None = None
-
-
-def build_trainer(config: RunConfig, run: Path, beginning: Beginning = Beginning()) -> Trainer:
-    """Everything of a run, loaded and ready, at the iteration where it is to go on. Collective.
+def build_trainer(
+    config: RunConfig,
+    run: Path,
+    start: Start = FROM_ZERO,
+    signals: Signals | None = None,
+    store: Store | None = None,
+) -> Trainer:
+    """Everything of a run, loaded and ready, at the iteration where it begins. Collective.
 
     Prompt files and model configs are read first, then reward models, then the policy's weights.
+    start: `find_start` of the run. signals: who may ask for a stop. store: where checkpoints go;
+    one without an owner by default.
     """
     parts = build_prompts(config.prompts)
     domain = build_domain(config)
     domain.check_training()
-    train, held_out = (usable(domain, part, beginning) for part in parts)
+    train, held_out = (usable(domain, part, start) for part in parts)
     left_out = sorted(ids_of(*parts) - ids_of(train, held_out))
-    policy_spec, reference_spec = specs_of(domain, config, beginning.origin)
+    policy_spec, reference_spec = specs_of(domain, config, start.origin)
     constant = dist.run_on_main(
-        lambda: constant_facts(config, run, domain, train, beginning) | {"left_out": left_out}
+        lambda: constant_facts(config, run, domain, train, start.origin) | {"left_out": left_out}
     )
-    if beginning.reader is not None:
-        check_content(beginning.reader, constant, beginning.allowed)
+    if start.reader is not None:
+        check_content(start.reader, constant, start.allowed)
     engine = build_engine(config)
     rewards = build_rewards(config, engine, [*train, *held_out])
     trained_on = _trained_on(config, rewards)
@@ -127,9 +118,9 @@ def build_trainer(config: RunConfig, run: Path, beginning: Beginning = Beginning
     state = TrainingState(engine, ema, constant)
     log = MetricsLog(run, config.iterations)
     timeout = config.engine.timeout_seconds
-    store = beginning.store or Store(run, config.checkpoint, timeout_seconds=timeout)
+    store = store or Store(run, config.checkpoint, timeout_seconds=timeout)
     saver = Saver(store, config.checkpoint, state, log)
-    _begin(config, state, saver, log, beginning)
+    take_over(config, state, saver, log, start)
     identity: dict[str, Any] = {
         "run": run.name,
         "algorithm": config.algorithm.name,
@@ -158,7 +149,7 @@ def build_trainer(config: RunConfig, run: Path, beginning: Beginning = Beginning
         ),
         state=state,
         saver=saver,
-        stop=Stop(beginning.signals, config.checkpoint.grace_seconds, timeout),
+        stop=Stop(signals, config.checkpoint.grace_seconds, timeout),
         identity=identity,
         run=run,
     )
@@ -199,67 +190,3 @@ def specs_of(
     if reference is not None:
         reference = replace(reference, weights=MergedWeights(reference.weights, origin))
     return policy, reference
-
-
-def ids_of(*parts: Sequence[Prompt]) -> set[int]:
-    return {prompt.id for part in parts for prompt in part}
-
-
-def usable(domain: Domain, prompts: Sequence[Prompt], beginning: Beginning) -> list[Prompt]:
-    """Those that a run can work on; where it goes on, those it had, whatever has become of their
-    clips since: its place in them would mean others. Collective."""
-    document = beginning.reader.manifest.document if beginning.reader else {}
-    if "left_out" not in document or is_allowed("prompts", beginning.allowed):
-        return domain.usable(prompts)
-    left_out = {*document["left_out"]}
-    return domain.as_before([prompt for prompt in prompts if prompt.id not in left_out])
-
-
-def constant_facts(
-    config: RunConfig, run: Path, domain: Domain, train: Sequence[Prompt], beginning: Beginning
-) -> dict[str, Any]:
-    """What every checkpoint of a run says of it beside its state. Hashes the base weights."""
-    spec = domain.policy_spec()
-    assert isinstance(spec.weights, SafetensorsFolder)
-    origin = None
-    if beginning.origin is not None:
-        said = beginning.origin.manifest.document["run"]
-        origin = {"run": said, "iteration": beginning.origin.iteration}
-    return {
-        "run": run.name,
-        "identity": config.digest(),
-        "package": version("adrpo_scale"),
-        "world_size": dist.world_size(),
-        "config": config.resolved(),
-        "base": {
-            "model": config.domain.model,
-            "revision": revision_of(domain.folder),
-            "sha256": spec.weights.sha256(),
-            "frozen": combined_sha256(domain.frozen_files(), domain.folder),
-        },
-        "lora": spec.lora and {"rank": spec.lora.rank, "alpha": spec.lora.alpha},
-        "prompts": prompts_digest(train),
-        "origin": origin,
-    }
-
-
-def _begin(
-    config: RunConfig, state: TrainingState, saver: Saver, log: MetricsLog, beginning: Beginning
-) -> None:
-    """Brings the state to where the run goes on, or to the weights that it starts from."""
-    reader, origin = beginning.reader, beginning.origin
-    if reader is not None:
-        state.restore(reader)
-        saver.resumed()
-        log.resumed_at(reader.iteration)
-    elif origin is not None and not config.rebase_reference:
-        there, here = origin.manifest.document["lora"], state.constant["lora"]
-        if there != here:
-            raise ConfigError(
-                f"init_from = {config.init_from!r} has adapters {there}, this run {here}: use the "
-                "same domain.train and domain.lora, or rebase_reference = true"
-            )
-        state.start_from(origin)
-    for checkpoint in (reader, origin):
-        if checkpoint is not None:
-            checkpoint.close()  # or its space stays taken when retention removes it

@@ -1,124 +1,164 @@
-"""Whether a run may go on from a checkpoint: settings, prompts and base model compared."""
+"""Where a start of a run begins: found once, on rank 0, and the same on every rank."""
 
 from __future__ import annotations
 
-import hashlib
-import json
+import logging
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from adrpo_scale.checkpoint.locate import ORIGIN, pin_origin
 from adrpo_scale.checkpoint.reader import Reader
-from adrpo_scale.core.errors import CheckpointError, ConfigError, agreed
-from adrpo_scale.core.settings import Effect, leaves
+from adrpo_scale.checkpoint.shelf import examine, hash_part, newest_whole, remove_left_overs
+from adrpo_scale.core import dist
+from adrpo_scale.core.dist import Ask
+from adrpo_scale.core.errors import CheckpointError, ConfigError, LimitReached, RunFolderError
 from adrpo_scale.core.types import Prompt
+from adrpo_scale.domains.base import Domain
+from adrpo_scale.run.compare import check_settings, is_allowed
 from adrpo_scale.run.config import RunConfig
-from adrpo_scale.run.load import parse_config
+from adrpo_scale.run.folder import left_behind
+from adrpo_scale.run.starts import stalled_starts
+from adrpo_scale.training.metrics import MetricsLog
+from adrpo_scale.training.saver import Saver
+from adrpo_scale.training.state import TrainingState
 
-_MISSING = object()
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Change:
-    """A setting whose value is another one than the checkpoint's. before, after: as text."""
+class Start:
+    """Where a start begins. By default at iteration 0, from the base.
 
-    path: str
-    before: str
-    after: str
-    effect: Effect
+    reader: the run's checkpoint to resume from. origin: the checkpoint whose trained weights the
+    run started from (`init_from`). allowed: settings that `--allow-change` names. notes: the
+    settings that changed since the checkpoint, one line each. repeated: work after the checkpoint
+    that is done again, as `folder.left_behind` gives it.
+    """
 
-    def __str__(self) -> str:
-        return f"{self.path}: {self.before} → {self.after}"
+    reader: Reader | None = None
+    origin: Reader | None = None
+    allowed: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    repeated: Mapping[str, Any] | None = None
 
+    @property
+    def iteration(self) -> int | None:
+        """The checkpoint's; None where there is none."""
+        return self.reader.iteration if self.reader is not None else None
 
-def settings_changes(before: Mapping[str, Any], config: RunConfig) -> list[Change]:
-    """What differs between a checkpoint's resolved settings and this run's. A key that is no
-    setting (any more) counts as maths: nothing is known of it."""
-    old, new = dict(leaves(before)), dict(leaves(config.resolved()))
-    effects = _effects(before) | config.effects()
-    return [
-        Change(path, _text(old, path), _text(new, path), effects.get(path, "maths"))
-        for path in dict.fromkeys([*old, *new])
-        if old.get(path, _MISSING) != new.get(path, _MISSING)
-    ]
-
-
-def _effects(settings: Mapping[str, Any]) -> dict[str, Effect]:
-    """Of a checkpoint's settings; {} where this version no longer knows them all."""
-    try:
-        return parse_config(settings).effects()
-    except ConfigError:
-        return {}
+    @property
+    def left_out(self) -> frozenset[int] | None:
+        """Ids of the prompts that the run does without since its first start; None where they are
+        to be looked for: at a first start, and where other prompts are allowed."""
+        document = self.reader.manifest.document if self.reader is not None else {}
+        if "left_out" not in document or is_allowed("prompts", self.allowed):
+            return None
+        return frozenset(document["left_out"])
 
 
-def _text(values: Mapping[str, Any], path: str) -> str:
-    return json.dumps(values[path]) if path in values else "(not there)"
+FROM_ZERO = Start()
+"""A first start, from the base model."""
 
 
-def is_allowed(path: str, allowed: Sequence[str]) -> bool:
-    """Whether `--allow-change` names a key or a section that it is in."""
-    return any(path == key or path.startswith(f"{key}.") for key in allowed)
+def find_start(
+    config: RunConfig, run: Path, fresh: bool = False, allowed: Sequence[str] = ()
+) -> Start:
+    """Where this start of the run in `run` begins. Clears away what interrupted saves left, sets
+    broken checkpoints aside and keeps the origin inside the run's folder. Collective.
+
+    fresh: refuse to resume. Raises, on every rank alike, CheckpointError where no checkpoint can
+    be used, RunFolderError where `fresh` meets one, ConfigError where the settings are others and
+    not allowed to be, LimitReached where the job's last starts all failed at the same place.
+    """
+    found: Start = dist.lead(lambda ask: _find(config, run, fresh, allowed, ask), hash_part)
+    if found.reader is not None:
+        log.info("resuming from iteration %d (%s)", found.iteration, found.reader.folder.name)
+    return found
 
 
-def check_settings(reader: Reader, config: RunConfig, allowed: Sequence[str]) -> list[str]:
-    """Notes on settings that changed since the checkpoint, to be logged. ConfigError, listing them,
-    where some change what is learned and `--allow-change` does not name them."""
-    changes = settings_changes(reader.manifest.document["config"], config)
-    refused = [
-        change
-        for change in changes
-        if change.effect == "maths" and not is_allowed(change.path, allowed)
-    ]
-    if refused:
-        listed = "".join(f"\n    {change}" for change in refused)
-        raise ConfigError(
-            f"these settings change what is learned, and the run's checkpoint of iteration "
-            f"{reader.iteration} has others:{listed}\n"
-            "Set them back, choose another --run-dir, or change them in the middle of the run with "
-            + " ".join(f"--allow-change {change.path}" for change in refused)
-        )
-    notes = {"maths": "allowed", "content": "its content is compared", "rounding": "rounding only"}
-    return [f"{c} ({notes.get(c.effect, 'changes nothing that is learned')})" for c in changes]
-
-
-def prompts_digest(*lists: Sequence[Prompt]) -> str:
-    """Hash of the prompts' texts and metadata, in order: the cursor means nothing in other ones.
-    Where clips lie is left out: data may move between two lives of a run."""
-    facts = [[_without_place(asdict(prompt)) for prompt in prompts] for prompts in lists]
-    text = json.dumps(facts, sort_keys=True, default=str)  # str: dates of parquet rows
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _without_place(prompt: dict[str, Any]) -> dict[str, Any]:
-    metadata = {k: v for k, v in prompt["metadata"].items() if k != "audio_folder"}
-    return prompt | {"metadata": metadata}
-
-
-def check_content(reader: Reader, constant: Mapping[str, Any], allowed: Sequence[str]) -> None:
-    """Raises CheckpointError where base model or prompts are others than the checkpoint's."""
-    before = reader.manifest.document
-    if before["base"]["frozen"] != constant["base"]["frozen"] and not is_allowed("base", allowed):
-        raise agreed(
-            CheckpointError(
-                f"{reader.folder} was trained with other files beside the trained weights than "
-                f"{constant['base']['model']} has now (config, tokenizer, chat template; text "
-                "encoders, VAE, scheduler). Bring the same model back, or pass --allow-change base"
+def _find(config: RunConfig, run: Path, fresh: bool, allowed: Sequence[str], ask: Ask) -> Start:
+    """`find_start`, on rank 0 alone."""
+    for name in remove_left_overs(run):
+        log.info("removed %s, which an interrupted save left", name)
+    reader, notes = newest_whole(run, ask), []
+    if reader is not None:
+        if fresh:
+            raise RunFolderError(
+                f"--fresh, but {run} has a checkpoint of iteration {reader.iteration}: choose "
+                "another --run-dir, or leave --fresh out to resume from it"
             )
+        notes = check_settings(reader, config, allowed)
+    origin = None
+    if config.init_from is not None:
+        origin = _pinned(config.init_from, run, is_first=reader is None, ask=ask)
+    iteration = reader.iteration if reader is not None else None
+    _check_not_looping(config, run, iteration)
+    repeated = left_behind(run, iteration or 0)
+    return Start(reader, origin, tuple(allowed), tuple(notes), repeated)
+
+
+def _pinned(source: str, run: Path, is_first: bool, ask: Ask) -> Reader:
+    """The checkpoint that the run started from, kept inside its folder: the run that it came from
+    may train further, or be deleted."""
+    if is_first:
+        pin_origin(source, run / ORIGIN)
+    faults, origin = examine(run / ORIGIN, ask)
+    if origin is None or faults:
+        raise CheckpointError(
+            f"init_from = {source!r}: {'; '.join(faults)}. Name another checkpoint, and another "
+            "--run-dir"
         )
-    if before["base"]["sha256"] != constant["base"]["sha256"] and not is_allowed("base", allowed):
-        raise agreed(
-            CheckpointError(
-                f"{reader.folder} was trained on other base weights: {before['base']['model']} "
-                f"(sha256 {before['base']['sha256'][:12]}…), now {constant['base']['model']} "
-                f"({constant['base']['sha256'][:12]}…). Bring the same model back, or pass "
-                "--allow-change base"
+    return origin
+
+
+def _check_not_looping(config: RunConfig, run: Path, iteration: int | None) -> None:
+    """Raises LimitReached where the job's last starts all failed at the same place: to be put back
+    into the queue again and again would burn the allocation."""
+    job = os.environ.get("SLURM_JOB_ID")
+    most = config.limits.max_stalled_lives
+    stalled = stalled_starts(run, job, iteration)
+    if len(stalled) >= most:
+        ends = "; ".join(dict.fromkeys(str(start.get("outcome", "killed")) for start in stalled))
+        raise LimitReached(
+            f"job {job}: {len(stalled)} starts in a row ended without a new checkpoint ({ends}) "
+            f"(limits.max_stalled_lives = {most}). Look at the log above and into {run}/stacks and "
+            "submit again when the cause is fixed"
+        )
+
+
+def ids_of(*parts: Sequence[Prompt]) -> set[int]:
+    return {prompt.id for part in parts for prompt in part}
+
+
+def usable(domain: Domain, prompts: Sequence[Prompt], start: Start) -> list[Prompt]:
+    """Those that a run can work on; where it resumes, those it had, whatever has become of their
+    clips since: its place in them would mean others. Collective."""
+    left_out = start.left_out
+    if left_out is None:
+        return domain.usable(prompts)
+    return domain.as_before([prompt for prompt in prompts if prompt.id not in left_out])
+
+
+def take_over(
+    config: RunConfig, state: TrainingState, saver: Saver, metrics: MetricsLog, start: Start
+) -> None:
+    """Brings the state to where the run resumes, or to the weights that it starts from."""
+    reader, origin = start.reader, start.origin
+    if reader is not None:
+        state.restore(reader)
+        saver.resumed()
+        metrics.resumed_at(reader.iteration)
+    elif origin is not None and not config.rebase_reference:
+        there, here = origin.manifest.document["lora"], state.constant["lora"]
+        if there != here:
+            raise ConfigError(
+                f"init_from = {config.init_from!r} has adapters {there}, this run {here}: use the "
+                "same domain.train and domain.lora, or rebase_reference = true"
             )
-        )
-    if before["prompts"] != constant["prompts"] and not is_allowed("prompts", allowed):
-        raise agreed(
-            CheckpointError(
-                f"{reader.folder} was trained on other prompts: the files of [prompts] have "
-                "changed, and its place in them would mean others. Bring the same files back, or "
-                "pass --allow-change prompts"
-            )
-        )
+        state.start_from(origin)
+    for checkpoint in (reader, origin):
+        if checkpoint is not None:
+            checkpoint.close()  # or its space stays taken when retention removes it

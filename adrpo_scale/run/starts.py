@@ -1,4 +1,6 @@
-"""`lives/NN.json`: on which code, versions and hardware each life of a run ran, and its end.
+"""`lives/NN.json`: on which code, versions and hardware each start of a run ran, and its end.
+
+A start is one process life of a run; the folder on disk keeps its first name.
 
 The records are for people. Nothing that trains reads them, and a record that cannot be written is
 a warning, not the end of a run.
@@ -111,8 +113,8 @@ def driver_version(file: Path = Path("/proc/driver/nvidia/version")) -> str | No
     return found[0] if found else None
 
 
-class LifeRecord:
-    """The record of this life, on rank 0 alone. path: None where it could not be made."""
+class StartRecord:
+    """The record of this start, on rank 0 alone. path: None where it could not be made."""
 
     def __init__(self, path: Path | None, content: dict[str, Any]) -> None:
         self.path, self.content = path, content
@@ -127,10 +129,10 @@ class LifeRecord:
         resumed_from: int | None,
         changed_settings: Sequence[str],
         found: Mapping[str, Any] | None = None,
-    ) -> LifeRecord:
+    ) -> StartRecord:
         """Writes the next number in `run/lives`. environments: of every rank, in rank order.
-        changed_settings: one line each. found: work of the life before that is done again, as
-        `run_folder.left_behind` says it."""
+        changed_settings: one line each. found: work of the start before that is done again, as
+        `folder.left_behind` gives it."""
         first = environments[0]
         content = {
             "began": _now(),
@@ -149,13 +151,13 @@ class LifeRecord:
         try:
             return cls(_write_next(run / "lives", content), content)
         except OSError as error:
-            log.warning("this life's record cannot be written in %s: %s", run / "lives", error)
+            log.warning("this start's record cannot be written in %s: %s", run / "lives", error)
             return cls(None, content)
 
     def end(
         self, outcome: str, exit_code: int, iteration: int, seconds_from_signal: float | None
     ) -> None:
-        """How it ended. A record without this is of a life that was killed, or is still going on.
+        """How it ended. A record without this is of a start that was killed, or still runs.
 
         seconds_from_signal: how long the stop took; None where no signal came.
         """
@@ -169,8 +171,8 @@ class LifeRecord:
         try:
             if self.path is not None:
                 replace_json(self.path, self.content)
-        except OSError as error:  # must not hide the error that the life ended with
-            log.warning("the end of this life cannot be written to %s: %s", self.path, error)
+        except OSError as error:  # must not hide the error that the start ended with
+            log.warning("the end of this start cannot be written to %s: %s", self.path, error)
 
 
 def _write_next(folder: Path, content: dict[str, Any]) -> Path:
@@ -207,13 +209,13 @@ def _now() -> str:
 
 
 def records(run: Path) -> list[Path]:
-    """The records of all lives so far, in order."""
+    """The records of all starts so far, in order."""
     found = (run / "lives").glob("*.json")
     return sorted((path for path in found if path.stem.isdecimal()), key=lambda p: int(p.stem))
 
 
-def previous_life(run: Path) -> dict[str, Any] | None:
-    """The newest record that can be read; before `begin` that of the life before. None: none."""
+def previous_start(run: Path) -> dict[str, Any] | None:
+    """The newest record that can be read; before `begin` that of the start before. None: none."""
     return next((found for path in reversed(records(run)) if (found := _read(path))), None)
 
 
@@ -226,8 +228,8 @@ def _read(path: Path) -> dict[str, Any] | None:
     return record if isinstance(record, dict) else None
 
 
-def stalled_lives(run: Path, job: str | None, iteration: int | None) -> list[dict[str, Any]]:
-    """The last lives in a row of Slurm's job `job` that ended by accident (killed, or hung) and
+def stalled_starts(run: Path, job: str | None, iteration: int | None) -> list[dict[str, Any]]:
+    """The last starts in a row of Slurm's job `job` that ended by accident (killed, or hung) and
     left the checkpoint that they began with, that of `iteration`, as the newest."""
     found: list[dict[str, Any]] = []
     for path in reversed(records(run)):
@@ -243,7 +245,7 @@ def stalled_lives(run: Path, job: str | None, iteration: int | None) -> list[dic
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What is different between two lives, one line each: `torch: 2.11.0 → 2.15.0`."""
+    """The differences between two starts, one line each: `torch: 2.11.0 → 2.15.0`."""
     old, new = _facts(before), _facts(now)
     return [
         f"{name}: {old.get(name, 'none')} → {new.get(name, 'none')}"

@@ -194,7 +194,7 @@ def test_a_second_start_goes_on_and_a_limit_ends_with_code_3(started, cache, tmp
     lines = [again, longer, fresh, other_maths]
     main, other = run_ranks(commands, 2, cache, lines, timeout=120)
     assert [code for code, _, _ in main] == [code for code, _, _ in other] == [0, 3, 2, 2]
-    assert "going on from iteration 2 (the last one)" in main[0][1]
+    assert "resuming from iteration 2 (the last one)" in main[0][1]
     assert "changed since: iterations: 2 → 4" in main[1][1]
     assert "limits.min_reward" in main[1][2] and other[1][2] == ""
     assert other[0][1] == ""  # rank 1 prints nothing

@@ -195,6 +195,37 @@ def test_run_on_main_carries_errors_that_pickle_badly(kind, text):
         assert text in message
 
 
+def leads(rank, world):
+    def serve(question):
+        return f"{question} of {dist.rank()}"
+
+    def work(ask):
+        assert dist.is_main()
+        return [ask("left"), ask("right")]
+
+    return dist.lead(work, serve)
+
+
+def leads_into_an_error(rank, world):
+    def work(ask):
+        raise ConfigError(f"wrong by the answers {ask(2)}")
+
+    try:
+        dist.lead(work, lambda question: question * dist.rank())
+    except ConfigError as error:
+        dist.barrier()  # the group still works
+        return str(error), error.agreed
+    return "nothing was raised"
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_lead_asks_every_rank_and_gives_its_result_or_its_error_to_all(world):
+    sides = [[f"{side} of {rank}" for rank in range(world)] for side in ("left", "right")]
+    assert run_ranks(leads, world) == [sides] * world
+    message = f"wrong by the answers {[2 * rank for rank in range(world)]}"
+    assert run_ranks(leads_into_an_error, world) == [(message, True)] * world
+
+
 def knows_itself(rank, world):
     dist.barrier()
     return dist.rank(), dist.world_size(), dist.is_main(), td.is_initialized()

@@ -15,7 +15,6 @@ from transformers import (
     Qwen2_5OmniThinkerForConditionalGeneration,
 )
 
-from adrpo_scale.checkpoint.shelf import newest_whole
 from adrpo_scale.core.errors import (
     CheckpointError,
     ClipError,
@@ -31,13 +30,13 @@ from adrpo_scale.domains import audio, decoding, omni
 from adrpo_scale.domains.audio import AudioConfig, clip_of, with_audio
 from adrpo_scale.engines.adapters import is_adapter
 from adrpo_scale.run.build import (
-    Beginning,
     build_domain,
     build_engine,
     build_reference,
     build_trainer,
 )
-from adrpo_scale.run.resume import prompts_digest
+from adrpo_scale.run.compare import prompts_digest
+from adrpo_scale.run.resume import find_start
 from adrpo_scale.training.batches import MicroBatch, receive
 from tests.support.tiny_audio import (
     PROMPTS,
@@ -504,7 +503,7 @@ def test_a_clip_that_has_gone_between_two_lives_is_left_out_of_the_loss(tmp_path
     first.saver.close()
     (tmp_path / "away.wav").rename(clips[0])
     clips[3].unlink()
-    second = build_trainer(config, run, Beginning(newest_whole(run)))
+    second = build_trainer(config, run, find_start(config, run))
     assert "1 of 5 prompts have a missing or broken clip and were there before" in caplog.text
     second.train(2)
     second.saver.close()
@@ -514,11 +513,11 @@ def test_a_clip_that_has_gone_between_two_lives_is_left_out_of_the_loss(tmp_path
     assert unheard == [0, 0.2]
     with pytest.raises(CheckpointError, match="trained on other prompts"):
         save_prompts(folder / "prompts.jsonl", [*PROMPTS[:5], "w9"])
-        build_trainer(config, run, Beginning(newest_whole(run)))
+        build_trainer(config, run, find_start(config, run))
     for clip in clips:
         clip.unlink()
     with pytest.raises(ClipError, match="none of the 5 prompts has its clip"):
-        build_trainer(config, run, Beginning(newest_whole(run)))
+        build_trainer(config, run, find_start(config, run))
 
 
 def test_an_evaluation_leaves_out_what_was_not_heard(tmp_path):

@@ -36,7 +36,7 @@ from adrpo_scale.evaluation.mmau.base import (
 from adrpo_scale.evaluation.mmau.endpoint import Endpoint, retry_after, said, wav
 from adrpo_scale.evaluation.mmau.scoring import benchmark_match, score, submitted, tallies
 from adrpo_scale.evaluation.mmau.tables import NO_PAPER, main_table, report
-from adrpo_scale.run import train as life
+from adrpo_scale.run import train as running
 from adrpo_scale.run.load import LoadedConfig
 from adrpo_scale.run.registry import DOMAINS
 from tests.support.ranks import forkserver, run_ranks
@@ -772,7 +772,7 @@ def on_ranks(rank, world, run, data, to):
 def test_a_runs_checkpoint_answers_the_same_on_two_processes(tmp_path, monkeypatch):
     run, data = tmp_path / "run", small_data(tmp_path / "data")
     config = audio_config(tmp_path / "model", ["iterations=1"])
-    life.train(LoadedConfig("small", config, {}), life.Orders(run))
+    running.train(LoadedConfig("small", config, {}), running.TrainOptions(run))
     evaluate.evaluate(of_model(run, data, None))
     here = run / "mmau-000001"
     row = rows_of(here / "eval.jsonl")[0]

@@ -39,7 +39,8 @@ from adrpo_scale.export.copies import is_path, without_paths
 from adrpo_scale.export.diffusers_layout import LORA_FILE
 from adrpo_scale.export.exporter import UNFINISHED, export
 from adrpo_scale.hub.weights import SafetensorsFolder
-from adrpo_scale.run.build import Beginning, build_trainer
+from adrpo_scale.run.build import build_trainer
+from adrpo_scale.run.resume import Start
 from tests.support.ranks import FORKSERVER_ENV, run_ranks
 from tests.support.tiny import FULL, MODEL, demo_config, demo_trainer
 
@@ -571,7 +572,7 @@ def make_fork(rank, world, root):
     run.mkdir()
     pin_origin(str(origin.folder), run / ORIGIN)
     os.environ["ADRPO_CACHE"] = str(root / "runs/cache")
-    trainer = build_trainer(demo_config(overrides=overrides), run, Beginning(origin=origin))
+    trainer = build_trainer(demo_config(overrides=overrides), run, Start(origin=origin))
     trainer.train()
     trainer.saver.save_now()
 

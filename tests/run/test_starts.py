@@ -13,13 +13,13 @@ import torch
 
 from adrpo_scale.run.starts import (
     PACKAGES,
-    LifeRecord,
+    StartRecord,
     changes,
     code_commit,
     disagreements,
     driver_version,
     environment,
-    previous_life,
+    previous_start,
     records,
 )
 
@@ -37,7 +37,7 @@ def an_environment(host="a6000-03", gpu="NVIDIA RTX A6000", **facts):
 
 def begin(run, environments=None, **facts):
     given = {"launcher": "srun", "resumed_from": None, "changed_settings": []} | facts
-    return LifeRecord.begin(run, environments or [an_environment()], **given)
+    return StartRecord.begin(run, environments or [an_environment()], **given)
 
 
 def read(run, name):
@@ -182,15 +182,15 @@ def test_record_that_cannot_be_written_is_a_warning(tmp_path, caplog):
     other = begin(tmp_path / "other")
     other.path = tmp_path / "lives" / "01.json"
     other.end("done", 0, 10, None)
-    assert "the end of this life cannot be written" in caplog.text
+    assert "the end of this start cannot be written" in caplog.text
 
 
-def test_previous_life_is_the_newest_that_can_be_read(tmp_path):
-    assert previous_life(tmp_path) is None
+def test_previous_start_is_the_newest_that_can_be_read(tmp_path):
+    assert previous_start(tmp_path) is None
     begin(tmp_path, launcher="torchrun")
     for name, text in (("02.json", ""), ("03.json", "[]"), ("04.json", "{")):
         (tmp_path / "lives" / name).write_text(text)
-    assert previous_life(tmp_path)["launcher"] == "torchrun"
+    assert previous_start(tmp_path)["launcher"] == "torchrun"
 
 
 def test_changes_between_two_lives_are_one_readable_line_each(tmp_path):

@@ -21,7 +21,7 @@ import torch.distributed as td
 
 from adrpo_scale.checkpoint.reader import Reader
 from adrpo_scale.checkpoint.shelf import CHECKPOINTS, committed
-from adrpo_scale.run import starts as life_record
+from adrpo_scale.run.starts import records as start_records
 from tests.support.ranks import forkserver
 from tests.support.tiny import CONFIGS, SMALL, records
 
@@ -165,7 +165,7 @@ def newest(run: Path) -> Reader:
 
 
 def lives_of(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(path.read_text()) for path in life_record.records(run)]
+    return [json.loads(path.read_text()) for path in start_records(run)]
 
 
 def differences(run: Path, other: Path) -> list[str]:

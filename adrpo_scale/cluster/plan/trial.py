@@ -33,10 +33,11 @@ from adrpo_scale.core.errors import AdrpoError, RunFolderError, StopRequested, T
 from adrpo_scale.core.files import remove_folder, replace_json
 from adrpo_scale.core.preempt import Signals
 from adrpo_scale.hub.prefetch import require_models
-from adrpo_scale.run.build import Beginning, build_trainer
+from adrpo_scale.run.build import build_trainer
 from adrpo_scale.run.config import RunConfig
 from adrpo_scale.run.folder import default_folder
 from adrpo_scale.run.load import LoadedConfig, overridden
+from adrpo_scale.run.resume import Start
 from adrpo_scale.training.metrics import setup_logging
 from adrpo_scale.training.stopwatch import PHASES, peak_bytes, reset_peak
 from adrpo_scale.training.trainer import Trainer
@@ -197,10 +198,16 @@ def _loaded(config: RunConfig, run: Path, signals: Signals) -> tuple[Trainer, _L
     device = torch.device(config.engine.torch_device())
     begin = time.perf_counter()
     reset_peak(device)
-    origin = open_checkpoint(config.init_from) if config.init_from is not None else None
+    start = dist.run_on_main(lambda: _start(config))
     store = Store(run, config.checkpoint, timeout_seconds=config.engine.timeout_seconds)
-    trainer = build_trainer(config, run, Beginning(origin=origin, signals=signals, store=store))
+    trainer = build_trainer(config, run, start, signals, store)
     return trainer, _Load(time.perf_counter() - begin, peak_bytes(device))
+
+
+def _start(config: RunConfig) -> Start:
+    """At iteration 0; from the weights that the run would start from."""
+    source = config.init_from
+    return Start(origin=open_checkpoint(source) if source is not None else None)
 
 
 def _weighed(folder: Path) -> int:

@@ -1,0 +1,156 @@
+"""Whether a run may resume from a checkpoint: settings, prompts and base model compared."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from adrpo_scale.checkpoint.reader import Reader
+from adrpo_scale.core import dist
+from adrpo_scale.core.errors import CheckpointError, ConfigError, agreed
+from adrpo_scale.core.settings import Effect, leaves
+from adrpo_scale.core.types import Prompt
+from adrpo_scale.domains.base import Domain
+from adrpo_scale.hub.weights import SafetensorsFolder, combined_sha256, revision_of
+from adrpo_scale.run.config import RunConfig
+from adrpo_scale.run.load import parse_config
+
+_MISSING = object()
+
+
+@dataclass(frozen=True)
+class Change:
+    """A setting whose value is another one than the checkpoint's. before, after: as text."""
+
+    path: str
+    before: str
+    after: str
+    effect: Effect
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.before} → {self.after}"
+
+
+def settings_changes(before: Mapping[str, Any], config: RunConfig) -> list[Change]:
+    """What differs between a checkpoint's resolved settings and this run's. A key that is no
+    setting (any more) counts as maths: nothing is known of it."""
+    old, new = dict(leaves(before)), dict(leaves(config.resolved()))
+    effects = _effects(before) | config.effects()
+    return [
+        Change(path, _text(old, path), _text(new, path), effects.get(path, "maths"))
+        for path in dict.fromkeys([*old, *new])
+        if old.get(path, _MISSING) != new.get(path, _MISSING)
+    ]
+
+
+def _effects(settings: Mapping[str, Any]) -> dict[str, Effect]:
+    """Of a checkpoint's settings; {} where this version no longer knows them all."""
+    try:
+        return parse_config(settings).effects()
+    except ConfigError:
+        return {}
+
+
+def _text(values: Mapping[str, Any], path: str) -> str:
+    return json.dumps(values[path]) if path in values else "(not there)"
+
+
+def is_allowed(path: str, allowed: Sequence[str]) -> bool:
+    """Whether `--allow-change` names a key or a section that it is in."""
+    return any(path == key or path.startswith(f"{key}.") for key in allowed)
+
+
+def check_settings(reader: Reader, config: RunConfig, allowed: Sequence[str]) -> list[str]:
+    """Notes on settings that changed since the checkpoint, to be logged. ConfigError, listing them,
+    where some change what is learned and `--allow-change` does not name them."""
+    changes = settings_changes(reader.manifest.document["config"], config)
+    refused = [
+        change
+        for change in changes
+        if change.effect == "maths" and not is_allowed(change.path, allowed)
+    ]
+    if refused:
+        listed = "".join(f"\n    {change}" for change in refused)
+        raise ConfigError(
+            f"these settings change what is learned, and the run's checkpoint of iteration "
+            f"{reader.iteration} has others:{listed}\n"
+            "Set them back, choose another --run-dir, or change them in the middle of the run with "
+            + " ".join(f"--allow-change {change.path}" for change in refused)
+        )
+    notes = {"maths": "allowed", "content": "its content is compared", "rounding": "rounding only"}
+    return [f"{c} ({notes.get(c.effect, 'changes nothing that is learned')})" for c in changes]
+
+
+def constant_facts(
+    config: RunConfig, run: Path, domain: Domain, train: Sequence[Prompt], origin: Reader | None
+) -> dict[str, Any]:
+    """What every checkpoint of a run says of it beside its state. Hashes the base weights."""
+    spec = domain.policy_spec()
+    assert isinstance(spec.weights, SafetensorsFolder)
+    began_from = None
+    if origin is not None:
+        began_from = {"run": origin.manifest.document["run"], "iteration": origin.iteration}
+    return {
+        "run": run.name,
+        "identity": config.digest(),
+        "package": version("adrpo_scale"),
+        "world_size": dist.world_size(),
+        "config": config.resolved(),
+        "base": {
+            "model": config.domain.model,
+            "revision": revision_of(domain.folder),
+            "sha256": spec.weights.sha256(),
+            "frozen": combined_sha256(domain.frozen_files(), domain.folder),
+        },
+        "lora": spec.lora and {"rank": spec.lora.rank, "alpha": spec.lora.alpha},
+        "prompts": prompts_digest(train),
+        "origin": began_from,
+    }
+
+
+def prompts_digest(*lists: Sequence[Prompt]) -> str:
+    """Hash of the prompts' texts and metadata, in order: the cursor means nothing in other ones.
+    Where clips lie is left out: data may move between two starts of a run."""
+    facts = [[_without_place(asdict(prompt)) for prompt in prompts] for prompts in lists]
+    text = json.dumps(facts, sort_keys=True, default=str)  # str: dates of parquet rows
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _without_place(prompt: dict[str, Any]) -> dict[str, Any]:
+    metadata = {k: v for k, v in prompt["metadata"].items() if k != "audio_folder"}
+    return prompt | {"metadata": metadata}
+
+
+def check_content(reader: Reader, constant: Mapping[str, Any], allowed: Sequence[str]) -> None:
+    """Raises CheckpointError where base model or prompts are others than the checkpoint's."""
+    before = reader.manifest.document
+    if before["base"]["frozen"] != constant["base"]["frozen"] and not is_allowed("base", allowed):
+        raise agreed(
+            CheckpointError(
+                f"{reader.folder} was trained with other files beside the trained weights than "
+                f"{constant['base']['model']} has now (config, tokenizer, chat template; text "
+                "encoders, VAE, scheduler). Bring the same model back, or pass --allow-change base"
+            )
+        )
+    if before["base"]["sha256"] != constant["base"]["sha256"] and not is_allowed("base", allowed):
+        raise agreed(
+            CheckpointError(
+                f"{reader.folder} was trained on other base weights: {before['base']['model']} "
+                f"(sha256 {before['base']['sha256'][:12]}…), now {constant['base']['model']} "
+                f"({constant['base']['sha256'][:12]}…). Bring the same model back, or pass "
+                "--allow-change base"
+            )
+        )
+    if before["prompts"] != constant["prompts"] and not is_allowed("prompts", allowed):
+        raise agreed(
+            CheckpointError(
+                f"{reader.folder} was trained on other prompts: the files of [prompts] have "
+                "changed, and its place in them would mean others. Bring the same files back, or "
+                "pass --allow-change prompts"
+            )
+        )
