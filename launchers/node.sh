@@ -7,7 +7,7 @@
 # Why not torchrun: it turns a rank's exit code 85 ("requeue me") into 1, and dies of SIGUSR1.
 # Reads: ADRPO_PROCESSES, ADRPO_NODES (host names, by commas), ADRPO_NODE (this one's number),
 # MASTER_ADDR, MASTER_PORT, ADRPO_PYTHON, ADRPO_PREFIX (put before every process), and
-# ADRPO_PATIENCE (seconds that the other ranks may go on once one has failed; default 60).
+# ADRPO_PATIENCE (seconds that the other ranks may run on once one has failed; default 60).
 set -u
 if (($# == 0)); then
     sed -n '2,5s/^# \{0,1\}//p' "$0"
@@ -32,7 +32,7 @@ trap 'stopping=1 interrupts=$((interrupts + 1))' INT
 
 export WORLD_SIZE=$((processes * ${#hosts[@]})) LOCAL_WORLD_SIZE=$processes
 export ADRPO_NODES=${ADRPO_NODES:-$host} MASTER_ADDR=${MASTER_ADDR:-${hosts[0]}}
-export ADRPO_LAUNCHER=node.sh # for the record of the life
+export ADRPO_LAUNCHER=node.sh # for the record of the start
 if ((processes > 0)) && [[ -z ${OMP_NUM_THREADS:-} ]]; then
     # Each process would take every core of the node, and they would be in each other's way.
     cores=$(nproc)

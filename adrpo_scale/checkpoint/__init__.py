@@ -1,1 +1,1 @@
-"""Checkpoints: what is in one, how it is written and committed, which one a run goes on from."""
+"""Checkpoints: what is in one, how it is written and committed, which one a run resumes from."""

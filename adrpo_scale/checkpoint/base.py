@@ -46,9 +46,9 @@ class CheckpointConfig(Section):
 
     every_iterations: int = setting(0, "iterations between checkpoints; 0: by time alone", ge=0)
     every_minutes: float = setting(15.0, "minutes between checkpoints; 0: never by time", ge=0)
-    background: bool = setting(True, "write while training goes on")
+    background: bool = setting(True, "write while the run trains on")
     on_failure: Literal["continue", "stop"] = setting(
-        "continue", "when a save fails: go on with the previous checkpoint, or stop"
+        "continue", "when a save fails: train on with the previous checkpoint, or stop"
     )
     keep_last: int = setting(2, "newest checkpoints to keep", ge=1)
     keep_every: int = setting(0, "also save, and keep, every M-th iteration; 0: none", ge=0)

@@ -1,4 +1,4 @@
-"""The verb `inspect`: what is in a checkpoint, and whether every hash holds."""
+"""The command `inspect`: what is in a checkpoint, and whether every hash holds."""
 
 from __future__ import annotations
 

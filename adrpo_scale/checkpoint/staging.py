@@ -1,4 +1,4 @@
-"""What this rank stores of every tensor, copied to host memory so that training can go on."""
+"""What this rank stores of every tensor, copied to host memory so that the run can train on."""
 
 from __future__ import annotations
 

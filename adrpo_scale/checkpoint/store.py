@@ -68,8 +68,8 @@ class Saved:
 
 
 @dataclass(frozen=True)
-class _Report:
-    """What a rank says about its part: files, each with its pieces (set, name, start, stop), or
+class _Written:
+    """What a rank has written: files, each with its pieces (set, name, start, stop), or
     what went wrong."""
 
     files: Sequence[tuple[FileFacts, Sequence[tuple[str, str, int, int]]]] = ()
@@ -175,12 +175,12 @@ class Store:
         mine = sum(piece.header.bytes for piece in job.pieces)
         needed = sum(dist.gather_objects(mine, self._group))
         dist.run_on_main(lambda: self._make_room(job, needed), self._group)
-        reports = dist.gather_objects(self._write_part(job), self._group)
-        failures = [f"rank {r}: {report.error}" for r, report in enumerate(reports) if report.error]
+        parts = dist.gather_objects(self._write_part(job), self._group)
+        failures = [f"rank {r}: {part.error}" for r, part in enumerate(parts) if part.error]
         if failures:
             dist.run_on_main(lambda: _discard(job.temporary), self._group)
             raise CheckpointError("; ".join(failures))
-        dist.run_on_main(lambda: self._commit(job, reports), self._group)
+        dist.run_on_main(lambda: self._commit(job, parts), self._group)
 
     def _make_room(self, job: _Job, needed: int) -> None:
         files = dist.world_size() + 2
@@ -193,9 +193,9 @@ class Store:
         except OSError as error:
             raise CheckpointError(f"rank 0: {error}") from error
 
-    def _write_part(self, job: _Job) -> _Report:
+    def _write_part(self, job: _Job) -> _Written:
         if not job.pieces:
-            return _Report()
+            return _Written()
         try:
             # Rank 0 made it; a client of a shared filesystem may not see that yet.
             os.makedirs(job.temporary, exist_ok=True)
@@ -211,15 +211,15 @@ class Store:
                 files = list(threads.map(_write_file, paths, parts))
             sync_folder(job.temporary)
         except Exception as error:
-            # Whatever it is, the other ranks wait for this report.
-            return _Report(error=str(error) or repr(error))
-        said = [[(p.kind, p.name, p.start, p.stop) for p in part] for part in parts]
-        return _Report(list(zip(files, said, strict=True)))
+            # Whatever it is, the other ranks wait for this answer.
+            return _Written(error=str(error) or repr(error))
+        pieces = [[(p.kind, p.name, p.start, p.stop) for p in part] for part in parts]
+        return _Written(list(zip(files, pieces, strict=True)))
 
-    def _commit(self, job: _Job, reports: Sequence[_Report]) -> None:
+    def _commit(self, job: _Job, parts: Sequence[_Written]) -> None:
         """On rank 0 alone."""
         try:
-            manifest = _assemble(job, reports)
+            manifest = _assemble(job, parts)
             check_tiling(manifest.sets, job.temporary)
             self._check_owner()
             write_durably(job.temporary / MANIFEST, manifest.to_text().encode())
@@ -284,12 +284,12 @@ def _write_file(path: Path, pieces: Sequence[StagedPiece]) -> FileFacts:
         return file.finish()
 
 
-def _assemble(job: _Job, reports: Sequence[_Report]) -> Manifest:
+def _assemble(job: _Job, parts: Sequence[_Written]) -> Manifest:
     """The manifest of what all ranks wrote; a tensor that nobody wrote is in it without pieces."""
     pieces: dict[tuple[str, str], list[Piece]] = {}
-    written = [file for report in reports for file in report.files]
-    for facts, said in written:
-        for part, name, start, stop in said:
+    written = [file for part in parts for file in part.files]
+    for facts, stated in written:
+        for part, name, start, stop in stated:
             pieces.setdefault((part, name), []).append(Piece(start, stop, facts.name))
     sets = {
         part: {

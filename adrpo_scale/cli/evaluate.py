@@ -44,4 +44,6 @@ def evaluate(
     """
     from adrpo_scale.evaluation.mmau import evaluate as evaluating
 
-    evaluating.evaluate(evaluating.Orders(config, model, endpoint, data, to, limit, dry_run, set_))
+    evaluating.evaluate(
+        evaluating.EvaluationOptions(config, model, endpoint, data, to, limit, dry_run, set_)
+    )

@@ -36,7 +36,9 @@ def preflight(
     from adrpo_scale.cluster.preflight import run
     from adrpo_scale.core.dist import rank_facts
 
-    code = run.preflight(run.Orders(config, set_, run_dir, as_json, seconds, frozenset(skip)))
+    code = run.preflight(
+        run.PreflightOptions(config, set_, run_dir, as_json, seconds, frozenset(skip))
+    )
     sys.stdout.flush()
     if rank_facts().world > 1:
         # Threads of gloo and NCCL abort a process now and then while it takes them down, and would

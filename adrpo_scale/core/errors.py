@@ -4,14 +4,14 @@ The command line prints the message alone, without a traceback, and exits with 2
 not an `AdrpoError` is a fault of this package and keeps its traceback.
 """
 
-STOPPED = 85  # exit code: a signal asked for it; start the same command again to go on
+STOPPED = 85  # exit code: a signal asked for it; start the same command again to resume
 LOST = 86  # exit code: another process has ended, or the network; this one has done nothing wrong
 
 
 class AdrpoError(Exception):
-    """Base of every error that a user can cause and mend.
+    """Base of every error that a user can cause and fix.
 
-    agreed: whether every rank raises it alike, so that one of them may say it for all.
+    agreed: whether every rank raises it alike, so that one of them may print it for all.
     """
 
     agreed = False
@@ -101,5 +101,5 @@ class StopRequested(Exception):
 
 def exit_code(error: AdrpoError) -> int:
     """4: a node is unfit, others would do; 3: a limit of the config was reached; 2: anything else
-    that a user can mend."""
+    that a user can fix."""
     return 4 if isinstance(error, NodeError) else 3 if isinstance(error, LimitReached) else 2

@@ -3,7 +3,7 @@
 No flock: shared filesystems do not keep it, or keep it after its owner's node has died. Whether an
 owner is dead is found by what can be known of it, in this order:
 
-    the same Slurm job, in an earlier life           Slurm never runs a job twice at a time
+    the same Slurm job, in an earlier start          Slurm never runs a job twice at a time
     this machine, and its process has ended
     no heartbeat for `expiry_seconds`                by the file server's clock, or by our own watch
 
@@ -109,14 +109,14 @@ def this_process(heartbeat_seconds: float, env: Mapping[str, str] = os.environ) 
 
 
 def parse_owner(content: bytes) -> Owner:
-    """What a lock says of its owner. Of an empty, damaged or foreign file nothing is known."""
+    """The owner that a lock names. Of an empty, damaged or foreign file nothing is known."""
     try:
-        said = json.loads(content)
+        stated = json.loads(content)
     except ValueError:
         return Owner()
-    if not isinstance(said, dict):
+    if not isinstance(stated, dict):
         return Owner()
-    known = {name: said[name] for name, kind in _KINDS.items() if type(said.get(name)) is kind}
+    known = {name: stated[name] for name, kind in _KINDS.items() if type(stated.get(name)) is kind}
     return Owner(**known)
 
 
@@ -211,8 +211,8 @@ def _create(path: Path, source: Path) -> bool:
 class RunLock:
     """Held by rank 0 alone, from `acquire` to `release` or inside a `with` block.
 
-    expiry_seconds: silence after which an owner counts as dead. heartbeat_seconds: between signs of
-    life; at most a quarter of the expiry, so that one that comes late kills nobody.
+    expiry_seconds: silence after which an owner counts as dead. heartbeat_seconds: between
+    heartbeats; at most a quarter of the expiry, so that one that comes late kills nobody.
     """
 
     def __init__(
@@ -280,12 +280,13 @@ class RunLock:
         if seen is None:
             raise RunFolderError(
                 f"{self.path} is no longer ours ({trouble}). Nothing more is written, because "
-                "another process may have begun here; start again to go on from the last checkpoint"
+                "another process may have begun here; start again to resume from the last "
+                "checkpoint"
             )
         if seen.content != self._content:
             raise RunFolderError(
                 f"{self.path.parent} was taken over by another process ({seen.owner}): this one "
-                f"gave no sign of life for {self._expiry:g} s, or its job was requeued. Nothing "
+                f"had no heartbeat for {self._expiry:g} s, or its job was requeued. Nothing "
                 "more is written here; if processes are suspended this long, raise "
                 "checkpoint.lock_expiry_seconds"
             )
@@ -342,7 +343,7 @@ class RunLock:
 
     def _why_dead(self, owner: Owner, silence: float) -> str | None:
         """silence: seconds since the last heartbeat. None where the owner may be alive."""
-        if self._is_earlier_life(owner):
+        if self._is_earlier_start(owner):
             return "the job was requeued"
         if self._is_here(owner) and _has_ended(owner):
             return "its process has ended"
@@ -350,13 +351,13 @@ class RunLock:
         expiry = max(self._expiry, 3 * (owner.heartbeat_seconds or 0.0))
         return f"its last heartbeat was {silence:.1f} s ago" if silence > expiry else None
 
-    def _is_earlier_life(self, owner: Owner) -> bool:
+    def _is_earlier_start(self, owner: Owner) -> bool:
         me = self._me
         same = (
             owner.job_id is not None and owner.job_id == me.job_id and owner.cluster == me.cluster
         )
         theirs, ours = owner.restart_count or "", me.restart_count or ""
-        # Lower, not only other: what a lost node still runs of an earlier life must not come back.
+        # Lower, not only other: what a lost node still runs of an earlier start must not come back.
         return same and theirs.isdecimal() and ours.isdecimal() and int(theirs) < int(ours)
 
     def _is_here(self, owner: Owner) -> bool:
@@ -366,7 +367,7 @@ class RunLock:
     def _is_alive_here(self, owner: Owner, age: float) -> bool:
         """Whether the process table says what watching would only say later."""
         found = _process(owner.pid) if self._is_here(owner) else None
-        running = found is not None and found[0] not in "Tt"  # stopped: it may never go on
+        running = found is not None and found[0] not in "Tt"  # stopped: it may never run again
         return running and age < 2 * (owner.heartbeat_seconds or 0.0)
 
     def _take_over(self, dead: _Seen, private: Path, reason: str) -> None:

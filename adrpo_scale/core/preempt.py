@@ -57,7 +57,7 @@ class Signals:
 
 
 class Stop:
-    """The safe points. Every method that is said to be collective is called equally often on every
+    """The safe points. Every collective method is called equally often on every
     rank. Without signals it never stops."""
 
     def __init__(

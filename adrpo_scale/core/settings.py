@@ -1,6 +1,6 @@
 """The base of every config class, and how a setting says what it means and where it comes from.
 
-A component's config class lives beside the component, derives from `Section` and declares its
+A component's config class stands beside the component, derives from `Section` and declares its
 fields with `setting(default, meaning, paper=...)`. Unknown keys and wrong types are errors: a
 misspelt key that is silently ignored costs a week of GPU time.
 """
@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic.fields import FieldInfo
 
 Effect = Literal["maths", "content", "rounding", "none"]
-"""What a setting changes when a run goes on with another value of it.
+"""The effect of a setting on a run that resumes with another value of it.
 
 maths: what is learned; refused at a resume. content: the name of something whose content is
 compared instead (a model, a prompt file). rounding: only the order of sums. none: nothing that is

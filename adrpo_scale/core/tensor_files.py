@@ -1,6 +1,6 @@
 """Writes safetensors files tensor by tensor, hashed on their way to the disk.
 
-The library's own `save_file` needs every tensor in memory at once and hashes nothing. The layout is
+The library's own `save_file` needs every tensor in memory at once and hashes nothing. The format is
 its documented one: 8 bytes of header length (little endian), the header as JSON padded with spaces
 to 8 bytes, then the tensors' bytes without gaps in the order of the header.
 """

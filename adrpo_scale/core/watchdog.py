@@ -122,7 +122,7 @@ class Watchdog:
 
     def _tell(self, line: str) -> None:
         print(line, file=sys.stderr, flush=True)
-        with suppress(OSError):  # the line above has been said, and the end must come
+        with suppress(OSError):  # the line above is printed, and the end must come
             self._file.parent.mkdir(exist_ok=True)
             with self._file.open("a") as file:
                 file.write(f"{time.strftime('%F %T')} {line}\n")

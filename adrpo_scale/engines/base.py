@@ -142,7 +142,7 @@ class Engine(ABC):
         """Makes in-place changes of `trained_slices` take effect in the forward pass."""
 
     @abstractmethod
-    def layout(self) -> dict[str, FlatRange]:
+    def places(self) -> dict[str, FlatRange]:
         """Where each of `trained_slices` lies in its whole tensor, by name."""
 
     @abstractmethod

@@ -195,7 +195,7 @@ class Fsdp2Engine(Engine):
             live = [self._trained[n].data for n in self._masters]
             torch._foreach_copy_(live, list(self._masters.values()))
 
-    def layout(self) -> dict[str, FlatRange]:
+    def places(self) -> dict[str, FlatRange]:
         return {name: self._place(p.detach()) for name, p in self._stepped().items()}
 
     def _place(self, tensor: Tensor) -> FlatRange:

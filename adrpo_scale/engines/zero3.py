@@ -273,7 +273,7 @@ class Zero3Engine(Engine):
         # hpZ's second copy inside the node is the one that forward would gather.
         self._zero.invalidate_secondary_tensor()
 
-    def layout(self) -> dict[str, FlatRange]:
+    def places(self) -> dict[str, FlatRange]:
         return {name: flat_range(parameter) for name, parameter in self._trained.items()}
 
     def optimizer_steps(self) -> dict[str, int]:

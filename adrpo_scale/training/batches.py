@@ -17,7 +17,7 @@ from adrpo_scale.core import dist
 from adrpo_scale.core.types import Credit, Rows
 from adrpo_scale.domains.base import Domain
 
-Dealt = list[list[list[tuple[int, bool]]]]
+UnitsByRank = list[list[list[tuple[int, bool]]]]
 """[rank][micro-batch] → [(unit, whether it counts)]."""
 
 
@@ -35,7 +35,7 @@ Minibatch = list[MicroBatch]
 """What one optimizer step sees on this rank."""
 
 
-def deal(units: int, world: int, micro_units: int) -> Dealt:
+def deal(units: int, world: int, micro_units: int) -> UnitsByRank:
     """Deals `units` units to `world` ranks in micro-batches of at most `micro_units`.
 
     Every rank gets the same number of micro-batches and each holds at least one unit; a rank's
@@ -43,7 +43,7 @@ def deal(units: int, world: int, micro_units: int) -> Dealt:
     """
     largest = -(-units // world)
     count = -(-largest // micro_units)
-    dealt: Dealt = []
+    dealt: UnitsByRank = []
     for rank in range(world):
         mine = list(dist.block(units, rank, world))
         filler = (mine[0] if mine else 0, False)

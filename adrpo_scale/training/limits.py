@@ -33,7 +33,7 @@ class LimitsConfig(Section):
     )
     max_stalled_lives: int = setting(
         3,
-        "a Slurm job that was requeued is refused after this many lives in a row that ended by "
+        "a Slurm job that was requeued is refused after this many starts in a row that ended by "
         "accident (killed, hung) and left no new checkpoint",
         ge=1,
     )

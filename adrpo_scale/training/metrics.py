@@ -208,7 +208,7 @@ def _writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise DiskSpaceError(
-            f"{path} cannot be written: {error}. Make room and start again: the run goes on from "
+            f"{path} cannot be written: {error}. Make room and start again: the run resumes from "
             "its last checkpoint"
         ) from error
 

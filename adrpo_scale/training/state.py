@@ -78,14 +78,14 @@ class TrainingState:
 
     def sets(self, kind: str) -> LocalSets:
         """This rank's slices by set. kind: FULL, or WEIGHTS without the optimizer's."""
-        layout = self.engine.layout()
+        places = self.engine.places()
         sets = {"policy": self.engine.trained_slices()}
         if self.ema is not None:
             sets["ema"] = self.ema.slices
         if kind == FULL:
             sets |= self.engine.moments()
         return {
-            part: {name: (layout[name], values) for name, values in slices.items()}
+            part: {name: (places[name], values) for name, values in slices.items()}
             for part, slices in sets.items()
         }
 
@@ -128,7 +128,7 @@ class TrainingState:
     def load(self, part: str, slices: Mapping[str, Tensor], reader: Reader) -> None:
         """Fills this rank's slices from a set of a checkpoint. CheckpointError unless it has
         exactly these tensors, in these shapes."""
-        layout, there = self.engine.layout(), set(reader.names(part))
+        places, there = self.engine.places(), set(reader.names(part))
         if there != slices.keys():
             missing, extra = sorted(slices.keys() - there), sorted(there - slices.keys())
             raise CheckpointError(
@@ -137,7 +137,7 @@ class TrainingState:
                 "same domain.train, domain.lora and domain.model"
             )
         for name, values in slices.items():
-            place = layout[name]
+            place = places[name]
             if reader.shape(name, part) != place.shape:
                 raise CheckpointError(
                     f"{reader.folder}: {part}/{name} has shape {list(reader.shape(name, part))}, "

@@ -125,6 +125,6 @@ def test_another_version_or_nothing_there_is_an_error(run, tmp_path):
 
 
 def test_help_has_an_example():
-    for verb in ("inspect", "export"):
-        answer = CliRunner().invoke(cli.app, [verb, "--help"])
+    for command in ("inspect", "export"):
+        answer = CliRunner().invoke(cli.app, [command, "--help"])
         assert answer.exit_code == 0 and "Example:" in answer.output

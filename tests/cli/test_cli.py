@@ -205,8 +205,8 @@ def test_a_second_start_goes_on_and_a_limit_ends_with_code_3(started, cache, tmp
     assert (run / "eval.jsonl").read_text().startswith(before["eval.jsonl"])
     assert [line["iteration"] for line in records(run)] == [1, 2, 3]
     outcomes = [json.loads((run / "lives" / f"0{n}.json").read_text()) for n in (1, 2, 3)]
-    assert [life["exit_code"] for life in outcomes] == [0, 0, 3]
-    assert [life["resumed_from"] for life in outcomes] == [None, 2, 2]
+    assert [start["exit_code"] for start in outcomes] == [0, 0, 3]
+    assert [start["resumed_from"] for start in outcomes] == [None, 2, 2]
 
 
 # ---- sample, report --------------------------------------------------------------------------

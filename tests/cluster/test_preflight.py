@@ -40,7 +40,12 @@ from adrpo_scale.cluster.preflight.node import (
     to_report,
     to_request,
 )
-from adrpo_scale.cluster.preflight.run import SKIPPABLE, Orders, preflight, write_bad_nodes
+from adrpo_scale.cluster.preflight.run import (
+    SKIPPABLE,
+    PreflightOptions,
+    preflight,
+    write_bad_nodes,
+)
 from adrpo_scale.cluster.preflight.survey import folder_facts, token_in
 from adrpo_scale.core.disk_space import Space
 from adrpo_scale.core.errors import ConfigError, DiskSpaceError, NodeError
@@ -484,7 +489,7 @@ def test_a_token_with_other_content_is_not_seen(tmp_path, monkeypatch):
 
 def test_alone_everything_is_fine_and_nothing_is_left(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(CONFIGS.parent)
-    assert preflight(Orders(IMAGE, run_dir=tmp_path / "run")) == 0
+    assert preflight(PreflightOptions(IMAGE, run_dir=tmp_path / "run")) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[1] for line in lines[1:-1]] == ["nodes", *SKIPPABLE[:-1]]
     assert lines[-1].startswith("fit")
@@ -498,7 +503,7 @@ def test_alone_on_a_full_disk_as_json(tmp_path, monkeypatch, capsys):
     if subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("mounting is not permitted here")
     try:
-        code = preflight(Orders(IMAGE, run_dir=disk / "run", as_json=True))
+        code = preflight(PreflightOptions(IMAGE, run_dir=disk / "run", as_json=True))
         left = list(disk.iterdir())
     finally:
         subprocess.run(["umount", "--lazy", disk], check=True)
@@ -513,16 +518,16 @@ def test_alone_on_a_full_disk_as_json(tmp_path, monkeypatch, capsys):
 def test_a_broken_quota_command_is_a_finding_and_skipped_checks_are_not_made(tmp_path, capsys):
     quota = 'checkpoint.quota_command="echo many"'
     skipped = frozenset(SKIPPABLE) - {"space"}
-    orders = Orders(IMAGE, [quota], tmp_path / "run", skipped=skipped)
-    assert preflight(orders) == 2
+    options = PreflightOptions(IMAGE, [quota], tmp_path / "run", skipped=skipped)
+    assert preflight(options) == 2
     assert "expected the free bytes" in capsys.readouterr().out
-    assert preflight(replace(orders, skipped=frozenset(SKIPPABLE))) == 0
+    assert preflight(replace(options, skipped=frozenset(SKIPPABLE))) == 0
     assert len(capsys.readouterr().out.splitlines()) == 3
 
 
 def test_models_that_are_not_here_are_a_fault(tmp_path, capsys):
-    orders = Orders(IMAGE, ["domain.model=nobody/nothing"], tmp_path / "run")
-    assert preflight(orders) == 2
+    options = PreflightOptions(IMAGE, ["domain.model=nobody/nothing"], tmp_path / "run")
+    assert preflight(options) == 2
     said = capsys.readouterr().out
     assert "domain.model: model 'nobody/nothing' is not in the cache" in said
     assert "adrpo-scale prefetch" in said
@@ -530,7 +535,7 @@ def test_models_that_are_not_here_are_a_fault(tmp_path, capsys):
 
 def test_a_check_that_does_not_exist_cannot_be_skipped():
     with pytest.raises(ConfigError, match="--skip disk: no such check; known: folder, models"):
-        preflight(Orders(IMAGE, skipped=frozenset({"disk"})))
+        preflight(PreflightOptions(IMAGE, skipped=frozenset({"disk"})))
 
 
 def test_bad_nodes_are_written_one_a_line(tmp_path, capsys):

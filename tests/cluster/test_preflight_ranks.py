@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from adrpo_scale.cluster.preflight import bandwidth, run, survey
-from adrpo_scale.cluster.preflight.run import Orders, preflight
+from adrpo_scale.cluster.preflight.run import PreflightOptions, preflight
 from tests.support.ranks import run_ranks
 from tests.support.tiny import CONFIGS
 
@@ -25,7 +25,7 @@ IMAGE = CONFIGS / "demo" / "image_adrpo.toml"
 _CLONE_NEWNS = 0x00020000
 
 
-def one_process(rank, world, per_node, folder, changes, orders):
+def one_process(rank, world, per_node, folder, changes, options):
     """(exit code, rank 0's JSON). changes: rank → what it does first; None: it does not come."""
     local = {"LOCAL_RANK": str(rank % per_node), "LOCAL_WORLD_SIZE": str(per_node)}
     names = ",".join(f"n{k}" for k in range(world // per_node))
@@ -35,17 +35,17 @@ def one_process(rank, world, per_node, folder, changes, orders):
         return None
     change(folder)
     # A config by which a run's checkpoints fit into any disk of these tests.
-    given = {"run_dir": folder / "runs" / "x", "as_json": True} | orders
+    given = {"run_dir": folder / "runs" / "x", "as_json": True} | options
     with contextlib.redirect_stdout(io.StringIO()) as said:
-        code = preflight(Orders(IMAGE, **given))
+        code = preflight(PreflightOptions(IMAGE, **given))
     return code, json.loads(said.getvalue() or "null")
 
 
-def start(tmp_path, world, per_node=1, changes=None, timeout=60, **orders):
+def start(tmp_path, world, per_node=1, changes=None, timeout=60, **options):
     """(exit codes, rank 0's JSON, the bad nodes as they were written down)"""
     folder = tmp_path / "shared"
     (folder / "runs").mkdir(parents=True)
-    ranks = run_ranks(one_process, world, per_node, folder, changes or {}, orders, timeout=timeout)
+    ranks = run_ranks(one_process, world, per_node, folder, changes or {}, options, timeout=timeout)
     assert list((folder / "runs").iterdir()) == []
     file = tmp_path / "bad"
     bad = file.read_text().split() if file.exists() else []
@@ -169,7 +169,7 @@ def test_a_config_that_is_wrong_ends_all_with_its_code(tmp_path):
 
 def one_wrong_config(rank, world):
     try:
-        return preflight(Orders(IMAGE, ["x=1"]))
+        return preflight(PreflightOptions(IMAGE, ["x=1"]))
     except Exception as error:
         return str(error).partition(";")[0]
 
@@ -228,6 +228,6 @@ def one_that_waits_in_vain(rank, world):
     if rank == 0:
         return None
     try:
-        preflight(Orders(IMAGE, seconds=-9))
+        preflight(PreflightOptions(IMAGE, seconds=-9))
     except Exception as error:
         return f"{type(error).__name__}: {error}"

@@ -32,7 +32,7 @@ from adrpo_scale.cluster.status.base import (
     Evaluation,
     Found,
     Holder,
-    Life,
+    PastStart,
     QueueEntry,
     Row,
     RunFacts,
@@ -43,7 +43,7 @@ from adrpo_scale.cluster.status.view import duration
 from adrpo_scale.core.errors import STOPPED as REQUEUE
 from adrpo_scale.core.errors import RunFolderError
 from adrpo_scale.core.folder_lock import RunLock
-from tests.support import lives
+from tests.support import starts
 from tests.support.faults import SignalAt
 
 ROLLOUT = "adrpo_scale.domains.flow:FlowDomain.sample"
@@ -52,16 +52,16 @@ SETTINGS = ["iterations=6", "checkpoint.every_iterations=2", "evaluation.every=3
 
 @pytest.fixture(scope="module")
 def real(tmp_path_factory):
-    """The folder of a run after its first life, killed in iteration 4, and after its second, which
-    went on from the checkpoint of iteration 2 and came to the end."""
+    """The folder of a run after its first start, killed in iteration 4, and after its second, which
+    resumed from the checkpoint of iteration 2 and came to the end."""
     folder = tmp_path_factory.mktemp("status")
     evaluations = 2  # of rollouts before the first iteration: both splits
     at = SignalAt(ROLLOUT, 4 + evaluations * 2, (signal.SIGKILL,))
-    life = lives.train(folder, 1, SETTINGS, prepare=at)
-    assert life.wait() == [-signal.SIGKILL], life.text()
+    start = starts.train(folder, 1, SETTINGS, prepare=at)
+    assert start.wait() == [-signal.SIGKILL], start.text()
     shutil.copytree(folder / "run", folder / "killed")
-    life = lives.train(folder, 1, SETTINGS)
-    assert life.wait() == [0], life.text()
+    start = starts.train(folder, 1, SETTINGS)
+    assert start.wait() == [0], start.text()
     (folder / "run").rename(folder / "done")
     return folder
 
@@ -86,16 +86,16 @@ def snapshot(folder):
 def test_a_killed_run_says_what_it_will_do_again(real):
     status = status_of(real / "killed")
     assert status.state == KILLED and "the process has ended without a word" in status.why
-    assert (status.iteration, status.iterations, status.lives) == (3, 6, 1)
+    assert (status.iteration, status.iterations, status.starts) == (3, 6, 1)
     assert (status.checkpoint_iteration, status.at_risk_iterations) == (2, 1)
     assert status.at_risk_seconds > 0 and status.checkpoint_bytes > 10_000
     assert status.seconds_left == pytest.approx(3 * status.seconds_per_iteration)
     assert status.evaluation.before is not None and status.evaluation.now is not None
 
 
-def test_a_run_that_went_on_counts_its_lives_and_what_was_done_again(real):
+def test_a_resumed_run_counts_its_starts_and_what_was_done_again(real):
     before, status = status_of(real / "killed"), status_of(real / "done")
-    assert status.state == DONE and status.lives == 2
+    assert status.state == DONE and status.starts == 2
     assert (status.iteration, status.at_risk_iterations) == (6, 0)
     assert status.lost_iterations == 1
     assert status.lost_seconds == pytest.approx(before.at_risk_seconds, abs=1e-3)
@@ -161,7 +161,7 @@ def test_it_writes_nothing_into_the_folder(real):
 def test_one_run_is_a_block_of_lines_and_several_are_a_table(real):
     block = shown(real / "done").output.splitlines()
     assert [line.split()[0] for line in block] == (
-        ["run", "state", "iteration", "reward", "time", "checkpoint", "lives", "used"]
+        ["run", "state", "iteration", "reward", "time", "checkpoint", "starts", "used"]
     )
     assert "6 of 6" in block[2] and "evaluated on held_out: " in block[3]
     table = shown(real / "killed", real / "done").output
@@ -210,8 +210,8 @@ NOW = 100 * HOUR
 ALIVE = Holder("job 7, host a", "a", "7", silence=5.0, expiry=120.0)
 
 
-def life(number=1, began=NOW - HOUR, world=8, **more):
-    return Life(number, began, world, **({"gpus": world} | more))
+def start(number=1, began=NOW - HOUR, world=8, **more):
+    return PastStart(number, began, world, **({"gpus": world} | more))
 
 
 def rows(count, seconds=10.0, between=0.0):
@@ -227,17 +227,17 @@ def entry(state, reason=""):
     [
         (NEW, RunFacts("r", NOW)),
         (RUNNING, RunFacts("r", NOW, holder=ALIVE)),
-        (RUNNING, RunFacts("r", NOW, lives=(life(),), holder=ALIVE, queue=entry("RUNNING"))),
-        (DONE, RunFacts("r", NOW, lives=(life(exit_code=0),), queue=entry("RUNNING"))),
-        (FAILED, RunFacts("r", NOW, lives=(life(exit_code=2),), queue=entry("COMPLETING"))),
-        (STOPPED, RunFacts("r", NOW, lives=(life(exit_code=REQUEUE),))),
-        (STOPPED, RunFacts("r", NOW, lives=(life(exit_code=REQUEUE),), queue=entry("COMPLETED"))),
-        (QUEUED, RunFacts("r", NOW, lives=(life(exit_code=REQUEUE),), queue=entry("PENDING"))),
-        (STARTING, RunFacts("r", NOW, lives=(life(exit_code=REQUEUE),), queue=entry("RUNNING"))),
-        (KILLED, RunFacts("r", NOW, lives=(life(),))),
-        (KILLED, RunFacts("r", NOW, lives=(life(),), holder=replace(ALIVE, silence=121.0))),
-        (KILLED, RunFacts("r", NOW, lives=(life(),), holder=replace(ALIVE, has_ended=True))),
-        (QUEUED, RunFacts("r", NOW, lives=(life(),), queue=entry("PENDING", "NodeDown"))),
+        (RUNNING, RunFacts("r", NOW, starts=(start(),), holder=ALIVE, queue=entry("RUNNING"))),
+        (DONE, RunFacts("r", NOW, starts=(start(exit_code=0),), queue=entry("RUNNING"))),
+        (FAILED, RunFacts("r", NOW, starts=(start(exit_code=2),), queue=entry("COMPLETING"))),
+        (STOPPED, RunFacts("r", NOW, starts=(start(exit_code=REQUEUE),))),
+        (STOPPED, RunFacts("r", NOW, starts=(start(exit_code=REQUEUE),), queue=entry("COMPLETED"))),
+        (QUEUED, RunFacts("r", NOW, starts=(start(exit_code=REQUEUE),), queue=entry("PENDING"))),
+        (STARTING, RunFacts("r", NOW, starts=(start(exit_code=REQUEUE),), queue=entry("RUNNING"))),
+        (KILLED, RunFacts("r", NOW, starts=(start(),))),
+        (KILLED, RunFacts("r", NOW, starts=(start(),), holder=replace(ALIVE, silence=121.0))),
+        (KILLED, RunFacts("r", NOW, starts=(start(),), holder=replace(ALIVE, has_ended=True))),
+        (QUEUED, RunFacts("r", NOW, starts=(start(),), queue=entry("PENDING", "NodeDown"))),
     ],
 )
 def test_states(expected, facts):
@@ -245,8 +245,8 @@ def test_states(expected, facts):
 
 
 def test_a_failure_is_said_in_one_line():
-    failed = life(exit_code=3, outcome="divergence 9 is too large\nlower the learning rate")
-    assert judge(RunFacts("r", NOW, lives=(failed,))).why == (
+    failed = start(exit_code=3, outcome="divergence 9 is too large\nlower the learning rate")
+    assert judge(RunFacts("r", NOW, starts=(failed,))).why == (
         "divergence 9 is too large (exit code 3)"
     )
 
@@ -260,7 +260,7 @@ def test_time_left_counts_evaluations_and_saves_and_not_the_warm_up():
         iterations=100,
         evaluation_every=5,
         rows=(slow, *steady),
-        lives=(life(),),
+        starts=(start(),),
         holder=ALIVE,
     )
     status = judge(facts)
@@ -269,10 +269,10 @@ def test_time_left_counts_evaluations_and_saves_and_not_the_warm_up():
     assert judge(replace(facts, rows=(slow,))).seconds_per_iteration == 500.0
 
 
-def test_a_life_on_other_gpus_is_timed_by_its_own_iterations():
+def test_a_start_on_other_gpus_is_timed_by_its_own_iterations():
     slow, fast = rows(20, 10.0), tuple(Row(n, 1.0, 2.0) for n in range(21, 24))
-    lives_ = (life(1), life(2, NOW - 60, resumed_from=20))
-    facts = RunFacts("r", NOW, rows=(*slow, *fast), lives=lives_)
+    starts_ = (start(1), start(2, NOW - 60, resumed_from=20))
+    facts = RunFacts("r", NOW, rows=(*slow, *fast), starts=starts_)
     assert judge(facts).seconds_per_iteration > 2  # one warm-up and two others
     facts = replace(facts, rows=(*facts.rows, Row(24, 1.0, 2.0)))
     assert judge(facts).seconds_per_iteration == 2
@@ -284,8 +284,8 @@ def test_the_reward_is_the_mean_of_the_last_ten_that_had_one():
     assert judge(RunFacts("r", NOW)).reward is None
 
 
-def test_work_at_risk_is_counted_from_the_commit_or_from_the_begin_of_this_life():
-    facts = RunFacts("r", NOW, rows=rows(7), lives=(life(began=NOW - 90),), holder=ALIVE)
+def test_work_at_risk_is_counted_from_the_commit_or_from_the_begin_of_this_start():
+    facts = RunFacts("r", NOW, rows=rows(7), starts=(start(began=NOW - 90),), holder=ALIVE)
     recent = replace(facts, checkpoint=Saved(5, NOW - 30, 1))
     assert (judge(recent).at_risk_iterations, judge(recent).at_risk_seconds) == (2, 30)
     earlier = judge(replace(facts, checkpoint=Saved(5, NOW - 4000, 1)))
@@ -294,10 +294,10 @@ def test_work_at_risk_is_counted_from_the_commit_or_from_the_begin_of_this_life(
     assert (nothing.at_risk_iterations, nothing.at_risk_seconds) == (7, 90)
 
 
-def test_hours_lost_work_and_queue_time_over_three_lives():
-    first = life(1, NOW - 10 * HOUR)  # killed: no end is recorded
+def test_hours_lost_work_and_queue_time_over_three_starts():
+    first = start(1, NOW - 10 * HOUR)  # killed: no end is recorded
     found = Found(iterations=4, seconds=400.0, last_line=NOW - 8 * HOUR)
-    second = life(
+    second = start(
         2,
         NOW - 7 * HOUR,
         world=4,
@@ -307,17 +307,17 @@ def test_hours_lost_work_and_queue_time_over_three_lives():
         exit_code=REQUEUE,
         iteration=20,
     )
-    third = life(3, NOW - HOUR, resumed_from=18)  # a record without `found`
-    facts = RunFacts("r", NOW, rows=rows(30), lives=(first, second, third), holder=ALIVE)
+    third = start(3, NOW - HOUR, resumed_from=18)  # a record without `found`
+    facts = RunFacts("r", NOW, rows=rows(30), starts=(first, second, third), holder=ALIVE)
     status = judge(facts)
     assert status.hours == pytest.approx(8 * 2 + 4 * 1 + 8 * 1) and status.on_gpus
     assert (status.lost_iterations, status.lost_seconds) == (4 + 2, 400.0 + 2 * 10.0)
     assert status.between_seconds == pytest.approx(1 * HOUR + 5 * HOUR)
 
 
-def test_a_killed_life_lasted_until_its_last_sign():
+def test_a_killed_start_lasted_until_its_last_sign():
     dead = replace(ALIVE, silence=1800.0)
-    facts = RunFacts("r", NOW, lives=(life(),), holder=dead, last_line=NOW - 2000)
+    facts = RunFacts("r", NOW, starts=(start(),), holder=dead, last_line=NOW - 2000)
     assert judge(facts).hours == pytest.approx(8 * 0.5)
     assert judge(replace(facts, holder=None, last_line=None)).hours == 0
 

@@ -18,7 +18,7 @@ from adrpo_scale.cluster.plan.planner import plan_of
 from adrpo_scale.core.errors import RunFolderError
 from adrpo_scale.run.load import load_config, parse_config
 from adrpo_scale.training.stopwatch import peak_bytes, reset_peak
-from tests.support import lives
+from tests.support import starts
 from tests.support.faults import SignalAt
 from tests.support.tiny import CONFIGS, records
 
@@ -63,15 +63,15 @@ class TooMuchAt:
 def done(tmp_path_factory):
     """(a trial's folder, what it printed)."""
     folder = tmp_path_factory.mktemp("trial")
-    life = lives.train(folder, 1, SETTINGS, "--trial")
-    assert life.wait() == [0], life.text()
-    return folder / "run", life.text()
+    start = starts.train(folder, 1, SETTINGS, "--trial")
+    assert start.wait() == [0], start.text()
+    return folder / "run", start.text()
 
 
 def test_it_says_what_it_measured(done):
     run, text = done
     found = json.loads((run / "trial.json").read_text())
-    arguments = lives.train_arguments(run, SETTINGS)
+    arguments = starts.train_arguments(run, SETTINGS)
     sets = [
         word for word, before in zip(arguments[1:], arguments, strict=False) if before == "--set"
     ]
@@ -109,11 +109,11 @@ def test_it_says_what_it_measured(done):
 
 def test_what_it_computes_is_what_the_run_computes(done, tmp_path):
     run, _ = done
-    life = lives.train(tmp_path, 1, SETTINGS)
-    assert life.wait() == [0], life.text()
+    start = starts.train(tmp_path, 1, SETTINGS)
+    assert start.wait() == [0], start.text()
     whole = records(tmp_path / "run")
-    assert [lives.timeless(line) for line in records(run)] == [
-        lives.timeless(line) for line in whole[:2]
+    assert [starts.timeless(line) for line in records(run)] == [
+        starts.timeless(line) for line in whole[:2]
     ]
     assert whole[0]["learning_rate"] != whole[1]["learning_rate"]
 
@@ -128,9 +128,9 @@ def test_it_leaves_pictures_and_no_checkpoint(done):
 
 def test_nothing_goes_on_from_a_trial_and_a_trial_from_nothing(done):
     run, _ = done
-    life = lives.train(run.parent, 1, SETTINGS)
-    assert life.wait() == [2] and "not the folder of a run" in life.text()
-    again = lives.train(run.parent, 1, SETTINGS, "--trial")
+    start = starts.train(run.parent, 1, SETTINGS)
+    assert start.wait() == [2] and "not the folder of a run" in start.text()
+    again = starts.train(run.parent, 1, SETTINGS, "--trial")
     assert again.wait() == [2] and "a trial never goes on from anything" in again.text()
     assert len(records(run)) == 2
 
@@ -172,11 +172,11 @@ def test_every_trial_has_a_folder_of_its_own(tmp_path, monkeypatch):
 
 
 def test_several_processes_make_one_trial(tmp_path):
-    life = lives.train(tmp_path, 2, SETTINGS, "--trial")
-    assert life.wait() == [0, 0], life.text()
+    start = starts.train(tmp_path, 2, SETTINGS, "--trial")
+    assert start.wait() == [0, 0], start.text()
     found = json.loads((tmp_path / "run" / "trial.json").read_text())
     assert found["world"] == 2 and found["iterations"] == 2
-    assert life.text().count("on a cluster: ") == 1
+    assert start.text().count("on a cluster: ") == 1
 
 
 @pytest.mark.parametrize(
@@ -190,9 +190,9 @@ def test_several_processes_make_one_trial(tmp_path):
 def test_memory_that_runs_out_is_said_with_the_phase_and_what_to_try(
     tmp_path, place, call, phase, remedy
 ):
-    life = lives.train(tmp_path, 1, SETTINGS, "--trial", prepare=TooMuchAt(place, call))
-    assert life.wait() == [2]
-    error = life.text().partition("error: ")[2]
+    start = starts.train(tmp_path, 1, SETTINGS, "--trial", prepare=TooMuchAt(place, call))
+    assert start.wait() == [2]
+    error = start.text().partition("error: ")[2]
     assert f"memory ran out in the {phase} of a trial with 4 samples" in error
     assert "can't allocate memory" in error and remedy in error and "Traceback" not in error
 
@@ -200,8 +200,8 @@ def test_memory_that_runs_out_is_said_with_the_phase_and_what_to_try(
 def test_a_signal_ends_it_for_good(tmp_path):
     """Not with the exit code that asks for another start."""
     at = SignalAt(ROLLOUT, 2, (signal.SIGTERM,))
-    life = lives.train(tmp_path, 1, SETTINGS, "--trial", prepare=at)
-    assert life.wait() == [2] and "SIGTERM stopped the trial" in life.text()
+    start = starts.train(tmp_path, 1, SETTINGS, "--trial", prepare=at)
+    assert start.wait() == [2] and "SIGTERM stopped the trial" in start.text()
 
 
 def test_the_peak_is_of_the_phase_alone():

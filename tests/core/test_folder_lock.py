@@ -258,14 +258,14 @@ def test_silence_is_found_out_also_where_the_lock_s_time_lies_in_the_future(tmp_
     "owner, at_once",
     [
         ({"job_id": "4711", "restart_count": "0"}, True),
-        ({"job_id": "4711", "restart_count": "1"}, False),  # this very life, on another node
+        ({"job_id": "4711", "restart_count": "1"}, False),  # this very start, on another node
         ({"job_id": "4711", "restart_count": "2"}, False),  # a later one: we are the left-over
         ({"job_id": "4712", "restart_count": "0"}, False),
         ({"job_id": "4711", "restart_count": "0", "cluster": "another"}, False),
         ({"job_id": None}, False),
     ],
 )
-def test_requeued_job_replaces_its_earlier_life_at_once(tmp_path, monkeypatch, owner, at_once):
+def test_requeued_job_replaces_its_earlier_start_at_once(tmp_path, monkeypatch, owner, at_once):
     expiry = LONG if at_once else 0.2
     monkeypatch.setenv("SLURM_JOB_ID", "4711")
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")

@@ -145,8 +145,8 @@ def test_an_unreadable_host_list_is_refused():
 
 
 def test_a_collective_that_lost_another_process_is_told_from_a_fault_of_ours():
-    said = "[../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer [::1]:9"
-    assert dist.is_lost(RuntimeError(said))
+    text = "[../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer [::1]:9"
+    assert dist.is_lost(RuntimeError(text))
     assert dist.is_lost(td.DistNetworkError("Failed to recv, got 0 bytes."))
     assert not dist.is_lost(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
-    assert not dist.is_lost(ValueError(said))
+    assert not dist.is_lost(ValueError(text))

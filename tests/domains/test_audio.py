@@ -474,7 +474,7 @@ def test_a_clip_that_only_another_rank_has_heard_is_not_trained_on(tmp_path):
     assert bool(made.domain.is_sound(made.sample()).all())
 
 
-def test_data_may_move_between_two_lives(tmp_path):
+def test_data_may_move_between_two_starts(tmp_path):
     for name in ("here", "there"):
         (tmp_path / name).mkdir()
     rows = [{"prompt": "w1", "audio": "a.wav"}, {"prompt": "w2", "audio": "b.wav"}]
@@ -489,7 +489,7 @@ def test_data_may_move_between_two_lives(tmp_path):
     assert digest("here", rows) != digest("there", [rows[0] | {"audio": "b.wav"}, rows[1]])
 
 
-def test_a_clip_that_has_gone_between_two_lives_is_left_out_of_the_loss(tmp_path, caplog):
+def test_a_clip_that_has_gone_between_two_starts_is_left_out_of_the_loss(tmp_path, caplog):
     """The run goes on with the prompts that it had, as its place in others would mean others. What
     was left out before stays out."""
     folder = save_thinker(tmp_path / "m")

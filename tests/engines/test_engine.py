@@ -270,7 +270,7 @@ def shards_and_gathers(rank, world, variant, kind):
                 assert torch.equal(predict(model, batch, torch.float32), expected)
             assert not torch.equal(predict(model, batch, torch.float32), expected)
 
-    # Slices and their layout cover every tensor, and what is written to them takes effect.
+    # Slices and their places cover every tensor, and what is written to them takes effect.
     whole = whole_tensors(engine)
     assert all(tensor.isfinite().all() for tensor in whole.values())
     load_whole(engine, {name: 2 * tensor for name, tensor in whole.items()})

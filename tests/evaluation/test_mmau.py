@@ -482,7 +482,7 @@ def test_address_and_key_are_checked_before_anything_is_sent(tmp_path):
 
 def given(data, to, name="a-model", limit=None):
     fast = [f"endpoint.{key}={value}" for key, value in FAST.items()]
-    return evaluate.Orders(CONFIG, None, name, data, to, limit, overrides=fast)
+    return evaluate.EvaluationOptions(CONFIG, None, name, data, to, limit, overrides=fast)
 
 
 def rows_of(path):
@@ -718,7 +718,7 @@ def small_data(folder):
 
 
 def of_model(model, data, to, *more):
-    return evaluate.Orders(
+    return evaluate.EvaluationOptions(
         CONFIG, model=str(model), data=data, to=to, overrides=[*HEARS, "variant=answer", *more]
     )
 
@@ -816,7 +816,7 @@ def test_help_has_an_example():
         (["--endpoint", "y", "--data", "/nowhere"], "prepare mmau"),
     ],
 )
-def test_wrong_orders_are_refused_first(options, expected):
+def test_wrong_options_are_refused_first(options, expected):
     with pytest.raises((ConfigError, PromptError), match=expected):
         raise CliRunner().invoke(cli.app, ["evaluate", str(CONFIG), *options]).exception
 

@@ -58,9 +58,9 @@ def test_launchers_are_short(script):
 def test_without_arguments_a_script_says_how_it_is_used(script):
     env = environment(SLURM_SUBMIT_DIR=str(ROOT))
     done = subprocess.run(["bash", str(script)], env=env, capture_output=True, text=True)
-    said = done.stdout + done.stderr
+    text = done.stdout + done.stderr
     assert done.returncode == 2
-    assert script.name in said and ("CONFIG" in said or "RUN" in said or "configs/" in said), said
+    assert script.name in text and ("CONFIG" in text or "RUN" in text or "configs/" in text), text
 
 
 def test_a_job_submitted_from_elsewhere_says_where_to_submit_it(tmp_path):
@@ -137,9 +137,9 @@ def test_a_signal_reaches_every_rank_also_one_that_is_still_starting(name):
     process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True)
     time.sleep(0.5)
     process.send_signal(getattr(signal, name))
-    said, _ = process.communicate(timeout=30)
+    text, _ = process.communicate(timeout=30)
     assert process.returncode == 85
-    assert said.splitlines() == ["told", "told"]
+    assert text.splitlines() == ["told", "told"]
 
 
 def test_local_starts_as_many_processes_as_asked_for(tmp_path):

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from adrpo_scale.checkpoint.base import _digest
 from adrpo_scale.checkpoint.reader import Reader
 from adrpo_scale.core.paths import ASSETS
-from tests.support import lives
+from tests.support import starts
 from tests.support.faults import FailingReads, FailingWrites, NoSpaceCheck
 from tests.support.ranks import run_ranks
 from tests.support.tiny import records
@@ -44,14 +44,14 @@ def mounted(folder, size):
 
 
 def run(folder, settings, world=1, code=0, prepare=None, flags=(), **options):
-    """A life and what it printed; `code` is what every rank must exit with."""
-    life = lives.train(folder, world, settings, *flags, prepare=prepare, **options)
-    assert life.wait() == [code] * world, life.text()
-    return life.text()
+    """A start and what it printed; `code` is what every rank must exit with."""
+    start = starts.train(folder, world, settings, *flags, prepare=prepare, **options)
+    assert start.wait() == [code] * world, start.text()
+    return start.text()
 
 
 def assert_whole(run_folder, iterations):
-    assert lives.committed_iterations(run_folder) == iterations
+    assert starts.committed_iterations(run_folder) == iterations
     for iteration in iterations:
         assert not list(Reader(run_folder / f"checkpoints/step-{iteration:06d}").faults())
     assert not list((run_folder / "checkpoints").glob("*.tmp"))
@@ -86,16 +86,16 @@ def test_a_disk_that_fills_up_costs_one_checkpoint_and_not_the_one_before(tmp_pa
 
 
 def test_a_quota_is_asked_for_bytes_and_files(tmp_path):
-    said = tmp_path / "quota"
-    command = [*THREE, f"checkpoint.quota_command=cat {said}"]
-    said.write_text("1000\n")
+    quota = tmp_path / "quota"
+    command = [*THREE, f"checkpoint.quota_command=cat {quota}"]
+    quota.write_text("1000\n")
     assert "MB, and 1.0 kB are free by the quota" in run(tmp_path, command, code=2)
-    said.write_text("999999999 2\n")
+    quota.write_text("999999999 2\n")
     assert "files, and 2 more are allowed" in run(tmp_path, command, code=2)
-    said.write_text("plenty\n")
+    quota.write_text("plenty\n")
     text = run(tmp_path, command, code=2)
     assert "printed 'plenty" in text and "expected the free bytes" in text
-    said.write_text("999999999 999\n")
+    quota.write_text("999999999 999\n")
     run(tmp_path, command)
 
 
@@ -120,9 +120,9 @@ def test_what_the_disk_cannot_say_now_condemns_nothing(copy):
     """EIO while the newest checkpoint is read: nothing is set aside, the next start has it."""
     text = run(copy, FOUR, 2, 2, FailingReads("step-000003"))
     assert "cannot be read: rank 1" in text and "Nothing was changed" in text
-    assert lives.committed_iterations(copy / "run") == [1, 2, 3]
+    assert starts.committed_iterations(copy / "run") == [1, 2, 3]
     run(copy, FOUR, 2)
-    assert lives.lives_of(copy / "run")[-1]["resumed_from"] == 3
+    assert starts.records_of(copy / "run")[-1]["resumed_from"] == 3
 
 
 def test_a_read_only_folder_is_one_message(tmp_path):
@@ -196,8 +196,8 @@ def test_a_broken_newest_checkpoint_is_reported_and_the_one_before_is_used(copy,
     damage(copy / "run" / "checkpoints" / "step-000003")
     text = run(copy, THREE, 2)
     assert "checkpoint step-000003 is broken" in text and message in text
-    assert lives.lives_of(copy / "run")[-1]["resumed_from"] == 2
-    assert lives.differences(copy / "run", finished / "run") == []
+    assert starts.records_of(copy / "run")[-1]["resumed_from"] == 2
+    assert starts.differences(copy / "run", finished / "run") == []
     # Set aside, and gone with the next commit.
     assert not list((copy / "run" / "checkpoints").glob("*.broken"))
 
@@ -207,7 +207,7 @@ def test_with_every_checkpoint_broken_nothing_is_changed(copy):
         flip(folder / "rank-000.safetensors", -5)
     text = run(copy, FOUR, code=2)
     assert "none of the 3 checkpoints" in text and "Nothing was changed" in text
-    assert lives.committed_iterations(copy / "run") == [1, 2, 3]
+    assert starts.committed_iterations(copy / "run") == [1, 2, 3]
     assert len(records(copy / "run")) == 3
 
 
@@ -216,7 +216,7 @@ def test_another_format_version_is_not_skipped(copy):
     edit_manifest(change, lambda body: body.update(version=2))
     text = run(copy, FOUR, code=2)
     assert "has format version 2, this package reads 1" in text
-    assert lives.committed_iterations(copy / "run") == [1, 2, 3]
+    assert starts.committed_iterations(copy / "run") == [1, 2, 3]
 
 
 def test_another_base_model_is_refused(copy):
@@ -264,7 +264,7 @@ def test_settings_that_change_the_maths_are_listed_and_the_others_noted(copy):
     both = [*some, "--allow-change", "optimizer.learning_rate"]
     text = run(copy, changed, flags=both)
     assert "logging.pictures_every: 0 → 7 (changes nothing that is learned)" in text
-    notes = lives.lives_of(copy / "run")[-1]["changed_settings"]
+    notes = starts.records_of(copy / "run")[-1]["changed_settings"]
     assert "algorithm.beta0: 1.0 → 2.5 (allowed)" in notes
 
 
@@ -274,7 +274,7 @@ def test_iterations_are_maths_where_the_learning_rate_depends_on_them(tmp_path):
     assert "iterations: 1 → 2" in run(tmp_path, [*SETTINGS, "iterations=2", *cosine], code=2)
 
 
-def test_other_versions_since_the_last_life_are_said(copy):
+def test_other_versions_since_the_last_start_are_stated(copy):
     path = sorted((copy / "run" / "lives").glob("*.json"))[-1]
     record = json.loads(path.read_text())
     record["versions"]["torch"] = "2.11.0"
@@ -287,12 +287,12 @@ def test_other_versions_since_the_last_life_are_said(copy):
 # ---- two writers -------------------------------------------------------------------------------
 
 
-def test_a_second_writer_is_refused_while_the_first_lives(tmp_path):
-    first = lives.train(tmp_path, 1, [*SETTINGS, "iterations=500"])
+def test_a_second_writer_is_refused_while_the_first_is_alive(tmp_path):
+    first = starts.train(tmp_path, 1, [*SETTINGS, "iterations=500"])
     lock = tmp_path / "run" / "lock.json"
     while not lock.exists():
         assert all(process.is_alive() for process in first.processes)
-    second = lives.Life(tmp_path / "second", 1, lives.train_arguments(tmp_path / "run", THREE))
+    second = starts.Started(tmp_path / "second", 1, starts.train_arguments(tmp_path / "run", THREE))
     assert second.wait() == [2]
     assert "is in use by host" in second.text() and "--run-dir" in second.text()
     first.signal(signal.SIGTERM)
@@ -336,13 +336,13 @@ def refuses_to_commit(rank, world, folder):
 
 def test_a_run_that_has_lost_its_folder_ends(tmp_path):
     """Whatever on_failure says: it must not write into another one's run."""
-    life = lives.train(tmp_path, 2, [*SETTINGS, "iterations=500"])
+    start = starts.train(tmp_path, 2, [*SETTINGS, "iterations=500"])
     while not (tmp_path / "run" / "checkpoints" / "step-000001").exists():
-        assert all(process.is_alive() for process in life.processes)
+        assert all(process.is_alive() for process in start.processes)
     (tmp_path / "run" / "lock.json").write_text(json.dumps({"token": "x", "host": "elsewhere"}))
-    assert life.wait(30) == [2, 2], life.text()
-    assert life.text().count("error: ") == 1
-    assert "no later one can be" in life.text() and "host elsewhere" in life.text()
+    assert start.wait(30) == [2, 2], start.text()
+    assert start.text().count("error: ") == 1
+    assert "no later one can be" in start.text() and "host elsewhere" in start.text()
     assert len(records(tmp_path / "run")) < 500
 
 
@@ -350,4 +350,4 @@ def test_nobody_commits_after_losing_the_lock(tmp_path):
     folder = Path(tmp_path / "run")
     for first, second in run_ranks(refuses_to_commit, 2, folder):
         assert first is None and "was taken over by another process" in second
-    assert lives.committed_iterations(folder) == [1]
+    assert starts.committed_iterations(folder) == [1]

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from adrpo_scale.run.load import load_config
-from tests.support.lives import Life, newest, timeless
+from tests.support.starts import Started, newest, timeless
 from tests.support.tiny import CONFIGS, records
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -75,8 +75,8 @@ def test_a_run_folder_of_before_resumes_to_the_same_numbers(name: str, tmp_path:
     config, settings = RUNS[name]
     words = [word for text in [*COMMON, *settings] for word in ("--set", text)]
     arguments = ["train", str(CONFIGS / "demo" / f"{config}.toml"), "--run-dir", str(run), *words]
-    life = Life(tmp_path, 1, arguments)
-    assert life.wait() == [0], life.text()
+    start = Started(tmp_path, 1, arguments)
+    assert start.wait() == [0], start.text()
     assert [line["iteration"] for line in records(run)] == [1, 2, 3, 4]
     assert_equal_rows([timeless(line) for line in records(run)], rows(expected / "metrics.jsonl"))
     assert_equal_rows(records(run, "eval.jsonl"), rows(expected / "eval.jsonl"))

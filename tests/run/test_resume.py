@@ -13,7 +13,7 @@ from adrpo_scale.checkpoint.locate import open_checkpoint
 from adrpo_scale.checkpoint.reader import Reader
 from adrpo_scale.checkpoint.shelf import committed
 from adrpo_scale.core.errors import STOPPED
-from tests.support import lives
+from tests.support import starts
 from tests.support.faults import SignalAt
 from tests.support.tiny import FULL, records
 
@@ -30,8 +30,8 @@ def quiet(tmp_path_factory):
     def run(world, *settings):
         if (world, settings) not in made:
             folder = tmp_path_factory.mktemp("quiet")
-            life = lives.train(folder, world, [*EVERY, *settings])
-            assert life.wait() == [0] * world, life.text()
+            start = starts.train(folder, world, [*EVERY, *settings])
+            assert start.wait() == [0] * world, start.text()
             made[world, settings] = folder / "run"
         return made[world, settings]
 
@@ -53,24 +53,24 @@ def test_a_run_in_pieces_is_the_run_in_one_to_the_bit(quiet, tmp_path, kind, wor
     all_of_it = {"lora": [], "full": FULL, "sharded": [*FULL, *FSDP2], "zero3": [*FULL, *ZERO3]}
     settings = [*all_of_it[kind], "ema_decay=0.9", "evaluation.every=2"]
     for iterations in (2, 5):
-        life = lives.train(tmp_path, world, [*EVERY, *settings, f"iterations={iterations}"])
-        assert life.wait() == [0] * world, life.text()
+        start = starts.train(tmp_path, world, [*EVERY, *settings, f"iterations={iterations}"])
+        assert start.wait() == [0] * world, start.text()
     run = tmp_path / "run"
-    assert lives.differences(run, quiet(world, *settings)) == []
-    assert [life["resumed_from"] for life in lives.lives_of(run)] == [None, 2]
+    assert starts.differences(run, quiet(world, *settings)) == []
+    assert [start["resumed_from"] for start in starts.records_of(run)] == [None, 2]
 
 
-def test_a_killed_run_goes_on_from_its_last_commit_and_its_curves_have_no_seam(quiet, tmp_path):
+def test_a_killed_run_resumes_from_its_last_commit_and_its_curves_have_no_seam(quiet, tmp_path):
     settings = ["evaluation.every=1"]
-    life = lives.train(tmp_path, 2, [*EVERY, *settings, "checkpoint.every_iterations=2"])
+    start = starts.train(tmp_path, 2, [*EVERY, *settings, "checkpoint.every_iterations=2"])
     run = tmp_path / "run"
     wait_for(lambda: (run / "metrics.jsonl").exists() and len(records(run)) >= 3)
-    life.kill()
+    start.kill()
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"iteration": 4, "rew')  # killed in the middle of a line
-    assert lives.train(tmp_path, 2, [*EVERY, *settings]).wait() == [0, 0]
-    assert lives.lives_of(run)[-1]["resumed_from"] in (2, 4)
-    assert lives.differences(run, quiet(2, *settings)) == []
+    assert starts.train(tmp_path, 2, [*EVERY, *settings]).wait() == [0, 0]
+    assert starts.records_of(run)[-1]["resumed_from"] in (2, 4)
+    assert starts.differences(run, quiet(2, *settings)) == []
     events = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0}).Reload()
     for tag, expected in (("train/reward", range(1, 6)), ("eval_train/reward", range(6))):
         assert [event.step for event in events.Scalars(tag)] == list(expected), tag
@@ -83,37 +83,37 @@ def wait_for(condition, seconds=60):
         time.sleep(0.005)
 
 
-def test_the_number_of_processes_may_change_from_life_to_life(quiet, tmp_path):
+def test_the_number_of_processes_may_change_from_start_to_start(quiet, tmp_path):
     """4 → 2 → 3 → 1: the same prompts and ids, parameters within rounding."""
     for world, iterations in ((4, 2), (2, 3), (3, 4), (1, 5)):
-        life = lives.train(tmp_path, world, [*EVERY, f"iterations={iterations}"])
-        assert life.wait() == [0] * world, life.text()
+        start = starts.train(tmp_path, world, [*EVERY, f"iterations={iterations}"])
+        assert start.wait() == [0] * world, start.text()
     assert_close_runs(tmp_path / "run", quiet(4))
 
 
-def test_sharding_may_change_from_life_to_life(quiet, tmp_path):
+def test_sharding_may_change_from_start_to_start(quiet, tmp_path):
     for world, shard, iterations in ((3, "all", 2), (4, "1", 3), (2, "all", 5)):
         settings = [*FULL, f"engine.shard={shard}", f"iterations={iterations}"]
-        life = lives.train(tmp_path, world, [*EVERY, *settings])
-        assert life.wait() == [0] * world, life.text()
+        start = starts.train(tmp_path, world, [*EVERY, *settings])
+        assert start.wait() == [0] * world, start.text()
     assert_close_runs(tmp_path / "run", quiet(1, *FULL))
 
 
 @pytest.mark.slow  # test_text_resume.py does the same in less time
 @pytest.mark.parametrize("kind", ["lora", "full"])
-def test_the_engine_may_change_from_life_to_life(quiet, tmp_path, kind):
+def test_the_engine_may_change_from_start_to_start(quiet, tmp_path, kind):
     """FSDP2 on 4 → ZeRO-3 on 2 → ZeRO-3 on 3 → FSDP2 on 2: as if nothing had changed."""
     trained = FULL if kind == "full" else []
     for world, engine, iterations in ((4, FSDP2, 2), (2, ZERO3, 3), (3, ZERO3, 4), (2, FSDP2, 5)):
         settings = [*EVERY, *trained, *engine, f"iterations={iterations}"]
-        life = lives.train(tmp_path, world, settings)
-        assert life.wait() == [0] * world, life.text()
+        start = starts.train(tmp_path, world, settings)
+        assert start.wait() == [0] * world, start.text()
     assert_close_runs(tmp_path / "run", quiet(4, *trained, *FSDP2))
 
 
 def assert_close_runs(run, other):
     """Counters and prompts equal; parameters and moments within 1e-4 of the whole, relatively."""
-    one, two = lives.newest(run), lives.newest(other)
+    one, two = starts.newest(run), starts.newest(other)
     for name in ("counters", "optimizer_steps", "prompts", "identity"):
         assert one.manifest.document[name] == two.manifest.document[name]
     for kind in ("policy", "exp_avg", "exp_avg_sq"):
@@ -138,41 +138,41 @@ TWICE = ["optimizer.updates=2"]  # so that an iteration has a middle
 def test_sigterm_stops_all_ranks_at_one_point_and_loses_nothing(quiet, tmp_path, place):
     """One rank alone gets it, in the middle of things."""
     at = SignalAt(PLACES[place], call=3, victim=0 if place == "save" else 1)
-    life = lives.train(tmp_path, 2, [*EVERY, *TWICE], prepare=at)
-    assert life.wait() == [STOPPED, STOPPED], life.text()
+    start = starts.train(tmp_path, 2, [*EVERY, *TWICE], prepare=at)
+    assert start.wait() == [STOPPED, STOPPED], start.text()
     run = tmp_path / "run"
-    record = lives.lives_of(run)[-1]
+    record = starts.records_of(run)[-1]
     assert record["outcome"] == "stopped by SIGTERM"
-    saved = lives.committed_iterations(run)[-1]
+    saved = starts.committed_iterations(run)[-1]
     assert record["iteration"] == saved < 5
     assert [line["iteration"] for line in records(run)] == list(range(1, saved + 1))
-    assert lives.train(tmp_path, 2, [*EVERY, *TWICE]).wait() == [0, 0]
-    assert lives.differences(run, quiet(2, *TWICE)) == []
+    assert starts.train(tmp_path, 2, [*EVERY, *TWICE]).wait() == [0, 0]
+    assert starts.differences(run, quiet(2, *TWICE)) == []
 
 
 def test_a_stop_says_how_long_it_took_and_further_signals_change_nothing(quiet, tmp_path):
     both = (signal.SIGUSR1, signal.SIGTERM, signal.SIGTERM, signal.SIGUSR1)
-    life = lives.train(tmp_path, 1, EVERY, prepare=SignalAt(PLACES["rollout"], 3, both))
-    assert life.wait() == [STOPPED]
-    assert "SIGUSR1: stopped " in life.text() and "s after it" in life.text()
-    record = lives.lives_of(tmp_path / "run")[-1]
+    start = starts.train(tmp_path, 1, EVERY, prepare=SignalAt(PLACES["rollout"], 3, both))
+    assert start.wait() == [STOPPED]
+    assert "SIGUSR1: stopped " in start.text() and "s after it" in start.text()
+    record = starts.records_of(tmp_path / "run")[-1]
     assert record["outcome"] == "stopped by SIGUSR1" and 0 < record["seconds_from_signal"] < 10
-    assert lives.train(tmp_path, 1, EVERY).wait() == [0]
-    assert lives.differences(tmp_path / "run", quiet(1)) == []
+    assert starts.train(tmp_path, 1, EVERY).wait() == [0]
+    assert starts.differences(tmp_path / "run", quiet(1)) == []
 
 
 def test_without_grace_for_the_updates_the_last_commit_stands(quiet, tmp_path):
     """The signal comes between two optimizer steps, and a step takes longer than the grace."""
     at = SignalAt(PLACES["update"], call=7, slow=0.3)
     settings = [*EVERY, *TWICE]
-    life = lives.train(tmp_path, 1, [*settings, "checkpoint.grace_seconds=0.2"], prepare=at)
-    assert life.wait() == [STOPPED], life.text()
-    assert "the last commit stands" in life.text()
-    assert "a stop may take" in life.text()  # said before the signal came
-    saved = lives.committed_iterations(tmp_path / "run")[-1]
+    start = starts.train(tmp_path, 1, [*settings, "checkpoint.grace_seconds=0.2"], prepare=at)
+    assert start.wait() == [STOPPED], start.text()
+    assert "the last commit stands" in start.text()
+    assert "a stop may take" in start.text()  # stated before the signal came
+    saved = starts.committed_iterations(tmp_path / "run")[-1]
     assert saved == 1
-    assert lives.train(tmp_path, 1, settings).wait() == [0]
-    assert lives.differences(tmp_path / "run", quiet(1, *TWICE)) == []
+    assert starts.train(tmp_path, 1, settings).wait() == [0]
+    assert starts.differences(tmp_path / "run", quiet(1, *TWICE)) == []
 
 
 @pytest.mark.parametrize("call", [3, 5])
@@ -180,20 +180,20 @@ def test_a_stop_in_the_middle_of_an_evaluation_loses_nothing(quiet, tmp_path, ca
     """In one of an iteration in the middle, whose trajectory is due, and in the last one."""
     settings = ["evaluation.every=2", "iterations=4", "checkpoint.keep_trajectory=2"]
     place = "adrpo_scale.training.evaluator:Evaluator._divergences"
-    life = lives.train(tmp_path, 1, [*EVERY, *settings], prepare=SignalAt(place, call))
-    assert life.wait() == [STOPPED], life.text()
-    life = lives.train(tmp_path, 1, [*EVERY, *settings])
-    assert life.wait() == [0], life.text()
-    assert lives.differences(tmp_path / "run", quiet(1, *settings)) == []
+    start = starts.train(tmp_path, 1, [*EVERY, *settings], prepare=SignalAt(place, call))
+    assert start.wait() == [STOPPED], start.text()
+    start = starts.train(tmp_path, 1, [*EVERY, *settings])
+    assert start.wait() == [0], start.text()
+    assert starts.differences(tmp_path / "run", quiet(1, *settings)) == []
     assert sorted(committed(tmp_path / "run" / "trajectory")) == [2, 4]
 
 
 def test_a_trajectory_may_come_by_the_same_iteration_twice(quiet, tmp_path):
     settings = ["checkpoint.keep_trajectory=3", "checkpoint.every_iterations=4"]
-    life = lives.train(tmp_path, 1, [*EVERY, *settings, "checkpoint.on_failure=stop"])
+    start = starts.train(tmp_path, 1, [*EVERY, *settings, "checkpoint.on_failure=stop"])
     wait_for(lambda: committed(tmp_path / "run" / "trajectory"))
-    life.kill()
-    again = lives.train(tmp_path, 1, [*EVERY, *settings, "checkpoint.on_failure=stop"])
+    start.kill()
+    again = starts.train(tmp_path, 1, [*EVERY, *settings, "checkpoint.on_failure=stop"])
     assert again.wait() == [0], again.text()
     folder = tmp_path / "run" / "trajectory" / "step-000003"
     assert list(Reader(folder).faults()) == [] and list(folder.parent.iterdir()) == [folder]
@@ -208,40 +208,40 @@ def test_a_fork_starts_from_trained_weights_with_fresh_counters(quiet, tmp_path,
     settings = FULL if kind == "full" else []
     origin = quiet(1, *settings)
     flags = ["--init-from", f"{origin}@4", *(["--rebase-reference"] if rebase else [])]
-    for iterations in (1, 3):  # the second life goes on from the fork's own checkpoint
-        life = lives.train(tmp_path, 1, [*EVERY, *settings, f"iterations={iterations}"], *flags)
-        assert life.wait() == [0], life.text()
+    for iterations in (1, 3):  # the second start resumes from the fork's own checkpoint
+        start = starts.train(tmp_path, 1, [*EVERY, *settings, f"iterations={iterations}"], *flags)
+        assert start.wait() == [0], start.text()
     run = tmp_path / "run"
     assert [line["iteration"] for line in records(run)] == [1, 2, 3]
-    document = lives.newest(run).manifest.document
+    document = starts.newest(run).manifest.document
     assert document["origin"]["iteration"] == 4
     assert document["counters"]["iteration"] == 3
     # At the first step the policy is the fork's reference exactly if it was rebased.
     first = records(run)[0]["divergence"]
     assert first == pytest.approx(0, abs=1e-10) if rebase else first > 1e-9
     straight = tmp_path / "straight"
-    assert lives.train(straight, 1, [*EVERY, *settings, "iterations=3"], *flags).wait() == [0]
-    assert lives.differences(run, straight / "run") == []
+    assert starts.train(straight, 1, [*EVERY, *settings, "iterations=3"], *flags).wait() == [0]
+    assert starts.differences(run, straight / "run") == []
 
 
 def test_adapters_of_a_rebased_run_are_no_start(tmp_path):
     settings = ["iterations=1", "checkpoint.every_iterations=1"]
-    assert lives.train(tmp_path / "a", 1, settings).wait() == [0]
+    assert starts.train(tmp_path / "a", 1, settings).wait() == [0]
     rebased = ["--init-from", str(tmp_path / "a" / "run"), "--rebase-reference"]
-    assert lives.train(tmp_path / "b", 1, settings, *rebased).wait() == [0]
-    third = lives.train(tmp_path / "c", 1, settings, "--init-from", str(tmp_path / "b" / "run"))
+    assert starts.train(tmp_path / "b", 1, settings, *rebased).wait() == [0]
+    third = starts.train(tmp_path / "c", 1, settings, "--init-from", str(tmp_path / "b" / "run"))
     assert third.wait() == [2] and "not the whole of its weights" in third.text()
 
 
 def test_a_fork_outlives_its_origin(tmp_path):
     settings = ["iterations=2", "checkpoint.every_iterations=1"]
-    assert lives.train(tmp_path / "a", 1, settings).wait() == [0]
+    assert starts.train(tmp_path / "a", 1, settings).wait() == [0]
     origin = tmp_path / "a" / "run"
     flags = ["--init-from", str(origin), "--rebase-reference"]
-    assert lives.train(tmp_path / "b", 1, [*settings, "iterations=1"], *flags).wait() == [0]
+    assert starts.train(tmp_path / "b", 1, [*settings, "iterations=1"], *flags).wait() == [0]
     origin.rename(tmp_path / "gone")
-    assert lives.train(tmp_path / "b", 1, settings, *flags).wait() == [0]
-    assert lives.committed_iterations(tmp_path / "b" / "run")[-1] == 2
+    assert starts.train(tmp_path / "b", 1, settings, *flags).wait() == [0]
+    assert starts.committed_iterations(tmp_path / "b" / "run")[-1] == 2
 
 
 # ---- retention ---------------------------------------------------------------------------------
@@ -255,7 +255,7 @@ def test_retention_keeps_the_last_every_mth_and_the_best_over_restarts(tmp_path)
     ]
     run = tmp_path / "run"
     for iterations in (3, 7):
-        assert lives.train(tmp_path, 1, [*settings, f"iterations={iterations}"]).wait() == [0]
+        assert starts.train(tmp_path, 1, [*settings, f"iterations={iterations}"]).wait() == [0]
     rows = records(run, "eval.jsonl")
     scores = {
         row["iteration"]: row["value"]
@@ -263,7 +263,7 @@ def test_retention_keeps_the_last_every_mth_and_the_best_over_restarts(tmp_path)
         if (row["metric"], row["split"]) == ("reward", "held_out") and row["iteration"] > 0
     }
     best = max(scores, key=scores.__getitem__)
-    assert lives.committed_iterations(run) == sorted({7, 4, best})
+    assert starts.committed_iterations(run) == sorted({7, 4, best})
     trajectory = committed(run / "trajectory")
     assert sorted(trajectory) == [3, 6]
     reader = Reader(trajectory[6])

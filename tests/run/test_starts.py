@@ -1,4 +1,4 @@
-"""What each life of a run records, and what it says of the differences between lives."""
+"""The record of each start of a run, and the differences that it states between starts."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_driver_version(tmp_path, text, expected):
     assert driver_version(tmp_path / "nothing") is None
 
 
-def test_record_of_a_life_from_its_beginning_to_its_end(tmp_path, monkeypatch):
+def test_record_of_a_start_from_its_beginning_to_its_end(tmp_path, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "4711")
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     ranks = [an_environment(f"a6000-0{rank // 8}") for rank in range(16)]
@@ -141,7 +141,7 @@ def test_record_of_a_life_from_its_beginning_to_its_end(tmp_path, monkeypatch):
     assert content["changed_settings"] == ["seed: 0 → 1"]
     assert content["versions"]["torch"] == "2.11.0"
     assert content["disagreements"] == []
-    assert "ended" not in content  # as of a life that was killed
+    assert "ended" not in content  # as of a start that was killed
     record.end("stopped by SIGUSR1", 85, 134, 12.5)
     ended = read(tmp_path, "01.json")
     assert ended.items() >= content.items()
@@ -149,7 +149,7 @@ def test_record_of_a_life_from_its_beginning_to_its_end(tmp_path, monkeypatch):
     assert (ended["iteration"], ended["seconds_from_signal"]) == (134, 12.5)
 
 
-def test_lives_are_numbered_on_and_nothing_else_is_left_beside_them(tmp_path):
+def test_starts_are_numbered_on_and_nothing_else_is_left_beside_them(tmp_path):
     for _ in range(2):
         begin(tmp_path)
     (tmp_path / "lives" / "01.json").unlink()  # the numbers of the others stay theirs
@@ -193,7 +193,7 @@ def test_previous_start_is_the_newest_that_can_be_read(tmp_path):
     assert previous_start(tmp_path)["launcher"] == "torchrun"
 
 
-def test_changes_between_two_lives_are_one_readable_line_each(tmp_path):
+def test_changes_between_two_starts_are_one_readable_line_each(tmp_path):
     before = begin(tmp_path, [an_environment(f"host-{rank // 8}") for rank in range(80)]).content
     assert changes(before, before) == []
     later = an_environment(

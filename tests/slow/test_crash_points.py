@@ -1,5 +1,5 @@
 """Every file operation of one save, on each of two ranks: the process dies just before it, just
-after it, or in the middle of a write, and the run goes on to the same bits."""
+after it, or in the middle of a write, and the run resumes to the same bits."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from adrpo_scale.checkpoint.reader import Reader
 from adrpo_scale.checkpoint.shelf import committed
-from tests.support import lives
+from tests.support import starts
 from tests.support.faults import FileOperations
 
 # The second save is watched: it also removes the first.
@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 @pytest.fixture(scope="module")
 def quiet(tmp_path_factory):
     folder = tmp_path_factory.mktemp("quiet")
-    assert lives.train(folder, 2, SETTINGS).wait() == [0, 0]
+    assert starts.train(folder, 2, SETTINGS).wait() == [0, 0]
     return folder / "run"
 
 
@@ -30,7 +30,7 @@ def operations(tmp_path_factory):
     """(rank, number, what) of every file operation of the save."""
     folder = tmp_path_factory.mktemp("record")
     watch = FileOperations(WATCHED, record=folder / "operations")
-    assert lives.train(folder, 2, SETTINGS, prepare=watch).wait() == [0, 0]
+    assert starts.train(folder, 2, SETTINGS, prepare=watch).wait() == [0, 0]
     return [
         (rank, number, line)
         for rank in (0, 1)
@@ -59,18 +59,18 @@ def test_the_run_survives_a_death_at_every_file_operation(operations, quiet, tmp
         for moment in moments:
             folder = tmp_path / f"{rank}-{number}-{moment}"
             death = FileOperations(WATCHED, victim=rank, point=number, when=moment)
-            life = lives.train(folder, 2, SETTINGS, prepare=death)
-            assert life.wait()[rank] == -signal.SIGKILL, (what, moment, life.text())
+            start = starts.train(folder, 2, SETTINGS, prepare=death)
+            assert start.wait()[rank] == -signal.SIGKILL, (what, moment, start.text())
             run = folder / "run"
             there = committed(run / "checkpoints")
             for iteration, path in there.items():
                 assert list(Reader(path).faults()) == [], (what, moment)
                 assert iteration in (1, 2)
             assert there, (what, moment)
-            again = lives.train(folder, 2, SETTINGS)
+            again = starts.train(folder, 2, SETTINGS)
             assert again.wait() == [0, 0], (what, moment, again.text())
-            assert lives.lives_of(run)[-1]["resumed_from"] == max(there), (what, moment)
-            assert lives.differences(run, quiet) == [], (what, moment)
+            assert starts.records_of(run)[-1]["resumed_from"] == max(there), (what, moment)
+            assert starts.differences(run, quiet) == [], (what, moment)
             assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["step-000003"]
             tried += 1
     print(f"\n{tried} crash points tried, {len(operations)} file operations on two ranks")

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tests.slurm.cluster import Cluster
-from tests.support.lives import TINY, committed_iterations, lives_of
+from tests.support.starts import TINY, committed_iterations, records_of
 from tests.support.tiny import CONFIGS
 
 ROOT = CONFIGS.parent
@@ -100,8 +100,8 @@ class Job:
 
         self.wait(f"iteration {number}", is_there, seconds)
 
-    def wait_life(self, number: int, seconds: float = 120) -> None:
-        self.wait(f"life {number}", lambda: len(lives_of(self.run)) >= number, seconds)
+    def wait_start(self, number: int, seconds: float = 120) -> None:
+        self.wait(f"start {number}", lambda: len(records_of(self.run)) >= number, seconds)
 
     def wait_end(self, seconds: float = 150) -> str:
         """Until Slurm is done with the job, whatever the end; its state."""
@@ -129,8 +129,8 @@ class Job:
                 return int(folder.name)
         raise AssertionError(f"no process of rank {rank} of job {self.id}")
 
-    def lives(self) -> list[dict[str, object]]:
-        return lives_of(self.run)
+    def starts(self) -> list[dict[str, object]]:
+        return records_of(self.run)
 
     def restart_lines(self) -> list[str]:
         return re.findall(r"^== job \S+, restart \d+", self.log, re.M)

@@ -51,7 +51,7 @@ def test_ranks_that_die_at_once_are_not_started_for_ever(cluster, checkout):
     (checkout / "show").write_text("#!/bin/bash\nkill -KILL $$\n")
     _, job = ranks_of(cluster, checkout, ["--nodes=1", "--gpus-per-node=1"])
     assert job.state == "FAILED" and job.restarts == 2, job.log
-    assert "three lives in a row were over at once; not requeued" in job.log
+    assert "three starts in a row were over at once; not requeued" in job.log
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from tests.slurm.jobs import Job, train
-from tests.support import lives
+from tests.support import starts
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -32,7 +32,7 @@ def test_two_jobs_on_one_run_folder(cluster, tmp_path):
     first.wait("more iterations", lambda: len(first.metrics()) > before)
     cluster.run("scancel", first.id)
     first.wait_end()
-    assert len(first.lives()) == 1
+    assert len(first.starts()) == 1
 
 
 def test_a_node_that_does_not_see_the_run_folder(cluster, tmp_path):
@@ -99,4 +99,4 @@ def test_no_room_for_the_checkpoints(cluster, tmp_path):
         cluster.power_off(node)
         cluster.power_on(node)
     assert "== code 2: not requeued" in job.log and "room" in job.log, job.log
-    assert lives.committed_iterations(job.run) == []
+    assert starts.committed_iterations(job.run) == []

@@ -2,11 +2,11 @@
 
     python -m tests.support.chaos --kills 100 --seed 0 --to /tmp/chaos
 
-Every life is ended by SIGKILL of all its processes, at a random moment or in the middle of a save,
-and started again; four cases: LoRA and full training, on one and on two processes. The report says
-how many kills there were, how many commits were lost (the next life must go on from the newest one
-that was there when the kill had been done), how many lives met a broken checkpoint, and whether
-every parameter, moment and line of metrics is equal to the bit.
+Every start is ended by SIGKILL of all its processes, at a random moment or in the middle of a save,
+and started again; four cases: LoRA and full training, on one and on two processes. The figures say
+how many kills there were, how many commits were lost (the next start must resume from the newest
+one that was there when the kill had been done), how many starts met a broken checkpoint, and
+whether every parameter, moment and line of metrics is equal to the bit.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tests.support import lives
+from tests.support import starts
 from tests.support.tiny import FULL
 
 ITERATIONS = 20
@@ -34,7 +34,7 @@ SETTINGS = [
     "checkpoint.keep_trajectory=3",
 ]
 CASES = [(kind, world) for kind in ("lora", "full") for world in (1, 2)]
-LONGEST = 4.0  # seconds after which a life is killed at the latest
+LONGEST = 4.0  # seconds after which a start is killed at the latest
 
 
 @dataclass
@@ -60,15 +60,15 @@ def is_saving(run: Path) -> bool:
     return any((run / "checkpoints").glob("*.tmp"))
 
 
-def kill_somewhere(life: lives.Life, run: Path, rng: random.Random) -> bool | None:
-    """Kills a life; whether that was inside a save, None if it ended before."""
+def kill_somewhere(start: starts.Started, run: Path, rng: random.Random) -> bool | None:
+    """Kills a start; whether that was inside a save, None if it ended before."""
     inside, moment = rng.random() < 0.5, time.monotonic() + rng.uniform(0.3, LONGEST)
-    while any(process.is_alive() for process in life.processes):
+    while any(process.is_alive() for process in start.processes):
         if (inside and is_saving(run)) or time.monotonic() > moment:
             if inside:
                 time.sleep(rng.uniform(0, 0.01))  # a save takes a little longer here
             saving = is_saving(run)
-            life.kill()
+            start.kill()
             return saving
         time.sleep(0.001)
     return None
@@ -78,20 +78,20 @@ def one_run(folder: Path, report: Report, kills: int, rng: random.Random) -> Non
     """One run that is killed up to `kills` times."""
     run, expected = folder / "run", None
     while True:
-        life = lives.train(folder, report.world, settings_of(report.kind))
-        saving = kill_somewhere(life, run, rng) if report.kills < kills else None
-        records = lives.lives_of(run)
+        start = starts.train(folder, report.world, settings_of(report.kind))
+        saving = kill_somewhere(start, run, rng) if report.kills < kills else None
+        records = starts.records_of(run)
         if expected is not None and len(records) > expected[0]:
             # The record is written once the checkpoint is chosen.
             report.lost_commits += records[expected[0]]["resumed_from"] != expected[1]
-        codes = life.wait()
-        report.broken_met += "is broken" in life.text()
+        codes = start.wait()
+        report.broken_met += "is broken" in start.text()
         if saving is None:
-            assert codes == [0] * report.world, (codes, life.text())
+            assert codes == [0] * report.world, (codes, start.text())
             return
         report.kills += 1
         report.kills_inside_saves += saving
-        there = lives.committed_iterations(run) if (run / "checkpoints").exists() else []
+        there = starts.committed_iterations(run) if (run / "checkpoints").exists() else []
         expected = (len(records), there[-1] if there else None)
 
 
@@ -99,11 +99,11 @@ def run_case(to: Path, kind: str, world: int, kills: int, seed: int) -> Report:
     """Runs until `kills` kills were done; at least one run."""
     report, rng, begin = Report(kind, world), random.Random(f"{seed}{kind}{world}"), time.time()
     folder = to / f"{kind}-{world}"
-    assert lives.train(folder / "quiet", world, settings_of(kind)).wait() == [0] * world
+    assert starts.train(folder / "quiet", world, settings_of(kind)).wait() == [0] * world
     while report.kills < kills or report.runs == 0:
         killed = folder / f"killed-{report.runs}"
         one_run(killed, report, kills, rng)
-        found = lives.differences(killed / "run", folder / "quiet" / "run")
+        found = starts.differences(killed / "run", folder / "quiet" / "run")
         report.runs += 1
         report.differences += bool(found)
         assert not found, found

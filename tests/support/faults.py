@@ -1,4 +1,5 @@
-"""Things that go wrong inside a process of a run, on purpose: passed as `prepare` to `lives.Life`.
+"""Things that go wrong inside a process of a run, on purpose: passed as
+`prepare` to `starts.Started`.
 
 Each class is picklable and called with the rank before the command starts.
 """

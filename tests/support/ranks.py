@@ -75,7 +75,7 @@ def run_ranks(
     at the timeout; the other ranks are ended.
     """
     context = forkserver()
-    # The store lives here, as torchrun's does, so no port has to be guessed and then be free.
+    # The store is made here, as torchrun's does, so no port has to be guessed and then be free.
     store = td.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     work = pickle.dumps((function, args))
     deadline = time.monotonic() + timeout

@@ -56,11 +56,11 @@ def records(folder: Path, file: str = "metrics.jsonl") -> list[dict[str, Any]]:
 
 def whole_tensors(engine: Engine) -> dict[str, torch.Tensor]:
     """Every trained parameter in full, put together from all ranks' slices. Collective."""
-    slices, layout = engine.trained_slices(), engine.layout()
-    mine = {n: (layout[n].start, t.detach().reshape(-1).clone()) for n, t in slices.items()}
+    slices, places = engine.trained_slices(), engine.places()
+    mine = {n: (places[n].start, t.detach().reshape(-1).clone()) for n, t in slices.items()}
     everybodys = dist.gather_objects(mine)
     whole = {}
-    for name, place in layout.items():
+    for name, place in places.items():
         flat = torch.full((torch.Size(place.shape).numel(),), torch.nan)
         for parts in everybodys:
             start, values = parts[name]
@@ -72,8 +72,8 @@ def whole_tensors(engine: Engine) -> dict[str, torch.Tensor]:
 @torch.no_grad()
 def load_whole(engine: Engine, tensors: Mapping[str, torch.Tensor]) -> None:
     """Sets trained parameters from full tensors."""
-    slices, layout = engine.trained_slices(), engine.layout()
+    slices, places = engine.trained_slices(), engine.places()
     for name, tensor in tensors.items():
-        part = tensor.reshape(-1)[layout[name].start : layout[name].stop]
+        part = tensor.reshape(-1)[places[name].start : places[name].stop]
         slices[name].copy_(part.view(slices[name].shape))
     engine.publish()

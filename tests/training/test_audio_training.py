@@ -95,7 +95,7 @@ def asked(processor, folder):
 
 
 def all_logits(model, given, tokens):
-    """[len(tokens) + 1, V]: of each token after the prompt, without what is never said."""
+    """[len(tokens) + 1, V]: of each token after the prompt, without those that are never spoken."""
     ids = torch.cat([given["input_ids"], torch.tensor(tokens).long()[None]], 1)
     more = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     logits = model(**(dict(given) | more)).logits[0, given["input_ids"].shape[1] - 1 :]

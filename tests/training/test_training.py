@@ -334,13 +334,13 @@ def trains_with_reward(rank, world, folder, algorithm, function, settings):
 def test_a_reward_that_fails_on_one_prompt_masks_its_samples_everywhere(tmp_path, function):
     """On three ranks, so that the prompt's group of six lies on two of them."""
     settings = ["prompts.group_size=6", "prompts.per_iteration=2", "iterations=2"]
-    said = run_ranks(trains_with_reward, 3, tmp_path, "adrpo", function, settings)
-    assert said[0]["error"] is None and said[0]["moved"] > 0
-    assert len({one["moved"] for one in said}) == 1
+    stated = run_ranks(trains_with_reward, 3, tmp_path, "adrpo", function, settings)
+    assert stated[0]["error"] is None and stated[0]["moved"] > 0
+    assert len({one["moved"] for one in stated}) == 1
     lines = records(tmp_path)
     assert lines[0]["masked"] == 6 and lines[0]["grad_norm"] > 0 and len(lines) == 2
     logs = [path.read_text() for path in sorted((tmp_path / "logs").iterdir())]
-    number, text = said[0]["prompt"]
+    number, text = stated[0]["prompt"]
     for log in logs[:2]:
         assert f"prompt {number} {text!r}" in log and "masked" in log
     assert "6 samples are masked" in logs[0]
@@ -354,9 +354,9 @@ def every_algorithm_without_a_reward(rank, world, folder):
 
 
 def test_without_any_reward_no_rank_updates_and_none_waits(tmp_path):
-    for said in run_ranks(every_algorithm_without_a_reward, 2, tmp_path):
-        assert [one["error"] for one in said] == [None] * len(ALGORITHMS)
-        assert [one["moved"] for one in said] == [0] * len(ALGORITHMS)
+    for stated in run_ranks(every_algorithm_without_a_reward, 2, tmp_path):
+        assert [one["error"] for one in stated] == [None] * len(ALGORITHMS)
+        assert [one["moved"] for one in stated] == [0] * len(ALGORITHMS)
     for name in ALGORITHMS:
         for line in records(tmp_path / name):
             assert line["masked"] == 16 and line["updates"] == 0
@@ -376,16 +376,16 @@ def hits_limits(rank, world, folder):
 
 
 def test_limits_stop_every_rank_with_the_reason(tmp_path):
-    said = run_ranks(hits_limits, 2, tmp_path)
+    stated = run_ranks(hits_limits, 2, tmp_path)
     for name in ("divergence", "reward", "nan"):
-        assert said[0][name]["error"] == said[1][name]["error"]
-    kind, message = said[0]["divergence"]["error"]
+        assert stated[0][name]["error"] == stated[1][name]["error"]
+    kind, message = stated[0]["divergence"]["error"]
     assert kind is LimitReached
     assert "iteration 2: divergence" in message and "limits.max_divergence = 1e-12" in message
-    kind, message = said[0]["reward"]["error"]
+    kind, message = stated[0]["reward"]["error"]
     assert kind is LimitReached
     assert "iteration 1: mean reward" in message and "limits.min_reward" in message
-    kind, message = said[0]["nan"]["error"]
+    kind, message = stated[0]["nan"]["error"]
     assert kind is NonFiniteError
     # The first update threw the weights away, the two iterations after it find nothing finite.
     assert message.startswith("iteration 2: 2 updates in a row had a gradient norm of nan")

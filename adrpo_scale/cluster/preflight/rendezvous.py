@@ -171,11 +171,11 @@ def meet(place: Place, seconds: float) -> Meeting:
         # By the time that rank 0 counts the absent, it must not be this one that gave up.
         _reach(place, host, int(port), seconds + 10)
     store = _open(place, host, int(port), opens)
-    life = [env.get(name, "") for name in _LIFE]
-    return Meeting(td.PrefixStore("-".join(["preflight", *life]), store), place, seconds)
+    start = [env.get(name, "") for name in _START]
+    return Meeting(td.PrefixStore("-".join(["preflight", *start]), store), place, seconds)
 
 
-_LIFE = ("SLURM_JOB_ID", "SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")
+_START = ("SLURM_JOB_ID", "SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")
 
 
 def _open(place: Place, host: str, port: int, opens: bool) -> Any:

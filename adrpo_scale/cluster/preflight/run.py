@@ -61,7 +61,7 @@ SKIPPABLE = (
 
 
 @dataclass(frozen=True)
-class Orders:
+class PreflightOptions:
     """The command line. seconds: how long to wait for every process. skipped: names of checks."""
 
     config: Path
@@ -72,20 +72,20 @@ class Orders:
     skipped: frozenset[str] = frozenset()
 
 
-def preflight(orders: Orders) -> int:
+def preflight(options: PreflightOptions) -> int:
     """The exit code, the same in all processes: 0 fit, 4 other nodes would do, 2 they would not.
 
     Raises NodeError in a process that cannot meet the others, AdrpoError on rank 0 where the config
     is wrong, StopRequested after a signal.
     """
     begin = time.monotonic()
-    unknown = orders.skipped - set(SKIPPABLE)
+    unknown = options.skipped - set(SKIPPABLE)
     if unknown:
         known = ", ".join(SKIPPABLE)
         raise ConfigError(f"--skip {', '.join(sorted(unknown))}: no such check; known: {known}")
     place = find_place()
     with _signals_raised():
-        meeting = _meet(place, orders)
+        meeting = _meet(place, options)
         meeting.hello()
 
         def obey(order: Order) -> Any:
@@ -95,7 +95,7 @@ def preflight(orders: Orders) -> int:
             return meeting.serve(obey)
         code = 1  # for the others, where something is wrong here
         try:
-            code = _Leader(orders, meeting, obey, begin).decide()
+            code = _Leader(options, meeting, obey, begin).decide()
         except StopRequested:
             code = STOPPED
             raise
@@ -107,9 +107,9 @@ def preflight(orders: Orders) -> int:
         return code
 
 
-def _meet(place: Place, orders: Orders) -> Meeting:
+def _meet(place: Place, options: PreflightOptions) -> Meeting:
     try:
-        return meet(place, orders.seconds)
+        return meet(place, options.seconds)
     except NodeError:
         if place.rank == 0:  # the port is taken, or its own name leads elsewhere
             write_bad_nodes([place.name])
@@ -147,18 +147,20 @@ def _obey(order: Order, store: Any, place: Place) -> Any:
 class _Leader:
     """Rank 0: asks, judges, shows. checks: the lines of the table so far."""
 
-    def __init__(self, orders: Orders, meeting: Meeting, obey: Any, begin: float) -> None:
-        self.orders, self.meeting, self.obey, self.begin = orders, meeting, obey, begin
+    def __init__(
+        self, options: PreflightOptions, meeting: Meeting, obey: Any, begin: float
+    ) -> None:
+        self.options, self.meeting, self.obey, self.begin = options, meeting, obey, begin
         self.place = meeting.place
         self.checks: list[Check] = []
-        self.title = f"preflight of {orders.config}"
+        self.title = f"preflight of {options.config}"
         self._rounds = 0  # of sums, each with a key of its own in the store
 
     def decide(self) -> int:
         """Runs the checks until one leaves no sense in the next; prints; returns the exit code."""
         self._check()
         code, seconds = exit_code(self.checks), time.monotonic() - self.begin
-        if self.orders.as_json:
+        if self.options.as_json:
             print(view.as_json(self.checks, self.title, seconds))
         else:
             view.show(self.checks, self.title, seconds)
@@ -171,9 +173,9 @@ class _Leader:
         from adrpo_scale.run.folder import default_folder
         from adrpo_scale.run.load import load_config
 
-        loaded = load_config(self.orders.config, self.orders.overrides)
+        loaded = load_config(self.options.config, self.options.overrides)
         config = loaded.config
-        run = (self.orders.run_dir or default_folder(loaded.name, config.digest())).absolute()
+        run = (self.options.run_dir or default_folder(loaded.name, config.digest())).absolute()
         self.title += f", run folder {run}"
         absent = self.meeting.absent()
         self.checks.append(checks.check_present(self.place, absent, self.meeting.seconds, "report"))
@@ -188,13 +190,15 @@ class _Leader:
             self._measure(nodes, gpu_checks.uses_cuda(nodes, config.engine.device))
 
     def _wants(self, name: str) -> bool:
-        return name not in self.orders.skipped
+        return name not in self.options.skipped
 
     def _survey(self, folder: Path, device: str, needs: Sequence[Any]) -> list[Node] | None:
         """The nodes; None where one of their processes could not look."""
-        config = str(self.orders.config.absolute())
+        config = str(self.options.config.absolute())
         with token_in(folder) if self._wants("folder") else nullcontext() as token:
-            request = Request(str(folder), token, device, config, tuple(needs), self.orders.skipped)
+            request = Request(
+                str(folder), token, device, config, tuple(needs), self.options.skipped
+            )
             answers = self.meeting.ask({"do": "survey", "request": to_data(request)}, self.obey)
         return self._sound(answers)
 

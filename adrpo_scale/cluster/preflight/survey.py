@@ -65,7 +65,7 @@ def _node_facts(request: Request, place: Place) -> NodeFacts:
 
 
 def _environment(request: Request, place: Place) -> dict[str, Any]:
-    """As a life's record has it, by the node's name, and which config the node would read."""
+    """As a start's record has it, by the node's name, and which config the node would read."""
     found = environment() | {"host": place.name, "gpu": None}
     return found | {"versions": found["versions"] | {"config file": _file_digest(request.config)}}
 

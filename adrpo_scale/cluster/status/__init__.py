@@ -1,1 +1,1 @@
-"""The verb `status`: where runs are, from their folders alone, and what the queue says of them."""
+"""The command `status`: where runs are, by their folders alone, and where in the queue."""

@@ -1,10 +1,10 @@
-"""What is known of a run, and what is said of it.
+"""The facts of a run, and the answer that is made of them.
 
     facts.py   run folder → RunFacts        queue.py   job id → QueueEntry
     state.py   RunFacts → Status            view.py    Status → block, table, JSON
 
 Times are seconds since the epoch, durations are seconds. Nothing here loads torch: the answer is
-wanted at once, on a login node, about runs that are going on.
+wanted at once, on a login node, about runs that are under way.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Found:
-    """What a life found of the one before it. iterations, seconds: of work after the checkpoint,
-    which it does again; last_line: when the last of it was written; None: nothing was."""
+    """Work of the start before, after its last checkpoint, that a start does again. iterations,
+    seconds: how much; last_line: when the last of it was written; None: nothing was."""
 
     iterations: int
     seconds: float
@@ -50,7 +50,7 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Life:
+class PastStart:
     """One of lives/NN.json. ended to iteration: None where no end was written; iteration: -1 where
     it ended before it could train. resumed_from: None where it began anew."""
 
@@ -109,8 +109,8 @@ class QueueEntry:
 
 @dataclass(frozen=True)
 class RunFacts:
-    """Everything that a run folder says, at the time `now`. iterations: None before the first life
-    has written config.json. last_line: when metrics.jsonl was last written to."""
+    """The facts of a run folder, at the time `now`. iterations: None before the first start has
+    written config.json. last_line: when metrics.jsonl was last written to."""
 
     run: str
     now: float
@@ -118,7 +118,7 @@ class RunFacts:
     evaluation_every: int = 0
     rows: tuple[Row, ...] = ()
     evaluation: Evaluation | None = None
-    lives: tuple[Life, ...] = ()
+    starts: tuple[PastStart, ...] = ()
     holder: Holder | None = None
     checkpoint: Saved | None = None
     last_line: float | None = None
@@ -127,13 +127,13 @@ class RunFacts:
 
 @dataclass(frozen=True)
 class Status:
-    """What is said of a run.
+    """The answer about a run.
 
     why: a line about the state. reward: mean of the last iterations. seconds_per_iteration: of the
     recent ones, with their evaluations and saves. at_risk: what a kill now would undo, or, where no
-    process is alive, what the next life will repeat. lost: work that was done again, as far as the
-    records tell. between: from the end of a life to the begin of the next, in the queue or down.
-    hours: processes times hours, over all lives; on_gpus: whether those were GPUs.
+    process is alive, what the next start will repeat. lost: work that was done again, as far as the
+    records tell. between: from the end of a start to the begin of the next, in the queue or down.
+    hours: processes times hours, over all starts; on_gpus: whether those were GPUs.
     """
 
     run: str
@@ -150,7 +150,7 @@ class Status:
     checkpoint_bytes: int | None
     at_risk_iterations: int
     at_risk_seconds: float
-    lives: int
+    starts: int
     lost_iterations: int
     lost_seconds: float
     between_seconds: float

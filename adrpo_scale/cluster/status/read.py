@@ -12,7 +12,15 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from adrpo_scale.cluster.status.base import Evaluation, Found, Holder, Life, Row, RunFacts, Saved
+from adrpo_scale.cluster.status.base import (
+    Evaluation,
+    Found,
+    Holder,
+    PastStart,
+    Row,
+    RunFacts,
+    Saved,
+)
 from adrpo_scale.core import folder_lock as run_lock
 from adrpo_scale.core.errors import RunFolderError
 from adrpo_scale.run import tables
@@ -34,7 +42,7 @@ def read(run: Path) -> RunFacts:
         evaluation_every=_number(_section(config, "evaluation").get("every"), int) or 0,
         rows=tuple(_rows(metrics)),
         evaluation=_evaluation(run / "eval.jsonl"),
-        lives=tuple(_lives(run / "lives")),
+        starts=tuple(_starts(run / "lives")),
         holder=_holder(run, _section(config, "checkpoint")),
         checkpoint=_checkpoint(run / "checkpoints"),
         last_line=_modified(metrics),
@@ -113,26 +121,26 @@ def _evaluation(path: Path) -> Evaluation | None:
     )
 
 
-def _lives(folder: Path) -> Iterator[Life]:
+def _starts(folder: Path) -> Iterator[PastStart]:
     try:
-        paths = sorted((p for p in folder.glob("*.json") if p.stem.isdecimal()), key=_life_number)
+        paths = sorted((p for p in folder.glob("*.json") if p.stem.isdecimal()), key=_start_number)
     except OSError:
         return
     for path in paths:
         record = _json(path)
         began = _time(record.get("began"))
         if began is not None:
-            yield _life(_life_number(path), began, record)
+            yield _start(_start_number(path), began, record)
 
 
-def _life_number(path: Path) -> int:
+def _start_number(path: Path) -> int:
     return int(path.stem)
 
 
-def _life(number: int, began: float, record: Mapping[str, Any]) -> Life:
+def _start(number: int, began: float, record: Mapping[str, Any]) -> PastStart:
     job, gpus = record.get("job_id"), _section(record, "gpus")
     outcome = record.get("outcome")
-    return Life(
+    return PastStart(
         number=number,
         began=began,
         world=_number(record.get("world_size"), int) or 1,
@@ -172,8 +180,8 @@ def _holder(run: Path, checkpoint: Mapping[str, Any]) -> Holder | None:
     if held is None:
         return None
     owner, silence, has_ended = held
-    said = _number(checkpoint.get("lock_expiry_seconds"), float) or _EXPIRY
-    expiry = max(said, 3 * (owner.heartbeat_seconds or 0.0))  # as run_lock judges it
+    stated = _number(checkpoint.get("lock_expiry_seconds"), float) or _EXPIRY
+    expiry = max(stated, 3 * (owner.heartbeat_seconds or 0.0))  # as run_lock judges it
     return Holder(str(owner), owner.host, owner.job_id, max(0.0, silence), expiry, has_ended)
 
 

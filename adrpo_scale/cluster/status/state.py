@@ -14,7 +14,7 @@ from adrpo_scale.cluster.status.base import (
     RUNNING,
     STARTING,
     STOPPED,
-    Life,
+    PastStart,
     RunFacts,
     Status,
 )
@@ -22,11 +22,11 @@ from adrpo_scale.core.errors import LOST
 from adrpo_scale.core.errors import STOPPED as REQUEUE
 
 RECENT = 10  # iterations that the reward is a mean of
-ENOUGH = 3  # iterations of a life that say how fast it is
+ENOUGH = 3  # iterations of a start that tell how fast it is
 
 
 def judge(facts: RunFacts) -> Status:
-    """What is to be said of a run."""
+    """The answer about a run."""
     state, why = _state(facts)
     saved, rate = facts.checkpoint, _seconds_per_iteration(facts)
     iteration = _iteration(facts)
@@ -51,12 +51,12 @@ def judge(facts: RunFacts) -> Status:
         checkpoint_bytes=saved.bytes if saved else None,
         at_risk_iterations=risk_iterations,
         at_risk_seconds=risk_seconds,
-        lives=len(facts.lives),
+        starts=len(facts.starts),
         lost_iterations=lost_iterations,
         lost_seconds=lost_seconds,
         between_seconds=_between(facts),
         hours=_hours(facts, state),
-        on_gpus=any(life.gpus for life in facts.lives),
+        on_gpus=any(start.gpus for start in facts.starts),
         queue=facts.queue,
     )
 
@@ -65,7 +65,7 @@ def _state(facts: RunFacts) -> tuple[str, str]:
     """(state, why). A heartbeat says more than a record, a recorded end more than the queue: a job
     whose run is done or failed may still be seen in the queue for a moment."""
     holder, queue = facts.holder, facts.queue
-    last = facts.lives[-1] if facts.lives else None
+    last = facts.starts[-1] if facts.starts else None
     if holder is not None and holder.is_alive:
         return RUNNING, holder.text
     if last is not None and last.exit_code == 0:
@@ -77,20 +77,20 @@ def _state(facts: RunFacts) -> tuple[str, str]:
     if queue is not None and queue.state in ("RUNNING", "CONFIGURING"):
         return STARTING, f"the job runs, its heartbeat is not here yet; {_ending(facts, last)}"
     if last is None:
-        return NEW, "no life has begun"
+        return NEW, "no start has begun"
     state = STOPPED if last.exit_code in (REQUEUE, LOST) else KILLED
-    return state, f"{_ending(facts, last)}; start again to go on"
+    return state, f"{_ending(facts, last)}; start again to resume"
 
 
-def _ending(facts: RunFacts, last: Life | None) -> str:
-    """How the last life ended."""
+def _ending(facts: RunFacts, last: PastStart | None) -> str:
+    """How the last start ended."""
     if last is None:
-        return "no life has begun"
+        return "no start has begun"
     if last.exit_code is not None:
-        return f"life {last.number} {_first_line(last.outcome)} (exit code {last.exit_code})"
+        return f"start {last.number} {_first_line(last.outcome)} (exit code {last.exit_code})"
     holder = facts.holder
     if holder is None:
-        return f"life {last.number} has no recorded end, and nobody holds the folder"
+        return f"start {last.number} has no recorded end, and nobody holds the folder"
     if holder.has_ended:
         return f"the process has ended without a word ({holder.text})"
     return f"no heartbeat for {holder.silence:.0f} s ({holder.text})"
@@ -107,11 +107,11 @@ def _iteration(facts: RunFacts) -> int:
 
 
 def _seconds_per_iteration(facts: RunFacts) -> float | None:
-    """Mean of the recent ones, over whole rounds of evaluation. The first iteration of a life is
+    """Mean of the recent ones, over whole rounds of evaluation. The first iteration of a start is
     left out where others are known: it warms up, and holds the evaluation before training. So are
-    those of earlier lives, as soon as there are some of this one: it may have other GPUs."""
-    first = {(life.resumed_from or 0) + 1 for life in facts.lives}
-    begin = (facts.lives[-1].resumed_from or 0) if facts.lives else 0
+    those of earlier starts, as soon as there are some of this one: it may have other GPUs."""
+    first = {(start.resumed_from or 0) + 1 for start in facts.starts}
+    begin = (facts.starts[-1].resumed_from or 0) if facts.starts else 0
     recent = facts.rows[-max(RECENT, 2 * facts.evaluation_every) :]
     steady = [row for row in recent if row.iteration not in first]
     present = [row for row in steady if row.iteration > begin]
@@ -123,51 +123,51 @@ def _at_risk(facts: RunFacts, state: str) -> tuple[int, float]:
     """(iterations, seconds) since the last commit."""
     saved = facts.checkpoint.iteration if facts.checkpoint else 0
     since = [row for row in facts.rows if row.iteration > saved]
-    if state != RUNNING or not facts.lives:
+    if state != RUNNING or not facts.starts:
         return len(since), sum(row.whole for row in since)
-    began = facts.lives[-1].began
+    began = facts.starts[-1].began
     commit = facts.checkpoint.at if facts.checkpoint else began
     return len(since), max(0.0, facts.now - max(began, commit))
 
 
 def _lost(facts: RunFacts, rate: float | None) -> tuple[int, float]:
-    """(iterations, seconds) of work done again. As each life found it; of lives whose record does
-    not say it, as far as the end of the life before was recorded."""
+    """(iterations, seconds) of work done again. As each start found it; of starts whose record does
+    not say it, as far as the end of the start before was recorded."""
     iterations, seconds = 0, 0.0
-    for before, life in pairwise(facts.lives):
-        if life.found is not None:
-            iterations += life.found.iterations
-            seconds += life.found.seconds
+    for before, start in pairwise(facts.starts):
+        if start.found is not None:
+            iterations += start.found.iterations
+            seconds += start.found.seconds
         elif before.iteration is not None:
-            repeated = max(0, before.iteration - (life.resumed_from or 0))
+            repeated = max(0, before.iteration - (start.resumed_from or 0))
             iterations += repeated
             seconds += repeated * (rate or 0.0)
     return iterations, seconds
 
 
-def _end(life: Life, after: Life) -> float:
-    """When a life that has a successor ended; of one that was killed, when it last wrote."""
-    if life.ended is not None:
-        return life.ended
+def _end(start: PastStart, after: PastStart) -> float:
+    """When a start that has a successor ended; of one that was killed, when it last wrote."""
+    if start.ended is not None:
+        return start.ended
     last = after.found.last_line if after.found else None
-    return min(max(life.began, last or life.began), after.began)
+    return min(max(start.began, last or start.began), after.began)
 
 
 def _between(facts: RunFacts) -> float:
-    gaps = (after.began - _end(life, after) for life, after in pairwise(facts.lives))
+    gaps = (after.began - _end(start, after) for start, after in pairwise(facts.starts))
     return sum(max(0.0, gap) for gap in gaps)
 
 
 def _hours(facts: RunFacts, state: str) -> float:
-    ends = [(life, _end(life, after)) for life, after in pairwise(facts.lives)]
-    if facts.lives:
-        ends.append((facts.lives[-1], _last_end(facts, state)))
-    return sum(life.world * max(0.0, end - life.began) for life, end in ends) / 3600
+    ends = [(start, _end(start, after)) for start, after in pairwise(facts.starts)]
+    if facts.starts:
+        ends.append((facts.starts[-1], _last_end(facts, state)))
+    return sum(start.world * max(0.0, end - start.began) for start, end in ends) / 3600
 
 
 def _last_end(facts: RunFacts, state: str) -> float:
-    """Of the last life: its end, now, or the last sign of one that was killed."""
-    last = facts.lives[-1]
+    """Of the last start: its end, now, or the last sign of one that was killed."""
+    last = facts.starts[-1]
     if last.ended is not None:
         return last.ended
     if state == RUNNING:

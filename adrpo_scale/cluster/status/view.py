@@ -38,7 +38,7 @@ def report(runs: Sequence[Path], as_json: bool) -> int:
 
 
 def statuses(runs: Sequence[Path]) -> list[Status | RunFolderError]:
-    """What is to be said of each run, with what the queue says of their jobs."""
+    """The answer about each run, with the queue's about their jobs."""
     found = [_read(run) for run in runs]
     known = [facts for facts in found if isinstance(facts, RunFacts)]
     jobs = {facts.run: _job(facts) for facts in known}
@@ -62,12 +62,13 @@ def _job(facts: RunFacts) -> str | None:
     """The Slurm job that holds the folder, or did last."""
     if facts.holder is not None and facts.holder.is_alive:
         return facts.holder.job
-    return facts.lives[-1].job if facts.lives else None
+    return facts.starts[-1].job if facts.starts else None
 
 
 def _document(run: Path, answer: Status | RunFolderError) -> dict[str, Any]:
     if isinstance(answer, Status):
-        return {**asdict(answer), "error": None}
+        # `lives`: the first name of `starts`, which programs may read.
+        return {**asdict(answer), "lives": answer.starts, "error": None}
     return {"run": str(run), "error": str(answer)}
 
 
@@ -94,7 +95,7 @@ def _block(status: Status) -> list[tuple[str, str]]:
     if status.seconds_per_iteration is not None:
         lines.append(("time", _time_text(status)))
     lines.append(("checkpoint", _checkpoint_text(status)))
-    lines.append(("lives", _lives_text(status)))
+    lines.append(("starts", _starts_text(status)))
     lines.append(("used", f"{_hours_text(status)} {_hours_of(status)}"))
     if status.queue is not None:
         lines.append(("queue", _queue_text(status)))
@@ -134,11 +135,11 @@ def _checkpoint_text(status: Status) -> str:
     return f"{text}; {after}" if after else text
 
 
-def _lives_text(status: Status) -> str:
-    if status.lives < 2:
-        return str(status.lives)
+def _starts_text(status: Status) -> str:
+    if status.starts < 2:
+        return str(status.starts)
     again = f"{_count(status.lost_iterations, 'iteration')} ({duration(status.lost_seconds)})"
-    return f"{status.lives}; {again} done again, {duration(status.between_seconds)} between lives"
+    return f"{status.starts}; {again} done again, {duration(status.between_seconds)} between starts"
 
 
 def _hours_of(status: Status) -> str:
@@ -162,7 +163,7 @@ def _queue_text(status: Status) -> str:
 
 def _table(answers: Sequence[Status]) -> Table:
     headings = ("run", "state", "iteration", "reward", "evaluated", "left", "checkpoint", "at risk")
-    table = Table(*headings, "lives", "again", _hours_heading(answers), "queue")
+    table = Table(*headings, "starts", "again", _hours_heading(answers), "queue")
     for status in answers:
         table.add_row(*_cells(status))
     return table
@@ -187,8 +188,8 @@ def _cells(status: Status) -> list[str]:
         _NONE if is_over or status.seconds_left is None else duration(status.seconds_left),
         _NONE if saved is None else f"{saved}, {duration(status.checkpoint_age)} ago",
         _NONE if is_over else f"{status.at_risk_iterations}, {duration(status.at_risk_seconds)}",
-        str(status.lives),
-        duration(status.lost_seconds) if status.lives > 1 else _NONE,
+        str(status.starts),
+        duration(status.lost_seconds) if status.starts > 1 else _NONE,
         _hours_text(status),
         _NONE if entry is None else f"{entry.job} {entry.reason or entry.state}",
     ]

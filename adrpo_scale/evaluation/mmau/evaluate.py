@@ -47,7 +47,7 @@ _NAMED = 10  # questions without an answer that are named at the end
 
 
 @dataclass(frozen=True)
-class Orders:
+class EvaluationOptions:
     """What the command line says. model or endpoint, one of them."""
 
     config: Path
@@ -91,35 +91,35 @@ def load_settings(path: Path, overrides: Sequence[str], data: Path | None) -> Mm
         raise ConfigError("\n".join([*faults, f"settings of evaluate: {known}"])) from error
 
 
-def evaluate(orders: Orders) -> None:
+def evaluate(options: EvaluationOptions) -> None:
     """The verb."""
-    if (orders.model is None) == (orders.endpoint is None):
+    if (options.model is None) == (options.endpoint is None):
         raise ConfigError("name one of --model FOLDER_OR_RUN and --endpoint MODEL_NAME")
-    if orders.dry_run and orders.endpoint is None:
+    if options.dry_run and options.endpoint is None:
         raise ConfigError("--dry-run tells what asking an endpoint would take: name --endpoint")
-    config = load_settings(orders.config, orders.overrides, orders.data)
+    config = load_settings(options.config, options.overrides, options.data)
     folder = resolve_path(config.data)
     benchmark = load_benchmark(folder, config.variant)
-    questions = evenly(benchmark.questions, orders.limit)
-    if orders.dry_run:
-        _dry_run(Endpoint(str(orders.endpoint), config), questions)
+    questions = evenly(benchmark.questions, options.limit)
+    if options.dry_run:
+        _dry_run(Endpoint(str(options.endpoint), config), questions)
         return
-    subject = find_subject(orders, config, str(folder / QUESTIONS))
+    subject = find_subject(options, config, str(folder / QUESTIONS))
     engine = subject.source.config.engine if subject.source is not None else None
     device = engine.torch_device() if engine is not None else "cpu"
     seconds = engine.timeout_seconds if engine is not None else 3600.0
-    to = orders.to or subject.folder
+    to = options.to or subject.folder
     with dist.process_group(device, seconds), _held(to) as lock:
         _evaluate(config, benchmark, questions, subject, to, lock)
 
 
-def find_subject(orders: Orders, config: MmauConfig, prompts: str) -> Subject:
+def find_subject(options: EvaluationOptions, config: MmauConfig, prompts: str) -> Subject:
     """Who is asked, before anything is loaded."""
-    if orders.model is None:
-        name = str(orders.endpoint)
+    if options.model is None:
+        name = str(options.endpoint)
         return Subject(name, None, _row(name), _folder_of(name))
-    source = local.find_local(orders.model, config, prompts)
-    name = orders.model.rstrip("/")
+    source = local.find_local(options.model, config, prompts)
+    name = options.model.rstrip("/")
     if source.reader is None:
         return Subject(name, source, _row(name), _folder_of(name))
     checkpoint, iteration = source.reader.folder, source.reader.iteration

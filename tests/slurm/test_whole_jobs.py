@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.slurm.jobs import CONFIG, PACED, Job, train
-from tests.support import lives
+from tests.support import starts
 from tests.support.tiny import records
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -21,8 +21,8 @@ DEMO = ["iterations=12", "evaluation.every=0", "checkpoint.every_iterations=2"]
 def uninterrupted(folder: Path, world: int, arguments: list[str]) -> Path:
     """The same run in as many processes and one go, without Slurm."""
     arguments = [str(folder / "plain") if a.endswith("/run") else a for a in arguments]
-    life = lives.Life(folder / "plain-life", world, ["train", *arguments])
-    assert life.wait(240) == [0] * world, life.text()
+    start = starts.Started(folder / "plain-start", world, ["train", *arguments])
+    assert start.wait(240) == [0] * world, start.text()
     return folder / "plain"
 
 
@@ -53,21 +53,21 @@ def waiting(cluster, tmp_path_factory):
     trigger.unlink()
 
 
-def test_three_lives_equal_an_uninterrupted_run(cluster, tmp_path):
+def test_three_starts_equal_an_uninterrupted_run(cluster, tmp_path):
     sets = [part for s in DEMO for part in ("--set", s)]
     arguments = [CONFIG, "--run-dir", str(tmp_path / "run"), *sets]
     job = Job(cluster, tmp_path, ["--nodes=4", "--gpus-per-node=2"], arguments)
-    for life, iteration in ((1, 3), (2, 7)):
-        job.wait_life(life)
+    for start, iteration in ((1, 3), (2, 7)):
+        job.wait_start(start)
         job.wait("progress", lambda least=iteration: len(job.metrics()) >= least)
         job.usr1()
-        job.wait("the requeue", lambda count=life: job.restarts == count)
+        job.wait("the requeue", lambda count=start: job.restarts == count)
     assert job.wait_end() == "COMPLETED", job.log
     plain = uninterrupted(tmp_path, 8, arguments)
-    assert lives.differences(job.run, plain) == []
-    told = job.lives()
-    assert [life["world_size"] for life in told] == [8, 8, 8]
-    assert [life["outcome"] for life in told] == ["stopped by SIGUSR1"] * 2 + ["done"]
+    assert starts.differences(job.run, plain) == []
+    told = job.starts()
+    assert [start["world_size"] for start in told] == [8, 8, 8]
+    assert [start["outcome"] for start in told] == ["stopped by SIGUSR1"] * 2 + ["done"]
     assert len(job.restart_lines()) == 3  # one log, gone on with
     assert "restart 2" in job.log and job.log.rstrip().endswith("== done")
 
@@ -81,10 +81,10 @@ def test_a_node_that_dies_in_mid_iteration(cluster, tmp_path):
     job.wait("the requeue", lambda: job.restarts == 1)
     assert job.wait_end() == "COMPLETED", job.log
     cluster.power_on(lost)
-    first, second = job.lives()
+    first, second = job.starts()
     assert first.get("outcome") in (None, "lost another process") and second["resumed_from"] >= 3
     assert second["world_size"] == 2 and lost not in job.nodes()
-    assert lives.differences(job.run, uninterrupted(tmp_path, 2, arguments)) == []
+    assert starts.differences(job.run, uninterrupted(tmp_path, 2, arguments)) == []
 
 
 def test_a_node_that_dies_when_there_is_no_other(cluster, tmp_path):
@@ -99,7 +99,7 @@ def test_a_node_that_dies_when_there_is_no_other(cluster, tmp_path):
     job.wait("the requeue", lambda: job.restarts == 1)
     assert job.wait_end() == "COMPLETED", job.log
     cluster.power_on(lost)
-    assert [life["world_size"] for life in job.lives()] == [4, 3]
+    assert [start["world_size"] for start in job.starts()] == [4, 3]
     plain = records(uninterrupted(tmp_path, 2, arguments))
     found = job.metrics()
     assert [line["samples"] for line in found] == [line["samples"] for line in plain]
@@ -116,7 +116,7 @@ def test_a_rank_that_hangs(cluster, tmp_path):
     job.wait("the requeue", lambda: job.restarts == 1)
     trigger.unlink()
     assert job.wait_end() == "COMPLETED", job.log
-    first, second = job.lives()
+    first, second = job.starts()
     assert first["outcome"].startswith("hung: rank 0 on ") and first["exit_code"] == 85
     assert second["resumed_from"] >= 2
     stacks = [(job.run / f"stacks/rank-{rank:04d}.txt").read_text() for rank in (0, 1)]
@@ -132,7 +132,7 @@ def test_a_rank_killed_by_the_kernel(cluster, tmp_path):
     assert job.wait_end() == "COMPLETED", job.log
     assert "rank 1 ended with code 137" in job.log
     assert "== code 137, a process was killed by signal 9: requeue" in job.log
-    assert job.restarts == 1 and job.lives()[1]["resumed_from"] >= 2
+    assert job.restarts == 1 and job.starts()[1]["resumed_from"] >= 2
 
 
 @pytest.mark.parametrize("partition", ["main", "cancel30"])
@@ -145,9 +145,9 @@ def test_cancelled(cluster, tmp_path, partition):
     cluster.run("scancel", job.id)
     assert job.wait_end() == "CANCELLED"
     job.wait("the log's last line", lambda: "cancelled, not requeued" in job.log, 20)
-    (life,) = job.lives()
-    assert life["outcome"].startswith("stopped by SIG")
-    assert lives.committed_iterations(job.run)[-1] == life["iteration"] >= 2
+    (start,) = job.starts()
+    assert start["outcome"].startswith("stopped by SIG")
+    assert starts.committed_iterations(job.run)[-1] == start["iteration"] >= 2
     assert job.restarts == 0
 
 
@@ -177,7 +177,7 @@ def test_preempted(cluster, tmp_path):
     for name, job in jobs.items():
         assert job.wait_end() == "COMPLETED", (name, job.log)
         assert job.restarts == 1 and len(job.restart_lines()) == 2, (name, job.log)
-        first, second = job.lives()
+        first, second = job.starts()
         assert first["outcome"].startswith("stopped by SIG"), name
         assert second["resumed_from"] == first["iteration"] >= 2, name
 
@@ -193,7 +193,7 @@ def test_an_array_of_seeds(cluster, tmp_path):
     for seed, job in enumerate(elements):
         assert job.wait_end() == "COMPLETED", both.log
         assert json.loads((job.run / "config.json").read_text())["seed"] == seed
-        assert len(job.lives()) == 1 + seed == 1 + job.restarts
+        assert len(job.starts()) == 1 + seed == 1 + job.restarts
 
 
 def test_where_requeue_is_not_allowed_a_chain_goes_on(cluster, tmp_path):
@@ -205,8 +205,8 @@ def test_where_requeue_is_not_allowed_a_chain_goes_on(cluster, tmp_path):
     assert first.wait_end() == "FAILED"
     assert "== requeue is not allowed: submit the same again, or a chain of jobs" in first.log
     assert second.wait_end() == "COMPLETED", second.log
-    assert [life["job_id"] for life in second.lives()] == [first.id, second.id]
-    assert second.lives()[1]["resumed_from"] >= 2
+    assert [start["job_id"] for start in second.starts()] == [first.id, second.id]
+    assert second.starts()[1]["resumed_from"] >= 2
     export = Job(
         cluster,
         tmp_path / "export",
@@ -220,12 +220,12 @@ def test_where_requeue_is_not_allowed_a_chain_goes_on(cluster, tmp_path):
 
 def test_a_time_limit(waiting):
     job = waiting["time limit"]
-    assert job.wait_end(400) == "COMPLETED", job.log  # on a busy machine a life has few iterations
-    *stopped, last = job.lives()  # more than two on a slow machine
+    assert job.wait_end(400) == "COMPLETED", job.log  # on a busy machine a start has few iterations
+    *stopped, last = job.starts()  # more than two on a slow machine
     assert stopped and last["outcome"] == "done"
-    for life, following in zip(stopped, job.lives()[1:], strict=True):
-        assert (life["outcome"], life["exit_code"]) == ("stopped by SIGUSR1", 85)
-        assert following["resumed_from"] == life["iteration"] < 40
+    for start, following in zip(stopped, job.starts()[1:], strict=True):
+        assert (start["outcome"], start["exit_code"]) == ("stopped by SIGUSR1", 85)
+        assert following["resumed_from"] == start["iteration"] < 40
     assert [line["iteration"] for line in job.metrics()] == list(range(1, 41))
 
 
@@ -233,5 +233,5 @@ def test_a_job_that_gets_nowhere_is_not_requeued_for_ever(waiting):
     job = waiting["hangs"]
     assert job.wait_end() == "FAILED", job.log
     assert job.restarts == 3
-    assert "3 lives in a row ended without a new checkpoint (hung: rank" in job.log
+    assert "3 starts in a row ended without a new checkpoint (hung: rank" in job.log
     assert "== code 3: not requeued" in job.log

@@ -1,6 +1,6 @@
-"""Lives of a run: the real command in N processes that can be signalled, killed and started again.
+"""Starts of a run: the real command in N processes that can be signalled, killed and started again.
 
-Forked from the same forkserver as `tests.support.ranks`: a life costs what its training costs.
+Forked from the same forkserver as `tests.support.ranks`: a start costs what its training costs.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ TINY = [  # a run whose iterations take hundredths of a second
 ]
 
 
-class Life:
-    """One start of `adrpo-scale ...` in `world` processes.
+class Started:
+    """One start of `adrpo-scale ...` in `world` processes, under way.
 
     prepare: a picklable function of the rank that is called in each process before the command.
     environment: further variables of every process.
@@ -122,9 +122,9 @@ def train_arguments(run: Path, overrides: Sequence[str] = (), *flags: str) -> li
 
 def train(
     folder: Path, world: int, overrides: Sequence[str] = (), *flags: str, **options: Any
-) -> Life:
-    """Starts a life of the run in `folder/run`."""
-    return Life(folder, world, train_arguments(folder / "run", overrides, *flags), **options)
+) -> Started:
+    """One more start of the run in `folder/run`, under way."""
+    return Started(folder, world, train_arguments(folder / "run", overrides, *flags), **options)
 
 
 def _one(variables: dict[str, str], arguments: list[str], output: str, prepare: bytes) -> None:
@@ -164,7 +164,7 @@ def newest(run: Path) -> Reader:
     return Reader(committed(run / CHECKPOINTS)[committed_iterations(run)[-1]])
 
 
-def lives_of(run: Path) -> list[dict[str, Any]]:
+def records_of(run: Path) -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in start_records(run)]
 
 
