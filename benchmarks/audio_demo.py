@@ -1,6 +1,7 @@
 """The sounds demo under GRPO and ADRPO, three seeds, one and two processes, both engines;
 ADRPO's clip range at half, one and two times beta0 (paper, table 3); GRPO without and with twice
-the penalty, because ADRPO acts much like GRPO with a larger beta: README's table.
+the penalty, because ADRPO acts much like GRPO with a larger beta: the table of
+docs/results/sounds.md.
 
     python benchmarks/audio_demo.py [--runs runs/sounds] [--jobs 2]
 

@@ -1,4 +1,5 @@
-"""The five algorithms on the image demo, three seeds each: the table of README.
+"""The five algorithms on the image demo, three seeds each: the table of
+docs/results/five-algorithms.md.
 
     python benchmarks/five_algorithms.py [--runs runs/five] [--jobs 1]
 
@@ -20,7 +21,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from adrpo_scale.run import figures, tables
-from adrpo_scale.run.comparison import comparison, read_run
 
 ALGORITHMS = ("adrpo", "grpo", "orw_cfm_w2", "raft", "dpo")
 SEEDS = (0, 1, 2)
@@ -48,9 +48,8 @@ def main() -> None:
     folders = {(a, s): arguments.runs / f"{a}-{s}" for a in ALGORITHMS for s in SEEDS}
     with ThreadPoolExecutor(arguments.jobs) as pool:
         list(pool.map(lambda item: train(item[1], *item[0]), folders.items()))
-    runs = {key: read_run(folder) for key, folder in folders.items()}
-    rows = {key: run.rows for key, run in runs.items()}
-    lines = comparison(list(runs.values()))
+    rows = {key: tables.read_rows(folder) for key, folder in folders.items()}
+    lines = tables.comparison(list(rows.values()))
     for line in lines:
         name = line[0].split(" ")[0]
         seconds = [cpu_seconds(folders[key]) for key in folders if key[0] == name]

@@ -1,4 +1,5 @@
-"""ADRPO against GRPO with fixed betas on the two text demos, three seeds: README's tables.
+"""ADRPO against GRPO with fixed betas on the two text demos, three seeds: the tables of
+docs/results/text.md.
 
     python benchmarks/text_betas.py arithmetic [--runs runs/betas] [--jobs 1]
     python benchmarks/text_betas.py reward_model [--set iterations=120 ...]

@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
@@ -16,6 +17,7 @@ from pydantic.fields import FieldInfo
 
 from adrpo_scale.cli.main import app
 from adrpo_scale.core import errors as named_errors
+from adrpo_scale.core.components import Table
 from adrpo_scale.core.errors import AdrpoError, exit_code
 from adrpo_scale.core.settings import Effect, Section
 from adrpo_scale.evaluation.mmau.base import MmauConfig
@@ -24,9 +26,6 @@ from adrpo_scale.run.load import paper_place
 from adrpo_scale.run.registry import ALGORITHMS, DOMAINS, ENGINES, REWARDS
 from adrpo_scale.training import metric_names
 
-Place = tuple[str, type[Section]]
-"""A TOML table as a config names it, e.g. `[domain]`, and its class."""
-
 LIMITS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 EFFECTS: dict[Effect, str] = {
     "maths": "refused",
@@ -34,13 +33,13 @@ EFFECTS: dict[Effect, str] = {
     "rounding": "rounding",
     "none": "free",
 }
-COMPONENTS: dict[str, tuple[str, str, Mapping[str, Any]]] = {
-    "domain": ("[domain]", "name", DOMAINS),
-    "algorithm": ("[algorithm]", "name", ALGORITHMS),
-    "rewards": ("[[rewards]]", "kind", REWARDS),
-    "engine": ("[engine]", "name", ENGINES),
+COMPONENTS: dict[str, tuple[str, Table[Any]]] = {
+    "domain": ("[domain]", DOMAINS),
+    "algorithm": ("[algorithm]", ALGORITHMS),
+    "rewards": ("[[rewards]]", REWARDS),
+    "engine": ("[engine]", ENGINES),
 }
-"""The sections of a run that are one of several classes: TOML head, the key that chooses, table."""
+"""The sections of a run that are one of several classes: their head in TOML, and their table."""
 
 
 def write(folder: Path) -> None:
@@ -50,7 +49,9 @@ def write(folder: Path) -> None:
     for name, page in PAGES.items():
         text, path = page(), folder / name
         if not path.is_file() or path.read_text() != text:
-            path.write_text(text)
+            whole = path.with_suffix(f".{os.getpid()}")
+            whole.write_text(text)  # of two builds at once neither reads half a page
+            whole.replace(path)
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -137,11 +138,12 @@ def settings() -> str:
     ]
     for key, info in RunConfig.model_fields.items():
         if key in COMPONENTS:
-            head, tag, known = COMPONENTS[key]
-            parts.append(f"## {head}\n\n{_sentence(info.description)}\n")
-            for name, component in known.items():
-                rows = settings_table(component.Config, key, name)
-                parts.append(f'### {tag} = "{name}"\n\n{rows}')
+            head, known = COMPONENTS[key]
+            own = f'`{known.tag} = "my_module:MyClass"` names one of your own.'
+            parts.append(f"## {head}\n\n{_sentence(info.description)} {own}\n")
+            for name in known:
+                rows = settings_table(known.config_of(name), key, name)
+                parts.append(f'### {known.tag} = "{name}"\n\n{rows}')
         elif section := section_of(info.annotation):
             parts.append(f"## [{key}]\n\n{_sentence(info.description)}\n")
             parts.append(settings_table(section, key))

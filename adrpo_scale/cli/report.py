@@ -12,17 +12,14 @@ def report(
     runs: Annotated[list[Path], typer.Argument(help="Run folders.")],
     curves: Annotated[Path | None, typer.Option(help="Also draw the curves into this PNG.")] = None,
 ) -> None:
-    """Compare runs: a Markdown table of the means of their last three evaluations. Runs that differ
-    in their seed alone are one line, labelled by the settings that differ between lines.
+    """Compare runs: a Markdown table of their last three evaluations, a line per algorithm.
 
     Example:
         [cyan]adrpo-scale report runs/image_adrpo-* runs/image_grpo-* --curves curves.png[/cyan]
     """
-    from adrpo_scale.run import figures
-    from adrpo_scale.run.comparison import comparison, read_run
-    from adrpo_scale.run.tables import markdown
+    from adrpo_scale.run import figures, tables
 
-    found = [read_run(run) for run in runs]
-    print(markdown(comparison(found)))
+    rows = [tables.read_rows(run) for run in runs]
+    print(tables.markdown(tables.comparison(rows)))
     if curves is not None:
-        figures.curves([run.rows for run in found], curves)
+        figures.curves(rows, curves)
