@@ -21,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from adrpo_scale.run import figures, tables
+from adrpo_scale.run.comparison import comparison, read_run
 
 ALGORITHMS = ("adrpo", "grpo", "orw_cfm_w2", "raft", "dpo")
 SEEDS = (0, 1, 2)
@@ -48,8 +49,9 @@ def main() -> None:
     folders = {(a, s): arguments.runs / f"{a}-{s}" for a in ALGORITHMS for s in SEEDS}
     with ThreadPoolExecutor(arguments.jobs) as pool:
         list(pool.map(lambda item: train(item[1], *item[0]), folders.items()))
-    rows = {key: tables.read_rows(folder) for key, folder in folders.items()}
-    lines = tables.comparison(list(rows.values()))
+    runs = {key: read_run(folder) for key, folder in folders.items()}
+    rows = {key: run.rows for key, run in runs.items()}
+    lines = comparison(list(runs.values()))
     for line in lines:
         name = line[0].split(" ")[0]
         seconds = [cpu_seconds(folders[key]) for key in folders if key[0] == name]

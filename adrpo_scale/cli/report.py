@@ -12,14 +12,17 @@ def report(
     runs: Annotated[list[Path], typer.Argument(help="Run folders.")],
     curves: Annotated[Path | None, typer.Option(help="Also draw the curves into this PNG.")] = None,
 ) -> None:
-    """Compare runs: a Markdown table of their last three evaluations, a line per algorithm.
+    """Compare runs: a Markdown table of the means of their last three evaluations. Runs that differ
+    in their seed alone are one line, labelled by the settings that differ between lines.
 
     Example:
         [cyan]adrpo-scale report runs/image_adrpo-* runs/image_grpo-* --curves curves.png[/cyan]
     """
-    from adrpo_scale.run import figures, tables
+    from adrpo_scale.run import figures
+    from adrpo_scale.run.comparison import comparison, read_run
+    from adrpo_scale.run.tables import markdown
 
-    rows = [tables.read_rows(run) for run in runs]
-    print(tables.markdown(tables.comparison(rows)))
+    found = [read_run(run) for run in runs]
+    print(markdown(comparison(found)))
     if curves is not None:
-        figures.curves(rows, curves)
+        figures.curves([run.rows for run in found], curves)

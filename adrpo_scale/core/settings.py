@@ -7,7 +7,8 @@ misspelt key that is silently ignored costs a week of GPU time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -33,12 +34,17 @@ class Section(BaseModel):
     EFFECT: ClassVar[Effect] = "maths"  # of the settings that do not say it themselves
 
 
+_ALWAYS: Any = object()  # runs have had the setting from the beginning
+
+
 def setting(
     default: Any,
     meaning: str,
     *,
     paper: str | None = None,
     effect: Effect | None = None,
+    before: Any = _ALWAYS,
+    formerly: Sequence[str] = (),
     **limits: Any,
 ) -> Any:
     """A field of a `Section`.
@@ -48,28 +54,68 @@ def setting(
     paper: where the paper (arXiv 2510.18053) states the default, e.g. "Algorithm 1"; None where
     it does not.
     effect: what changing it in the middle of a run does; the section's EFFECT by default.
+    before: for a setting that is added to a section which runs already have: the value that those
+    runs had without it. The run's identity leaves the setting out at that value, and the default is
+    that value too: otherwise the command of an older run would start another run.
+    formerly: the names that the key had in its section, the first one first. The run's identity
+    goes by the first; all are accepted in place of the key.
     limits: pydantic's ge, gt, le, lt, min_length, ...
     """
-    notes = {"paper": paper, "effect": effect}
-    extra: dict[str, Any] = {name: text for name, text in notes.items() if text}
+    if before is not _ALWAYS and before != default:
+        raise TypeError(
+            f"default {default!r} with before = {before!r}: a run of before, started again by the "
+            "same command, would be another run; make them equal"
+        )
+    notes = {"paper": paper, "effect": effect, "formerly": list(formerly)}
+    extra: dict[str, Any] = {name: note for name, note in notes.items() if note}
+    if before is not _ALWAYS:
+        extra["before"] = before
     return Field(default, description=meaning, json_schema_extra=extra or None, **limits)
 
 
+def notes_of(info: FieldInfo) -> dict[str, Any]:
+    """What `setting` was told beside default, meaning and limits, by the names of its arguments."""
+    notes: Any = info.json_schema_extra
+    return notes if isinstance(notes, dict) else {}
+
+
+def names_of(name: str, info: FieldInfo) -> list[str]:
+    """Every name that a key has had, the first one first and today's last."""
+    return [*notes_of(info).get("formerly", ()), name]
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One setting of a config. path: its keys, dotted; first: the same by their first names."""
+
+    path: str
+    first: str
+    value: Any
+    info: FieldInfo
+    effect: Effect
+
+    @property
+    def is_as_before(self) -> bool:
+        """Whether runs that did not have the setting yet are as if they had this value."""
+        notes = notes_of(self.info)
+        return "before" in notes and self.value == notes["before"]
+
+
 def walk(
-    section: Section, prefix: str = "", inherited: Effect | None = None
-) -> Iterator[tuple[str, Any, FieldInfo, Effect]]:
-    """(dotted path, value, field, effect) of every setting, in declaration order."""
+    section: Section, path: str = "", first: str = "", inherited: Effect | None = None
+) -> Iterator[Leaf]:
+    """Every setting, in declaration order. path, first: of the section, with a dot at its end."""
     for name, info in type(section).model_fields.items():
-        path, value = f"{prefix}{name}", getattr(section, name)
-        notes = info.json_schema_extra
-        effect: Any = (notes.get("effect") if isinstance(notes, dict) else None) or inherited
+        value = getattr(section, name)
+        here, there = f"{path}{name}", f"{first}{names_of(name, info)[0]}"
+        effect: Effect | None = notes_of(info).get("effect") or inherited
         if isinstance(value, Section):
-            yield from walk(value, f"{path}.", effect)
+            yield from walk(value, f"{here}.", f"{there}.", effect)
         elif isinstance(value, list) and value and isinstance(value[0], Section):
             for number, item in enumerate(value):
-                yield from walk(item, f"{path}.{number}.", effect)
+                yield from walk(item, f"{here}.{number}.", f"{there}.{number}.", effect)
         else:
-            yield path, value, info, effect or section.EFFECT
+            yield Leaf(here, there, value, info, effect or section.EFFECT)
 
 
 def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:

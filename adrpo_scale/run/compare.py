@@ -13,12 +13,13 @@ from typing import Any
 from adrpo_scale.checkpoint.reader import Reader
 from adrpo_scale.core import dist
 from adrpo_scale.core.errors import CheckpointError, ConfigError, agreed
-from adrpo_scale.core.settings import Effect, leaves
+from adrpo_scale.core.settings import Effect, leaves, notes_of, walk
 from adrpo_scale.core.types import Prompt
 from adrpo_scale.domains.base import Domain
 from adrpo_scale.hub.weights import SafetensorsFolder, combined_sha256, revision_of
 from adrpo_scale.run.config import RunConfig
 from adrpo_scale.run.load import parse_config
+from adrpo_scale.run.sections import current_key, modern
 
 _MISSING = object()
 
@@ -37,9 +38,14 @@ class Change:
 
 
 def settings_changes(before: Mapping[str, Any], config: RunConfig) -> list[Change]:
-    """What differs between a checkpoint's resolved settings and this run's. A key that is no
-    setting (any more) counts as maths: nothing is known of it."""
-    old, new = dict(leaves(before)), dict(leaves(config.resolved()))
+    """What differs between a checkpoint's resolved settings and this run's. A setting that the
+    checkpoint's run did not have yet counts as the value that it declares for such runs. A key that
+    is no setting (any more) counts as maths: nothing is known of it."""
+    old, new = dict(leaves(modern(before)[0])), dict(leaves(config.resolved()))
+    for leaf in walk(config):
+        notes = notes_of(leaf.info)
+        if "before" in notes:
+            old.setdefault(leaf.path, notes["before"])
     effects = _effects(before) | config.effects()
     return [
         Change(path, _text(old, path), _text(new, path), effects.get(path, "maths"))
@@ -69,6 +75,7 @@ def check_settings(reader: Reader, config: RunConfig, allowed: Sequence[str]) ->
     """Notes on settings that changed since the checkpoint, to be logged. ConfigError, listing them,
     where some change what is learned and `--allow-change` does not name them."""
     changes = settings_changes(reader.manifest.document["config"], config)
+    allowed = [current_key(key, config.resolved()) for key in allowed]
     refused = [
         change
         for change in changes

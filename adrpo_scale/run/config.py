@@ -115,14 +115,29 @@ class RunConfig(Section):
 
     def effects(self) -> dict[str, Effect]:
         """What each setting changes, by dotted path."""
-        found = {path: effect for path, _, _, effect in walk(self)}
+        found = {leaf.path: leaf.effect for leaf in walk(self)}
         if self.optimizer.schedule != "constant":
             found["iterations"] = "maths"  # the learning rate falls towards the last one
         return found
 
+    def identity(self) -> dict[str, Any]:
+        """Every setting that changes what is learned, by its first name; without the settings that
+        runs of before did not have, where their values are those runs'."""
+        effects, resolved = self.effects(), self.resolved()
+        kept: dict[str, Any] = {}
+        for leaf in walk(self):
+            if effects[leaf.path] in ("maths", "content") and not leaf.is_as_before:
+                kept |= leaves(_at(resolved, leaf.path), leaf.first)
+        return kept
+
     def digest(self) -> str:
-        """8 hex digits: the run's identity, a hash of every setting that changes what is learned.
-        So a run that is made longer, or logs more, is still the same run."""
-        effects, values = self.effects(), dict(leaves(self.resolved()))
-        kept = {path: values[path] for path in values if effects[path] in ("maths", "content")}
-        return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:8]
+        """8 hex digits: a hash of the run's identity. So a run that is made longer, or logs more,
+        is still the same run, and so is one of before that has new settings now."""
+        text = json.dumps(self.identity(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _at(data: Any, path: str) -> Any:
+    for key in path.split("."):
+        data = data[int(key)] if isinstance(data, list) else data[key]
+    return data

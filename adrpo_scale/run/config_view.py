@@ -27,8 +27,8 @@ class Entry:
 def entries(loaded: LoadedConfig) -> list[Entry]:
     """Every key of a config, in declaration order."""
     return [
-        Entry(path, _toml(value), loaded.source(path, value, info), info.description or "")
-        for path, value, info, _ in walk(loaded.config)
+        Entry(leaf.path, _toml(leaf.value), loaded.source(leaf), leaf.info.description or "")
+        for leaf in walk(loaded.config)
     ]
 
 

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import difflib
 import tomllib
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from pydantic import ValidationError
-from pydantic.fields import FieldInfo
 
-from adrpo_scale.core.components import OneOf
 from adrpo_scale.core.errors import ConfigError
-from adrpo_scale.core.settings import Section, leaves
+from adrpo_scale.core.settings import Leaf, leaves, notes_of
 from adrpo_scale.run.config import RunConfig
+from adrpo_scale.run.sections import current_key, modern, section_at
 
 
 @dataclass(frozen=True)
@@ -30,15 +30,10 @@ class LoadedConfig:
     config: RunConfig
     given: Mapping[str, str]
 
-    def source(self, path: str, value: Any, info: FieldInfo) -> str:
+    def source(self, leaf: Leaf) -> str:
         """file, --set or default, and the place in the paper if the value is the paper's."""
-        given, paper = self.given.get(path, "default"), paper_place(info)
-        return f"{given}: paper, {paper}" if paper and value == info.default else given
-
-
-def paper_place(info: FieldInfo) -> str | None:
-    extra = info.json_schema_extra
-    return str(extra["paper"]) if isinstance(extra, dict) and "paper" in extra else None
+        given, paper = self.given.get(leaf.path, "default"), notes_of(leaf.info).get("paper")
+        return f"{given}: paper, {paper}" if paper and leaf.value == leaf.info.default else given
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> LoadedConfig:
@@ -52,16 +47,20 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> LoadedConfig:
         ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
         raise ConfigError(f"config {path} is not valid TOML: {error}") from error
+    data, renamed = modern(data)
     given = {leaf: "file" for leaf, _ in leaves(data)}
     for override in overrides:
-        key, value = parse_override(override)
-        assign(data, key, value)
+        key, value, old = _set(data, override)
         given |= {f"{key}.{leaf}" if leaf else key: "--set" for leaf, _ in leaves(value)}
+        renamed |= old
+    warn_of_old(renamed)
     return LoadedConfig(path.stem, parse_config(data), given)
 
 
 def parse_config(data: Mapping[str, Any]) -> RunConfig:
-    """RunConfig from plain data; ConfigError, one line a fault, if it does not fit."""
+    """RunConfig from plain data; ConfigError, one line a fault, if it does not fit. Keys may have
+    names of before, as in the settings that a checkpoint holds."""
+    data, _ = modern(data)
     try:
         return RunConfig.model_validate(data)
     except ValidationError as error:
@@ -102,9 +101,26 @@ def assign(data: dict[str, Any], key: str, value: Any) -> None:
 def overridden(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
     """The config with further `--set`s."""
     data = config.resolved()
+    renamed: dict[str, str] = {}
     for override in overrides:
-        assign(data, *parse_override(override))
+        renamed |= _set(data, override)[2]
+    warn_of_old(renamed)
     return parse_config(data)
+
+
+def _set(data: dict[str, Any], override: str) -> tuple[str, Any, dict[str, str]]:
+    """Does one `--set`: the key by the names of today, its value, and names of before in it."""
+    given, value = parse_override(override)
+    key = current_key(given, data)
+    assign(data, key, value)
+    return key, value, {} if key == given else {given: key}
+
+
+def warn_of_old(renamed: Mapping[str, str]) -> None:
+    """One warning for all keys that are given by names of before. renamed: today's by those."""
+    if renamed:
+        listed = ", ".join(f"{old} is now {new}" for old, new in renamed.items())
+        warnings.warn(f"keys by old names, which still mean the same: {listed}", stacklevel=3)
 
 
 def _index(items: list[Any], text: str, key: str) -> int:
@@ -131,34 +147,3 @@ def _fault(detail: Any, data: Any) -> str:
     if kind == "value_error":
         return f"{where}: {message}" if where else message
     return f"{where} = {detail['input']!r}: {message}"
-
-
-def section_at(data: Any, location: Sequence[Any]) -> type[Section]:
-    """The config class of the section at a path of keys and numbers in a file's data, which may
-    have any other fault."""
-    model: type[Section] = RunConfig
-    field: FieldInfo | None = None
-    for part in location:
-        data = data.get(part, {}) if isinstance(data, Mapping) else data[part]
-        field = model.model_fields[part] if isinstance(part, str) else field
-        model = class_of(field, data) or model
-    return model
-
-
-def class_of(field: FieldInfo | None, data: Any) -> type[Section] | None:
-    """The class of the section that a field of a config holds; None: it holds a value, or a list
-    of sections. data: what the file has there."""
-    if field is None or not isinstance(data, Mapping):
-        return None
-    for part in (*field.metadata, *_parts(field.annotation)):
-        if isinstance(part, OneOf):
-            return part.config_of(data)
-        if isinstance(part, type) and issubclass(part, Section):
-            return part
-    return None
-
-
-def _parts(annotation: Any) -> list[Any]:
-    """What stands inside an annotation (union, list, optional, Annotated), or it alone."""
-    inside = get_args(annotation)
-    return [part for one in inside for part in _parts(one)] if inside else [annotation]

@@ -42,7 +42,8 @@ def read_rows(run: Path) -> list[Row]:
             f"{path} is not there: give the folder of a run with evaluation.every > 0 that has "
             "reached its first evaluation"
         )
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    # Up to its last line end: the run may be writing the line after it.
+    return [json.loads(line) for line in path.read_text().split("\n")[:-1]]
 
 
 def before(rows: Iterable[Row], split: str, metric: str) -> float | None:
@@ -77,33 +78,6 @@ def metric_order(names: set[str]) -> list[str]:
     """Known metrics first, in the order of COLUMNS, then the others by name."""
     first = [m for m in dict.fromkeys(metric for _, metric in COLUMNS) if m in names]
     return first + sorted(names - set(first))
-
-
-def comparison(runs: Sequence[Sequence[Row]]) -> list[list[str]]:
-    """One line per algorithm: mean ± half the range over seeds of `after`, base model first.
-
-    First line: the header. Runs of one algorithm must differ in their seed alone.
-    """
-    every = [row for run in runs for row in run]
-    known = {(r["split"], r["metric"]) for r in every}
-    columns = [c for c in COLUMNS if c in known]
-    lines = [["", *(f"{metric} ({split})" for split, metric in columns)]]
-    base = [[before(run, *column) for run in runs] for column in columns]
-    lines.append(["base", *(_mean_range(values) for values in base)])
-    for algorithm in sorted({r["algorithm"] for r in every}):
-        chosen = [run for run in runs if run and run[0]["algorithm"] == algorithm]
-        values = [[after(run, *column) for run in chosen] for column in columns]
-        lines.append([f"{algorithm} ×{len(chosen)}", *(_mean_range(v) for v in values)])
-    return lines
-
-
-def _mean_range(values: Sequence[float | None]) -> str:
-    numbers = [value for value in values if value is not None]
-    if not numbers:
-        return "–"
-    mean, half = statistics.fmean(numbers), (max(numbers) - min(numbers)) / 2
-    digits = 1 if abs(mean) >= 10 else 2
-    return f"{mean:.{digits}f} ± {half:.{digits}f}" if half else f"{mean:.{digits}f}"
 
 
 def markdown(lines: Sequence[Sequence[str]]) -> str:

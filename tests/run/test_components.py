@@ -10,11 +10,11 @@ import pytest
 from adrpo_scale.core.errors import ConfigError
 from adrpo_scale.demo.image.rewards import GlyphChecker
 from adrpo_scale.demo.text.rewards import DemoGold
+from adrpo_scale.run.compare import settings_changes
 from adrpo_scale.run.config import RunConfig
 from adrpo_scale.run.config_view import differences, entries, schema
 from adrpo_scale.run.load import LoadedConfig, load_config, overridden, parse_config
 from adrpo_scale.run.registry import ALGORITHMS, DOMAINS, ENGINES, REWARDS
-from adrpo_scale.run.resume import settings_changes
 from tests.support import own
 from tests.support.tiny import CONFIGS
 
