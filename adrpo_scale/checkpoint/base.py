@@ -1,4 +1,4 @@
-"""What a checkpoint is: the settings of saving, and the manifest that makes a folder a checkpoint.
+"""A checkpoint: the settings of saving, and the manifest that makes a folder a checkpoint.
 
     step-000120/
       manifest.json            written last; a folder without it is never read
@@ -113,11 +113,11 @@ class Manifest:
     def to_text(self) -> str:
         number = {file.name: k for k, file in enumerate(self.files)}
         sets = {
-            kind: {
+            set_name: {
                 name: [list(t.shape), [[p.start, p.stop, number[p.file]] for p in t.pieces]]
                 for name, t in tensors.items()
             }
-            for kind, tensors in self.sets.items()
+            for set_name, tensors in self.sets.items()
         }
         body = {
             "format": FORMAT,
@@ -157,8 +157,8 @@ def parse_manifest(text: str, where: Path) -> Manifest:
         files = tuple(FileFacts(*entry) for entry in body["files"])
         check_names([file.name for file in files], where)
         sets = {
-            kind: {name: _stored(entry, files) for name, entry in tensors.items()}
-            for kind, tensors in body["sets"].items()
+            set_name: {name: _stored(entry, files) for name, entry in tensors.items()}
+            for set_name, tensors in body["sets"].items()
         }
         manifest = Manifest(body["kind"], body["iteration"], files, sets, body["document"])
     except (KeyError, TypeError, ValueError, IndexError) as error:
@@ -189,27 +189,27 @@ def check_names(names: Iterable[str], where: Path) -> None:
 
 def check_tiling(sets: Sets, where: Path) -> None:
     """Raises CheckpointError unless each tensor's pieces cover it without gap or overlap."""
-    for kind, tensors in sets.items():
+    for set_name, tensors in sets.items():
         for name, tensor in tensors.items():
             end = 0
             for piece in tensor.pieces:
                 if piece.start != end or piece.stop <= piece.start:
                     word = "overlap" if piece.start < end else "leave a gap"
                     raise CheckpointError(
-                        f"{where}: ranges of {kind}/{name} {word} at element {end} "
+                        f"{where}: ranges of {set_name}/{name} {word} at element {end} "
                         f"(next range {piece.start}-{piece.stop})"
                     )
                 end = piece.stop
             if end != math.prod(tensor.shape):
                 raise CheckpointError(
-                    f"{where}: ranges of {kind}/{name} end at element {end}, the shape "
+                    f"{where}: ranges of {set_name}/{name} end at element {end}, the shape "
                     f"{list(tensor.shape)} has {math.prod(tensor.shape)}"
                 )
 
 
-def key_of(kind: str, name: str, piece: Piece) -> str:
+def key_of(set_name: str, name: str, piece: Piece) -> str:
     """The name of a piece inside its safetensors file."""
-    return f"{kind}/{name}/{piece.start}-{piece.stop}"
+    return f"{set_name}/{name}/{piece.start}-{piece.stop}"
 
 
 def folder_name(iteration: int) -> str:

@@ -1,4 +1,4 @@
-"""Which checkpoint a name means, and the one that a run started from."""
+"""The checkpoint that a name means, and the one that a run started from."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def pin_origin(source: str, to: Path) -> None:
     """Puts the files of the checkpoint that `source` names at `to`, as hard links where the
     filesystem allows it. On rank 0 alone. CheckpointError where it cannot be a start.
 
-    What an earlier start has put there is used where `source` is no more.
+    The files that an earlier start has put there are used where `source` is no more.
     """
     try:
         reader = open_checkpoint(source)

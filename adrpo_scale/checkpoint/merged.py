@@ -18,17 +18,17 @@ from adrpo_scale.hub.weights import WeightSource
 
 
 class MergedWeights:
-    """A `WeightSource`. kind: the set to take, `policy` or `ema`.
+    """A `WeightSource`. set_name: the set to take, `policy` or `ema`.
 
     An adapted weight is W + alpha/rank · B @ A, in float32; of full training the trained parameter
     stands for the base's. Raises CheckpointError where a trained tensor has no place in the base.
     """
 
-    def __init__(self, base: WeightSource, reader: Reader, kind: str = "policy") -> None:
+    def __init__(self, base: WeightSource, reader: Reader, set_name: str = "policy") -> None:
         self.folder: Path = base.folder
-        self._base, self._reader, self._kind = base, reader, kind
+        self._base, self._reader, self._set = base, reader, set_name
         self.lora: Mapping[str, Any] | None = reader.manifest.document["lora"]
-        self._trained = set(reader.names(kind))
+        self._trained = set(reader.names(set_name))
         homeless = {self.base_name(name) for name in self._trained} - base.names()
         if homeless:
             raise CheckpointError(
@@ -55,17 +55,17 @@ class MergedWeights:
             return self._base.read(name, start, stop)
         if self.lora is None:
             return self._rows(name, start, stop)
-        down, up = (self._reader.whole(part, self._kind) for part in adapter_names(name))
+        down, up = (self._reader.whole(part, self._set) for part in adapter_names(name))
         scaling = self.lora["alpha"] / self.lora["rank"]
         return self._base.read(name, start, stop).float() + scaling * (up[start:stop] @ down)
 
     def _rows(self, name: str, start: int, stop: int | None) -> Tensor:
-        shape = self._reader.shape(name, self._kind)
+        shape = self._reader.shape(name, self._set)
         if not shape:
-            return self._reader.whole(name, self._kind)
+            return self._reader.whole(name, self._set)
         row = math.prod(shape[1:])
         stop = shape[0] if stop is None else stop
-        flat = self._reader.read(name, start * row, stop * row, self._kind)
+        flat = self._reader.read(name, start * row, stop * row, self._set)
         return flat.view(stop - start, *shape[1:])
 
     def close(self) -> None:

@@ -37,40 +37,40 @@ class Reader:
     def iteration(self) -> int:
         return self.manifest.iteration
 
-    def names(self, kind: str = "policy") -> Collection[str]:
+    def names(self, set_name: str = "policy") -> Collection[str]:
         """Names of the tensors of a set; CheckpointError where there is no such set."""
-        if kind not in self.manifest.sets:
+        if set_name not in self.manifest.sets:
             raise CheckpointError(
-                f"{self.folder} has no {kind}; it has {', '.join(sorted(self.manifest.sets))}"
+                f"{self.folder} has no {set_name}; it has {', '.join(sorted(self.manifest.sets))}"
             )
-        return self.manifest.sets[kind].keys()
+        return self.manifest.sets[set_name].keys()
 
-    def shape(self, name: str, kind: str = "policy") -> tuple[int, ...]:
-        return self.manifest.sets[kind][name].shape
+    def shape(self, name: str, set_name: str = "policy") -> tuple[int, ...]:
+        return self.manifest.sets[set_name][name].shape
 
     def read(
-        self, name: str, start: int = 0, stop: int | None = None, kind: str = "policy"
+        self, name: str, start: int = 0, stop: int | None = None, set_name: str = "policy"
     ) -> Tensor:
         """Elements [start, stop) of a flattened tensor, float32 [stop - start] on the CPU."""
         watchdog.beat()  # a large checkpoint on a slow disk is no hang
-        stored = self.manifest.sets[kind][name]
+        stored = self.manifest.sets[set_name][name]
         stop = math.prod(stored.shape) if stop is None else stop
         parts = [
-            self._piece(kind, name, piece, max(start, piece.start), min(stop, piece.stop))
+            self._piece(set_name, name, piece, max(start, piece.start), min(stop, piece.stop))
             for piece in stored.pieces
             if piece.start < stop and start < piece.stop
         ]
         return torch.cat(parts) if parts else torch.empty(0)
 
-    def whole(self, name: str, kind: str = "policy") -> Tensor:
+    def whole(self, name: str, set_name: str = "policy") -> Tensor:
         """A tensor in its own shape."""
-        return self.read(name, kind=kind).view(self.shape(name, kind))
+        return self.read(name, set_name=set_name).view(self.shape(name, set_name))
 
-    def _piece(self, kind: str, name: str, piece: Piece, start: int, stop: int) -> Tensor:
+    def _piece(self, set_name: str, name: str, piece: Piece, start: int, stop: int) -> Tensor:
         try:
             if piece.file not in self._open:
                 self._open[piece.file] = safe_open(self.folder / piece.file, "pt")
-            stored = self._open[piece.file].get_slice(key_of(kind, name, piece))
+            stored = self._open[piece.file].get_slice(key_of(set_name, name, piece))
             return stored[start - piece.start : stop - piece.start]
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{self.folder / piece.file} is damaged: {error}") from error
@@ -80,7 +80,7 @@ class Reader:
         self._open.clear()
 
     def faults(self, files: Collection[FileFacts] | None = None) -> Iterator[str]:
-        """What is wrong with the files (all by default): missing, truncated, other contents.
+        """The faults of the files (all by default): missing, truncated, other contents.
         OSError where the disk cannot say."""
         for facts in self.manifest.files if files is None else files:
             path = self.folder / facts.name

@@ -1,4 +1,4 @@
-"""What lies in a run's `checkpoints/` and `trajectory/`, and which of it a run resumes from.
+"""The folders in a run's `checkpoints/` and `trajectory/`, and the one that a run resumes from.
 
 step-000120            committed
 step-000120.tmp        being written, or left by a save that was cut short

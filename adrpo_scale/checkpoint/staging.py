@@ -1,4 +1,4 @@
-"""What this rank stores of every tensor, copied to host memory so that the run can train on."""
+"""This rank's share of every tensor, copied to host memory so that the run can train on."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LocalSets = Mapping[str, Mapping[str, LocalTensor]]
 class StagedPiece:
     """Elements [start, stop) of the tensor `name` of a set, and their values."""
 
-    kind: str
+    set_name: str
     name: str
     start: int
     stop: int
@@ -33,7 +33,7 @@ class StagedPiece:
 
     @property
     def header(self) -> TensorHeader:
-        key = f"{self.kind}/{self.name}/{self.start}-{self.stop}"
+        key = f"{self.set_name}/{self.name}/{self.start}-{self.stop}"
         return TensorHeader(key, self.values.dtype, tuple(self.values.shape))
 
 
@@ -52,19 +52,19 @@ def share(place: FlatRange, number: int) -> tuple[int, int]:
 
 
 def shares(sets: LocalSets) -> list[StagedPiece]:
-    """What this rank stores of the sets, where it lies: for a save that training waits for."""
+    """This rank's share of the sets, where it lies: for a save that training waits for."""
     pieces = []
-    for kind, tensors in sets.items():
+    for set_name, tensors in sets.items():
         for number, (name, (place, values)) in enumerate(tensors.items()):
             start, stop = share(place, number)
             if start < stop:
                 flat = values.detach().reshape(-1)[start - place.start : stop - place.start]
-                pieces.append(StagedPiece(kind, name, start, stop, flat))
+                pieces.append(StagedPiece(set_name, name, start, stop, flat))
     return pieces
 
 
 def stored_bytes(sets: LocalSets) -> int:
-    """How much this rank stores of the sets."""
+    """The size of this rank's share of the sets."""
     return sum(piece.header.bytes for piece in shares(sets))
 
 
@@ -90,7 +90,7 @@ class Stage:
         """Copies this rank's shares; they are valid until the next call."""
         pieces = []
         for piece in shares(sets):
-            memory = self._room(f"{piece.kind}/{piece.name}", piece.values)
+            memory = self._room(f"{piece.set_name}/{piece.name}", piece.values)
             memory.copy_(piece.values, non_blocking=True)
             pieces.append(replace(piece, values=memory))
         if any(piece.values.is_pinned() for piece in pieces):

@@ -69,8 +69,8 @@ class Saved:
 
 @dataclass(frozen=True)
 class _Written:
-    """What a rank has written: files, each with its pieces (set, name, start, stop), or
-    what went wrong."""
+    """The files that a rank has written, each with its pieces (set, name, start, stop), or the
+    error."""
 
     files: Sequence[tuple[FileFacts, Sequence[tuple[str, str, int, int]]]] = ()
     error: str | None = None
@@ -213,8 +213,8 @@ class Store:
         except Exception as error:
             # Whatever it is, the other ranks wait for this answer.
             return _Written(error=str(error) or repr(error))
-        pieces = [[(p.kind, p.name, p.start, p.stop) for p in part] for part in parts]
-        return _Written(list(zip(files, pieces, strict=True)))
+        stated = [[(p.set_name, p.name, p.start, p.stop) for p in part] for part in parts]
+        return _Written(list(zip(files, stated, strict=True)))
 
     def _commit(self, job: _Job, parts: Sequence[_Written]) -> None:
         """On rank 0 alone."""
@@ -239,7 +239,7 @@ class Store:
         try:
             self._remove_old(job)
         except (OSError, ValueError) as error:
-            # What could not be removed is removed after the next commit; this one stands.
+            # They are removed after the next commit; this one stands.
             log.warning("old checkpoints could not be removed: %s", error)
 
     def _remove_old(self, job: _Job) -> None:

@@ -1,1 +1,1 @@
-"""What everything stands on: errors, types, settings, processes, files."""
+"""The ground floor: errors, types, settings, processes, files."""

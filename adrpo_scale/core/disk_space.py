@@ -55,7 +55,7 @@ def disk_space(folder: Path) -> Space:
 
 
 def free_space(folder: Path, quota_command: str | None = None) -> Space:
-    """What may still be written to `folder`, which need not exist yet: of disk and quota the
+    """The room left in `folder`, which need not exist yet: of disk and quota the
     smaller, bytes and files each. Raises ConfigError where the command does not answer as expected,
     DiskSpaceError where the disk does not."""
     limits = _limits(folder, quota_command)

@@ -307,7 +307,7 @@ def _settled(told: tuple[Any, Exception | None], error: Exception | None) -> Any
 
 
 def _portable(error: Exception | None) -> Exception | None:
-    """What other ranks raise: our own errors as they are, of any other the text. Exceptions of
+    """The error that other ranks raise: our own as they are, of any other the text. Exceptions of
     other libraries (HTTP clients') may not survive the way, and the ranks would hang."""
     if error is None or isinstance(error, AdrpoError):
         return error

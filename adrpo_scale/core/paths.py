@@ -1,4 +1,4 @@
-"""What a path in a config means.
+"""The meaning of a path in a config.
 
 `demo:image/prompts/train.jsonl` is a file of the assets that ship inside this package, wherever it
 is installed; anything else is a path of the file system, relative to the current folder.

@@ -19,7 +19,7 @@ from adrpo_scale.core.types import DrawKey
 
 
 class Purpose(IntEnum):
-    """What a draw is for. Values are part of every run's identity: add, never renumber."""
+    """The purpose of a draw. Values are part of every run's identity: add, never renumber."""
 
     PROMPT_ORDER = 1
     ROLLOUT_NOISE = 2

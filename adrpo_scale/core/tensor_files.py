@@ -43,7 +43,7 @@ def can_write(dtype: torch.dtype) -> bool:
 
 @dataclass(frozen=True)
 class FileFacts:
-    """What was written: file name, size in bytes, SHA-256 in hex."""
+    """A written file: its name, size in bytes, SHA-256 in hex."""
 
     name: str
     bytes: int

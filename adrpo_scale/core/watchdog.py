@@ -46,7 +46,7 @@ def beat() -> None:
 
 @contextmanager
 def phase(name: str) -> Iterator[None]:
-    """What the main thread does inside the block: "rollout", "reward", "update", "save", ..."""
+    """Names the work of the main thread inside the block: "rollout", "reward", "save", ..."""
     _phases.append(name)
     beat()
     try:

@@ -38,7 +38,7 @@ class Change:
 
 
 def settings_changes(before: Mapping[str, Any], config: RunConfig) -> list[Change]:
-    """What differs between a checkpoint's resolved settings and this run's. A setting that the
+    """The settings that differ between a checkpoint and this run. A setting that the
     checkpoint's run did not have yet counts as the value that it declares for such runs. A key that
     is no setting (any more) counts as maths: nothing is known of it."""
     old, new = dict(leaves(modern(before)[0])), dict(leaves(config.resolved()))
@@ -96,7 +96,7 @@ def check_settings(reader: Reader, config: RunConfig, allowed: Sequence[str]) ->
 def constant_facts(
     config: RunConfig, run: Path, domain: Domain, train: Sequence[Prompt], origin: Reader | None
 ) -> dict[str, Any]:
-    """What every checkpoint of a run says of it beside its state. Hashes the base weights."""
+    """The facts of a run that each of its checkpoints carries. Hashes the base weights."""
     spec = domain.policy_spec()
     assert isinstance(spec.weights, SafetensorsFolder)
     began_from = None

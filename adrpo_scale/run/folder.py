@@ -12,8 +12,8 @@ from typing import Any
 from adrpo_scale.core.errors import RunFolderError
 from adrpo_scale.core.files import replace_file, replace_json
 
-# What may be there before `config.json`, which makes a folder that of a run: what a start makes
-# first, and places for checkpoints that someone has put on another filesystem.
+# Names that may be there before `config.json`, which makes a folder that of a run: those that a
+# start makes first, and places for checkpoints that someone has put on another filesystem.
 EARLY = ("lock.json", "config.json", "logs", "lives", "origin", "checkpoints", "trajectory")
 
 
@@ -58,7 +58,7 @@ def cut_back(run: Path, iteration: int, evaluated: int) -> None:
 
 
 def left_behind(run: Path, iteration: int) -> dict[str, Any] | None:
-    """What lines of metrics.jsonl came after a checkpoint, before they are cut back: how many
+    """The lines of metrics.jsonl that came after a checkpoint, before they are cut back: how many
     iterations, their seconds, and when the last of all lines was written. None: no lines."""
     path = run / "metrics.jsonl"
     try:

@@ -278,7 +278,7 @@ def _listed(hosts: list[str]) -> str:
 
 
 def _facts(record: Mapping[str, Any]) -> dict[str, str]:
-    """What is compared, by the name it is shown under; without what is not known."""
+    """The facts that are compared, by the name they are shown under; unknown ones are left out."""
     facts = {"commit": _short_commit(record.get("commit"))}
     facts |= record.get("versions") or {}
     facts |= {name: record.get(name) for name in ("cuda", "driver", "hosts", "world_size")}

@@ -1,4 +1,4 @@
-"""What `train` prints when a run has reached its end."""
+"""The table and the places that `train` prints when a run has reached its end."""
 
 from __future__ import annotations
 

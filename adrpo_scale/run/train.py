@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """What the command line adds to the settings of a run.
+    """The options of the command line, beside the settings of a run.
 
     run_dir: its folder; by default one named after its settings. fresh: refuse to resume from a
     checkpoint. allowed: settings that may change in the middle of the run.

@@ -32,7 +32,7 @@ class MicroBatch:
 
 
 Minibatch = list[MicroBatch]
-"""What one optimizer step sees on this rank."""
+"""The rows of one optimizer step on this rank."""
 
 
 def deal(units: int, world: int, micro_units: int) -> UnitsByRank:

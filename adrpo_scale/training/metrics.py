@@ -1,4 +1,4 @@
-"""What a run leaves behind to look at: JSONL, TensorBoard, and the line on the terminal.
+"""The curves, pictures and lines of a run: JSONL, TensorBoard, and the line on the terminal.
 
 Only rank 0 writes; the other ranks hold a `MetricsLog` that does nothing, so the loop has no
 conditionals. One JSON object per iteration in `metrics.jsonl`, one per evaluated number in
@@ -233,7 +233,7 @@ def text_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def progress_line(record: Mapping[str, Any]) -> str:
-    """What a person watches: reward, beta range, divergence, entropy, samples per second."""
+    """The numbers that a person watches: reward, betas, divergence, entropy, samples a second."""
 
     def shown(name: str, digits: int) -> str:
         value = record.get(name)

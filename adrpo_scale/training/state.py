@@ -95,7 +95,7 @@ class TrainingState:
         return self.ema.applied() if weights == "ema" and self.ema is not None else nullcontext()
 
     def document(self) -> dict[str, Any]:
-        """What of the state is not a tensor."""
+        """Everything of the state that is not a tensor."""
         return {
             **self.constant,
             "counters": asdict(self.counters),

@@ -465,8 +465,8 @@ def test_a_training_below_half_precision_survives_in_float32(root, tmp_path):
 def test_float16_that_overflows_is_refused(root, tmp_path, monkeypatch):
     honest = Reader.read
 
-    def large(self, name, start=0, stop=None, kind="policy"):
-        values = honest(self, name, start, stop, kind)
+    def large(self, name, start=0, stop=None, set_name="policy"):
+        values = honest(self, name, start, stop, set_name)
         return values + 1e6 if name == "proj_out.bias" else values
 
     monkeypatch.setattr(Reader, "read", large)

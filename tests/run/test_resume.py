@@ -116,9 +116,9 @@ def assert_close_runs(run, other):
     one, two = starts.newest(run), starts.newest(other)
     for name in ("counters", "optimizer_steps", "prompts", "identity"):
         assert one.manifest.document[name] == two.manifest.document[name]
-    for kind in ("policy", "exp_avg", "exp_avg_sq"):
-        a, b = (torch.cat([r.read(n, kind=kind) for n in r.names(kind)]) for r in (one, two))
-        assert float((a - b).norm() / b.norm()) < 1e-4, kind
+    for part in ("policy", "exp_avg", "exp_avg_sq"):
+        a, b = (torch.cat([r.read(n, set_name=part) for n in r.names(part)]) for r in (one, two))
+        assert float((a - b).norm() / b.norm()) < 1e-4, part
     for mine, theirs in zip(records(run), records(other), strict=True):
         assert mine["reward"] == pytest.approx(theirs["reward"], rel=1e-4)
 

@@ -95,7 +95,7 @@ class Saved:
 
 @dataclass(frozen=True)
 class QueueEntry:
-    """What squeue says of a job. state: PENDING, RUNNING, ...; start: when it began, or is expected
+    """A job as squeue shows it. state: PENDING, RUNNING, ...; start: when it began, or is expected
     to; None where nobody knows. left: of its time limit, as squeue writes it."""
 
     job: str

@@ -1,4 +1,4 @@
-"""What Slurm's queue says of jobs, where there is one. No answer is no news: `status` goes without.
+"""Jobs in Slurm's queue, where there is one. No answer is no news: `status` goes without.
 
 squeue is asked once for all jobs. The fields are asked for by name rather than as JSON, which
 squeue writes only where it was built with that plug-in.
