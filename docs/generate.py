@@ -19,10 +19,9 @@ from adrpo_scale.cli.main import app
 from adrpo_scale.core import errors as named_errors
 from adrpo_scale.core.components import Table
 from adrpo_scale.core.errors import AdrpoError, exit_code
-from adrpo_scale.core.settings import Effect, Section
+from adrpo_scale.core.settings import Effect, Section, notes_of
 from adrpo_scale.evaluation.mmau.base import MmauConfig
 from adrpo_scale.run.config import RunConfig
-from adrpo_scale.run.load import paper_place
 from adrpo_scale.run.registry import ALGORITHMS, DOMAINS, ENGINES, REWARDS
 from adrpo_scale.training import metric_names
 
@@ -187,8 +186,8 @@ def setting_rows(
 ) -> Iterator[Row]:
     """A row for each setting of a class, depth first, as `settings.walk` goes over a config."""
     for name, info in section.model_fields.items():
-        notes = info.json_schema_extra
-        effect: Any = (notes.get("effect") if isinstance(notes, dict) else None) or inherited
+        notes = notes_of(info)
+        effect: Any = notes.get("effect") or inherited
         inner = section_of(info.annotation)
         if section is RunConfig and (inner or name in COMPONENTS):
             continue
@@ -196,8 +195,10 @@ def setting_rows(
             yield from setting_rows(inner, f"{prefix}{name}.", effect)
             continue
         meaning = info.description or ""
-        if place := paper_place(info):
-            meaning += f" (the paper's default: {place})"
+        if "paper" in notes:
+            meaning += f" (the paper's default: {notes['paper']})"
+        if "formerly" in notes:
+            meaning += f" (also accepted: {', '.join(notes['formerly'])})"
         shown = EFFECTS[effect or section.EFFECT] if section is not MmauConfig else ""
         yield f"{prefix}{name}", _type(info), _default_of(info), meaning, shown
 

@@ -48,14 +48,14 @@ def test_every_setting_of_a_shipped_config_is_there(path):
     if path.stem == "mmau":
         return
     page = generate.settings()
-    for key, _, info, _ in walk(load_config(path).config):
-        section, _, inner = key.partition(".")
+    for leaf in walk(load_config(path).config):
+        section, _, inner = leaf.path.partition(".")
         inner = inner.partition(".")[2] if section == "rewards" else inner
         shown = inner or section
         if f"[`{shown}." in page:  # a section that this config does without
             continue
         assert f"[`{shown}`]" in page
-        assert (info.description or "").replace("|", "\\|") in page
+        assert (leaf.info.description or "").replace("|", "\\|") in page
 
 
 def test_every_registered_component_has_its_table():
