@@ -14,21 +14,21 @@ log = logging.getLogger(__name__)
 
 
 def kept(
-    iterations: Sequence[int], scores: Mapping[int, float], config: CheckpointConfig
+    iterations: Sequence[int], values: Mapping[int, float], config: CheckpointConfig
 ) -> set[int]:
     """Iterations whose checkpoints stay: the last N, every M-th, and the best k of those that
-    have a score."""
+    have a value."""
     newest = sorted(iterations, reverse=True)
     stay = set(newest[: config.keep_last])
     if config.keep_every:
         stay |= {i for i in iterations if i % config.keep_every == 0}
-    scored = [i for i in newest if i in scores]
+    measured = [i for i in newest if i in values]
     sign = -1.0 if config.best_mode == "max" else 1.0
-    stay |= set(sorted(scored, key=lambda i: sign * scores[i])[: config.keep_best])
+    stay |= set(sorted(measured, key=lambda i: sign * values[i])[: config.keep_best])
     return stay
 
 
-def scores_of(lines: Iterable[str], metric: str, split: str) -> dict[int, float]:
+def values_of(lines: Iterable[str], metric: str, split: str) -> dict[int, float]:
     """Iteration → value of one metric on one split, of lines of `eval.jsonl`."""
     found: dict[int, float] = {}
     for line in lines:
@@ -38,12 +38,12 @@ def scores_of(lines: Iterable[str], metric: str, split: str) -> dict[int, float]
     return {iteration: value for iteration, value in found.items() if math.isfinite(value)}
 
 
-def read_scores(path: Path, config: CheckpointConfig) -> dict[int, float]:
-    """The scores that `keep_best` goes by; {} where they are not needed or there are none."""
+def read_values(path: Path, config: CheckpointConfig) -> dict[int, float]:
+    """The values that `keep_best` goes by; {} where they are not needed or there are none."""
     if not config.keep_best or not path.is_file():
         return {}
     lines = path.read_text().splitlines()
-    found = scores_of(lines, config.best_metric, config.best_split)
+    found = values_of(lines, config.best_metric, config.best_split)
     if lines and not found:
         known = sorted({json.loads(line)["metric"] for line in lines})
         log.warning(

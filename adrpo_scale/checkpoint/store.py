@@ -34,7 +34,7 @@ from adrpo_scale.checkpoint.base import (
     check_tiling,
     folder_name,
 )
-from adrpo_scale.checkpoint.retention import kept, read_scores
+from adrpo_scale.checkpoint.retention import kept, read_values
 from adrpo_scale.checkpoint.shelf import CHECKPOINTS, REPLACED, SET_ASIDE, TRAJECTORY, committed
 from adrpo_scale.checkpoint.staging import (
     LocalSets,
@@ -246,7 +246,7 @@ class Store:
         if job.kind != FULL:
             return
         there = committed(self.run / CHECKPOINTS)
-        stay = kept(list(there), read_scores(self.run / "eval.jsonl", self.config), self.config)
+        stay = kept(list(there), read_values(self.run / "eval.jsonl", self.config), self.config)
         for iteration in there.keys() - stay:
             # A half-removed folder must not look like a broken checkpoint.
             trash = there[iteration].with_suffix(".trash")

@@ -45,5 +45,5 @@ def evaluate(
     from adrpo_scale.evaluation.mmau import evaluate as evaluating
 
     evaluating.evaluate(
-        evaluating.EvaluationOptions(config, model, endpoint, data, to, limit, dry_run, set_)
+        evaluating.EvaluateOptions(config, model, endpoint, data, to, limit, dry_run, set_)
     )

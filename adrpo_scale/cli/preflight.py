@@ -24,7 +24,7 @@ def preflight(
 ) -> None:
     """Check nodes, run folder, models, room, versions, GPUs and network before a run, started as
     the run will be; on one machine also alone. Exit code 0: fit; 4: the nodes named are unfit,
-    others would do; 2: something that no other node would mend.
+    others would do; 2: something that no other node would fix.
 
     Example:
         [cyan]srun --ntasks-per-node=1 launchers/node.sh -m adrpo_scale preflight

@@ -15,7 +15,7 @@ def status(
     as_json: JsonOption = False,
 ) -> None:
     """Show where runs are: state, iteration, reward, time left, last checkpoint and the work at
-    risk since, lives, work done again, hours; and what the queue says, where Slurm answers. Reads
+    risk since, lives, work done again, hours; and the queue's answer, where Slurm answers. Reads
     the folders alone; exit code 2 where one is no run.
 
     Example:
@@ -23,6 +23,6 @@ def status(
     """
     from adrpo_scale.cluster.status import view
 
-    code = view.report(runs, as_json)
+    code = view.show(runs, as_json)
     if code:
         raise typer.Exit(code)

@@ -22,7 +22,7 @@ from adrpo_scale.checkpoint.base import (
     parse_manifest,
 )
 from adrpo_scale.checkpoint.reader import Reader
-from adrpo_scale.checkpoint.retention import kept, scores_of
+from adrpo_scale.checkpoint.retention import kept, values_of
 from adrpo_scale.checkpoint.shelf import committed, remove_left_overs
 from adrpo_scale.checkpoint.staging import LARGE, SMALL, Stage, parted, share, stored_bytes
 from adrpo_scale.checkpoint.store import FULL, WEIGHTS, Store
@@ -229,10 +229,10 @@ def test_file_names_stay_in_their_folder(tmp_path, name):
 def test_retention():
     iterations = list(range(1, 11))
     config = CheckpointConfig(keep_last=2, keep_every=4, keep_best=2)
-    scores = {2: 0.5, 3: 0.9, 7: 0.7, 11: 5.0}
-    assert kept(iterations, scores, config) == {9, 10, 4, 8, 3, 7}
+    values = {2: 0.5, 3: 0.9, 7: 0.7, 11: 5.0}
+    assert kept(iterations, values, config) == {9, 10, 4, 8, 3, 7}
     lowest = config.model_copy(update={"best_mode": "min"})
-    assert kept(iterations, scores, lowest) == {9, 10, 4, 8, 2, 7}
+    assert kept(iterations, values, lowest) == {9, 10, 4, 8, 2, 7}
     assert kept([], {}, config) == set()
 
 
@@ -243,7 +243,7 @@ def test_scores_are_the_finite_values_of_one_metric_on_one_split():
         '{"iteration": 2, "metric": "reward", "split": "held_out", "value": null}',
         '{"iteration": 3, "metric": "checker", "split": "held_out", "value": 9.0}',
     ]
-    assert scores_of(lines, "reward", "held_out") == {1: 2.0}
+    assert values_of(lines, "reward", "held_out") == {1: 2.0}
 
 
 def test_left_overs_are_those_of_saves_and_removals_alone(tmp_path):

@@ -33,12 +33,12 @@ from adrpo_scale.cluster.preflight.node import (
     ModelFacts,
     Node,
     NodeFacts,
-    Report,
     Request,
+    Survey,
     to_data,
     to_nodes,
-    to_report,
     to_request,
+    to_survey,
 )
 from adrpo_scale.cluster.preflight.run import (
     SKIPPABLE,
@@ -144,9 +144,9 @@ def test_facts_survive_the_way_to_rank_0():
     facts = NodeFacts(
         ENVIRONMENT, FolderFacts("gone"), ModelFacts(("x",), "f"), ("/tmp", 5), Limits(1), CUDA
     )
-    reports = [Report(1, 0, "n0", None, GPU), Report(0, 0, "n0", facts, None)]
-    again = [to_report(json.loads(json.dumps(to_data(report)))) for report in reports]
-    assert again == reports
+    surveys = [Survey(1, 0, "n0", None, GPU), Survey(0, 0, "n0", facts, None)]
+    again = [to_survey(json.loads(json.dumps(to_data(survey)))) for survey in surveys]
+    assert again == surveys
     assert to_nodes(again) == [Node(0, "n0", (0, 1), facts, (GPU,))]
 
 
@@ -155,17 +155,17 @@ def test_facts_survive_the_way_to_rank_0():
 
 def test_whoever_does_not_come_is_named_by_node():
     place = Place(world=8, local_world=2, names=("n0", "n1", "n2", "n3"))
-    check = checks.check_present(place, [3, 4, 5], 120, "report")
+    check = checks.check_present(place, [3, 4, 5], 120, "answer")
     assert outcome(check) == (4, ["n1", "n2"], "fault")
     first, second = check.findings
-    assert first.value == "rank 3 did not report within 120 s"
-    assert second.value == "did not report within 120 s"
+    assert first.value == "rank 3 did not answer within 120 s"
+    assert second.value == "did not answer within 120 s"
     assert "--exclude=n2" in second.remedy
-    assert checks.check_present(place, [], 120, "report").said == "4 nodes, 8 processes"
+    assert checks.check_present(place, [], 120, "answer").stated == "4 nodes, 8 processes"
 
 
-def test_without_names_the_ranks_are_said_and_no_node_is_excluded():
-    (finding,) = checks.check_present(Place(world=4, local_world=2), [2, 3], 9, "report").findings
+def test_without_names_the_ranks_are_named_and_no_node_is_excluded():
+    (finding,) = checks.check_present(Place(world=4, local_world=2), [2, 3], 9, "answer").findings
     assert "rank 2, rank 3" in finding.value
     assert "ADRPO_NODES" in finding.remedy
     assert finding.nodes == () and finding.scope == "node"
@@ -178,7 +178,7 @@ READ_ONLY = FolderFacts(None, "Read-only file system")
 
 
 @pytest.mark.parametrize(
-    "said, expected",
+    "stated, expected",
     [
         ([SEEN], (0, [], "fine")),
         ([SEEN, SEEN, SEEN], (0, [], "fine")),
@@ -191,10 +191,10 @@ READ_ONLY = FolderFacts(None, "Read-only file system")
         ([READ_ONLY], (2, [], "fault")),
     ],
 )
-def test_run_folder(said, expected):
-    check = checks.check_folder(nodes_with("folder", said), "/runs")
+def test_run_folder(stated, expected):
+    check = checks.check_folder(nodes_with("folder", stated), "/runs")
     assert outcome(check) == expected
-    assert len(check.findings) <= len(said)  # a node that sees nothing is not told it cannot write
+    assert len(check.findings) <= len(stated)  # a node that sees nothing need not write
 
 
 WHOLE, OTHER = ModelFacts((), "aa"), ModelFacts((), "bb")
@@ -202,7 +202,7 @@ MISSING = ModelFacts(("domain.model = 'a/b': not in the cache",), "cc")
 
 
 @pytest.mark.parametrize(
-    "said, expected",
+    "stated, expected",
     [
         ([WHOLE, WHOLE], (0, [], "fine")),
         ([WHOLE, WHOLE, MISSING], (4, ["n2"], "fault")),
@@ -213,8 +213,8 @@ MISSING = ModelFacts(("domain.model = 'a/b': not in the cache",), "cc")
         ([WHOLE, OTHER, MISSING], (4, ["n2", "n1"], "fault")),
     ],
 )
-def test_models(said, expected):
-    assert outcome(checks.check_models(nodes_with("models", said), 2)) == expected
+def test_models(stated, expected):
+    assert outcome(checks.check_models(nodes_with("models", stated), 2)) == expected
 
 
 def test_what_all_lack_is_to_be_prefetched():
@@ -226,7 +226,7 @@ def test_what_all_lack_is_to_be_prefetched():
 def test_room_by_bytes_and_by_files():
     def state(space, size=1000, count=3, files=9):
         check = checks.check_space(space, "/runs", size, count, files, "estimated")
-        return outcome(check)[0], check.findings[0].value if check.findings else check.said
+        return outcome(check)[0], check.findings[0].value if check.findings else check.stated
 
     assert state(Space(3000, 9, "disk")) == (
         0,
@@ -268,7 +268,7 @@ def test_versions(differences, expected):
     nodes = [node(k, environment=difference) for k, difference in enumerate(differences)]
     check = checks.check_versions(nodes)
     assert outcome(check) == expected
-    assert "torch 2.15" in check.said or differences[0]
+    assert "torch 2.15" in check.stated or differences[0]
 
 
 def test_clocks_are_compared_with_the_middle_one():
@@ -280,7 +280,7 @@ def test_clocks_are_compared_with_the_middle_one():
     # Rank 0's own clock may be the one that is wrong.
     ahead = checks.check_clocks(nodes, {0: 0.0, 1: -90.0, 2: -90.0, 3: -90.0})
     assert ahead.findings[0].nodes == ("n0",)
-    assert checks.check_clocks(nodes, {0: 0.0, 1: 5.0}).said == "5 s apart at most"
+    assert checks.check_clocks(nodes, {0: 0.0, 1: 5.0}).stated == "5 s apart at most"
 
 
 def test_limits_are_warnings():
@@ -304,7 +304,7 @@ NO_GPU = CudaFacts(wheel="13.2")
 
 
 @pytest.mark.parametrize(
-    "device, said, expected",
+    "device, stated, expected",
     [
         ("auto", [CUDA, CUDA], (0, [], "fine")),
         ("cpu", [None, None], (0, [], "fine")),
@@ -318,11 +318,11 @@ NO_GPU = CudaFacts(wheel="13.2")
         ("auto", [CUDA, replace(CUDA, count=8)], (0, [], "warning")),
     ],
 )
-def test_gpus_that_work(device, said, expected):
-    assert outcome(gpu_checks.check_gpus(nodes_with("cuda", said), device)) == expected
+def test_gpus_that_work(device, stated, expected):
+    assert outcome(gpu_checks.check_gpus(nodes_with("cuda", stated), device)) == expected
 
 
-def test_a_driver_that_is_too_old_is_said_with_what_the_wheel_needs():
+def test_a_driver_that_is_too_old_is_named_with_what_the_wheel_needs():
     (finding,) = gpu_checks.check_gpus(nodes_with("cuda", [CUDA, DEAD]), "auto").findings
     assert "too old" in finding.value
     assert "CUDA 13.2, 580.65.06 or newer" in finding.expectation
@@ -461,7 +461,7 @@ def test_where_only_all_together_fail_no_node_is_blamed():
     nodes = [node(k) for k in range(2)]
     assert outcome(network_checks.check_all(nodes, [bad(0, 1, 2, 3)])) == (2, [], "fault")
     fine = network_checks.check_all(nodes, [good(0, 1, 2, 3)])
-    assert fine.said == "all processes: gloo 1.0 GB/s"
+    assert fine.stated == "all processes: gloo 1.0 GB/s"
 
 
 # ---- on this machine -----------------------------------------------------------------------------
@@ -507,9 +507,9 @@ def test_alone_on_a_full_disk_as_json(tmp_path, monkeypatch, capsys):
         left = list(disk.iterdir())
     finally:
         subprocess.run(["umount", "--lazy", disk], check=True)
-    said = json.loads(capsys.readouterr().out)
-    assert code == said["exit_code"] == 2
-    (space,) = [check for check in said["checks"] if check["state"] == "fault"]
+    stated = json.loads(capsys.readouterr().out)
+    assert code == stated["exit_code"] == 2
+    (space,) = [check for check in stated["checks"] if check["state"] == "fault"]
     assert space["name"] == "space"
     assert "1.0 MB free by the disk" in space["findings"][0]["value"]
     assert left == []
@@ -528,9 +528,9 @@ def test_a_broken_quota_command_is_a_finding_and_skipped_checks_are_not_made(tmp
 def test_models_that_are_not_here_are_a_fault(tmp_path, capsys):
     options = PreflightOptions(IMAGE, ["domain.model=nobody/nothing"], tmp_path / "run")
     assert preflight(options) == 2
-    said = capsys.readouterr().out
-    assert "domain.model: model 'nobody/nothing' is not in the cache" in said
-    assert "adrpo-scale prefetch" in said
+    stated = capsys.readouterr().out
+    assert "domain.model: model 'nobody/nothing' is not in the cache" in stated
+    assert "adrpo-scale prefetch" in stated
 
 
 def test_a_check_that_does_not_exist_cannot_be_skipped():

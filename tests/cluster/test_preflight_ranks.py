@@ -36,9 +36,9 @@ def one_process(rank, world, per_node, folder, changes, options):
     change(folder)
     # A config by which a run's checkpoints fit into any disk of these tests.
     given = {"run_dir": folder / "runs" / "x", "as_json": True} | options
-    with contextlib.redirect_stdout(io.StringIO()) as said:
+    with contextlib.redirect_stdout(io.StringIO()) as stated:
         code = preflight(PreflightOptions(IMAGE, **given))
-    return code, json.loads(said.getvalue() or "null")
+    return code, json.loads(stated.getvalue() or "null")
 
 
 def start(tmp_path, world, per_node=1, changes=None, timeout=60, **options):
@@ -52,8 +52,8 @@ def start(tmp_path, world, per_node=1, changes=None, timeout=60, **options):
     return [found and found[0] for found in ranks], ranks[0][1], bad
 
 
-def faults(said):
-    return {check["name"]: check for check in said["checks"] if check["state"] == "fault"}
+def faults(stated):
+    return {check["name"]: check for check in stated["checks"] if check["state"] == "fault"}
 
 
 def nothing(folder):
@@ -106,57 +106,57 @@ def namespaces():
 
 
 def test_two_nodes_of_two_processes_are_fit(tmp_path):
-    codes, said, bad = start(tmp_path, 4, per_node=2)
+    codes, stated, bad = start(tmp_path, 4, per_node=2)
     assert codes == [0, 0, 0, 0]
-    assert faults(said) == {}
-    sums = [check["said"] for check in said["checks"] if check["name"] == "all-reduce"]
+    assert faults(stated) == {}
+    sums = [check["stated"] for check in stated["checks"] if check["name"] == "all-reduce"]
     assert [text.split(":")[0] for text in sums] == [
         "within each node",
         "between neighbours",
         "all processes",
     ]
-    assert "2 nodes see it" in said["checks"][1]["said"]
+    assert "2 nodes see it" in stated["checks"][1]["stated"]
     assert bad == []
 
 
 def test_a_node_that_does_not_come_is_named(tmp_path):
-    codes, said, bad = start(
+    codes, stated, bad = start(
         tmp_path, 6, per_node=2, changes={2: None, 3: None, 5: None}, seconds=3
     )
     assert codes == [4, 4, None, None, 4, None]
-    findings = faults(said)["nodes"]["findings"]
+    findings = faults(stated)["nodes"]["findings"]
     assert [finding["value"] for finding in findings] == [
-        "did not report within 3 s",
-        "rank 5 did not report within 3 s",
+        "did not answer within 3 s",
+        "rank 5 did not answer within 3 s",
     ]
-    assert bad == said["bad_nodes"] == ["n1", "n2"]
-    assert len(said["checks"]) == 1
+    assert bad == stated["bad_nodes"] == ["n1", "n2"]
+    assert len(stated["checks"]) == 1
 
 
 def test_every_node_that_is_not_like_the_others_is_named_at_once(tmp_path, namespaces):
     changes = {1: see_no_folder, 2: see_it_read_only, 3: have_another_torch, 4: have_a_late_clock}
-    codes, said, bad = start(tmp_path, 7, changes=changes)
+    codes, stated, bad = start(tmp_path, 7, changes=changes)
     assert codes == [4] * 7
-    assert sorted(bad) == sorted(said["bad_nodes"]) == ["n1", "n2", "n3"]
-    found = faults(said)
+    assert sorted(bad) == sorted(stated["bad_nodes"]) == ["n1", "n2", "n3"]
+    found = faults(stated)
     assert found.keys() == {"folder", "versions"}
     unseen, read_only = found["folder"]["findings"]
     assert unseen["nodes"] == ["n1"] and "there is no such folder" in unseen["value"]
     assert read_only["nodes"] == ["n2"] and "Read-only" in read_only["value"]
     (versions,) = found["versions"]["findings"]
     assert versions["nodes"] == ["n3"] and "torch: 9.9 on n3" in versions["value"]
-    (clocks,) = [check for check in said["checks"] if check["name"] == "clocks"]
+    (clocks,) = [check for check in stated["checks"] if check["name"] == "clocks"]
     assert clocks["findings"][0]["nodes"] == ["n4"]
     assert "behind" in clocks["findings"][0]["value"]
 
 
 def test_a_node_that_the_others_cannot_talk_to_is_named(tmp_path):
     changes = {0: hurry, 2: have_no_interface}
-    codes, said, bad = start(tmp_path, 4, changes=changes)
+    codes, stated, bad = start(tmp_path, 4, changes=changes)
     assert codes == [4] * 4
     assert bad == ["n2"]
     # On a loaded machine a healthy pair may also be slower than half of the median: a warning.
-    findings = faults(said)["all-reduce"]["findings"]
+    findings = faults(stated)["all-reduce"]["findings"]
     (finding,) = [one for one in findings if one["severity"] == "fault"]
     assert "gloo all-reduce with its neighbours: rank 2" in finding["value"]
     assert "GLOO_SOCKET_IFNAME" in finding["remedy"]

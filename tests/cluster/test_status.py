@@ -170,7 +170,7 @@ def test_one_run_is_a_block_of_lines_and_several_are_a_table(real):
     assert "done" in rows[1]
 
 
-def test_folders_that_are_no_runs_are_said_and_the_others_shown(real, tmp_path):
+def test_folders_that_are_no_runs_are_named_and_the_others_shown(real, tmp_path):
     (tmp_path / "trial").mkdir()
     (tmp_path / "trial" / "trial.json").write_text("{}")
     names = [tmp_path / "nowhere", real / "done", tmp_path, tmp_path / "trial"]
@@ -244,7 +244,7 @@ def test_states(expected, facts):
     assert judge(facts).state == expected
 
 
-def test_a_failure_is_said_in_one_line():
+def test_a_failure_is_stated_in_one_line():
     failed = start(exit_code=3, outcome="divergence 9 is too large\nlower the learning rate")
     assert judge(RunFacts("r", NOW, starts=(failed,))).why == (
         "divergence 9 is too large (exit code 3)"
@@ -322,10 +322,10 @@ def test_a_killed_start_lasted_until_its_last_sign():
     assert judge(replace(facts, holder=None, last_line=None)).hours == 0
 
 
-def test_durations_are_said_as_people_say_them():
+def test_durations_are_worded_as_by_people():
     times = (0, 0.33, 9.94, 59, 60, 3599, 7500, 86400 * 3 + 4 * 3600)
-    said = ("0 s", "0.33 s", "9.9 s", "59 s", "1 min", "1 h 00 min", "2 h 05 min", "3 d 04 h")
-    assert tuple(map(duration, times)) == said
+    words = ("0 s", "0.33 s", "9.9 s", "59 s", "1 min", "1 h 00 min", "2 h 05 min", "3 d 04 h")
+    assert tuple(map(duration, times)) == words
 
 
 # ---- the queue ---------------------------------------------------------------------------------

@@ -187,7 +187,7 @@ def test_several_processes_make_one_trial(tmp_path):
         ("adrpo_scale.domains.flow:FlowDomain.prepare", 1, "load", "engine.shard"),
     ],
 )
-def test_memory_that_runs_out_is_said_with_the_phase_and_what_to_try(
+def test_memory_that_runs_out_is_named_with_the_phase_and_what_to_try(
     tmp_path, place, call, phase, remedy
 ):
     start = starts.train(tmp_path, 1, SETTINGS, "--trial", prepare=TooMuchAt(place, call))

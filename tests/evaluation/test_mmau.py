@@ -1,4 +1,4 @@
-"""The MMAU evaluation: every rule of its scores, its files, and endpoints as they misbehave."""
+"""The MMAU evaluation: its rules of judging, its files, and endpoints as they misbehave."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ from adrpo_scale.evaluation.mmau.base import (
     evenly,
     load_benchmark,
 )
-from adrpo_scale.evaluation.mmau.endpoint import Endpoint, retry_after, said, wav
-from adrpo_scale.evaluation.mmau.scoring import benchmark_match, score, submitted, tallies
-from adrpo_scale.evaluation.mmau.tables import NO_PAPER, main_table, report
+from adrpo_scale.evaluation.mmau.endpoint import Endpoint, answer_of, retry_after, wav
+from adrpo_scale.evaluation.mmau.judging import benchmark_match, judge, submitted, tallies
+from adrpo_scale.evaluation.mmau.tables import NO_PAPER, main_table, page
 from adrpo_scale.run import train as running
 from adrpo_scale.run.load import LoadedConfig
 from adrpo_scale.run.registry import DOMAINS
@@ -54,7 +54,7 @@ def question(answer="Dog", choices=ANIMALS, task="sound", id="q", **row):
     return Question(id, tuple(choices), answer, task, "kind", "easy", prompt)
 
 
-# ---- scores ----------------------------------------------------------------------------------
+# ---- judgements ------------------------------------------------------------------------------
 
 # (prediction, answer, choices): strict, strict without a tag too, the benchmark's, parsed
 RULES = [
@@ -66,7 +66,7 @@ RULES = [
     ("<answer>(B) Dog</answer>", "Dog", ANIMALS, (1, 1, 1, 1)),
     ("<answer>Rain</answer>", "Dog", ANIMALS, (0, 0, 0, 1)),
     ("<answer>Rain</answer> then <answer>Dog</answer>", "Dog", ANIMALS, (1, 1, 1, 1)),
-    # An option inside another: its words are said, and one that only the other has.
+    # An option inside another: its words stand there, and one that only the other has.
     ("<answer>Big dog</answer>", "Dog", ANIMALS, (0, 0, 0, 1)),
     ("<answer>Dog</answer>", "Big dog", ANIMALS, (0, 0, 0, 1)),
     # The wrong option has the right one's words and no others: right by the benchmark's rule.
@@ -95,7 +95,7 @@ RULES = [
 
 @pytest.mark.parametrize(("prediction", "answer", "choices", "expected"), RULES)
 def test_the_rules(prediction, answer, choices, expected):
-    found = score(question(answer, choices), Answer(prediction))
+    found = judge(question(answer, choices), Answer(prediction))
     assert (
         found.strict,
         found.strict_untagged,
@@ -108,7 +108,7 @@ def test_the_benchmarks_rule_counts_words_without_case_and_needs_all_of_them():
     assert benchmark_match("A LOUD dog!", "loud dog", ["loud dog", "cat"])
     assert not benchmark_match("dog", "loud dog", ["loud dog", "cat"])
     assert benchmark_match("1.63 seconds", "1.63 seconds", ["1.63 seconds", "2.74 seconds"])
-    assert not benchmark_match("", "", ["", "x"])  # nothing said is never right
+    assert not benchmark_match("", "", ["", "x"])  # no word is never right
     assert benchmark_match("dog", "dog", ["dog", "Dog"])  # a choice of the same words is not wrong
 
 
@@ -119,9 +119,9 @@ def test_reasoning_is_not_handed_in():
 
 def test_tallies_by_task_difficulty_and_sub_category():
     asked = [question(task=task, id=str(n)) for n, task in enumerate(["sound"] * 3 + ["music"] * 2)]
-    said_ = ["<answer>Dog</answer>", "Dog", None, "<answer>what?</answer>", "<answer>Cat</answer>"]
-    answers = [None if text is None else Answer(text, text == "Dog") for text in said_]
-    found = {t.subset: t.metrics for t in tallies(asked, list(map(score, asked, answers)))}
+    texts = ["<answer>Dog</answer>", "Dog", None, "<answer>what?</answer>", "<answer>Cat</answer>"]
+    answers = [None if text is None else Answer(text, text == "Dog") for text in texts]
+    found = {t.subset: t.metrics for t in tallies(asked, list(map(judge, asked, answers)))}
     assert list(found) == ["sound", "music", "speech", "total", "difficulty:easy",
                            "sub_category:kind"]  # fmt: skip
     assert found["sound"]["strict"] == (1 / 3, 3)
@@ -137,7 +137,7 @@ def test_tallies_by_task_difficulty_and_sub_category():
 
 def test_the_table_has_published_lines_where_the_config_has_them():
     asked = [question()]
-    found = tallies(asked, [score(asked[0], Answer("<answer>B</answer>", is_cut=True))])
+    found = tallies(asked, [judge(asked[0], Answer("<answer>B</answer>", is_cut=True))])
     plain = main_table("mine", found, {})
     assert "| strict: the option inside `<answer>` | 100.00 | – | – | 100.00 |" in plain
     assert "| unparsed: names no option | 0 of 1 | 0 of 0 | 0 of 0 | 0 of 1 |" in plain
@@ -150,8 +150,8 @@ def test_the_table_has_published_lines_where_the_config_has_them():
     lines = main_table("mine", found, {"theirs": row, "another": others}).splitlines()
     assert lines[-2] == "| paper, table 2: theirs | 1.00 | 2.00 | 3.00 | 2.50 |"
     assert lines[-1] == "| a board: another | 1.00 | 2.00 | 3.00 | 2.50 |"
-    assert NO_PAPER not in report("", [], "mine", found, {"theirs": row})
-    assert NO_PAPER in report("", [], "mine", found, {"another": others})
+    assert NO_PAPER not in page("", [], "mine", found, {"theirs": row})
+    assert NO_PAPER in page("", [], "mine", found, {"another": others})
 
 
 # ---- data ------------------------------------------------------------------------------------
@@ -259,7 +259,7 @@ def test_what_prepare_writes_is_read(tmp_path):
         ("model_prediction", "Man"),
         ("model_output", "Man"),
     ]
-    assert score(one, Answer("<answer>man</answer>")).strict and "original" not in one.row
+    assert judge(one, Answer("<answer>man</answer>")).strict and "original" not in one.row
     assert len(read_clip(*one.clip)) == 4800
 
 
@@ -378,7 +378,7 @@ def test_what_may_pass_is_tried_again(server, tmp_path):
     assert server.asked == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 2 + [4]
 
 
-DOG_TEXT = said(DOG[2])
+DOG_TEXT = answer_of(DOG[2])
 
 
 def test_what_was_cut_off_is_an_answer_also_without_a_word(server, tmp_path, caplog):
@@ -482,7 +482,7 @@ def test_address_and_key_are_checked_before_anything_is_sent(tmp_path):
 
 def given(data, to, name="a-model", limit=None):
     fast = [f"endpoint.{key}={value}" for key, value in FAST.items()]
-    return evaluate.EvaluationOptions(CONFIG, None, name, data, to, limit, overrides=fast)
+    return evaluate.EvaluateOptions(CONFIG, None, name, data, to, limit, overrides=fast)
 
 
 def rows_of(path):
@@ -718,7 +718,7 @@ def small_data(folder):
 
 
 def of_model(model, data, to, *more):
-    return evaluate.EvaluationOptions(
+    return evaluate.EvaluateOptions(
         CONFIG, model=str(model), data=data, to=to, overrides=[*HEARS, "variant=answer", *more]
     )
 
@@ -824,10 +824,10 @@ def test_wrong_options_are_refused_first(options, expected):
 def test_answers_survive_odd_line_breaks(tmp_path):
     odd = "a\u2028b\n\x85<answer>B</answer>"
     predictions.begin(tmp_path, {"model": "m"})
-    said_ = {"q": Answer(odd, is_cut=True)}
-    predictions.append(tmp_path, 0, said_)
-    assert predictions.merge(tmp_path) == said_ == predictions.begin(tmp_path, {"model": "m"})
+    texts = {"q": Answer(odd, is_cut=True)}
+    predictions.append(tmp_path, 0, texts)
+    assert predictions.merge(tmp_path) == texts == predictions.begin(tmp_path, {"model": "m"})
     # What another node has written need not be seen yet.
     more = {"r": Answer("x")}
-    assert predictions.merge(tmp_path, more) == said_ | more
-    assert predictions.merge(tmp_path) == said_ | more
+    assert predictions.merge(tmp_path, more) == texts | more
+    assert predictions.merge(tmp_path) == texts | more

@@ -184,16 +184,16 @@ def combine(order: Mapping[str, Any], answers: Mapping[int, Mapping[str, Any]]) 
 def _combined(
     backend: str, members: Sequence[int], answers: Mapping[int, Mapping[str, Any]]
 ) -> Sums:
-    said = {}
+    answered = {}
     for rank in members:
         answer = answers.get(rank, {"error": "no answer"})
-        said[rank] = answer.get("answer") or {"failed": answer.get("error", "no answer")}
-    failed = {rank: part["failed"] for rank, part in said.items() if "failed" in part}
+        answered[rank] = answer.get("answer") or {"failed": answer.get("error", "no answer")}
+    failed = {rank: part["failed"] for rank, part in answered.items() if "failed" in part}
     wrong = next(
-        (f"on rank {rank}: {p['wrong']}" for rank, p in said.items() if "wrong" in p), None
+        (f"on rank {rank}: {p['wrong']}" for rank, p in answered.items() if "wrong" in p), None
     )
     if failed or wrong:
         return Sums(backend, tuple(members), None, wrong, failed)
-    slowest = max(part["seconds"] for part in said.values())
+    slowest = max(part["seconds"] for part in answered.values())
     bandwidth = 2 * (len(members) - 1) / len(members) * BYTES[backend] / slowest
     return Sums(backend, tuple(members), bandwidth)

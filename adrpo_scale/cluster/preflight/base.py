@@ -1,7 +1,7 @@
 """What a preflight says: checks, what each has found, and what that means for the job.
 
 A fault stops the job, a warning does not. A fault of scope `node` is one that other nodes in place
-of the named ones would mend; of scope `run` one that only a person can.
+of the named ones would fix; of scope `run` one that only a person can.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ class Finding:
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the table. name: what `--skip` knows it by. said: the line where all is well."""
+    """One line of the table. name: its name for `--skip`. stated: the line where all is well."""
 
     name: str
-    said: str
+    stated: str
     findings: tuple[Finding, ...] = ()
 
     @property
@@ -57,7 +57,7 @@ class Place:
     names: tuple[str, ...] = ()
 
     def name_of(self, rank: int) -> str | None:
-        """The node that a process should be on; None where nobody said."""
+        """The node that a process should be on; None where it is not known."""
         number = rank // self.local_world
         return self.names[number] if number < len(self.names) else None
 
@@ -75,7 +75,7 @@ def find_place(env: Mapping[str, str] = os.environ) -> Place:
 
 
 def exit_code(checks: Iterable[Check]) -> int:
-    """0: fit. 4: other nodes would mend every fault. 2: they would not."""
+    """0: fit. 4: other nodes would fix every fault. 2: they would not."""
     scopes = {f.scope for check in checks for f in check.findings if f.severity == "fault"}
     return FIT if not scopes else SETUP_FAULT if "run" in scopes else NODE_FAULT
 

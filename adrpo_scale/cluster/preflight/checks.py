@@ -25,10 +25,10 @@ SHARED_MEMORY_BYTES = 1_000_000_000
 
 
 def check_present(place: Place, absent: Sequence[int], seconds: float, did: str) -> Check:
-    """absent: ranks. did: what they have not done, `report`. Names their nodes where the job script
-    has said which there are."""
+    """absent: ranks. did: what they have not done, `answer`. Names their nodes where the job
+    script states which there are."""
     nodes = len(place.names) or -(-place.world // place.local_world)
-    said = f"{counted(nodes, 'node')}, {counted(place.world, 'process')}"
+    stated = f"{counted(nodes, 'node')}, {counted(place.world, 'process')}"
     ranks_of: dict[str | None, list[int]] = {}
     for rank in absent:
         ranks_of.setdefault(place.name_of(rank), []).append(rank)
@@ -47,7 +47,7 @@ def check_present(place: Place, absent: Sequence[int], seconds: float, did: str)
                 "node",
             )
         )
-    return Check("nodes", said, tuple(findings))
+    return Check("nodes", stated, tuple(findings))
 
 
 def check_errors(place: Place, errors: Mapping[int, str]) -> Check:
@@ -60,7 +60,7 @@ def check_errors(place: Place, errors: Mapping[int, str]) -> Check:
                 "fault",
                 f"rank {rank}: {error}",
                 "no error",
-                "mend it, or exclude the node",
+                "fix it, or exclude the node",
                 () if name is None else (name,),
                 "node",
             )
@@ -164,14 +164,14 @@ def check_space(
         "delete what is not needed, keep fewer (checkpoint.keep_last, keep_every, keep_best), or "
         "choose another --run-dir",
     )
-    said = f"{size_text(space.free_bytes)} free; {needed} ({how})"
-    return Check("space", said, (finding,) if lacks else ())
+    stated = f"{size_text(space.free_bytes)} free; {needed} ({how})"
+    return Check("space", stated, (finding,) if lacks else ())
 
 
 def check_scratch(nodes: Sequence[Node]) -> Check:
     """Node-local space for temporary files and compile caches."""
-    said = [node.facts.scratch for node in nodes if node.facts.scratch]
-    least = min((free for _, free in said), default=0)
+    stated = [node.facts.scratch for node in nodes if node.facts.scratch]
+    least = min((free for _, free in stated), default=0)
 
     def lack(node: Node) -> str | None:
         folder, free = node.facts.scratch or ("", SCRATCH_BYTES)
@@ -181,7 +181,7 @@ def check_scratch(nodes: Sequence[Node]) -> Check:
         found(bad, nodes, "warning", value, size_text(SCRATCH_BYTES), "clear it, or set TMPDIR")
         for value, bad in alike(by_value(nodes, lack))
     ]
-    folders = listed([folder for folder, _ in said])
+    folders = listed([folder for folder, _ in stated])
     return Check("scratch", f"at least {size_text(least)} free in {folders}", tuple(findings))
 
 
@@ -200,10 +200,10 @@ def check_versions(nodes: Sequence[Node]) -> Check:
             findings.append(_version_finding(nodes, environments, lines, severity))
     first = nodes[0].facts.environment
     versions = first.get("versions", {})
-    said = f"python {versions.get('python')}, torch {versions.get('torch')}"
+    stated = f"python {versions.get('python')}, torch {versions.get('torch')}"
     commit = f", code {first['commit'][:12]}" if first.get("commit") else ""
     where = "" if len(nodes) == 1 else f" on {len(nodes)} nodes"
-    return Check("versions", f"{said}{commit}{where}", tuple(findings))
+    return Check("versions", f"{stated}{commit}{where}", tuple(findings))
 
 
 def _without(node: Node, *names: str) -> dict[str, Any]:
@@ -243,7 +243,7 @@ def check_clocks(nodes: Sequence[Node], offsets: Mapping[int, float]) -> Check:
             return None
         return f"the clock is {abs(ahead):.0f} s {'ahead' if ahead > 0 else 'behind'}"
 
-    remedy = "ask for its time service to be mended; ages of locks and checkpoints are judged by it"
+    remedy = "ask for its time service to be fixed; ages of locks and checkpoints are judged by it"
     findings = [
         found(bad, nodes, "warning", value, f"within {CLOCK_SECONDS:g} s of the others", remedy)
         for value, bad in alike(by_value(nodes, wrong))

@@ -41,7 +41,7 @@ def space_check(config: RunConfig, run: Path, world: int) -> Check:
     try:
         space = free_space(run / CHECKPOINTS, settings.quota_command)
     except AdrpoError as error:
-        remedy = "mend checkpoint.quota_command, or choose another --run-dir"
+        remedy = "fix checkpoint.quota_command, or choose another --run-dir"
         return Check("space", "", (Finding("fault", str(error), "a number of bytes", remedy),))
     return check_space(space, str(run), size, count, count * (world + 2), how)
 
@@ -85,6 +85,6 @@ def trained_elements(config: RunConfig) -> int | None:
 
 def _is_adapted(name: str, shape: tuple[int, ...], targets: tuple[str, ...]) -> bool:
     """Whether adapters [rank, in] and [out, rank] are put on this matrix [out, in]."""
-    module, _, kind = name.rpartition(".")
+    module, _, leaf = name.rpartition(".")
     named = any(module == target or module.endswith(f".{target}") for target in targets)
-    return kind == "weight" and len(shape) == 2 and named
+    return leaf == "weight" and len(shape) == 2 and named

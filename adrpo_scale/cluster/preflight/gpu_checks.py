@@ -21,7 +21,7 @@ def uses_cuda(nodes: Sequence[Node], device: str) -> bool:
 
 
 def check_gpus(nodes: Sequence[Node], device: str) -> Check:
-    """A working GPU for every process, free, and of one kind. device: the setting engine.device."""
+    """A working, free GPU of one model for every process. device: the setting engine.device."""
     if device == "cpu":
         return Check("gpus", 'none is used: engine.device = "cpu"')
     if not uses_cuda(nodes, device):
@@ -39,7 +39,7 @@ def check_gpus(nodes: Sequence[Node], device: str) -> Check:
         for value, bad in alike(by_value(nodes, rule)):
             findings.append(found(bad, nodes, severity, value, "a GPU for each process", remedy))
     findings += [finding for node in nodes for finding in _of_gpus(node, nodes)]
-    findings += _other_kinds(nodes)
+    findings += _other_models(nodes)
     return Check("gpus", _gpus_said(nodes), tuple(findings))
 
 
@@ -55,7 +55,7 @@ def _unused(nodes: Sequence[Node]) -> Iterable[Finding]:
 
     for value, bad in alike(by_value(nodes, unusable)):
         is_driven = any(node.facts.cuda and node.facts.cuda.driver for node in bad)
-        remedy = 'mend it, or set engine.device = "cpu" where the CPU is meant'
+        remedy = 'fix it, or set engine.device = "cpu" where the CPU is meant'
         severity: Severity = "fault" if is_driven else "warning"
         yield found(bad, nodes, severity, value, _driver_expected(bad[0]), remedy)
 
@@ -110,14 +110,14 @@ def _of_gpus(node: Node, nodes: Sequence[Node]) -> Iterable[Finding]:
             yield found([node], nodes, "fault", value, free, remedy, hardware=True)
 
 
-def _other_kinds(nodes: Sequence[Node]) -> Iterable[Finding]:
-    kinds = Counter(_kind(gpu) for node in nodes for gpu in node.gpus if gpu.error is None)
-    if len(kinds) < 2:
+def _other_models(nodes: Sequence[Node]) -> Iterable[Finding]:
+    models = Counter(_model(gpu) for node in nodes for gpu in node.gpus if gpu.error is None)
+    if len(models) < 2:
         return
-    usual = kinds.most_common(1)[0][0]
+    usual = models.most_common(1)[0][0]
 
     def other(node: Node) -> str | None:
-        odd = {_kind(gpu) for gpu in node.gpus if gpu.error is None} - {usual}
+        odd = {_model(gpu) for gpu in node.gpus if gpu.error is None} - {usual}
         return ", ".join(sorted(odd)) or None
 
     remedy = "the slowest sets the pace: choose nodes of one kind (--constraint, --partition)"
@@ -125,13 +125,13 @@ def _other_kinds(nodes: Sequence[Node]) -> Iterable[Finding]:
         yield found(bad, nodes, "warning", value, f"{usual} everywhere", remedy)
 
 
-def _kind(gpu: GpuFacts) -> str:
+def _model(gpu: GpuFacts) -> str:
     return f"{gpu.name} with {round(gpu.total / 2**30)} GiB"
 
 
 def _gpus_said(nodes: Sequence[Node]) -> str:
-    kinds = Counter(_kind(gpu) for node in nodes for gpu in node.gpus if gpu.error is None)
-    what = ", ".join(f"{number} × {kind}" for kind, number in kinds.items())
+    models = Counter(_model(gpu) for node in nodes for gpu in node.gpus if gpu.error is None)
+    what = ", ".join(f"{number} × {model}" for model, number in models.items())
     cuda = nodes[0].facts.cuda
     driver = f", driver {cuda.driver}, CUDA {cuda.wheel}" if cuda is not None else ""
     return f"{what}{driver}"

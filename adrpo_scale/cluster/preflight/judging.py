@@ -28,7 +28,7 @@ def found(
 
 
 def alike(bad: Mapping[str, list[Node]]) -> Iterable[tuple[str, list[Node]]]:
-    """(value, nodes with it), most nodes first: what many say is said once."""
+    """(value, nodes with it), most nodes first: what many state is stated once."""
     return sorted(bad.items(), key=lambda item: -len(item[1]))
 
 
@@ -36,9 +36,9 @@ def by_value(nodes: Iterable[Node], value: Callable[[Node], str | None]) -> dict
     """The nodes by what they say; without those that have nothing to say."""
     groups: dict[str, list[Node]] = {}
     for node in nodes:
-        said = value(node)
-        if said is not None:
-            groups.setdefault(said, []).append(node)
+        stated = value(node)
+        if stated is not None:
+            groups.setdefault(stated, []).append(node)
     return groups
 
 

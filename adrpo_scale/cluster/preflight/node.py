@@ -95,7 +95,7 @@ class NodeFacts:
 
 
 @dataclass(frozen=True)
-class Report:
+class Survey:
     """What one process says. node: None but from local rank 0."""
 
     rank: int
@@ -107,7 +107,7 @@ class Report:
 
 @dataclass(frozen=True)
 class Node:
-    """A node as rank 0 knows it, from the reports of its processes."""
+    """A node as rank 0 knows it, from the surveys of its processes."""
 
     number: int
     name: str
@@ -116,12 +116,12 @@ class Node:
     gpus: tuple[GpuFacts, ...] = ()
 
 
-_REQUEST, _REPORT = TypeAdapter(Request), TypeAdapter(Report)
+_REQUEST, _SURVEY = TypeAdapter(Request), TypeAdapter(Survey)
 
 
-def to_data(value: Request | Report) -> dict[str, Any]:
+def to_data(value: Request | Survey) -> dict[str, Any]:
     """JSON-able."""
-    adapter: TypeAdapter[Any] = _REQUEST if isinstance(value, Request) else _REPORT
+    adapter: TypeAdapter[Any] = _REQUEST if isinstance(value, Request) else _SURVEY
     return adapter.dump_python(value, mode="json")
 
 
@@ -129,21 +129,21 @@ def to_request(data: Mapping[str, Any]) -> Request:
     return _REQUEST.validate_python(data)
 
 
-def to_report(data: Mapping[str, Any]) -> Report:
-    return _REPORT.validate_python(data)
+def to_survey(data: Mapping[str, Any]) -> Survey:
+    return _SURVEY.validate_python(data)
 
 
-def to_nodes(reports: Sequence[Report]) -> list[Node]:
-    """The nodes, in their order. Every node's local rank 0 must be among the reports."""
-    members: dict[int, list[Report]] = {}
-    for report in sorted(reports, key=lambda report: report.rank):
-        members.setdefault(report.number, []).append(report)
-    return [_to_node(number, said) for number, said in sorted(members.items())]
+def to_nodes(surveys: Sequence[Survey]) -> list[Node]:
+    """The nodes, in their order. Every node's local rank 0 must be among the surveys."""
+    members: dict[int, list[Survey]] = {}
+    for survey in sorted(surveys, key=lambda survey: survey.rank):
+        members.setdefault(survey.number, []).append(survey)
+    return [_to_node(number, found) for number, found in sorted(members.items())]
 
 
-def _to_node(number: int, said: Sequence[Report]) -> Node:
-    first = next(report for report in said if report.node is not None)
+def _to_node(number: int, surveys: Sequence[Survey]) -> Node:
+    first = next(survey for survey in surveys if survey.node is not None)
     assert first.node is not None
-    ranks = tuple(report.rank for report in said)
-    gpus = tuple(report.gpu for report in said if report.gpu is not None)
+    ranks = tuple(survey.rank for survey in surveys)
+    gpus = tuple(survey.gpu for survey in surveys if survey.gpu is not None)
     return Node(number, first.name, ranks, first.node, gpus)

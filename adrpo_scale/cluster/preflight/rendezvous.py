@@ -47,7 +47,7 @@ class Meeting:
     # ---- rank 0 ----------------------------------------------------------------------------------
 
     def absent(self) -> list[int]:
-        """The ranks that have not said hello in time."""
+        """The ranks that have not called in time."""
         left = self._begin + self.seconds - time.monotonic()
         here = self._collect("hello", range(self.place.world), left)
         return [rank for rank in range(self.place.world) if rank not in here]
@@ -74,7 +74,7 @@ class Meeting:
         self._collect("bye", [rank for rank in here if rank not in told], _BUSY_SECONDS)
 
     def _collect(self, step: str, ranks: Iterable[int], seconds: float) -> dict[int, Any]:
-        """What was said under `step`, by rank; those who said nothing in time are left out."""
+        """The answers under `step`, by rank; ranks without one in time are left out."""
         waiting, found = list(ranks), {}
         begin, is_noticed = time.monotonic(), step == "bye"
         while True:
@@ -152,7 +152,7 @@ def _answer(order: Order, obey: Callable[[Order], Any]) -> dict[str, Any]:
 
 def meet(place: Place, seconds: float) -> Meeting:
     """Opens the store on rank 0, or reaches it. Raises NodeError where that cannot be, ConfigError
-    where nobody said where it is."""
+    where its place is not stated."""
     if place.world == 1:
         return Meeting(td.HashStore(), place, seconds)
     if dist.rank_facts().launcher == "srun":
@@ -213,7 +213,7 @@ def _unreachable(place: Place, host: str, port: int, seconds: float, error: OSEr
     """Says which of the two ends it is, as far as this end can know."""
     if isinstance(error, socket.gaierror):
         why = (
-            f"the name does not resolve here: mend it, or exclude this node: --exclude={place.name}"
+            f"the name does not resolve here: fix it, or exclude this node: --exclude={place.name}"
         )
     elif isinstance(error, ConnectionRefusedError):
         why = "its node answers, but rank 0 has not started there: look at what rank 0 printed"

@@ -1,4 +1,4 @@
-"""The verb `preflight`: what a job checks before it loads a model.
+"""The command `preflight`: what a job checks before it loads a model.
 
 Rank 0 alone reads the config; it tells the others what to look at, and judges. The order is from
 what is cheap and blames precisely to what needs it to hold: who is there; folders, models,
@@ -32,8 +32,8 @@ from adrpo_scale.cluster.preflight.node import (
     Request,
     to_data,
     to_nodes,
-    to_report,
     to_request,
+    to_survey,
 )
 from adrpo_scale.cluster.preflight.rendezvous import Meeting, Order, meet
 from adrpo_scale.cluster.preflight.survey import nearest, survey, token_in
@@ -178,7 +178,7 @@ class _Leader:
         run = (self.options.run_dir or default_folder(loaded.name, config.digest())).absolute()
         self.title += f", run folder {run}"
         absent = self.meeting.absent()
-        self.checks.append(checks.check_present(self.place, absent, self.meeting.seconds, "report"))
+        self.checks.append(checks.check_present(self.place, absent, self.meeting.seconds, "answer"))
         if absent:
             return
         needs = config.needs_from_hub()
@@ -205,7 +205,7 @@ class _Leader:
     def _sound(self, answers: Mapping[int, Mapping[str, Any]]) -> list[Node] | None:
         place = self.place
         silent = [rank for rank in range(place.world) if rank not in answers]
-        errors = {rank: said["error"] for rank, said in answers.items() if "error" in said}
+        errors = {rank: answer["error"] for rank, answer in answers.items() if "error" in answer}
         seconds = self.meeting.seconds
         if silent:
             did = "look at the folders and models (a filesystem hangs?)"
@@ -214,7 +214,7 @@ class _Leader:
         if errors:
             self.checks[0] = checks.check_errors(place, errors)
             return None
-        return to_nodes([to_report(said["answer"]) for said in answers.values()])
+        return to_nodes([to_survey(answer["answer"]) for answer in answers.values()])
 
     def _judge(self, nodes: list[Node], config: Any, run: Path, models: int) -> None:
         from adrpo_scale.cluster.preflight.estimate import space_check
@@ -237,11 +237,11 @@ class _Leader:
     def _clock_offsets(self, nodes: Sequence[Node]) -> dict[int, float]:
         """Seconds that each node's clock is ahead of this one. Everybody waits for the order, so
         the answers are as old as the network is slow."""
-        said = self.meeting.ask({"do": "clock"}, self.obey)
+        clocks = self.meeting.ask({"do": "clock"}, self.obey)
         return {
-            node.number: said[node.ranks[0]]["answer"] - said[node.ranks[0]]["at"]
+            node.number: clocks[node.ranks[0]]["answer"] - clocks[node.ranks[0]]["at"]
             for node in nodes
-            if "answer" in said.get(node.ranks[0], {})
+            if "answer" in clocks.get(node.ranks[0], {})
         }
 
     def _measure(self, nodes: Sequence[Node], is_cuda: bool) -> None:

@@ -29,8 +29,8 @@ from adrpo_scale.cluster.preflight.node import (
     Limits,
     ModelFacts,
     NodeFacts,
-    Report,
     Request,
+    Survey,
 )
 from adrpo_scale.core.disk_space import disk_space
 from adrpo_scale.hub.lock import check, fingerprint
@@ -41,12 +41,12 @@ CONTEXT_BYTES = 2_000_000_000  # of a GPU: more than a CUDA context of any GPU t
 _TOKEN = ".adrpo-preflight-"
 
 
-def survey(request: Request, place: Place) -> Report:
+def survey(request: Request, place: Place) -> Survey:
     """What this process says."""
     first = place.local_rank == 0
     node = _node_facts(request, place) if first else None
     gpu = None if request.device == "cpu" or "gpus" in request.skipped else gpu_facts(place)
-    return Report(place.rank, place.node, place.name, node, gpu)
+    return Survey(place.rank, place.node, place.name, node, gpu)
 
 
 def _node_facts(request: Request, place: Place) -> NodeFacts:
@@ -173,11 +173,11 @@ def _is_linux() -> bool:
 
 def cuda_facts(env: Mapping[str, str] = os.environ) -> CudaFacts:
     """Without a context on any GPU: what `torch` says of the driver and counts."""
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")  # torch says only in a warning that a driver is too old
         available = torch.cuda.is_available()
         count = torch.cuda.device_count() if available else 0
-    why = "; ".join(str(warning.message).splitlines()[0] for warning in said)
+    why = "; ".join(str(warning.message).splitlines()[0] for warning in caught)
     granted = env.get("SLURM_GPUS_ON_NODE", "")
     return CudaFacts(
         available=available,

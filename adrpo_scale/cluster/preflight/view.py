@@ -16,12 +16,12 @@ _WIDTH = 12  # of the names
 
 def show(checks: Sequence[Check], title: str, seconds: float) -> None:
     """Prints the table; the last line says the verdict and how long it took."""
-    # Not the console of `metrics`, whose imports would double the time of this verb's start.
+    # Not the console of `metrics`, whose imports would double the time of this command's start.
     console = Console(highlight=False, soft_wrap=True)
     console.print(title, markup=False)
     for check in checks:
         sign, colour = _SIGNS[check.state]
-        line = Text.assemble((sign, colour), f" {check.name:{_WIDTH}}", check.said)
+        line = Text.assemble((sign, colour), f" {check.name:{_WIDTH}}", check.stated)
         console.print(
             line if check.state == "fine" else Text.assemble((sign, colour), f" {check.name}")
         )
@@ -60,7 +60,8 @@ def as_json(checks: Sequence[Check], title: str, seconds: float) -> str:
             {
                 "name": check.name,
                 "state": check.state,
-                "said": check.said,
+                "stated": check.stated,
+                "said": check.stated,  # its first name, which programs may read
                 "findings": [_as_data(finding) for finding in check.findings],
             }
             for check in checks

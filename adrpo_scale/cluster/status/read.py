@@ -71,10 +71,10 @@ def _section(record: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _number(value: Any, kind: type) -> Any:
+def _number(value: Any, number: type) -> Any:
     """`value` as int or float; None where it is no number."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return kind(value) if is_number else None
+    return number(value) if is_number else None
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:

@@ -23,7 +23,7 @@ _WIDE = 200  # columns, where no terminal says how many there are
 _NONE = "–"
 
 
-def report(runs: Sequence[Path], as_json: bool) -> int:
+def show(runs: Sequence[Path], as_json: bool) -> int:
     """Prints the status of each run, in the order given. The exit code: 2 where one is no run."""
     answers = statuses(runs)
     if as_json:
@@ -170,8 +170,8 @@ def _table(answers: Sequence[Status]) -> Table:
 
 
 def _hours_heading(answers: Sequence[Status]) -> str:
-    kinds = {_hours_of(status) for status in answers}
-    return kinds.pop() if len(kinds) == 1 else "hours"
+    words = {_hours_of(status) for status in answers}
+    return words.pop() if len(words) == 1 else "hours"
 
 
 def _cells(status: Status) -> list[str]:

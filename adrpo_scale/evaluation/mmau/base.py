@@ -20,7 +20,7 @@ from adrpo_scale.core.types import Prompt
 from adrpo_scale.data.prompts import load_prompts
 
 TASKS = ("sound", "music", "speech")
-QUESTIONS, REPORT = "mmau.jsonl", "report.json"
+QUESTIONS, RECORD = "mmau.jsonl", "report.json"
 ORIGINAL = "original"  # key of a row: the benchmark's own row, which the submission repeats
 _FORMATS = {"answer": "avqa", "think": "avqa_think"}
 _PREPARE = "write it with `adrpo-scale prepare mmau`"
@@ -54,7 +54,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Answer:
-    """text: what was said, perhaps nothing. is_cut: it reached the limit of its length."""
+    """text: the model's words, perhaps none. is_cut: it reached the limit of its length."""
 
     text: str
     is_cut: bool = False
@@ -64,7 +64,7 @@ class Model(Protocol):
     """Whatever answers questions."""
 
     def answers(self, questions: Sequence[Question]) -> Sequence[Answer | None]:
-        """What is said to each question, in order; None where no answer could be had: it is asked
+        """The answer to each question, in order; None where no answer could be had: it is asked
         again another time. Not collective: ranks call it as often as their questions need."""
 
 
@@ -129,18 +129,18 @@ def load_benchmark(folder: Path, variant: Literal["answer", "think"]) -> Benchma
     that are none of MMAU's."""
     path = folder / QUESTIONS
     try:
-        report = json.loads((folder / REPORT).read_text())
+        record = json.loads((folder / RECORD).read_text())
     except (OSError, ValueError) as error:
-        raise PromptError(f"{folder / REPORT} cannot be read ({error}): {_PREPARE}") from error
+        raise PromptError(f"{folder / RECORD} cannot be read ({error}): {_PREPARE}") from error
     prompts = load_prompts(path, _FORMATS[variant])
     questions = tuple(_question(prompt, path) for prompt in prompts)
     if len({question.id for question in questions}) < len(questions):
         raise PromptError(f"{path} has questions of one id: {_PREPARE} again")
-    return Benchmark(questions, _revision(report), file_sha256(path))
+    return Benchmark(questions, _revision(record), file_sha256(path))
 
 
-def _revision(report: Mapping[str, Any]) -> str:
-    return str(report.get("revision") or "unknown")
+def _revision(record: Mapping[str, Any]) -> str:
+    return str(record.get("revision") or "unknown")
 
 
 def _question(prompt: Prompt, path: Path) -> Question:

@@ -101,7 +101,7 @@ class Endpoint:
         if self._failed_in_a_row >= _IN_A_ROW and None in found:
             raise EndpointError(
                 f"{self.url} left {self._failed_in_a_row} questions in a row unanswered, the "
-                "reasons are above; start the same command again to go on"
+                "reasons are above; start the same command again to resume"
             )
         return found
 
@@ -165,7 +165,7 @@ class Endpoint:
         try:
             timeout = self._config.endpoint.timeout_seconds
             with self._opener.open(request, timeout=timeout) as response:
-                return said(response.read())
+                return answer_of(response.read())
         except urllib.error.HTTPError as error:
             raise self._judged(error) from None
         except (OSError, http.client.HTTPException) as error:  # URLError and time-outs are OSErrors
@@ -205,7 +205,7 @@ def base_url(environment: Mapping[str, str] = os.environ) -> str:
     return base.rstrip("/")
 
 
-def said(response: bytes) -> Answer:
+def answer_of(response: bytes) -> Answer:
     """The answer in a chat completion; _Again where there is none. A refusal is an answer, and so
     is nothing at all where the limit of its length was reached."""
     try:

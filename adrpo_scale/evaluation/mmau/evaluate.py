@@ -1,7 +1,7 @@
-"""The verb `evaluate`: questions to a model or an endpoint, answers to scores, tables and files.
+"""The command `evaluate`: questions to a model or an endpoint, answers to tables and files.
 
 Each rank asks a block of the questions that have no answer yet and keeps its answers as they come;
-rank 0 puts them together. Whatever stops it, the same command goes on. A question without an answer
+rank 0 puts them together. Whatever stops it, the same command resumes. A question without an answer
 counts as wrong, and is asked again next time.
 """
 
@@ -38,16 +38,16 @@ from adrpo_scale.evaluation.mmau.base import (
     load_benchmark,
 )
 from adrpo_scale.evaluation.mmau.endpoint import Endpoint, base_url, check_writes
-from adrpo_scale.evaluation.mmau.scoring import score, tallies
+from adrpo_scale.evaluation.mmau.judging import judge, tallies
 from adrpo_scale.evaluation.sample import Source
 from adrpo_scale.run.load import assign, parse_override
 
-_REPORTS = 20  # lines of progress
+_LINES = 20  # lines of progress
 _NAMED = 10  # questions without an answer that are named at the end
 
 
 @dataclass(frozen=True)
-class EvaluationOptions:
+class EvaluateOptions:
     """What the command line says. model or endpoint, one of them."""
 
     config: Path
@@ -91,8 +91,8 @@ def load_settings(path: Path, overrides: Sequence[str], data: Path | None) -> Mm
         raise ConfigError("\n".join([*faults, f"settings of evaluate: {known}"])) from error
 
 
-def evaluate(options: EvaluationOptions) -> None:
-    """The verb."""
+def evaluate(options: EvaluateOptions) -> None:
+    """The command."""
     if (options.model is None) == (options.endpoint is None):
         raise ConfigError("name one of --model FOLDER_OR_RUN and --endpoint MODEL_NAME")
     if options.dry_run and options.endpoint is None:
@@ -113,7 +113,7 @@ def evaluate(options: EvaluationOptions) -> None:
         _evaluate(config, benchmark, questions, subject, to, lock)
 
 
-def find_subject(options: EvaluationOptions, config: MmauConfig, prompts: str) -> Subject:
+def find_subject(options: EvaluateOptions, config: MmauConfig, prompts: str) -> Subject:
     """Who is asked, before anything is loaded."""
     if options.model is None:
         name = str(options.endpoint)
@@ -246,7 +246,7 @@ def _ask(
     """Answers to this rank's block of the questions by id, `size` at a time; they are on the disk
     before the next are asked. known: answers of earlier starts."""
     mine = [asked[k] for k in dist.block(len(asked), dist.rank(), dist.world_size())]
-    step = max(1, len(mine) // _REPORTS)
+    step = max(1, len(mine) // _LINES)
     answered = list(known.values())
     for start in range(0, len(mine), size):
         part = mine[start : start + size]
@@ -272,10 +272,10 @@ def _write(
 ) -> None:
     """Everything that is made from the answers, and what a person wants to see of it."""
     answers = predictions.merge(to, fresh)
-    said = [answers.get(question.id) for question in questions]
-    scores = [score(*pair) for pair in zip(questions, said, strict=True)]
-    found = tallies(questions, scores)
-    parts = zip(questions, said, scores, strict=True)
+    answered = [answers.get(question.id) for question in questions]
+    judgements = [judge(*pair) for pair in zip(questions, answered, strict=True)]
+    found = tallies(questions, judgements)
+    parts = zip(questions, answered, judgements, strict=True)
     predictions.write_lines(
         to / "questions.jsonl", [predictions.question_row(*part) for part in parts]
     )
@@ -286,7 +286,7 @@ def _write(
         f"{len(questions)} of {len(benchmark.questions)} questions, asked as "
         f"`{config.variant}`; accuracy in percent. Questions file: SHA-256 {benchmark.sha256}."
     ]
-    text = tables.report(title, notes, subject.name, found, config.published)
+    text = tables.page(title, notes, subject.name, found, config.published)
     replace_file(to / "table.md", text.encode())
     _say(tables.main_table(subject.name, found, config.published))
     missing = [question.id for question in questions if question.id not in answers]

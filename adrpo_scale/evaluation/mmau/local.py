@@ -113,15 +113,15 @@ class Local:
         ids_N = torch.tensor([prompt.id for prompt in prompts], dtype=torch.int64)
         rows = self._domain.sample(self._policy, prompts, ids_N, _KEY, "greedy")
         columns = ids_N.tolist(), self._domain.artifacts(rows), self._domain.is_sound(rows).tolist()
-        said = {
+        texts = {
             prompt_id: Answer(completion.text, not completion.finished)
             for prompt_id, completion, is_sound in zip(*columns, strict=True)
             if is_sound
         }
         for question in questions:
-            if question.prompt.id in self._usable and question.prompt.id not in said:
+            if question.prompt.id in self._usable and question.prompt.id not in texts:
                 log.warning("question %s has no answer: its clip was not heard", question.id)
-        return [said.get(question.prompt.id) for question in questions]
+        return [texts.get(question.prompt.id) for question in questions]
 
 
 @contextmanager

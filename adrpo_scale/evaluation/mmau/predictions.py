@@ -1,10 +1,10 @@
-"""What an evaluation leaves behind, and how it goes on after a kill.
+"""What an evaluation of a benchmark leaves behind, and how it resumes after a kill.
 
     evaluation.json      which model was asked which questions how: a folder holds one evaluation
     answers.jsonl        {id, prediction, cut}, as they came; cut: whether it reached the limit of
                          its length (no such key: false). Each rank appends to answers-NNN.jsonl
                          first, and rank 0 merges these files at every start and end
-    questions.jsonl      a line a question: row, prediction, and its scores
+    questions.jsonl      a line a question: row, prediction, and its judgement
     predictions.json     the benchmark's submission format: its own rows and our predictions
     eval.jsonl           rows as training writes them
     table.md             sound, music, speech, total; difficulties; sub-categories
@@ -24,7 +24,7 @@ from typing import Any
 from adrpo_scale.core.errors import RunFolderError
 from adrpo_scale.core.files import replace_file, replace_json, write_all
 from adrpo_scale.evaluation.mmau.base import Answer, Question
-from adrpo_scale.evaluation.mmau.scoring import Score, Tally, submitted
+from adrpo_scale.evaluation.mmau.judging import Judgement, Tally, submitted
 
 IDENTITY, ANSWERS = "evaluation.json", "answers.jsonl"
 _OF_RANKS = "answers-[0-9]*.jsonl"
@@ -106,19 +106,19 @@ def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     replace_file(path, text.encode())
 
 
-def question_row(question: Question, answer: Answer | None, score: Score) -> dict[str, Any]:
+def question_row(question: Question, answer: Answer | None, judgement: Judgement) -> dict[str, Any]:
     """A line of questions.jsonl."""
-    scores = {
-        "strict": score.strict,
-        "strict_untagged": score.strict_untagged,
-        "benchmark": score.benchmark,
-        "tagged": score.tagged,
-        "named": score.named,
-        "cut": score.is_cut,
+    judged = {
+        "strict": judgement.strict,
+        "strict_untagged": judgement.strict_untagged,
+        "benchmark": judgement.benchmark,
+        "tagged": judgement.tagged,
+        "named": judgement.named,
+        "cut": judgement.is_cut,
     }
-    said = None if answer is None else answer.text
-    handed_in = None if said is None else submitted(said)
-    return question.row | {"prediction": said, "submitted": handed_in} | scores
+    text = None if answer is None else answer.text
+    handed_in = None if text is None else submitted(text)
+    return question.row | {"prediction": text, "submitted": handed_in} | judged
 
 
 def submission(

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from adrpo_scale.evaluation.mmau.base import PAPER, TASKS, PublishedRow
-from adrpo_scale.evaluation.mmau.scoring import MEASURES, TOTAL, Tally
+from adrpo_scale.evaluation.mmau.judging import MEASURES, TOTAL, Tally
 from adrpo_scale.run.tables import markdown
 
 COLUMNS = (*TASKS, TOTAL)
@@ -59,7 +59,7 @@ def count(value: float, n: int) -> str:
     return f"{int(value)} of {n}"
 
 
-def report(
+def page(
     title: str,
     notes: Sequence[str],
     model: str,

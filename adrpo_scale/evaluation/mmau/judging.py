@@ -1,4 +1,4 @@
-"""Scores of predictions, as pure functions.
+"""Judgements of predictions, as pure functions.
 
 Three ways of being right, side by side, because published numbers differ in which they use:
 
@@ -31,7 +31,7 @@ _WORD = re.compile(r"\b\w+\b")
 
 
 @dataclass(frozen=True)
-class Score:
+class Judgement:
     """Of one question. named: the option that the prediction names, tag or not.
     benchmark: None where there is no prediction. is_cut: the prediction reached the limit of its
     length."""
@@ -75,36 +75,36 @@ def words(text: str) -> set[str]:
 
 def benchmark_match(prediction: str, answer: str, choices: Iterable[str]) -> bool:
     """MMAU's rule (evaluation.py of github.com/Sakshi113/MMAU), on words without case: every word
-    of the answer is said, and none that other options have and the answer has not."""
-    said, right = words(prediction), words(answer)
+    of the answer stands there, and none that other options have and the answer has not."""
+    found, right = words(prediction), words(answer)
     wrong = {word for choice in choices for word in words(choice)} - right
-    return bool(said) and right <= said and not said & wrong
+    return bool(found) and right <= found and not found & wrong
 
 
-def score(question: Question, prediction: Answer | None) -> Score:
+def judge(question: Question, prediction: Answer | None) -> Judgement:
     if prediction is None:
-        return Score(False, False, None, False, None)
+        return Judgement(False, False, None, False, None)
     tagged = extract_answer(prediction.text) is not None
     text = submitted(prediction.text)
     named = chosen(text, question.choices)
     is_right = named is not None and named == option_text(question.answer)
     benchmark = benchmark_match(text, question.answer, question.choices)
-    return Score(tagged and is_right, is_right, benchmark, tagged, named, prediction.is_cut)
+    return Judgement(tagged and is_right, is_right, benchmark, tagged, named, prediction.is_cut)
 
 
-def tally(subset: str, scores: Sequence[Score]) -> Tally:
+def tally(subset: str, judgements: Sequence[Judgement]) -> Tally:
     """Means and counts of one subset."""
-    n = len(scores)
-    answered = [score.benchmark for score in scores if score.benchmark is not None]
+    n = len(judgements)
+    answered = [one.benchmark for one in judgements if one.benchmark is not None]
     return Tally(
         subset,
         {
-            "strict": _mean([score.strict for score in scores]),
-            "strict_untagged": _mean([score.strict_untagged for score in scores]),
+            "strict": _mean([one.strict for one in judgements]),
+            "strict_untagged": _mean([one.strict_untagged for one in judgements]),
             "benchmark": _mean(answered),
-            "unparsed": (sum(score.is_unparsed for score in scores), n),
-            "untagged": (sum(score.is_untagged for score in scores), n),
-            "cut_off": (sum(score.is_cut for score in scores), n),
+            "unparsed": (sum(one.is_unparsed for one in judgements), n),
+            "untagged": (sum(one.is_untagged for one in judgements), n),
+            "cut_off": (sum(one.is_cut for one in judgements), n),
             "unanswered": (n - len(answered), n),
         },
     )
@@ -114,12 +114,12 @@ def _mean(right: Sequence[bool]) -> tuple[float, int]:
     return (sum(right) / len(right) if right else float("nan"), len(right))
 
 
-def tallies(questions: Sequence[Question], scores: Sequence[Score]) -> list[Tally]:
+def tallies(questions: Sequence[Question], judgements: Sequence[Judgement]) -> list[Tally]:
     """Sound, music, speech, total, then each difficulty and each sub-category that there is."""
-    found: dict[str, list[Score]] = {name: [] for name in (*TASKS, TOTAL)}
+    found: dict[str, list[Judgement]] = {name: [] for name in (*TASKS, TOTAL)}
     found |= {name: [] for name in sorted(f"difficulty:{q.difficulty}" for q in questions)}
     found |= {name: [] for name in sorted(f"sub_category:{q.sub_category}" for q in questions)}
-    for q, one in zip(questions, scores, strict=True):
+    for q, one in zip(questions, judgements, strict=True):
         for name in (q.task, TOTAL, f"difficulty:{q.difficulty}", f"sub_category:{q.sub_category}"):
             found[name].append(one)
     return [tally(name, subset) for name, subset in found.items()]
