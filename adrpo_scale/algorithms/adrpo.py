@@ -10,12 +10,11 @@ Tokens (eq. 7): the clipped ratio with the unclipped A, plus (beta0 - A_clip) ·
 
 from __future__ import annotations
 
-import warnings
 from typing import ClassVar
 
 from torch import Tensor
 
-from adrpo_scale.algorithms.base import GroupRelative, GroupRelativeConfig, Kind
+from adrpo_scale.algorithms.group_relative import GroupRelative, GroupRelativeConfig
 from adrpo_scale.core.settings import setting
 
 
@@ -25,16 +24,6 @@ class AdrpoConfig(GroupRelativeConfig):
 
 class Adrpo(GroupRelative):
     Config: ClassVar[type[AdrpoConfig]] = AdrpoConfig
-
-    def __init__(self, config: AdrpoConfig, kind: Kind) -> None:
-        super().__init__(config, kind)
-        if kind == "tokens" and config.advantage_max > config.beta0:
-            warnings.warn(
-                f"algorithm.advantage_max = {config.advantage_max} exceeds beta0 = {config.beta0}: "
-                "the divergence coefficient of good samples is negative, and -KL has no lower "
-                "bound (the paper's table 3 goes to 2 * beta0)",
-                stacklevel=2,
-            )
 
     def beta(self, advantage_clipped: Tensor) -> Tensor:
         return self.config.beta0 - advantage_clipped

@@ -1,17 +1,18 @@
 """DPO (arXiv 2305.18290) and Diffusion-DPO (arXiv 2311.12908) on pairs of one group.
 
-The k-th best sample of a group is paired with its k-th worst; a tie gives no pair. With
+The k-th best sample of a group is paired with its k-th worst; a tie gives no pair. With log_ratio
+the log-likelihood under the policy less that under the reference,
 
-    margin = (score - ref_score) of the winner - (score - ref_score) of the loser
+    loss of a pair = -log sigmoid(beta · (log_ratio of the winner - log_ratio of the loser))
 
-the loss of a pair is -log sigmoid(beta · margin) on tokens, with summed log-probabilities, and
--log sigmoid(beta / 2 · margin) on flow matching, with score = minus the mean squared error;
+On tokens that is a sum of log-probabilities, on flow matching -1/2 of the mean squared error;
 winner and loser share t and x0. Online: pairs of fresh rollouts. Offline: pairs rolled out once
 from the reference (`rollouts = "reference"`, a pool of `pool` iterations used again and again).
 """
 
 from __future__ import annotations
 
+import dataclasses
 from typing import ClassVar, Literal
 
 import torch
@@ -23,13 +24,13 @@ from adrpo_scale.algorithms.advantages import combined
 from adrpo_scale.algorithms.base import (
     Algorithm,
     AlgorithmConfig,
-    Kind,
+    Stated,
     included_sum,
     plain_credit,
-    warn_of_flow_defaults,
 )
+from adrpo_scale.algorithms.terms import LikelihoodTerms, Terms
 from adrpo_scale.core.settings import setting
-from adrpo_scale.core.types import Credit, Rewards, Terms
+from adrpo_scale.core.types import Credit, Rewards
 
 
 class DpoConfig(AlgorithmConfig):
@@ -55,23 +56,21 @@ class DpoConfig(AlgorithmConfig):
 
 class Dpo(Algorithm):
     Config: ClassVar[type[DpoConfig]] = DpoConfig
+    config: DpoConfig
+    must_state: ClassVar = {LikelihoodTerms: Stated(("beta",), "beta = 0.1 (arXiv 2305.18290)")}
     rows_per_unit = 2
 
-    def __init__(self, config: DpoConfig, kind: Kind) -> None:
-        super().__init__(config, kind)
-        self.config = config
-        if kind == "tokens":
-            warn_of_flow_defaults(config, ("beta",))
+    def __init__(self, config: DpoConfig, *gives: type[Terms]) -> None:
+        super().__init__(config, *gives)
         self.rollouts = config.rollouts
         self.rollout_pool = config.pool
-        self.needs = frozenset({"ref_score"} if kind == "flow" else {"score_sum", "ref_score_sum"})
 
     def credit(self, rewards: Rewards) -> Credit:
-        """weight is +1 for winners, -1 for losers; pair_id is the winner's sample id."""
+        """The advantage is +1 for winners, -1 for losers; pair_id is the winner's sample id."""
         total_PG = combined(rewards, self.config.combine)
         size = total_PG.shape[1]
-        weight = torch.zeros(total_PG.numel(), dtype=torch.float64)
-        pair_id = torch.full((total_PG.numel(),), -1, dtype=torch.int64)
+        advantage_S = torch.zeros(total_PG.numel(), dtype=torch.float64)
+        pair_id_S = torch.full((total_PG.numel(),), -1, dtype=torch.int64)
         for p, (row, mask) in enumerate(zip(total_PG, rewards.included_PG, strict=True)):
             members = mask.nonzero().flatten()
             ranked = members[row[members].argsort(descending=True, stable=True)].tolist()
@@ -79,25 +78,19 @@ class Dpo(Algorithm):
                 winner, loser = ranked[k], ranked[-1 - k]
                 if row[winner] > row[loser]:
                     ids = torch.tensor([p * size + winner, p * size + loser])
-                    weight[ids] = torch.tensor([1.0, -1.0], dtype=torch.float64)
-                    pair_id[ids] = ids[0]
-        plain = plain_credit(weight, self.config.beta, rewards)
-        return Credit(weight, weight, plain.beta, pair_id, plain.include)
+                    advantage_S[ids] = torch.tensor([1.0, -1.0], dtype=torch.float64)
+                    pair_id_S[ids] = ids[0]
+        credit = plain_credit(advantage_S, self.config.beta, rewards)
+        return dataclasses.replace(credit, pair_id=pair_id_S)
 
     def select(self, rewards: Rewards, credit: Credit) -> Tensor:
         """Winner, loser, winner, loser, ..."""
-        winners = (credit.weight > 0).nonzero().flatten()
-        losers = (credit.weight < 0).nonzero().flatten()
+        winners = (credit.advantage > 0).nonzero().flatten()
+        losers = (credit.advantage < 0).nonzero().flatten()
         by_pair = losers[credit.pair_id[losers].argsort()]
         return torch.stack([winners, by_pair], 1).flatten()
 
     def loss(self, terms: Terms, credit: Credit) -> Tensor:
-        if self.kind == "flow":
-            score, reference, beta = terms.score_N, terms.ref_score_N, self.config.beta / 2
-        else:
-            assert terms.score_sum_N is not None
-            score, reference, beta = terms.score_sum_N, terms.ref_score_sum_N, self.config.beta
-        assert reference is not None
-        winner, loser = (score - reference).unflatten(0, (-1, 2)).unbind(1)
+        winner, loser = terms.log_ratio().unflatten(0, (-1, 2)).unbind(1)
         winners = credit.take(torch.arange(0, len(credit.include), 2))
-        return included_sum(-logsigmoid(beta * (winner - loser)), winners)
+        return included_sum(-logsigmoid(self.config.beta * (winner - loser)), winners)

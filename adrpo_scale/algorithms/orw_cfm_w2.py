@@ -1,9 +1,10 @@
 """ORW-CFM-W2 (arXiv 2502.06061): online reward-weighted regression with a W2 bound.
 
-loss = w · (-score) + beta · divergence with w = exp(tau · R) >= 0. The weights of a group are
-normalised to mean 1 (neither paper says so: without it the step size follows the reward's offset),
-so only differences of rewards within the group matter. tau = 0 is plain online flow matching plus
-W2.
+    loss = w · supervised + beta · divergence,   w = exp(tau · R) >= 0
+
+The w of a group are normalised to mean 1 (neither paper says so: without it the step size follows
+the reward's offset), so only differences of rewards within the group matter; they take the place of
+advantages. tau = 0 is plain online flow matching plus W2.
 """
 
 from __future__ import annotations
@@ -14,15 +15,10 @@ import torch
 from torch import Tensor
 
 from adrpo_scale.algorithms.advantages import Scale, advantages, combined
-from adrpo_scale.algorithms.base import (
-    Algorithm,
-    AlgorithmConfig,
-    Kind,
-    included_sum,
-    plain_credit,
-)
+from adrpo_scale.algorithms.base import Algorithm, AlgorithmConfig, included_sum, plain_credit
+from adrpo_scale.algorithms.terms import Terms
 from adrpo_scale.core.settings import setting
-from adrpo_scale.core.types import Credit, Rewards, Terms
+from adrpo_scale.core.types import Credit, Rewards
 
 
 class OrwCfmW2Config(AlgorithmConfig):
@@ -34,22 +30,18 @@ class OrwCfmW2Config(AlgorithmConfig):
 
 class OrwCfmW2(Algorithm):
     Config: ClassVar[type[OrwCfmW2Config]] = OrwCfmW2Config
-
-    def __init__(self, config: OrwCfmW2Config, kind: Kind) -> None:
-        super().__init__(config, kind)
-        self.config = config
+    config: OrwCfmW2Config
 
     def credit(self, rewards: Rewards) -> Credit:
         total_PG = combined(rewards, self.config.combine)
-        centred = advantages(total_PG, rewards.mask_PG, scale=self.config.scale)
+        centred_PG = advantages(total_PG, rewards.mask_PG, scale=self.config.scale)
         # A softmax over the group times its size: exp(tau * R) with mean 1, without overflow.
-        logits = torch.where(rewards.mask_PG, self.config.tau * centred, -torch.inf)
-        weight_PG = logits.softmax(1) * rewards.mask_PG.sum(1, keepdim=True)
-        weight_PG = torch.where(rewards.mask_PG, weight_PG, 0.0)
-        return plain_credit(weight_PG.flatten(), self.config.beta, rewards)
+        logits_PG = torch.where(rewards.mask_PG, self.config.tau * centred_PG, -torch.inf)
+        w_PG = logits_PG.softmax(1) * rewards.mask_PG.sum(1, keepdim=True)
+        w_PG = torch.where(rewards.mask_PG, w_PG, 0.0)
+        return plain_credit(w_PG.flatten(), self.config.beta, rewards)
 
     def loss(self, terms: Terms, credit: Credit) -> Tensor:
-        rows = -credit.weight.to(terms.score_N) * terms.score_N
-        if terms.divergence_N is not None:
-            rows = rows + credit.beta.to(rows) * terms.divergence_N
-        return included_sum(rows, credit)
+        supervised_N = terms.supervised()
+        w_N = credit.advantage.to(supervised_N)
+        return included_sum(w_N * supervised_N + terms.penalty(credit), credit)

@@ -11,15 +11,10 @@ import torch
 from torch import Tensor
 
 from adrpo_scale.algorithms.advantages import combined
-from adrpo_scale.algorithms.base import (
-    Algorithm,
-    AlgorithmConfig,
-    Kind,
-    included_sum,
-    plain_credit,
-)
+from adrpo_scale.algorithms.base import Algorithm, AlgorithmConfig, included_sum, plain_credit
+from adrpo_scale.algorithms.terms import Terms
 from adrpo_scale.core.settings import setting
-from adrpo_scale.core.types import Credit, Rewards, Terms
+from adrpo_scale.core.types import Credit, Rewards
 
 
 class RaftConfig(AlgorithmConfig):
@@ -29,18 +24,15 @@ class RaftConfig(AlgorithmConfig):
 class Raft(Algorithm):
     Config: ClassVar[type[RaftConfig]] = RaftConfig
 
-    def __init__(self, config: RaftConfig, kind: Kind) -> None:
-        super().__init__(config, kind)
-        self.config = config
-
     def credit(self, rewards: Rewards) -> Credit:
+        """The advantage is 1 for the winner of a group and 0 for the others."""
         total_PG = combined(rewards, self.config.combine)
         best_P = torch.where(rewards.included_PG, total_PG, -torch.inf).argmax(1)
-        weight_PG = torch.zeros_like(total_PG).scatter(1, best_P[:, None], 1.0)
-        return plain_credit((weight_PG * rewards.included_PG).flatten(), 0.0, rewards)
+        wins_PG = torch.zeros_like(total_PG).scatter(1, best_P[:, None], 1.0)
+        return plain_credit((wins_PG * rewards.included_PG).flatten(), 0.0, rewards)
 
     def select(self, rewards: Rewards, credit: Credit) -> Tensor:
-        return credit.weight.nonzero().flatten()
+        return credit.advantage.nonzero().flatten()
 
     def loss(self, terms: Terms, credit: Credit) -> Tensor:
-        return included_sum(-terms.score_N, credit)
+        return included_sum(terms.supervised(), credit)

@@ -48,8 +48,9 @@ def importance_weights(logp_old_K: Tensor, logp_rollout_K: Tensor, cap: float) -
 def kl_estimate(logp_K: Tensor, logp_ref_K: Tensor, estimator: Estimator = "k3") -> Tensor:
     """Per-token estimate of KL(policy || reference), [K], with gradient into `logp_K`.
 
-    With d = logp_ref - logp: k3 = exp(d) - d - 1 (never negative; the default), k1 = -d (its
-    expected on-policy gradient is zero), k2 = d² / 2.
+    With d = logp_ref - logp: k3 = exp(d) - d - 1 (never negative), k1 = -d (its expected on-policy
+    gradient is zero), k2 = d² / 2. The paper writes D_KL and does not say how it is estimated; that
+    it is k3 is inferred from GRPO (arXiv 2402.03300, eq. 4), whose loss it starts from.
     """
     d = (logp_ref_K - logp_K).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
     if estimator == "k1":

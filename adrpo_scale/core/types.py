@@ -14,7 +14,7 @@ Worked example, P = 2 prompts with G = 3 samples on 2 ranks:
     rank 0 rolls out   sample_ids_N = [0, 1, 2]   prompt_ids_N = [17, 17, 17]
     rank 1 rolls out   sample_ids_N = [3, 4, 5]   prompt_ids_N = [4, 4, 4]
     every rank sees    Rewards.total_PG  = [[.1, .5, .3], [.2, .2, .2]]
-                       Credit.weight_S   = [-.2, .2, 0, 0, 0, 0]
+                       Credit.advantage  = [-.2, .2, 0, 0, 0, 0]
 """
 
 from __future__ import annotations
@@ -132,14 +132,14 @@ class Rewards:
 class Credit:
     """What an algorithm decides about S samples (or, after `take`, about N rows); all [S].
 
-    weight: A, how hard to push the sample up or down (float64). weight_clipped: A_clip.
+    advantage: A, how hard to push the sample up or down (float64). advantage_clipped: A_clip.
     beta: how hard to hold it to the reference (beta0 - A_clip for ADRPO). pair_id: int64, equal
     for the winner and the loser of a pair, -1 elsewhere. include: float64, 1 or 0; a row with 0
     (masked, or filler that keeps ranks in step) adds nothing to the loss.
     """
 
-    weight: Tensor
-    weight_clipped: Tensor
+    advantage: Tensor
+    advantage_clipped: Tensor
     beta: Tensor
     pair_id: Tensor
     include: Tensor
@@ -147,39 +147,12 @@ class Credit:
     def take(self, index: Tensor) -> Credit:
         """Credit of the samples at `index` (int64 [M])."""
         return Credit(
-            self.weight[index],
-            self.weight_clipped[index],
+            self.advantage[index],
+            self.advantage_clipped[index],
             self.beta[index],
             self.pair_id[index],
             self.include[index],
         )
-
-
-@dataclass(frozen=True)
-class Terms:
-    """What a domain measures of the N rows of a micro-batch, with gradient where it matters.
-
-    score_N: mean log-likelihood per token, or minus the mean squared error per latent element.
-    divergence_N: mean per token or per latent element; None where the reference pass was skipped.
-    score_sum_N, ref_score_N, ref_score_sum_N: only where `Algorithm.needs` names them.
-    logp_K, logp_old_K, logp_ref_K, logp_rollout_K: float32 [K] log-probabilities of the completion
-    tokens of all rows packed together, under the policy, the policy before the iteration's first
-    step, the reference, and whatever else generated them. entropy_K: [K], of the policy's
-    distributions. segment_K: int64 [K], the row of each token. None in domains without a
-    likelihood.
-    """
-
-    score_N: Tensor
-    divergence_N: Tensor | None = None
-    score_sum_N: Tensor | None = None
-    ref_score_N: Tensor | None = None
-    ref_score_sum_N: Tensor | None = None
-    logp_K: Tensor | None = None
-    logp_old_K: Tensor | None = None
-    logp_ref_K: Tensor | None = None
-    logp_rollout_K: Tensor | None = None
-    entropy_K: Tensor | None = None
-    segment_K: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -307,13 +307,15 @@ class AudioDomain(TextDomain):
     def row_metrics(self, rows: Rows) -> dict[str, Tensor]:
         return super().row_metrics(rows) | {"unheard": 1 - rows.tensors["heard"].cpu().double()}
 
-    def _score(self, model: nn.Module, rows: Rows) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+    def _log_probabilities(
+        self, model: nn.Module, rows: Rows
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
         heard = rows.tensors["heard"].tolist()
         for prompt_id, was_heard in zip(rows.prompt_ids_N.tolist(), heard, strict=True):
             fault = self._of(prompt_id).fault
             if was_heard and fault:  # trained on as it was sampled, or not at all
                 raise ClipError(f"{fault}. This rank has just heard it: its folder is failing")
-        return super()._score(model, rows)
+        return super()._log_probabilities(model, rows)
 
 
 def example_clip() -> NDArray[np.float32]:

@@ -1,7 +1,7 @@
 """The contract of a domain: build models, sample, show samples to rewards, measure terms.
 
 A domain knows the real library's classes and the maths of its likelihood; it knows nothing of
-algorithms, ranks or how a model is sharded. Its rows travel between ranks as plain tensors, so all
+losses, ranks or how a model is sharded. Its rows travel between ranks as plain tensors, so all
 of a domain's row tensors have the same trailing shape on every rank, also with no row at all.
 """
 
@@ -12,13 +12,14 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from adrpo_scale.algorithms.terms import Terms
 from adrpo_scale.core.settings import REQUIRED, Section, setting
-from adrpo_scale.core.types import DrawKey, Prompt, Rows, Terms
+from adrpo_scale.core.types import DrawKey, Prompt, Rows
 from adrpo_scale.engines.spec import ModelSpec
 from adrpo_scale.hub.needs import HubNeed
 
@@ -124,7 +125,7 @@ class ExportTarget:
 
 
 class Domain(ABC):
-    kind: Literal["flow", "tokens"]  # which surrogate algorithms use
+    gives: ClassVar[tuple[type[Terms], ...]]  # kinds of terms, the one that it is known for first
     folder: Path  # of the base model
     makes_pictures: bool = False  # whether artifacts are pictures: grids and image diversities
     evaluations: tuple[Mode, ...] = ("evaluation",)  # the modes that an evaluation goes through
@@ -210,25 +211,31 @@ class Domain(ABC):
 
     def remember(self, policy: nn.Module, rows: Rows) -> Rows:
         """The rows with what must be measured of them before the policy's first step (`logp_old`).
-        Called inside `engine.sampling()`, for algorithms that need "logp_old", where a rollout is
-        used for more than one step."""
+        Called inside `engine.sampling()`, for algorithms with `needs_old`, where a rollout is used
+        for more than one step."""
         return rows
+
+    def segments(self, rows: Rows) -> Tensor:
+        """Of how many segments the likelihood of each row is made, int64 [N]: its tokens; 1 where a
+        domain gives no `LikelihoodTerms`."""
+        return torch.ones(len(rows), dtype=torch.int64)
 
     @abstractmethod
     def terms(
         self,
         policy: nn.Module,
-        reference: Reference,
+        reference: Reference | None,
         rows: Rows,
         noise_ids_N: Tensor,
         key: DrawKey,
-        needs: frozenset[str],
+        wanted: type[Terms],
     ) -> Terms:
         """Terms of the rows under the policy, with gradient.
 
+        reference: None where its pass is to be left out; what is of it is then None in the terms.
         noise_ids_N: int64, whose random draws each row uses (rows of a pair share them).
-        needs: fields of `Terms` to fill beyond the score, e.g. {"divergence"}."""
+        wanted: one of `gives`, and the type of what is returned."""
 
     @abstractmethod
     def divergence_metrics(self, terms: Terms) -> dict[str, Tensor]:
-        """Evaluation metrics by name, each [N], from terms with a divergence."""
+        """Evaluation metrics by name, each [N]; terms: of type `gives[0]`, with a divergence."""

@@ -4,8 +4,8 @@ Paper's time: t = 0 is noise, t = 1 is data, x_t = (1 - t)·x0 + t·x1, the velo
 diffusers' time: sigma = 1 - t, and the network predicts -u at timestep 1000·sigma. `velocity` is
 the one place where the two meet; everything else here is in the paper's time.
 
-    score      = - mean over latent elements of (v - u)²
-    divergence =   mean over latent elements of (v - v_ref)²
+    error      = mean over latent elements of (v - u)²
+    divergence = mean over latent elements of (v - v_ref)²
 
 Same x0, t and x_t for the policy, the reference and both terms. Rollouts solve dx = v dt with
 Euler steps; training terms use the conditional velocity without guidance.
@@ -24,10 +24,11 @@ import torch
 from pydantic import model_validator
 from torch import Tensor, nn
 
+from adrpo_scale.algorithms.terms import RegressionTerms, Terms
 from adrpo_scale.core.errors import ConfigError, ModelNotFoundError
 from adrpo_scale.core.seeding import Purpose, normal, uniform
 from adrpo_scale.core.settings import REQUIRED, Section, setting
-from adrpo_scale.core.types import DrawKey, Prompt, Rows, Terms
+from adrpo_scale.core.types import DrawKey, Prompt, Rows
 from adrpo_scale.domains.base import Domain, DomainConfig, ExportTarget, Mode, Reference
 from adrpo_scale.domains.embeddings import load_embeddings
 from adrpo_scale.engines.spec import DTYPES, LoraConfig, ModelSpec
@@ -97,7 +98,7 @@ class FlowConfig(DomainConfig):
 
 
 class FlowDomain(Domain):
-    kind: Literal["flow", "tokens"] = "flow"
+    gives: ClassVar = (RegressionTerms,)
     makes_pictures = True
     Config: ClassVar[type[FlowConfig]] = FlowConfig
 
@@ -261,12 +262,12 @@ class FlowDomain(Domain):
     def terms(
         self,
         policy: nn.Module,
-        reference: Reference,
+        reference: Reference | None,
         rows: Rows,
         noise_ids_N: Tensor,
         key: DrawKey,
-        needs: frozenset[str],
-    ) -> Terms:
+        wanted: type[Terms],
+    ) -> RegressionTerms:
         x1 = rows.tensors["x1"]
         ids = noise_ids_N.tolist()
         if self.config.noise == "rollout":
@@ -279,20 +280,21 @@ class FlowDomain(Domain):
         texts = [self._text[i] for i in rows.prompt_ids_N.tolist()]
         sequence, pooled = self._embeddings.batch(texts, x1.device)
         v_ref = None
-        if needs & {"divergence", "ref_score"}:
+        if reference is not None:
             with torch.no_grad(), reference() as model:
                 v_ref = self.velocity(model, x_t, t_N, sequence, pooled)
         v = self.velocity(policy, x_t, t_N, sequence, pooled)
-        return Terms(
-            score_N=-mean_square(v - u),
+        return RegressionTerms(
+            error_N=mean_square(v - u),
             divergence_N=None if v_ref is None else mean_square(v - v_ref),
-            ref_score_N=None if v_ref is None else -mean_square(v_ref - u),
+            reference_error_N=None if v_ref is None else mean_square(v_ref - u),
         )
 
     def divergence_metrics(self, terms: Terms) -> dict[str, Tensor]:
         """`w2_sum`: the sum over latent elements of (v - v_ref)², the W2 bound of a sample."""
-        assert terms.divergence_N is not None
-        return {"w2_sum": terms.divergence_N * float(np.prod(self.latent_shape))}
+        divergence_N = terms.divergence()
+        assert divergence_N is not None
+        return {"w2_sum": divergence_N * float(np.prod(self.latent_shape))}
 
 
 def transformer_spec(

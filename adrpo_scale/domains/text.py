@@ -1,12 +1,11 @@
 """Language models (paper, eq. 3 and 7): any causal language model of transformers.
 
-    score      =   mean over a completion's tokens of log p(token)
-    divergence =   mean over a completion's tokens of KL(policy || reference), estimated by k3
-
-Log-probabilities, entropy and KL are those of the tempered distribution (logits / temperature)
-before top-p and top-k. A completion counts the token that ends it. Rollouts are padded on the left
-(`decoding`); the pass that is trained on is padded on the right, where a causal model needs no mask
-and sees the positions that it saw when it generated.
+Measured of every token of a completion: log p under the policy, under the policy before its first
+step and under the reference, and the policy's entropy; what a loss makes of them is in
+`LikelihoodTerms`. All are of the tempered distribution (logits / temperature) before top-p and
+top-k. A completion counts the token that ends it. Rollouts are padded on the left (`decoding`); the
+pass that is trained on is padded on the right, where a causal model needs no mask and sees the
+positions that it saw when it generated.
 """
 
 from __future__ import annotations
@@ -20,11 +19,12 @@ import torch
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from adrpo_scale.algorithms.tokens import kl_estimate, per_row
+from adrpo_scale.algorithms.terms import LikelihoodTerms, Terms
+from adrpo_scale.algorithms.tokens import per_row
 from adrpo_scale.core.errors import ConfigError
 from adrpo_scale.core.seeding import Purpose, derive_seed, generator
 from adrpo_scale.core.settings import REQUIRED, setting
-from adrpo_scale.core.types import Completion, DrawKey, Prompt, Rows, Terms
+from adrpo_scale.core.types import Completion, DrawKey, Prompt, Rows
 from adrpo_scale.domains import logprobs as scoring
 from adrpo_scale.domains.backends import Backend, InProcess, Vllm, check_vllm, evaluating
 from adrpo_scale.domains.base import (
@@ -95,7 +95,7 @@ class TextConfig(DomainConfig):
 
 
 class TextDomain(Domain):
-    kind: Literal["flow", "tokens"] = "tokens"
+    gives: ClassVar = (LikelihoodTerms,)
     evaluations: tuple[Mode, ...] = ("evaluation", "greedy")
     Config: ClassVar[type[TextConfig]] = TextConfig
 
@@ -315,9 +315,12 @@ class TextDomain(Domain):
         lengths, finished = rows.tensors["lengths"].cpu(), rows.tensors["finished"].cpu()
         return {"completion_tokens": lengths.double(), "truncated": 1 - finished.double()}
 
+    def segments(self, rows: Rows) -> Tensor:
+        return rows.tensors["lengths"]
+
     @torch.no_grad()
     def remember(self, policy: nn.Module, rows: Rows) -> Rows:
-        logp_K, _, (segment_K, place_K) = self._score(policy, rows)
+        logp_K, _, (segment_K, place_K) = self._log_probabilities(policy, rows)
         logp_NT = torch.zeros(rows.tensors["completion"].shape, device=logp_K.device)
         logp_NT[segment_K, place_K] = logp_K
         return Rows(rows.sample_ids_N, rows.prompt_ids_N, {**rows.tensors, "logp_old": logp_NT})
@@ -325,45 +328,36 @@ class TextDomain(Domain):
     def terms(
         self,
         policy: nn.Module,
-        reference: Reference,
+        reference: Reference | None,
         rows: Rows,
         noise_ids_N: Tensor,
         key: DrawKey,
-        needs: frozenset[str],
-    ) -> Terms:
+        wanted: type[Terms],
+    ) -> LikelihoodTerms:
         logp_ref_K = None
-        if needs & {"divergence", "ref_score", "ref_score_sum"}:
+        if reference is not None:
             with torch.no_grad(), reference() as model:
-                logp_ref_K, _, _ = self._score(model, rows)
-        logp_K, entropy_K, (segment_K, place_K) = self._score(policy, rows)
+                logp_ref_K, _, _ = self._log_probabilities(model, rows)
+        logp_K, entropy_K, (segment_K, place_K) = self._log_probabilities(policy, rows)
 
         def stored(name: str) -> Tensor | None:
             found = rows.tensors.get(name)
             return None if found is None else found[segment_K, place_K]
 
-        def mean(values_K: Tensor) -> Tensor:
-            return per_row(values_K, segment_K, len(rows), "sequence")
-
-        def total(values_K: Tensor) -> Tensor:
-            return per_row(values_K, segment_K, len(rows), "token")
-
         logp_old_K = stored("logp_old")
-        ref = logp_ref_K
-        return Terms(
-            score_N=mean(logp_K),
-            divergence_N=None if ref is None else mean(kl_estimate(logp_K, ref)),
-            score_sum_N=total(logp_K),
-            ref_score_N=None if ref is None else mean(ref),
-            ref_score_sum_N=None if ref is None else total(ref),
+        return LikelihoodTerms(
+            rows=len(rows),
             logp_K=logp_K,
             logp_old_K=logp_K.detach() if logp_old_K is None else logp_old_K,
-            logp_ref_K=ref,
+            segment_K=segment_K,
+            logp_ref_K=logp_ref_K,
             logp_rollout_K=stored("logp_rollout"),
             entropy_K=entropy_K,
-            segment_K=segment_K,
         )
 
-    def _score(self, model: nn.Module, rows: Rows) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+    def _log_probabilities(
+        self, model: nn.Module, rows: Rows
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
         """(logp_K, entropy_K, (row, place in its completion) of each token), the completions'
         tokens packed in order."""
         prompts = [list(self._tokens(i)) for i in rows.prompt_ids_N.tolist()]
@@ -393,7 +387,6 @@ class TextDomain(Domain):
 
     def divergence_metrics(self, terms: Terms) -> dict[str, Tensor]:
         """`kl`: mean over a completion's tokens, by k3; `entropy`: likewise, in nats."""
-        assert terms.divergence_N is not None
-        assert terms.entropy_K is not None and terms.segment_K is not None
-        entropy_N = per_row(terms.entropy_K, terms.segment_K, len(terms.score_N), "sequence")
-        return {"kl": terms.divergence_N, "entropy": entropy_N}
+        divergence_N, entropies = terms.divergence(), terms.entropies()
+        assert divergence_N is not None and entropies is not None
+        return {"kl": divergence_N, "entropy": per_row(*entropies, len(divergence_N), "sequence")}

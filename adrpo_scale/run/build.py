@@ -132,7 +132,7 @@ def build_trainer(
         group_size=config.prompts.group_size,
         chunk=config.domain.rollout_chunk,
         domain=domain,
-        algorithm=ALGORITHMS[config.algorithm.name](config.algorithm, domain.kind),
+        algorithm=ALGORITHMS[config.algorithm.name](config.algorithm, *domain.gives),
         engine=engine,
         policy=policy,
         reference=reference,

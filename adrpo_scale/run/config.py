@@ -66,9 +66,9 @@ class RunConfig(Section):
             )
         self._check_best()
         self._warn_of_nucleus()
-        # Built here only to let the algorithm refuse settings that its kind of domain rules out.
+        # Built here only to let the algorithm refuse settings that the domain's terms rule out.
         table = ALGORITHMS[self.algorithm.name]
-        algorithm = table(self.algorithm, DOMAINS[self.domain.name].kind)
+        algorithm = table(self.algorithm, *DOMAINS[self.domain.name].gives)
         if self.optimizer.micro_batch % algorithm.rows_per_unit:
             raise ValueError(
                 f"optimizer.micro_batch = {self.optimizer.micro_batch} with {self.algorithm.name}, "

@@ -158,7 +158,7 @@ class Evaluator:
         for start in range(0, len(rows), self.chunk):
             part = rows.take(slice(start, start + self.chunk))
             terms = self.domain.terms(
-                policy, reference, part, part.sample_ids_N, key, frozenset({"divergence"})
+                policy, reference, part, part.sample_ids_N, key, self.domain.gives[0]
             )
             for name, values in self.domain.divergence_metrics(terms).items():
                 parts.setdefault(name, []).append(values.double().cpu())

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from adrpo_scale.algorithms.advantages import is_degenerate
-from adrpo_scale.algorithms.base import Algorithm, GroupRelative
+from adrpo_scale.algorithms.base import Algorithm
+from adrpo_scale.algorithms.group_relative import GroupRelative
+from adrpo_scale.algorithms.terms import Terms
 from adrpo_scale.algorithms.tokens import per_row
 from adrpo_scale.core import dist
-from adrpo_scale.core.types import Completion, Credit, Prompt, Rewards, Rows, Terms
+from adrpo_scale.core.types import Completion, Credit, Prompt, Rewards, Rows
 from adrpo_scale.training.batches import MicroBatch
 
 SMALL_ADVANTAGE = 0.05
@@ -34,18 +36,19 @@ class Tally:
         self._rate = math.nan
         self._skipped = 0
 
+    @torch.no_grad()
     def add(self, loss: Tensor, terms: Terms, micro: MicroBatch) -> None:
         include, zero = micro.credit.include, loss.new_zeros(())
         parts = [loss.detach().float(), zero, zero, zero, zero]
-        divergence_N = entropy_N = None
-        if terms.divergence_N is not None:
-            divergence_N, include_N = terms.divergence_N.detach(), include.to(terms.divergence_N)
+        divergence_N, entropies, entropy_N = terms.divergence(), terms.entropies(), None
+        if divergence_N is not None:
+            include_N = include.to(divergence_N)
             parts[1:3] = [(divergence_N * include_N).sum(), include_N.sum()]
-        if terms.entropy_K is not None:
-            assert terms.segment_K is not None
-            entropy_K, include_K = terms.entropy_K.detach(), include.to(loss)[terms.segment_K]
+        if entropies is not None:
+            entropy_K, segment_K = entropies
+            include_K = include.to(loss)[segment_K]
             parts[3:] = [(entropy_K * include_K).sum(), include_K.sum()]
-            entropy_N = per_row(entropy_K, terms.segment_K, len(include), "sequence")
+            entropy_N = per_row(entropy_K, segment_K, len(include), "sequence")
         self._rows.append((micro.rows.sample_ids_N, divergence_N, entropy_N))
         sums = torch.stack(parts)
         self._sums = sums if self._sums is None else self._sums + sums
@@ -124,7 +127,7 @@ def completion_table(
                 "tokens": len(completion.tokens),
                 "finished": completion.finished,
                 **{f"reward_{name}": plane[sample] for name, plane in planes.items()},
-                "advantage": float(credit.weight[sample]),
+                "advantage": float(credit.advantage[sample]),
                 "beta": float(credit.beta[sample]),
                 "divergence": divergence,
                 "entropy": entropy,
@@ -137,13 +140,14 @@ def credit_record(rewards: Rewards, credit: Credit) -> dict[str, Any]:
     """Statistics of rewards, advantages and betas over the samples that are not masked."""
     kept = rewards.mask_PG.flatten()
     total = rewards.total_PG.flatten()[kept]
-    weight, clipped, beta = credit.weight[kept], credit.weight_clipped[kept], credit.beta[kept]
+    advantage, clipped = credit.advantage[kept], credit.advantage_clipped[kept]
+    beta = credit.beta[kept]
     some = len(total) > 0
     record = {
         "reward": float(total.mean()) if some else None,
         "reward_std": float(total.std()) if len(total) > 1 else None,
-        "advantage_abs_mean": float(weight.abs().mean()) if some else None,
-        "advantage_clip_fraction": float((weight != clipped).double().mean()) if some else None,
+        "advantage_abs_mean": float(advantage.abs().mean()) if some else None,
+        "advantage_clip_fraction": float((advantage != clipped).double().mean()) if some else None,
         "beta_mean": float(beta.mean()) if some else None,
         "beta_min": float(beta.min()) if some else None,
         "beta_max": float(beta.max()) if some else None,

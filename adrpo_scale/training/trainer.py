@@ -112,13 +112,13 @@ class Trainer:
         scored = self._rollout(iteration, watch)
         with watch("update"):
             credit = self.algorithm.credit(scored.rewards)
-            needs = self._needs(credit, iteration)
-            minibatches = self._remember(self._exchange(scored, credit), needs)
+            reference = self._measured_reference(credit, iteration)
+            minibatches = self._remember(self._exchange(scored, credit))
             steps = list(self._steps(minibatches))
             for done, (step, minibatch) in enumerate(steps):
                 key = DrawKey(self.seed, iteration, update=step)
                 check = partial(self._check_stop, done, len(steps))
-                self._update(minibatch, key, needs, tally, scored.prompts_P, check)
+                self._update(minibatch, key, reference, tally, scored.prompts_P, check)
         self.state.add_rewards(scored.rewards)
         self.counters.iteration += 1
         self.counters.cursor += self.stream.per_iteration
@@ -128,7 +128,7 @@ class Trainer:
         self,
         minibatch: Minibatch,
         key: DrawKey,
-        needs: frozenset[str],
+        reference: Reference | None,
         tally: Tally,
         prompts_P: Sequence[Prompt],
         check: Callable[[], None],
@@ -142,8 +142,9 @@ class Trainer:
         for place, (micro, draw) in enumerate(passes):
             check()
             drawn = replace(key, draw=draw)
+            wanted = self.algorithm.terms
             terms = self.domain.terms(
-                self.policy, self.reference, micro.rows, micro.noise_ids_N, drawn, needs
+                self.policy, reference, micro.rows, micro.noise_ids_N, drawn, wanted
             )
             loss = self.algorithm.loss(terms, micro.credit) / max(count, 1e-12)
             self.engine.backward(loss, last=place == len(passes) - 1)
@@ -219,14 +220,14 @@ class Trainer:
     def _count(self, minibatch: Minibatch) -> float:
         """The number of rows (or tokens) of an optimizer step that count, over all ranks."""
         counts = [
-            self.algorithm.row_counts(m.credit, m.rows.tensors.get("lengths")) for m in minibatch
+            self.algorithm.row_counts(m.credit, self.domain.segments(m.rows)) for m in minibatch
         ]
         return float(dist.all_sum(torch.cat(counts).sum()))
 
-    def _remember(self, minibatches: list[Minibatch], needs: frozenset[str]) -> list[Minibatch]:
+    def _remember(self, minibatches: list[Minibatch]) -> list[Minibatch]:
         """With what the policy says of the rows before its first step, where a later step needs it.
         On the micro-batches themselves: at other shapes the first ratio would not be exactly 1."""
-        if len(minibatches) * self.optimizer.updates < 2 or "logp_old" not in needs:
+        if len(minibatches) * self.optimizer.updates < 2 or not self.algorithm.needs_old:
             return minibatches
         with self.engine.sampling(self.policy):
             return [
@@ -242,15 +243,11 @@ class Trainer:
             left = (steps - done) * self._step_seconds
             self.stop.check_unfinished(left + self.saver.seconds)
 
-    def _needs(self, credit: Credit, iteration: int) -> frozenset[str]:
-        """What to measure. Where every beta is 0 the divergence costs a pass of the reference that
-        the loss does not need, so it is measured only now and then, for the log."""
-        needs = self.algorithm.needs
-        if "divergence" in needs and not bool(credit.beta.any()):
-            needs = needs - {"divergence"}
-        if is_due(self.logging.divergence_every, iteration):
-            needs = needs | {"divergence"}
-        return needs
+    def _measured_reference(self, credit: Credit, iteration: int) -> Reference | None:
+        """The reference, if it is measured in this iteration: where the loss does not need its
+        pass, only now and then, to log the divergence."""
+        is_logged = is_due(self.logging.divergence_every, iteration)
+        return self.reference if is_logged or self.algorithm.needs_reference(credit) else None
 
     @property
     def _samples(self) -> int:
@@ -281,7 +278,7 @@ class Trainer:
         histograms: dict[str, Any] = {}
         if is_due(self.logging.histograms_every, done):
             kept = credit.include > 0
-            histograms = {"advantage": credit.weight[kept], "beta_sample": credit.beta[kept]}
+            histograms = {"advantage": credit.advantage[kept], "beta_sample": credit.beta[kept]}
         self.log.iteration(record, {n: v.numpy() for n, v in histograms.items() if len(v)})
         self._show(scored, credit, tally)
         return record

@@ -22,12 +22,11 @@ from adrpo_scale.algorithms.dpo import Dpo, DpoConfig
 from adrpo_scale.algorithms.grpo import Grpo, GrpoConfig
 from adrpo_scale.algorithms.orw_cfm_w2 import OrwCfmW2, OrwCfmW2Config
 from adrpo_scale.algorithms.raft import Raft, RaftConfig
+from adrpo_scale.algorithms.terms import LikelihoodTerms, RegressionTerms
 from adrpo_scale.algorithms.tokens import MAX_LOG_RATIO, kl_estimate, per_row, ratio_surrogate
 from adrpo_scale.core.errors import ConfigError
-from adrpo_scale.core.types import Credit, Rewards, Terms
+from adrpo_scale.core.types import Credit, Rewards
 
-# Defaults are the paper's for flow matching; what is tested here does not depend on them.
-pytestmark = pytest.mark.filterwarnings("ignore:algorithm.*by default")
 TOKENS = {"beta0": 0.04, "advantage_min": -0.04, "advantage_max": 0.04, "scale": "group_std"}
 NO_CLIP = {"advantage_min": 0.0, "advantage_max": 0.0}
 
@@ -43,29 +42,29 @@ def test_what_the_domain_keeps_out_of_the_loss_still_counts_as_a_reward():
     """mask_truncated: such a sample is in its group's mean, and in nothing that is trained on."""
     whole = scored([[1.0, 0.0, 0.5, 0.0]])
     cut = dataclasses.replace(whole, kept_PG=torch.tensor([[False, True, True, True]]))
-    grpo = Grpo(GrpoConfig(**TOKENS), "tokens")
+    grpo = Grpo(GrpoConfig(**TOKENS), LikelihoodTerms)
     credit = grpo.credit(cut)
-    assert torch.equal(credit.weight, grpo.credit(whole).weight)
+    assert torch.equal(credit.advantage, grpo.credit(whole).advantage)
     assert credit.include.tolist() == [0, 1, 1, 1]
     assert grpo.select(cut, credit).tolist() == [1, 2, 3]
-    raft = Raft(RaftConfig(), "tokens")
+    raft = Raft(RaftConfig(), LikelihoodTerms)
     assert raft.select(whole, raft.credit(whole)).tolist() == [0]
     assert raft.select(cut, raft.credit(cut)).tolist() == [2]  # the best of those that are left
-    pairs = Dpo(DpoConfig(beta=0.1), "tokens")
+    pairs = Dpo(DpoConfig(beta=0.1), LikelihoodTerms)
     assert pairs.select(whole, pairs.credit(whole))[0] == 0
     assert pairs.select(cut, pairs.credit(cut))[0] == 2
-    orw = OrwCfmW2(OrwCfmW2Config(), "tokens")
+    orw = OrwCfmW2(OrwCfmW2Config(), LikelihoodTerms)
     assert orw.select(cut, orw.credit(cut)).tolist() == [1, 2, 3]
 
 
-def credit_of(weight, beta=0.0, clipped=None, include=None):
-    weight = torch.as_tensor(weight, dtype=torch.float64)
+def credit_of(advantage, beta=0.0, clipped=None, include=None):
+    advantage = torch.as_tensor(advantage, dtype=torch.float64)
     return Credit(
-        weight=weight,
-        weight_clipped=weight if clipped is None else torch.as_tensor(clipped).double(),
-        beta=torch.as_tensor(beta, dtype=torch.float64).expand_as(weight),
-        pair_id=torch.full_like(weight, -1, dtype=torch.int64),
-        include=torch.ones_like(weight) if include is None else torch.tensor(include).double(),
+        advantage=advantage,
+        advantage_clipped=advantage if clipped is None else torch.as_tensor(clipped).double(),
+        beta=torch.as_tensor(beta, dtype=torch.float64).expand_as(advantage),
+        pair_id=torch.full_like(advantage, -1, dtype=torch.int64),
+        include=torch.ones_like(advantage) if include is None else torch.tensor(include).double(),
     )
 
 
@@ -79,10 +78,10 @@ class Flow:
 
     def terms(self, rows=slice(None), divergence=True):
         v, v_ref, u = self.v[rows], self.v_ref[rows], self.u[rows]
-        return Terms(
-            score_N=-((v - u) ** 2).mean(1),
+        return RegressionTerms(
+            error_N=((v - u) ** 2).mean(1),
             divergence_N=((v - v_ref) ** 2).mean(1) if divergence else None,
-            ref_score_N=-((v_ref - u) ** 2).mean(1),
+            reference_error_N=((v_ref - u) ** 2).mean(1),
         )
 
     def gradient(self, loss):
@@ -108,17 +107,12 @@ class Tokens:
         places = torch.cat([spans[row] for row in rows])
         lengths = self.lengths[list(rows)]
         segment = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
-        logp, ref = self.logp[places], self.logp_ref[places]
-        divergence = kl_estimate(logp, ref)
-        return Terms(
-            score_N=per_row(logp, segment, len(lengths), "sequence"),
-            divergence_N=per_row(divergence, segment, len(lengths), "sequence"),
-            score_sum_N=per_row(logp, segment, len(lengths), "token"),
-            ref_score_sum_N=per_row(ref, segment, len(lengths), "token"),
-            logp_K=logp,
+        return LikelihoodTerms(
+            rows=len(lengths),
+            logp_K=self.logp[places],
             logp_old_K=self.logp_old[places],
             segment_K=segment,
-            logp_ref_K=ref,
+            logp_ref_K=self.logp_ref[places],
         )
 
     def gradient(self, loss):
@@ -152,8 +146,8 @@ LENGTHS = [3, 1, 5, 2, 4, 4, 1, 2]
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_adrpo_without_a_clip_range_is_grpo_on_tokens_to_the_bit(aggregation, dtype):
     settings = TOKENS | {"aggregation": aggregation}
-    adrpo = Adrpo(AdrpoConfig(**settings | NO_CLIP), "tokens")
-    grpo = Grpo(GrpoConfig(**settings), "tokens")
+    adrpo = Adrpo(AdrpoConfig(**settings | NO_CLIP), LikelihoodTerms)
+    grpo = Grpo(GrpoConfig(**settings), LikelihoodTerms)
     tokens = Tokens(LENGTHS, dtype=dtype)
     losses = [a.loss(tokens.terms(), a.credit(REWARDS)) for a in (adrpo, grpo)]
     assert torch.equal(*losses)
@@ -165,18 +159,18 @@ def test_on_flow_adrpo_minus_its_control_is_minus_a_clip_times_divergence(seed):
     flow = Flow(8, seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        adrpo, grpo = Adrpo(AdrpoConfig(), "flow"), Grpo(GrpoConfig(), "flow")
+        adrpo, grpo = Adrpo(AdrpoConfig(), RegressionTerms), Grpo(GrpoConfig(), RegressionTerms)
     credit = adrpo.credit(REWARDS)
-    assert torch.equal(credit.weight_clipped, grpo.credit(REWARDS).weight_clipped)
+    assert torch.equal(credit.advantage_clipped, grpo.credit(REWARDS).advantage_clipped)
     difference = adrpo.loss(flow.terms(), credit) - grpo.loss(flow.terms(), grpo.credit(REWARDS))
-    expected = -(credit.weight_clipped * flow.terms().divergence_N).sum()
+    expected = -(credit.advantage_clipped * flow.terms().divergence_N).sum()
     torch.testing.assert_close(difference, expected, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(flow.gradient(difference), flow.gradient(expected))
 
 
 @pytest.mark.parametrize("beta0", [0.3, 1.0])
 def test_on_flow_adrpo_with_no_advantages_is_the_divergence_alone(beta0):
-    flow, adrpo = Flow(4), Adrpo(AdrpoConfig(beta0=beta0), "flow")
+    flow, adrpo = Flow(4), Adrpo(AdrpoConfig(beta0=beta0), RegressionTerms)
     loss = adrpo.loss(flow.terms(), adrpo.credit(scored([[0.1] * 4])))
     pure = beta0 * ((flow.v - flow.v_ref) ** 2).mean(1).sum()
     torch.testing.assert_close(loss, pure, rtol=1e-14, atol=0)
@@ -184,7 +178,7 @@ def test_on_flow_adrpo_with_no_advantages_is_the_divergence_alone(beta0):
 
 
 def test_orw_with_tau_zero_is_flow_matching_plus_w2():
-    flow, orw = Flow(8), OrwCfmW2(OrwCfmW2Config(tau=0.0, beta=0.7), "flow")
+    flow, orw = Flow(8), OrwCfmW2(OrwCfmW2Config(tau=0.0, beta=0.7), RegressionTerms)
     loss = orw.loss(flow.terms(), orw.credit(REWARDS))
     plain = ((flow.v - flow.u) ** 2).mean(1) + 0.7 * ((flow.v - flow.v_ref) ** 2).mean(1)
     torch.testing.assert_close(loss, plain.sum(), rtol=1e-12, atol=0)
@@ -201,7 +195,7 @@ def test_eq_6_is_a_regression_on_the_moved_reference_velocity(v, other, v_ref, u
     advantage = torch.tensor(data.draw(st.lists(st.floats(-9, 9), min_size=3, max_size=3)))
     clipped = advantage.double().clamp(low, high)
     config = AdrpoConfig(beta0=beta0, advantage_min=low, advantage_max=high)
-    adrpo = Adrpo(config, "flow")
+    adrpo = Adrpo(config, RegressionTerms)
     credit = credit_of(advantage, adrpo.beta(clipped), clipped)
     flow = Flow(3)
     velocities = [torch.tensor(row, dtype=torch.float64).view(3, 4) for row in (v, other)]
@@ -227,10 +221,10 @@ def test_eq_6_is_a_regression_on_the_moved_reference_velocity(v, other, v_ref, u
 
 
 def test_adrpo_credit_holds_good_samples_less():
-    credit = Adrpo(AdrpoConfig(), "flow").credit(scored([[29.0, 29.5, 30.0, 33.0]]))
+    credit = Adrpo(AdrpoConfig(), RegressionTerms).credit(scored([[29.0, 29.5, 30.0, 33.0]]))
     weight = torch.tensor([-1.375, -0.875, -0.375, 2.625], dtype=torch.float64)
-    torch.testing.assert_close(credit.weight, weight)
-    torch.testing.assert_close(credit.weight_clipped, weight.clamp(-1, 1))
+    torch.testing.assert_close(credit.advantage, weight)
+    torch.testing.assert_close(credit.advantage_clipped, weight.clamp(-1, 1))
     torch.testing.assert_close(credit.beta, 1 - weight.clamp(-1, 1))
     assert credit.beta.min() == 0
     assert credit.include.tolist() == [1, 1, 1, 1]
@@ -238,42 +232,46 @@ def test_adrpo_credit_holds_good_samples_less():
 
 
 def test_on_tokens_the_surrogate_takes_the_unclipped_advantage():
-    tokens, adrpo = Tokens([3, 2]), Adrpo(AdrpoConfig(**TOKENS), "tokens")
+    tokens, adrpo = Tokens([3, 2]), Adrpo(AdrpoConfig(**TOKENS), LikelihoodTerms)
     credit = adrpo.credit(scored([[1.0, 0.0]]))
-    advantage = [0.5 / (math.sqrt(0.5) + 1e-4), -0.5 / (math.sqrt(0.5) + 1e-4)]
-    torch.testing.assert_close(credit.weight, torch.tensor(advantage).double(), rtol=1e-6, atol=0)
-    assert credit.weight_clipped.tolist() == [0.04, -0.04]
+    size = 0.5 / (math.sqrt(0.5) + 1e-4)
+    advantage = torch.tensor([size, -size], dtype=torch.float64)
+    torch.testing.assert_close(credit.advantage, advantage, rtol=1e-6, atol=0)
+    assert credit.advantage_clipped.tolist() == [0.04, -0.04]
     assert credit.beta.tolist() == [0.0, 0.08]
-    expected = tokens.by_hand(credit.weight.tolist(), [0.0, 0.08])
+    expected = tokens.by_hand(credit.advantage.tolist(), [0.0, 0.08])
     assert adrpo.loss(tokens.terms(), credit).item() == pytest.approx(expected, rel=1e-12)
 
 
 def test_orw_weights_are_exp_of_tau_times_reward_with_mean_one_in_each_group():
     rewards = scored([[1.0, 2.0, 4.0], [700.0, 0.0, 9.9]], [[True] * 3, [True, True, False]])
-    got = OrwCfmW2(OrwCfmW2Config(tau=1.5), "flow").credit(rewards)
+    got = OrwCfmW2(OrwCfmW2Config(tau=1.5), RegressionTerms).credit(rewards)
     raw = torch.exp(1.5 * torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64))
-    torch.testing.assert_close(got.weight[:3], raw / raw.mean())
-    torch.testing.assert_close(got.weight[3:], torch.tensor([2.0, 0.0, 0.0]).double())
+    torch.testing.assert_close(got.advantage[:3], raw / raw.mean())
+    torch.testing.assert_close(got.advantage[3:], torch.tensor([2.0, 0.0, 0.0]).double())
     assert got.include.tolist() == [1, 1, 1, 1, 1, 0]
 
 
 def test_a_fully_masked_group_gets_finite_credit_everywhere():
     rewards = scored([[math.nan, math.nan], [1.0, 2.0]], [[False, False], [True, True]])
     for algorithm in (
-        Adrpo(AdrpoConfig(), "flow"),
-        OrwCfmW2(OrwCfmW2Config(), "flow"),
-        Raft(RaftConfig(), "flow"),
-        Dpo(DpoConfig(), "flow"),
+        Adrpo(AdrpoConfig(), RegressionTerms),
+        OrwCfmW2(OrwCfmW2Config(), RegressionTerms),
+        Raft(RaftConfig(), RegressionTerms),
+        Dpo(DpoConfig(), RegressionTerms),
     ):
         credit = algorithm.credit(rewards)
-        for values in (credit.weight, credit.weight_clipped, credit.beta, credit.include):
+        for values in (credit.advantage, credit.advantage_clipped, credit.beta, credit.include):
             assert values.isfinite().all() and values.dtype == torch.float64
         assert set(algorithm.select(rewards, credit).tolist()) <= {2, 3}
 
 
 def test_all_unmasked_samples_are_trained_on_in_order():
     rewards = scored([[1.0, 2.0, 3.0], [3.0, 2.0, 1.0]], [[True, False, True], [True, True, True]])
-    for algorithm in (Adrpo(AdrpoConfig(), "flow"), OrwCfmW2(OrwCfmW2Config(), "flow")):
+    for algorithm in (
+        Adrpo(AdrpoConfig(), RegressionTerms),
+        OrwCfmW2(OrwCfmW2Config(), RegressionTerms),
+    ):
         selected = algorithm.select(rewards, algorithm.credit(rewards))
         assert selected.dtype == torch.int64
         assert selected.tolist() == [0, 2, 3, 4, 5]
@@ -287,26 +285,26 @@ def test_raft_selects_the_best_unmasked_sample_of_each_group_and_of_ties_the_fir
         [[1.0, 5.0, 3.0], [2.0, 9.0, 7.0], [4.0, 6.0, 6.0], [1.0, 2.0, 3.0]],
         [[True] * 3, [True, False, True], [True] * 3, [False] * 3],
     )
-    raft = Raft(RaftConfig(), "flow")
+    raft = Raft(RaftConfig(), RegressionTerms)
     credit = raft.credit(rewards)
     assert raft.select(rewards, credit).tolist() == [1, 5, 7]
     assert credit.beta.abs().max() == 0
 
 
 def test_raft_is_supervised_training_on_its_winners():
-    flow, raft = Flow(3), Raft(RaftConfig(), "flow")
+    flow, raft = Flow(3), Raft(RaftConfig(), RegressionTerms)
     loss = raft.loss(flow.terms(), credit_of([1.0, 1.0, 1.0]))
     torch.testing.assert_close(loss, ((flow.v - flow.u) ** 2).mean(1).sum())
     tokens = Tokens([2, 3, 1])
     loss = raft.loss(tokens.terms(), credit_of([1.0, 1.0, 1.0]))
-    torch.testing.assert_close(loss, -tokens.terms().score_N.sum())
+    torch.testing.assert_close(loss, tokens.terms().supervised().sum())
 
 
 # --- DPO ------------------------------------------------------------------------------------
 
 
-def dpo(kind="flow", **settings):
-    return Dpo(DpoConfig(**settings), kind)
+def dpo(terms=RegressionTerms, **settings):
+    return Dpo(DpoConfig(**settings), terms)
 
 
 def test_dpo_pairs_best_with_worst_adjacent_winner_first():
@@ -316,7 +314,7 @@ def test_dpo_pairs_best_with_worst_adjacent_winner_first():
     selected = algorithm.select(rewards, credit)
     pairs = {tuple(pair) for pair in selected.view(-1, 2).tolist()}
     assert pairs == {(1, 2), (3, 0), (7, 4), (6, 5)}
-    assert credit.weight[selected].tolist() == [1, -1] * 4
+    assert credit.advantage[selected].tolist() == [1, -1] * 4
     pair_ids = credit.pair_id[selected].view(-1, 2)
     assert torch.equal(pair_ids[:, 0], pair_ids[:, 1])
     assert torch.equal(pair_ids[:, 0], selected.view(-1, 2)[:, 0])
@@ -348,7 +346,7 @@ def test_dpo_pairs_never_tie_never_share_a_sample_and_never_use_a_masked_one(
         assert credit.pair_id[winner] == credit.pair_id[loser] == winner
     chosen = torch.zeros(cells, dtype=torch.bool)
     chosen[selected] = True
-    assert (credit.pair_id[~chosen] == -1).all() and (credit.weight[~chosen] == 0).all()
+    assert (credit.pair_id[~chosen] == -1).all() and (credit.advantage[~chosen] == 0).all()
     for p in range(prompts):
         left = total[p][batch.mask_PG[p]]
         found = (selected // size == p).sum().item() // 2
@@ -373,7 +371,7 @@ def test_dpo_loss_on_flow_by_hand():
 
 
 def test_dpo_loss_on_tokens_by_hand_uses_summed_log_probabilities():
-    tokens, algorithm = Tokens([3, 1, 2, 5]), dpo("tokens", beta=0.1)
+    tokens, algorithm = Tokens([3, 1, 2, 5]), dpo(LikelihoodTerms, beta=0.1)
     loss = algorithm.loss(tokens.terms(), credit_of([1.0, -1.0, 1.0, -1.0]))
     ratio = [part.sum() for part in (tokens.logp - tokens.logp_ref).split([3, 1, 2, 5])]
     expected = sum(softplus(-0.1 * (ratio[w] - ratio[w + 1])) for w in (0, 2))
@@ -390,9 +388,9 @@ def test_dpo_starts_at_log_two_and_pushes_the_winner_up():
     assert towards_u[0] > 0 > towards_u[1]
 
 
-def test_dpo_needs_and_units():
-    assert dpo().needs == {"ref_score"} and dpo().rows_per_unit == 2
-    assert dpo("tokens").needs == {"score_sum", "ref_score_sum"}
+def test_dpo_trains_on_pairs_and_always_needs_the_reference():
+    assert dpo().rows_per_unit == 2 and not dpo(LikelihoodTerms, beta=0.1).needs_old
+    assert dpo().needs_reference(dpo().credit(scored([[0.5, 0.5]])))
     offline = dpo(rollouts="reference", pool=4)
     assert (offline.rollouts, offline.rollout_pool) == ("reference", 4)
     assert (dpo().rollouts, dpo().rollout_pool) == ("policy", 0)
@@ -429,15 +427,15 @@ def test_dpo_settings_that_contradict_each_other_are_refused(settings):
 @pytest.mark.parametrize(("algorithm", "config"), [(Adrpo, AdrpoConfig), (Grpo, GrpoConfig)])
 def test_beta0_of_zero_is_refused_on_flow_and_allowed_on_tokens(algorithm, config):
     with pytest.raises(ConfigError, match=r"beta0 = 0\.0.*above 0"):
-        algorithm(config(beta0=0.0), "flow")
-    algorithm(config(beta0=0.0, **NO_CLIP), "tokens")
+        algorithm(config(beta0=0.0), RegressionTerms)
+    algorithm(config(beta0=0.0, scale="group_std", **NO_CLIP), LikelihoodTerms)
 
 
 @pytest.mark.parametrize(("low", "warns"), [(-1.5, True), (-1.0, True), (-0.9, False)])
 def test_grpo_on_flow_warns_where_its_loss_has_no_lower_bound(low, warns):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        Grpo(GrpoConfig(advantage_min=low), "flow")
+        Grpo(GrpoConfig(advantage_min=low), RegressionTerms)
     assert [("lower bound" in str(w.message)) for w in caught] == [True] * warns
 
 
@@ -445,8 +443,67 @@ def test_grpo_on_flow_warns_where_its_loss_has_no_lower_bound(low, warns):
 def test_adrpo_on_tokens_warns_where_beta_can_be_negative(high, warns):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        Adrpo(AdrpoConfig(**TOKENS | {"advantage_max": high}), "tokens")
+        Adrpo(AdrpoConfig(**TOKENS | {"advantage_max": high}), LikelihoodTerms)
     assert [("lower bound" in str(w.message)) for w in caught] == [True] * warns
+
+
+@pytest.mark.parametrize(
+    ("config", "algorithm", "stated"),
+    [
+        (AdrpoConfig, Adrpo, {"beta0": 1.0, "scale": "none"}),
+        (GrpoConfig, Grpo, {"beta0": 1.0, "scale": "none"}),
+        (DpoConfig, Dpo, {"beta": 2000.0}),
+    ],
+)
+def test_settings_whose_default_is_for_flow_must_be_stated_on_tokens(config, algorithm, stated):
+    algorithm(config(), RegressionTerms)
+    algorithm(config(**stated), LikelihoodTerms)
+    for name in stated:
+        silent = {other: value for other, value in stated.items() if other != name}
+        with pytest.raises(ConfigError, match=f"{name} must be stated .*tokens.*state .*{name} = "):
+            algorithm(config(**silent), LikelihoodTerms)
+
+
+class OfRatios(Grpo):
+    """As an algorithm that has a meaning for probabilities alone."""
+
+    takes = (LikelihoodTerms,)
+
+
+def test_an_algorithm_uses_the_first_terms_that_it_takes():
+    """A domain that gives both is used by either kind of algorithm."""
+    both = (RegressionTerms, LikelihoodTerms)
+    assert Grpo(GrpoConfig(**TOKENS), *both).terms is RegressionTerms
+    ratios = OfRatios(GrpoConfig(**TOKENS), *both)
+    assert ratios.terms is LikelihoodTerms and ratios.needs_old
+    message = r"OfRatios takes log-probabilities .*the domain gives squared errors"
+    with pytest.raises(ConfigError, match=message):
+        OfRatios(GrpoConfig(**TOKENS), RegressionTerms)
+
+
+def test_the_reference_is_needed_where_some_beta_is_not_zero():
+    rewards = scored([[1.0, 2.0, 3.0, 4.0]])
+    raft, orw = Raft(RaftConfig(), RegressionTerms), OrwCfmW2(OrwCfmW2Config(), RegressionTerms)
+    assert not raft.needs_reference(raft.credit(rewards))
+    assert orw.needs_reference(orw.credit(rewards))
+    free = Grpo(GrpoConfig(**TOKENS | {"beta0": 0.0}), LikelihoodTerms)
+    assert not free.needs_reference(free.credit(rewards))
+    adaptive = Adrpo(AdrpoConfig(**TOKENS | {"beta0": 0.0, "advantage_max": 0}), LikelihoodTerms)
+    assert adaptive.needs_reference(adaptive.credit(rewards))
+
+
+def test_a_loss_that_asks_for_what_was_not_measured_says_so():
+    flow, tokens = Flow(2), Tokens([2, 3])
+    pair = credit_of([1.0, -1.0])
+    blind = dataclasses.replace(flow.terms(), reference_error_N=None)
+    with pytest.raises(ValueError, match="asks for reference_error_N, which was not measured"):
+        dpo().loss(blind, pair)
+    blind = dataclasses.replace(tokens.terms(), logp_ref_K=None)
+    with pytest.raises(ValueError, match="asks for logp_ref_K"):
+        dpo(LikelihoodTerms, beta=0.1).loss(blind, pair)
+    grpo = Grpo(GrpoConfig(**TOKENS, entropy_coef=0.1), LikelihoodTerms)
+    with pytest.raises(ValueError, match="asks for entropy_K"):
+        grpo.loss(tokens.terms(), pair)
 
 
 def test_the_defaults_are_the_papers_for_flow():
@@ -463,12 +520,12 @@ def test_the_defaults_are_the_papers_for_flow():
 def test_loss_on_tokens_equals_eq_7_by_hand(algorithm, by_token):
     settings = TOKENS | {"aggregation": "token" if by_token else "sequence"}
     built = (
-        Adrpo(AdrpoConfig(**settings), "tokens")
+        Adrpo(AdrpoConfig(**settings), LikelihoodTerms)
         if algorithm == "adrpo"
-        else Grpo(GrpoConfig(**settings), "tokens")
+        else Grpo(GrpoConfig(**settings), LikelihoodTerms)
     )
     tokens, credit = Tokens(LENGTHS, spread=0.5), built.credit(REWARDS)
-    expected = tokens.by_hand(credit.weight.tolist(), credit.beta.tolist(), by_token=by_token)
+    expected = tokens.by_hand(credit.advantage.tolist(), credit.beta.tolist(), by_token=by_token)
     assert built.loss(tokens.terms(), credit).item() == pytest.approx(expected, rel=1e-12)
 
 
@@ -518,51 +575,50 @@ def test_per_row_of_rows_with_and_without_tokens():
 # --- the divergence -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["flow", "tokens"])
-def test_the_divergence_has_a_gradient(kind):
+@pytest.mark.parametrize("rows", [Flow(4), Tokens([3, 1, 2, 4])], ids=["flow", "tokens"])
+def test_the_divergence_has_a_gradient(rows):
     """Peers computed the KL under no_grad: the curve looked right and nothing was regularised."""
-    rows = Flow(4) if kind == "flow" else Tokens([3, 1, 2, 4])
-    adrpo = Adrpo(AdrpoConfig(), kind)
+    adrpo = Adrpo(AdrpoConfig(beta0=1.0, scale="none"), type(rows.terms()))
     loss = adrpo.loss(rows.terms(), adrpo.credit(scored([[0.5] * 4])))
     assert loss.item() > 0
     assert (rows.gradient(loss).abs() > 0).all()
 
 
 def test_without_a_reference_pass_the_surrogate_is_left():
-    flow, orw = Flow(4), OrwCfmW2(OrwCfmW2Config(), "flow")
+    flow, orw = Flow(4), OrwCfmW2(OrwCfmW2Config(), RegressionTerms)
     rewards = scored([[1.0, 2.0, 3.0, 4.0]])
-    for algorithm in (orw, Adrpo(AdrpoConfig(), "flow")):
+    for algorithm in (orw, Adrpo(AdrpoConfig(), RegressionTerms)):
         credit = algorithm.credit(rewards)
         got = algorithm.loss(flow.terms(divergence=False), credit)
-        torch.testing.assert_close(got, -(credit.weight_clipped * flow.terms().score_N).sum())
+        torch.testing.assert_close(got, (credit.advantage_clipped * flow.terms().error_N).sum())
 
 
 # --- sums over rows, counts -----------------------------------------------------------------
 
 
 def algorithms():
-    """(label, algorithm, kind) of all five, both kinds, both aggregations."""
+    """All five, with both kinds of terms and both aggregations."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         built = {
-            "adrpo-flow": Adrpo(AdrpoConfig(), "flow"),
-            "adrpo-tokens": Adrpo(AdrpoConfig(**TOKENS), "tokens"),
-            "adrpo-token-mean": Adrpo(AdrpoConfig(**TOKENS, aggregation="token"), "tokens"),
-            "grpo-flow": Grpo(GrpoConfig(), "flow"),
-            "grpo-tokens": Grpo(GrpoConfig(**TOKENS), "tokens"),
-            "orw-flow": OrwCfmW2(OrwCfmW2Config(), "flow"),
-            "orw-tokens": OrwCfmW2(OrwCfmW2Config(), "tokens"),
-            "raft-flow": Raft(RaftConfig(), "flow"),
-            "raft-tokens": Raft(RaftConfig(), "tokens"),
+            "adrpo-flow": Adrpo(AdrpoConfig(), RegressionTerms),
+            "adrpo-tokens": Adrpo(AdrpoConfig(**TOKENS), LikelihoodTerms),
+            "adrpo-token-mean": Adrpo(AdrpoConfig(**TOKENS, aggregation="token"), LikelihoodTerms),
+            "grpo-flow": Grpo(GrpoConfig(), RegressionTerms),
+            "grpo-tokens": Grpo(GrpoConfig(**TOKENS), LikelihoodTerms),
+            "orw-flow": OrwCfmW2(OrwCfmW2Config(), RegressionTerms),
+            "orw-tokens": OrwCfmW2(OrwCfmW2Config(), LikelihoodTerms),
+            "raft-flow": Raft(RaftConfig(), RegressionTerms),
+            "raft-tokens": Raft(RaftConfig(), LikelihoodTerms),
             "dpo-flow": dpo(beta=2.0),
-            "dpo-tokens": dpo("tokens", beta=0.1),
+            "dpo-tokens": dpo(LikelihoodTerms, beta=0.1),
         }
     return [pytest.param(algorithm, id=label) for label, algorithm in built.items()]
 
 
 def trainable(algorithm):
-    """Eight rows of the algorithm's kind and their credit."""
-    rows = Flow(8) if algorithm.kind == "flow" else Tokens(LENGTHS)
+    """Eight rows with the algorithm's terms, and their credit."""
+    rows = Flow(8) if algorithm.terms is RegressionTerms else Tokens(LENGTHS)
     rewards = scored([[29.1, 30.4, 28.2, 29.0], [31.0, 32.0, 30.5, 31.5]])
     return rows, algorithm.credit(rewards)
 
@@ -586,14 +642,14 @@ def test_the_losses_of_micro_batches_sum_to_the_loss_of_the_whole(algorithm, siz
 def test_rows_that_are_not_included_contribute_nothing(algorithm):
     rows, credit = trainable(algorithm)
     include = torch.tensor([1, 1, 0, 0, 1, 1, 0, 0]).double()
-    partly = Credit(credit.weight, credit.weight_clipped, credit.beta, credit.pair_id, include)
+    partly = dataclasses.replace(credit, include=include)
     loss = algorithm.loss(rows.terms(range(8)), partly)
     left = torch.tensor([0, 1, 4, 5])
     alone = algorithm.loss(rows.terms(left.tolist()), credit.take(left))
     torch.testing.assert_close(loss, alone, rtol=1e-12, atol=1e-12)
     gradient = rows.gradient(loss)
     torch.testing.assert_close(gradient, rows.gradient(alone))
-    parts = gradient.split(LENGTHS) if algorithm.kind == "tokens" else gradient
+    parts = gradient.split(LENGTHS) if algorithm.terms is LikelihoodTerms else gradient
     for row in (2, 3, 6, 7):
         assert (parts[row] == 0).all()
 
@@ -603,12 +659,14 @@ def test_row_counts():
     lengths = torch.tensor([3, 5, 2, 4])
     credit = credit_of([1.0] * 4, include=[1, 0, 1, 1])
     pairs = credit_of([1.0] * 4, include=[1, 1, 0, 0])
-    by_token = Adrpo(AdrpoConfig(**TOKENS, aggregation="token"), "tokens")
-    assert torch.equal(Adrpo(AdrpoConfig(), "flow").row_counts(credit), include)
-    assert torch.equal(Adrpo(AdrpoConfig(), "tokens").row_counts(credit, lengths), include)
+    by_token = Adrpo(AdrpoConfig(**TOKENS, aggregation="token"), LikelihoodTerms)
+    squares = Adrpo(AdrpoConfig(aggregation="token"), RegressionTerms)
+    by_row = Adrpo(AdrpoConfig(**TOKENS), LikelihoodTerms)
+    assert torch.equal(squares.row_counts(credit, lengths), include)
+    assert torch.equal(by_row.row_counts(credit, lengths), include)
     assert by_token.row_counts(credit, lengths).tolist() == [3, 0, 2, 4]
-    assert torch.equal(Raft(RaftConfig(), "tokens").row_counts(credit, lengths), include)
-    assert dpo().row_counts(pairs).sum() == 1
+    assert torch.equal(Raft(RaftConfig(), LikelihoodTerms).row_counts(credit, lengths), include)
+    assert dpo().row_counts(pairs, lengths).sum() == 1
 
 
 def test_the_loss_over_its_count_is_a_mean_over_sequences_or_over_tokens():
@@ -621,7 +679,7 @@ def test_the_loss_over_its_count_is_a_mean_over_sequences_or_over_tokens():
     )
     means = {"sequence": (per_token[0] + per_token[1:].mean()) / 2, "token": per_token.mean()}
     for aggregation, expected in means.items():
-        algorithm = Grpo(GrpoConfig(**TOKENS, aggregation=aggregation), "tokens")
+        algorithm = Grpo(GrpoConfig(**TOKENS, aggregation=aggregation), LikelihoodTerms)
         count = algorithm.row_counts(credit, tokens.lengths).sum()
         got = algorithm.loss(tokens.terms(), credit) / count
         torch.testing.assert_close(got.detach(), expected)
@@ -629,7 +687,7 @@ def test_the_loss_over_its_count_is_a_mean_over_sequences_or_over_tokens():
 
 def test_credit_in_float64_meets_terms_in_float32():
     flow = Flow(8, dtype=torch.float32)
-    loss = Adrpo(AdrpoConfig(), "flow").loss(
+    loss = Adrpo(AdrpoConfig(), RegressionTerms).loss(
         flow.terms(), plain_credit(torch.full((8,), 0.1, dtype=torch.float64), 0.9, REWARDS)
     )
     assert loss.dtype == torch.float32

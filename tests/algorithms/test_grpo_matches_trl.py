@@ -1,6 +1,6 @@
 """GRPO on tokens against trl's GRPOTrainer, an independent implementation: same loss and gradient.
 
-trl's options that give the paper's formula (eq. 3 with a fixed beta and k3):
+trl's options that give our formula (the paper's eq. 3 with a fixed beta; k3 is inferred):
 
     loss_type = "grpo"                       mean over a completion's tokens, then over completions
     importance_sampling_level = "token"      one ratio per token
@@ -30,8 +30,8 @@ from adrpo_scale.algorithms.adrpo import Adrpo, AdrpoConfig
 from adrpo_scale.algorithms.advantages import advantages
 from adrpo_scale.algorithms.grpo import Grpo
 from adrpo_scale.algorithms.grpo import GrpoConfig as OurConfig
-from adrpo_scale.algorithms.tokens import kl_estimate, per_row
-from adrpo_scale.core.types import Credit, DrawKey, Rows, Terms
+from adrpo_scale.algorithms.terms import LikelihoodTerms
+from adrpo_scale.core.types import Credit, DrawKey, Rows
 from adrpo_scale.domains import logprobs as scoring
 from adrpo_scale.domains.chat import ChatConfig
 from adrpo_scale.domains.decoding import SamplingConfig
@@ -40,7 +40,6 @@ from adrpo_scale.domains.text import TextConfig, TextDomain
 pytestmark = [
     # trl sets its own deprecated default.
     pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning"),
-    pytest.mark.filterwarnings("ignore:algorithm.*by default"),  # advantages are inputs here
 ]
 
 VOCABULARY, PROMPT, COMPLETION = 64, 4, 6
@@ -146,28 +145,26 @@ def completion_logp(model, ids, mask):
     return tempered.gather(2, ids[:, PROMPT:, None])[..., 0]
 
 
-def our_terms(model, inputs) -> Terms:
+def our_terms(model, inputs) -> LikelihoodTerms:
     ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)
     mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1)
     kept = inputs["completion_mask"].bool()
     logp_K = completion_logp(model, ids, mask)[kept]
-    segment_K = kept.nonzero()[:, 0]
-    divergence_K = kl_estimate(logp_K, inputs["ref_per_token_logps"][kept], "k3")
-    return Terms(
-        score_N=per_row(logp_K, segment_K, len(ids), "sequence"),
-        divergence_N=per_row(divergence_K, segment_K, len(ids), "sequence"),
+    return LikelihoodTerms(
+        rows=len(ids),
         logp_K=logp_K,
         logp_old_K=inputs["old_per_token_logps"][kept],
-        segment_K=segment_K,
+        segment_K=kept.nonzero()[:, 0],
         logp_ref_K=inputs["ref_per_token_logps"][kept],
     )
 
 
 def our_loss(algorithm, model, inputs, terms=None):
-    weight = inputs["advantages"].double()
-    clipped = weight.clamp(algorithm.config.advantage_min, algorithm.config.advantage_max)
-    none = torch.full_like(weight, -1, dtype=torch.int64)
-    credit = Credit(weight, clipped, algorithm.beta(clipped), none, torch.ones_like(weight))
+    advantage = inputs["advantages"].double()
+    clipped = advantage.clamp(algorithm.config.advantage_min, algorithm.config.advantage_max)
+    none = torch.full_like(advantage, -1, dtype=torch.int64)
+    every = torch.ones_like(advantage)
+    credit = Credit(advantage, clipped, algorithm.beta(clipped), none, every)
     loss = algorithm.loss(our_terms(model, inputs) if terms is None else terms, credit)
     return loss / algorithm.row_counts(credit, inputs["completion_mask"].sum(1)).sum()
 
@@ -179,6 +176,7 @@ def gradient(model, loss):
 def settings(**more):
     return {
         "beta0": BETA,
+        "scale": "group_std",  # advantages are inputs here
         "clip_low": EPS_LOW,
         "clip_high": EPS_HIGH,
         "advantage_min": 0.0,
@@ -191,7 +189,7 @@ def settings(**more):
     [(Grpo, OurConfig), (Adrpo, AdrpoConfig)],
 )
 def test_loss_and_gradient_equal_trls(algorithm, model, trainer, inputs):
-    algorithm = algorithm[0](algorithm[1](**settings()), "tokens")
+    algorithm = algorithm[0](algorithm[1](**settings()), LikelihoodTerms)
     theirs = trainer.compute_loss(model, inputs)
     ours = our_loss(algorithm, model, inputs)
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-6)
@@ -239,10 +237,10 @@ def test_the_text_domain_as_a_whole_gives_trls_loss_and_gradient(model, trainer,
     )
     terms = domain.terms(
         policy, lambda: nullcontext(reference), rows, rows.sample_ids_N, DrawKey(0, 0),
-        frozenset({"divergence"}),
+        LikelihoodTerms,
     )  # fmt: skip
     theirs = trainer.compute_loss(model, inputs)
-    ours = our_loss(Grpo(OurConfig(**settings()), "tokens"), model, inputs, terms)
+    ours = our_loss(Grpo(OurConfig(**settings()), LikelihoodTerms), model, inputs, terms)
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
     their_gradient, our_gradient = gradient(model, theirs), gradient(policy, ours)
     assert (our_gradient - their_gradient).norm() <= 1e-5 * their_gradient.norm()
@@ -259,5 +257,5 @@ def test_both_clips_and_the_kl_are_at_work(model, trainer, inputs):
 @pytest.mark.parametrize("wrong", [{"beta0": 0.05}, {"clip_high": 0.2}, {"aggregation": "token"}])
 def test_the_comparison_would_notice_another_formula(wrong, model, trainer, inputs):
     theirs = trainer.compute_loss(model, inputs).item()
-    ours = our_loss(Grpo(OurConfig(**settings(**wrong)), "tokens"), model, inputs).item()
+    ours = our_loss(Grpo(OurConfig(**settings(**wrong)), LikelihoodTerms), model, inputs).item()
     assert ours != pytest.approx(theirs, rel=1e-4)

@@ -15,6 +15,7 @@ from transformers import (
     Qwen2_5OmniThinkerForConditionalGeneration,
 )
 
+from adrpo_scale.algorithms.terms import LikelihoodTerms
 from adrpo_scale.core.errors import (
     CheckpointError,
     ClipError,
@@ -53,7 +54,6 @@ from tests.support.tiny_text import save_tiny
 
 TEMPERATURE = 0.8
 KEY = DrawKey(0, 3)
-NEEDS = frozenset({"divergence", "ref_score_sum"})
 CHOSEN = (0, 0, 1, 2, 2, 3)  # of one length: the clips of 0 and 2
 AUDIO, BANNED = WORDS.index("<|AUDIO|>"), list(range(3, 10))
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
@@ -79,9 +79,11 @@ class Parts:
         ids = torch.arange(len(chosen))
         return self.domain.sample(self.policy, [self.prompts[i] for i in chosen], ids, KEY, mode)
 
-    def terms(self, rows=None, needs=NEEDS):
+    def terms(self, rows=None):
         rows = self.rows if rows is None else rows
-        return self.domain.terms(self.policy, self.reference, rows, rows.sample_ids_N, KEY, needs)
+        return self.domain.terms(
+            self.policy, self.reference, rows, rows.sample_ids_N, KEY, LikelihoodTerms
+        )
 
     def processed(self, prompts):
         """What transformers' processor makes of prompts, in one batch."""
@@ -176,14 +178,14 @@ def test_terms_equal_those_of_the_whole_model(parts):
     torch.testing.assert_close(terms.logp_K.detach(), logp, **CLOSE)
     torch.testing.assert_close(terms.entropy_K.detach(), entropy, **CLOSE)
     torch.testing.assert_close(terms.logp_ref_K, torch.cat([row[0] for row in reference]), **CLOSE)
-    assert float(terms.divergence_N.detach().min()) > 0
+    assert float(terms.divergence().detach().min()) > 0
 
 
 def test_the_gradient_equals_that_of_the_whole_model(parts):
     """Of the parameters that are trained; with adapters, of their B at B's and A's own values."""
     trained = {n: p for n, p in parts.policy.named_parameters() if p.requires_grad}
     weights = torch.randn(6, generator=torch.Generator().manual_seed(0))
-    loss = (weights * parts.terms().score_N).sum()
+    loss = -(weights * parts.terms().supervised()).sum()
     ours = dict(zip(trained, torch.autograd.grad(loss, list(trained.values())), strict=True))
     model = whole_model(parts)
     rows = parts.by_transformers(model)
@@ -309,7 +311,7 @@ def test_tokens_of_modalities_have_no_chance(tmp_path, monkeypatch):
     terms = made.terms()
     torch.testing.assert_close(drawn[inside], terms.logp_K.detach(), **CLOSE)
     assert torch.isfinite(terms.entropy_K).all()
-    (terms.score_N.sum() + terms.entropy_K.sum()).backward()
+    (terms.entropy_K.sum() - terms.supervised().sum()).backward()
     gradient = made.policy.lm_head.weight.grad
     assert torch.isfinite(gradient).all() and float(gradient[BANNED].abs().max()) == 0
     greedy = made.sample("greedy").tensors["completion"]

@@ -16,6 +16,7 @@ from diffusers import (
     StableDiffusion3Pipeline,
 )
 
+from adrpo_scale.algorithms.terms import RegressionTerms
 from adrpo_scale.core.errors import ConfigError, ModelNotFoundError
 from adrpo_scale.core.seeding import Purpose, normal, uniform
 from adrpo_scale.core.types import DrawKey, Prompt, Rows
@@ -160,15 +161,9 @@ def velocity_by_hand(model, prompts, x_t, t):
     return -model(x_t, sequence, pooled, timestep=1000 * (1 - t), return_dict=False)[0]
 
 
-def terms(domain, policy, reference, rows, noise_ids, key, *needs):
-    return domain.terms(
-        policy,
-        lambda: nullcontext(reference),
-        rows,
-        torch.as_tensor(noise_ids),
-        key,
-        frozenset(needs),
-    )
+def terms(domain, policy, reference, rows, noise_ids, key):
+    asked = None if reference is None else lambda: nullcontext(reference)
+    return domain.terms(policy, asked, rows, torch.as_tensor(noise_ids), key, RegressionTerms)
 
 
 @pytest.mark.parametrize("noise", ["independent", "rollout"])
@@ -176,7 +171,7 @@ def test_terms_are_the_formulas_and_the_divergence_has_a_gradient(cache, noise):
     domain, reference = build_domain(f"domain.noise={noise}"), transformer()
     policy, key = perturbed(reference), DrawKey(seed=5, iteration=1, update=2, draw=1)
     rows = rows_of(domain, [10, 11, 12], PROMPTS)
-    found = terms(domain, policy, reference, rows, [10, 11, 12], key, "divergence", "ref_score")
+    found = terms(domain, policy, reference, rows, [10, 11, 12], key)
 
     x1, t = rows.tensors["x1"], uniform(key, [10, 11, 12], Purpose.TRAIN_TIME)
     x0 = normal(key, [10, 11, 12], Purpose.TRAIN_NOISE, domain.latent_shape)
@@ -184,8 +179,8 @@ def test_terms_are_the_formulas_and_the_divergence_has_a_gradient(cache, noise):
     x_t = torch.lerp(x0, x1, t.view(-1, 1, 1, 1))
     v, v_ref = (velocity_by_hand(m, PROMPTS, x_t, t) for m in (policy, reference))
     divergence = ((v - v_ref) ** 2).mean((1, 2, 3))
-    torch.testing.assert_close(found.score_N, -((v - (x1 - x0)) ** 2).mean((1, 2, 3)))
-    torch.testing.assert_close(found.ref_score_N, -((v_ref - (x1 - x0)) ** 2).mean((1, 2, 3)))
+    torch.testing.assert_close(found.error_N, ((v - (x1 - x0)) ** 2).mean((1, 2, 3)))
+    torch.testing.assert_close(found.reference_error_N, ((v_ref - (x1 - x0)) ** 2).mean((1, 2, 3)))
     torch.testing.assert_close(found.divergence_N, divergence)
     assert divergence.min() > 1e-4
     sums = domain.divergence_metrics(found)["w2_sum"]
@@ -196,20 +191,17 @@ def test_terms_are_the_formulas_and_the_divergence_has_a_gradient(cache, noise):
     (gradient,) = torch.autograd.grad(found.divergence_N.sum(), weight, retain_graph=True)
     assert gradient.norm() > 1e-3
     torch.testing.assert_close(gradient, expected)
-    assert torch.autograd.grad(found.score_N.sum(), weight)[0].norm() > 1e-3
-    assert not found.ref_score_N.requires_grad
+    assert torch.autograd.grad(found.error_N.sum(), weight)[0].norm() > 1e-3
+    assert not found.reference_error_N.requires_grad
 
 
-def test_the_reference_is_asked_only_where_its_terms_are_needed(cache):
+def test_without_a_reference_nothing_of_it_is_measured(cache):
     domain, model = build_domain(), transformer()
     rows, key = rows_of(domain, [0, 1], PROMPTS[:2]), DrawKey(0, 0)
 
-    def no_reference():
-        raise AssertionError("the reference pass is not free")
-
-    found = domain.terms(model, no_reference, rows, torch.arange(2), key, frozenset())
-    assert found.divergence_N is None and found.ref_score_N is None
-    same = terms(domain, model, model, rows, [0, 1], key, "divergence")
+    found = terms(domain, model, None, rows, [0, 1], key)
+    assert found.divergence_N is None and found.reference_error_N is None
+    same = terms(domain, model, model, rows, [0, 1], key)
     assert same.divergence_N.tolist() == [0, 0]
 
 

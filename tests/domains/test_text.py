@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, MambaConfig
 
 from adrpo_scale.algorithms.grpo import Grpo, GrpoConfig
+from adrpo_scale.algorithms.terms import LikelihoodTerms
 from adrpo_scale.algorithms.tokens import kl_estimate, per_row
 from adrpo_scale.core.errors import ConfigError, ModelNotFoundError, PromptError, WeightsError
 from adrpo_scale.core.types import Credit, DrawKey, Prompt
@@ -24,7 +25,6 @@ from tests.support.tiny_text import TEMPLATE, save_tiny, text_config, tiny_token
 
 TEMPERATURE = 0.8
 KEY = DrawKey(0, 3)
-NEEDS = frozenset({"divergence", "ref_score_sum"})
 
 
 class Parts:
@@ -45,9 +45,12 @@ class Parts:
         chosen = [self.prompts[i] for i in (0, 0, 1, 2, 2, 2)]
         return self.domain.sample(self.policy, chosen, torch.arange(6), KEY, mode)
 
-    def terms(self, rows=None, needs=NEEDS):
+    def terms(self, rows=None, with_reference=True):
         rows = self.rows if rows is None else rows
-        return self.domain.terms(self.policy, self.reference, rows, rows.sample_ids_N, KEY, needs)
+        reference = self.reference if with_reference else None
+        return self.domain.terms(
+            self.policy, reference, rows, rows.sample_ids_N, KEY, LikelihoodTerms
+        )
 
     def by_all_logits(self, model):
         """[(log-probability [L], entropy [L]) of each row], one row at a time."""
@@ -93,20 +96,20 @@ def test_terms_equal_those_of_all_logits(parts):
     assert torch.equal(terms.logp_old_K, terms.logp_K.detach())
     for n, ((logp, _), (logp_ref, _)) in enumerate(zip(policy, reference, strict=True)):
         close = {"rtol": 1e-4, "atol": 1e-5}
-        torch.testing.assert_close(terms.score_N[n], logp.mean(), **close)
-        torch.testing.assert_close(terms.score_sum_N[n], logp.sum(), **close)
-        torch.testing.assert_close(terms.ref_score_sum_N[n], logp_ref.sum(), **close)
+        torch.testing.assert_close(terms.supervised()[n], -logp.mean(), **close)
+        torch.testing.assert_close(terms.log_ratio()[n], logp.sum() - logp_ref.sum(), **close)
         torch.testing.assert_close(
-            terms.divergence_N[n], kl_estimate(logp, logp_ref).mean(), **close
+            terms.divergence()[n], kl_estimate(logp, logp_ref).mean(), **close
         )
-    assert float(terms.divergence_N.detach().min()) > 0
+    assert float(terms.divergence().detach().min()) > 0
+    assert parts.domain.segments(parts.rows).tolist() == lengths
 
 
 def test_the_gradient_equals_that_of_all_logits(parts):
     trained = [p for p in parts.policy.parameters() if p.requires_grad]
     weights = torch.randn(6, generator=torch.Generator().manual_seed(0))
     terms = parts.terms()
-    ours = torch.autograd.grad((weights * (terms.score_N + terms.divergence_N)).sum(), trained)
+    ours = torch.autograd.grad((weights * (terms.divergence() - terms.supervised())).sum(), trained)
     with parts.reference() as model, torch.no_grad():
         reference = [logp for logp, _ in parts.by_all_logits(model)]
     rows = zip(parts.by_all_logits(parts.policy), reference, strict=True)
@@ -118,8 +121,8 @@ def test_the_gradient_equals_that_of_all_logits(parts):
 
 
 def test_without_need_the_reference_is_not_asked(parts):
-    terms = parts.terms(needs=frozenset())
-    assert terms.divergence_N is None and terms.ref_score_N is None
+    terms = parts.terms(with_reference=False)
+    assert terms.divergence() is None and terms.logp_ref_K is None
     assert parts.domain.divergence_metrics(parts.terms()).keys() == {"kl", "entropy"}
 
 
@@ -432,7 +435,7 @@ def test_a_backend_gets_plain_weights_and_its_probabilities_correct_the_loss(tmp
     )
     terms = made.terms(rows)
     assert torch.equal(terms.logp_rollout_K, torch.full_like(terms.logp_K, -0.5).detach())
-    algorithm = Grpo(GrpoConfig(beta0=0.0, scale="group_std", importance_cap=0.3), "tokens")
+    algorithm = Grpo(GrpoConfig(beta0=0.0, scale="group_std", importance_cap=0.3), LikelihoodTerms)
     ones = torch.ones(6, dtype=torch.float64)
     credit = Credit(ones, ones, 0 * ones, -ones.long(), ones)
     weight_K = (terms.logp_old_K + 0.5).exp().clamp(max=0.3)
@@ -445,10 +448,8 @@ def test_the_entropy_bonus_is_the_mean_entropy_of_each_completion(parts):
     terms = parts.terms()
     ones = torch.ones(6, dtype=torch.float64)
     credit = Credit(ones, ones, 0 * ones, -ones.long(), ones)
-    without, with_bonus = (
-        Grpo(GrpoConfig(beta0=0.0, scale="group_std", entropy_coef=c), "tokens").loss(terms, credit)
-        for c in (0.0, 0.1)
-    )
+    configs = [GrpoConfig(beta0=0.0, scale="group_std", entropy_coef=c) for c in (0.0, 0.1)]
+    without, with_bonus = (Grpo(c, LikelihoodTerms).loss(terms, credit) for c in configs)
     entropy = per_row(terms.entropy_K, terms.segment_K, 6, "sequence").sum()
     torch.testing.assert_close(without - with_bonus, 0.1 * entropy)
     trained = [p for p in parts.policy.parameters() if p.requires_grad]

@@ -111,7 +111,10 @@ def test_the_ablation_of_the_clip_range_is_as_the_config_writes_it():
         ("optimizer.learning_rate=nan", "optimizer.learning_rate = nan"),
         ("engine.shard=2", "engine.shard = 2: Input should be 1, 'node' or 'all'"),
         ("algorithm.advantage_min=1.0", "the clip range is reversed"),
-        ("algorithm.beta0=0.0", "algorithm.beta0 = 0.0: on flow matching it must be above 0"),
+        (
+            "algorithm.beta0=0.0",
+            "algorithm.beta0 = 0.0: the loss of a sample with advantage 0 has no lower bound",
+        ),
         ("prompts.group_size=1", "prompts.group_size: group_size is 1"),
         ("domain.train=full", '[domain.lora] together with train = "full"'),
         ("domain.lora.dropout=0.1", "domain.lora: dropout = 0.1"),

@@ -68,10 +68,11 @@ def rows_and_credit(samples, group_size=4, pairs=()):
     pair_id = torch.full((samples,), -1)
     for winner, loser in pairs:
         pair_id[[winner, loser]] = winner
-    weight = ids.double() / 10
+    advantage = ids.double() / 10
     include = torch.ones(samples, dtype=torch.float64)
     rows = Rows(ids, prompt_ids, {"x1": ids.float()[:, None].expand(-1, 2).contiguous()})
-    return rows, Credit(weight, weight.clamp(max=1), 1 - weight, pair_id, include), prompt_ids
+    credit = Credit(advantage, advantage.clamp(max=1), 1 - advantage, pair_id, include)
+    return rows, credit, prompt_ids
 
 
 def minibatches(samples, chosen, pairs=(), **settings):
@@ -95,8 +96,8 @@ def test_rows_credit_and_noise_ids_belong_together():
         ids = micro.rows.sample_ids_N
         assert torch.equal(micro.rows.tensors["x1"][:, 0], ids.float())
         assert torch.equal(micro.rows.prompt_ids_N, 100 + ids // 4)
-        assert torch.equal(micro.credit.weight, ids.double() / 10)
-        assert torch.equal(micro.credit.weight_clipped, (ids.double() / 10).clamp(max=1))
+        assert torch.equal(micro.credit.advantage, ids.double() / 10)
+        assert torch.equal(micro.credit.advantage_clipped, (ids.double() / 10).clamp(max=1))
         assert torch.equal(micro.noise_ids_N, ids)
         assert micro.credit.include.tolist() == [1] * len(ids)
 

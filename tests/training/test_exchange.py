@@ -63,7 +63,7 @@ def exchanges(rank, world):
                 assert torch.equal(micro.rows.tensors["x1"], value_of(ids))
                 assert torch.equal(micro.rows.tensors["lengths"], 3 * ids)
                 assert torch.equal(micro.rows.prompt_ids_N, ids // 4)
-                assert torch.equal(micro.credit.weight, ids.double())
+                assert torch.equal(micro.credit.advantage, ids.double())
                 if per_unit == 2:
                     winners = micro.credit.pair_id.view(-1, 2)
                     assert torch.equal(winners[:, 0], winners[:, 1])

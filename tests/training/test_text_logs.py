@@ -6,8 +6,9 @@ import pytest
 from pyarrow import parquet
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from adrpo_scale.core.errors import LimitReached
+from adrpo_scale.core.errors import ConfigError, LimitReached
 from adrpo_scale.run.build import build_trainer
+from adrpo_scale.run.load import parse_config
 from adrpo_scale.training.metrics import MetricsLog, text_table
 from tests.support.tiny import records
 from tests.support.tiny_text import text_config
@@ -89,11 +90,32 @@ def test_warnings_about_estimators_and_cut_distributions(tmp_path):
         text_config(tmp_path / "model", ["algorithm.kl_estimator=k1"])
     with pytest.warns(UserWarning, match="2 optimizer steps per rollout: ratios are of the whole"):
         text_config(tmp_path / "model", ["domain.rollout.top_p=0.9", "optimizer.updates=2"])
-    with pytest.warns(
-        UserWarning, match=r"beta0 = 1\.0, scale = 'none' by default, which is for flow"
-    ):
-        text_config(tmp_path / "model", ["algorithm={name='grpo'}"])
-    with pytest.warns(UserWarning, match=r"beta = 2000\.0 by default"):
-        text_config(tmp_path / "model", ["algorithm={name='dpo'}"])
-    with pytest.warns(UserWarning, match="the divergence coefficient of good samples is negative"):
+    with pytest.warns(UserWarning, match=r"whose beta is -0\.04, has no lower bound"):
         text_config(tmp_path / "model", ["algorithm.advantage_max=0.08"])
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "message"),
+    [
+        (
+            "{name='adrpo'}",
+            r'beta0 and scale must be stated .*\(beta0 = 1\.0, scale = "none"\) is meant '
+            r'.*the paper\'s beta0 = 0\.04, scale = "group_std" .*advantage_max = 0\.04',
+        ),
+        ("{name='grpo',beta0=0.04}", r'scale must be stated .*\(scale = "none"\)'),
+        ("{name='dpo'}", r"beta must be stated .*\(beta = 2000\.0\).*state beta = 0\.1"),
+    ],
+)
+def test_defaults_that_are_meant_for_flow_matching_are_refused_on_tokens(
+    tmp_path, algorithm, message
+):
+    with pytest.raises(ConfigError, match=message):
+        text_config(tmp_path / "model", [f"algorithm={algorithm}"])
+
+
+def test_a_resolved_config_states_every_default(tmp_path):
+    """A run that was begun with them resumes from its own config, and is the same run."""
+    settings = "name='grpo',beta0=1.0,scale='none'"
+    config = text_config(tmp_path / "model", [f"algorithm={{{settings}}}"])
+    again = parse_config(config.resolved())
+    assert again == config and again.digest() == config.digest()

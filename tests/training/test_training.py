@@ -136,12 +136,12 @@ def losses_by_hand(rank, world, folder, variations):
         chosen = trainer.algorithm.select(scored.rewards, credit)
         rows, credit = scored.rows.take(chosen), credit.take(chosen)
         noise_ids = torch.where(credit.pair_id >= 0, credit.pair_id, chosen)
-        needs, draws = trainer.algorithm.needs | {"divergence"}, trainer.optimizer.draws_per_sample
+        draws, wanted = trainer.optimizer.draws_per_sample, trainer.algorithm.terms
         total = 0.0
         for draw in range(draws):
             key = DrawKey(trainer.seed, 0, draw=draw)
             terms = trainer.domain.terms(
-                trainer.policy, trainer.reference, rows, noise_ids, key, needs
+                trainer.policy, trainer.reference, rows, noise_ids, key, wanted
             )
             total += float(trainer.algorithm.loss(terms, credit))
         losses.append(total / (len(chosen) / trainer.algorithm.rows_per_unit * draws))

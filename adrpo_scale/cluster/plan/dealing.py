@@ -42,7 +42,7 @@ def build_algorithm(config: RunConfig) -> Algorithm:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # said when the config was read
         table = ALGORITHMS[config.algorithm.name]
-        return table(config.algorithm, DOMAINS[config.domain.name].kind)
+        return table(config.algorithm, *DOMAINS[config.domain.name].gives)
 
 
 def deal_out(config: RunConfig, hardware: Hardware) -> Dealt:
@@ -106,8 +106,14 @@ def _prompts_at_once(samples: int, group: int, world: int, chunk: int) -> int:
 
 
 def chosen_rows(algorithm: Algorithm, prompts: int, group: int) -> int:
+    rewards = _rewards(prompts, group)
+    return max(1, len(algorithm.select(rewards, algorithm.credit(rewards))))
+
+
+def _rewards(prompts: int, group: int) -> Rewards:
+    """Such that no two samples' are equal."""
     total = torch.rand(prompts, group, generator=torch.Generator().manual_seed(0)).double()
-    rewards = Rewards(
+    return Rewards(
         names=["reward"],
         weights_R=torch.ones(1, dtype=torch.float64),
         per_reward_RPG=total[None],
@@ -115,17 +121,18 @@ def chosen_rows(algorithm: Algorithm, prompts: int, group: int) -> int:
         mask_PG=torch.ones(prompts, group, dtype=torch.bool),
         prompt_ids_P=torch.arange(prompts),
     )
-    return max(1, len(algorithm.select(rewards, algorithm.credit(rewards))))
 
 
 def needs_reference(config: RunConfig) -> bool:
-    needs = build_algorithm(config).needs
-    return bool(needs & {"divergence", "ref_score", "ref_score_sum"})
+    """Whether the reference is measured at every step, and not for the log alone."""
+    algorithm = build_algorithm(config)
+    credit = algorithm.credit(_rewards(config.prompts.per_iteration, config.prompts.group_size))
+    return algorithm.needs_reference(credit) or config.logging.divergence_every == 1
 
 
 def needs_old(config: RunConfig, dealt: Dealt) -> bool:
     """Whether rows are measured once more before an iteration's first step."""
-    return dealt.steps > 1 and "logp_old" in build_algorithm(config).needs
+    return dealt.steps > 1 and build_algorithm(config).needs_old
 
 
 def warnings_of(config: RunConfig, hardware: Hardware, dealt: Dealt) -> list[str]:

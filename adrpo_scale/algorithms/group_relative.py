@@ -1,0 +1,128 @@
+"""Advantages within a group and a divergence held by beta: ADRPO and GRPO, its fixed-beta control.
+
+    loss = surrogate(A) + beta · divergence          (eq. 3, 6, 7)
+
+A = (R - V(c)) / scale and A_clip = clip(A, advantage_min, advantage_max). An algorithm of this
+family is one method, `beta`: how hard a sample of a given A_clip is held to the reference.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from abc import abstractmethod
+from typing import ClassVar
+
+import torch
+from pydantic import model_validator
+from torch import Tensor
+
+from adrpo_scale.algorithms.advantages import Baseline, Scale, advantages, combined
+from adrpo_scale.algorithms.base import (
+    Algorithm,
+    AlgorithmConfig,
+    Stated,
+    included_sum,
+    plain_credit,
+)
+from adrpo_scale.algorithms.terms import LikelihoodSettings, LikelihoodTerms, Terms
+from adrpo_scale.core.errors import ConfigError
+from adrpo_scale.core.settings import setting
+from adrpo_scale.core.types import Credit, Rewards
+
+
+class CreditConfig(AlgorithmConfig):
+    """How rewards become credit. Defaults: the paper's for flow matching."""
+
+    beta0: float = setting(
+        1.0,
+        "baseline regularisation coefficient (the paper: 1 for flow matching, 0.04 for tokens)",
+        paper="image experiments",
+        ge=0,
+    )
+    advantage_min: float = setting(
+        -1.0, "A_min: lower clip of the advantage (tokens: -0.04)", paper="image experiments"
+    )
+    advantage_max: float = setting(
+        1.0, "A_max: upper clip of the advantage (tokens: 0.04)", paper="image experiments"
+    )
+    baseline: Baseline = setting(
+        "group", "V(c): mean reward of the prompt's group, or of the batch"
+    )
+    scale: Scale = setting(
+        "none", "what the advantage is divided by (tokens: group_std)", paper="Algorithm 1"
+    )
+
+    @model_validator(mode="after")
+    def _clip_range_is_ordered(self) -> CreditConfig:
+        if not self.advantage_min <= 0 <= self.advantage_max:
+            raise ValueError(
+                f"advantage_min = {self.advantage_min}, advantage_max = {self.advantage_max}: "
+                "the clip range is reversed or leaves out 0, the advantage of a group of equal "
+                "rewards; expected advantage_min <= 0 <= advantage_max"
+            )
+        return self
+
+
+class GroupRelativeConfig(LikelihoodSettings, CreditConfig):
+    """`CreditConfig`, then what matters for tokens alone (`LikelihoodSettings`)."""
+
+
+class GroupRelative(Algorithm):
+    Config: ClassVar[type[GroupRelativeConfig]] = GroupRelativeConfig
+    config: GroupRelativeConfig
+    must_state: ClassVar = {
+        LikelihoodTerms: Stated(
+            ("beta0", "scale"),
+            'the paper\'s beta0 = 0.04, scale = "group_std" (and, with ADRPO, advantage_min = '
+            "-0.04, advantage_max = 0.04)",
+        )
+    }
+
+    def __init__(self, config: GroupRelativeConfig, *gives: type[Terms]) -> None:
+        super().__init__(config, *gives)
+        self.needs_old = self.terms.compares_with_old
+        self.terms.check(config)
+        self._check_bounds()
+
+    def _check_bounds(self) -> None:
+        """Where the loss of some sample has no lower bound: refused if the advantage is 0, as it
+        is in every group of equal rewards, and warned of at the ends of the clip range."""
+        for name in ("", "advantage_min", "advantage_max"):
+            advantage = getattr(self.config, name) if name else 0.0
+            beta = float(self.beta(torch.tensor(advantage, dtype=torch.float64)))
+            if self.terms.is_bounded(advantage, beta):
+                continue
+            if not name:
+                raise ConfigError(
+                    f"algorithm.beta0 = {self.config.beta0}: the loss of a sample with advantage 0 "
+                    f"has no lower bound; {self.terms.bound}. Raise beta0: the paper has 1 for "
+                    "flow matching, 0.04 for tokens"
+                )
+            warnings.warn(
+                f"algorithm.{name} = {advantage} with beta0 = {self.config.beta0}: the loss of "
+                f"such a sample, whose beta is {beta:g}, has no lower bound; {self.terms.bound}. "
+                f"Raise beta0, or bring {name} closer to 0",
+                stacklevel=4,
+            )
+
+    @abstractmethod
+    def beta(self, advantage_clipped: Tensor) -> Tensor:
+        """Per-sample regularisation coefficient from the clipped advantage; same shape."""
+
+    def credit(self, rewards: Rewards) -> Credit:
+        config = self.config
+        total_PG = combined(rewards, config.combine)
+        advantage_S = advantages(
+            total_PG, rewards.mask_PG, baseline=config.baseline, scale=config.scale
+        ).flatten()
+        clipped_S = advantage_S.clamp(config.advantage_min, config.advantage_max)
+        credit = plain_credit(advantage_S, self.beta(clipped_S), rewards)
+        return dataclasses.replace(credit, advantage_clipped=clipped_S)
+
+    def loss(self, terms: Terms, credit: Credit) -> Tensor:
+        surrogate_N = terms.surrogate(credit, self.config)
+        return included_sum(surrogate_N + terms.penalty(credit, self.config), credit)
+
+    def row_counts(self, credit: Credit, segments_N: Tensor) -> Tensor:
+        return self.terms.counts(credit.include, segments_N, self.config)
