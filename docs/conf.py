@@ -19,11 +19,13 @@ myst_heading_anchors = 3  # a heading can be linked to by its text: page.md#the-
 nitpicky = True
 exclude_patterns = ["_build", "examples"]
 highlight_language = "none"
+smartquotes = False  # quotes are TOML's and the shell's
 copybutton_exclude = ".linenos, .gp, .go"
 
 html_theme = "furo"
 html_title = "adrpo_scale"
-html_static_path: list[str] = []
+html_static_path = ["_static"]
+html_css_files = ["tables.css"]
 html_copy_source = False
 html_show_sphinx = False
 
