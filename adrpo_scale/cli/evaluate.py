@@ -36,8 +36,9 @@ def evaluate(
 ) -> None:
     """Judge an audio model on MMAU test-mini: strict exact match, the benchmark's own scorer, and
     how many answers name no option. One process, or as many as torchrun or srun start; started
-    again, it asks what has no answer yet. Weights of a run are those trained, not their average.
-    Other weights behind the same address and name go unnoticed: name another folder --to for them.
+    again, it asks the questions without an answer. Weights of a run are those trained, not their
+    average. Other weights behind the same address and name go unnoticed: name another folder --to
+    for them.
 
     Example:
         [cyan]adrpo-scale evaluate configs/omni/mmau.toml --model runs/avqa --data data/mmau[/cyan]

@@ -15,7 +15,7 @@ def status(
     as_json: JsonOption = False,
 ) -> None:
     """Show where runs are: state, iteration, reward, time left, last checkpoint and the work at
-    risk since, lives, work done again, hours; and the queue's answer, where Slurm answers. Reads
+    risk since, starts, work done again, hours; and the queue's answer, where Slurm answers. Reads
     the folders alone; exit code 2 where one is no run.
 
     Example:

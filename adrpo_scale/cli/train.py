@@ -55,7 +55,7 @@ def train(
         from adrpo_scale.cluster.plan.trial import run_trial
 
         if allow_change:
-            raise ConfigError("--trial with --allow-change: a trial goes on from nothing")
+            raise ConfigError("--trial with --allow-change: a trial resumes nothing")
         given = [str(config), *(word for text in [*set_, *fork] for word in ("--set", text))]
         run_trial(loaded, run_dir, given)
         return

@@ -164,6 +164,6 @@ def _templated(tokenizer: Any, prompt: Prompt, config: ChatConfig) -> list[int]:
         roles = [message["role"] for message in messages]
         raise PromptError(
             f"prompt {prompt.id} {prompt.text[:80]!r}: the chat template refuses its messages "
-            f"with roles {roles} ({error}); leave out domain.chat.system, or mend the prompt"
+            f"with roles {roles} ({error}); leave out domain.chat.system, or fix the prompt"
         ) from error
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])

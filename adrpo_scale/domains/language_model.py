@@ -52,9 +52,9 @@ class LanguageModel:
     def _read_ends(self) -> list[int]:
         """Of generation_config.json, the model and the tokenizer."""
         path = self.folder / "generation_config.json"
-        said = json.loads(path.read_text()) if path.is_file() else {}
+        stated = json.loads(path.read_text()) if path.is_file() else {}
         ends: list[int] = []
-        for value in (said.get("eos_token_id"), self.config.eos_token_id):
+        for value in (stated.get("eos_token_id"), self.config.eos_token_id):
             ends += value if isinstance(value, list) else [] if value is None else [value]
         if self.tokenizer.eos_token_id is not None:
             ends.append(self.tokenizer.eos_token_id)

@@ -1,9 +1,8 @@
 """The right option of a multiple-choice question (paper, appendix B.3), in any form that names it.
 
 A prompt's file has the options (`choices`, a list of texts) and the right one's text (`answer`).
-What counts as naming an option is written down once, in `chosen`: the reward and the scorer of MMAU
-both go by it. The form of the whole completion is a reward of its own, `format`, so that both are
-logged apart.
+`chosen` alone decides which option an answer names: the reward and the judging of MMAU both go by
+it. The form of the whole completion is a reward of its own, `format`, so that both are logged apart.
 """
 
 from __future__ import annotations
@@ -43,9 +42,9 @@ def chosen(answer: str, choices: Sequence[str]) -> str | None:
     `choices`; then both ("B. dog barking"). Where an option is itself a letter, as notes of a scale
     are, a letter is a text alone. Options of one text are one option.
     """
-    said, texts = option_text(answer), [option_text(choice) for choice in choices]
-    if said in texts:
-        return said or None
+    written, texts = option_text(answer), [option_text(choice) for choice in choices]
+    if written in texts:
+        return written or None
     if any(_LETTER.fullmatch(text) for text in texts):
         return None
     plain = " ".join(answer.split()).casefold().strip(_AROUND)

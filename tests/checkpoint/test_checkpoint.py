@@ -236,7 +236,7 @@ def test_retention():
     assert kept([], {}, config) == set()
 
 
-def test_scores_are_the_finite_values_of_one_metric_on_one_split():
+def test_values_are_the_finite_values_of_one_metric_on_one_split():
     lines = [
         '{"iteration": 1, "metric": "reward", "split": "held_out", "value": 2.0}',
         '{"iteration": 1, "metric": "reward", "split": "train", "value": 3.0}',

@@ -296,7 +296,7 @@ def test_errors_are_one_message_without_a_traceback_and_code_2(cache, tmp_path):
         assert "Traceback" not in out + err
 
 
-def test_an_error_in_two_processes_is_said_once(cache, tmp_path):
+def test_an_error_in_two_processes_is_printed_once(cache, tmp_path):
     line = ["train", ADRPO, "--run-dir", str(tmp_path / "run"), *given(SMALL)]
     wrong = [*line, "--set", "prompts.train=nowhere.txt"]
     main, other = run_ranks(commands, 2, cache, [wrong])

@@ -193,11 +193,11 @@ def test_the_command_and_a_stop_in_its_middle(tmp_path, namespaces):
     meanwhile Slurm stops the job. The exit code asks for a requeue, and nothing is left behind."""
     folder = tmp_path / "shared"
     folder.mkdir()
-    verb = [sys.executable, "-m", "adrpo_scale", "preflight", str(IMAGE)]
-    verb += ["--run-dir", str(folder / "runs" / "x"), "--seconds", "60"]
-    blind = f"mount -t tmpfs tmpfs {folder} && exec " + " ".join(verb)
+    preflighting = [sys.executable, "-m", "adrpo_scale", "preflight", str(IMAGE)]
+    preflighting += ["--run-dir", str(folder / "runs" / "x"), "--seconds", "60"]
+    blind = f"mount -t tmpfs tmpfs {folder} && exec " + " ".join(preflighting)
     port = 20000 + os.getpid() % 20000
-    first = subprocess.Popen(verb, env=command(0, 2, port), cwd=CONFIGS.parent)
+    first = subprocess.Popen(preflighting, env=command(0, 2, port), cwd=CONFIGS.parent)
     second = subprocess.Popen(
         ["unshare", "--mount", "sh", "-c", blind], env=command(1, 2, port), cwd=CONFIGS.parent
     )

@@ -477,7 +477,7 @@ def test_address_and_key_are_checked_before_anything_is_sent(tmp_path):
         Endpoint("m", config, {}).answers([question()])
 
 
-# ---- the verb ----------------------------------------------------------------------------------
+# ---- the command -------------------------------------------------------------------------------
 
 
 def given(data, to, name="a-model", limit=None):
@@ -489,7 +489,7 @@ def rows_of(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_an_evaluation_leaves_scores_tables_and_what_the_benchmark_takes(server, tmp_path, capsys):
+def test_an_evaluation_leaves_tables_and_what_the_benchmark_takes(server, tmp_path, capsys):
     data, to = make_data(tmp_path / "data"), tmp_path / "out"
     server.replies = {0: [completion("Dog")], 5: [completion("no idea")], 11: [completion("B")]}
     evaluate.evaluate(given(data, to))
