@@ -1,8 +1,8 @@
 """The right option of a multiple-choice question (paper, appendix B.3), in any form that names it.
 
 A prompt's file has the options (`choices`, a list of texts) and the right one's text (`answer`).
-`chosen` alone decides which option an answer names: the reward and the judging of MMAU both go by
-it. The form of the whole completion is a reward of its own, `format`, so that both are logged apart.
+`chosen` alone decides which option an answer names, for this reward and for the judging of MMAU.
+The form of the whole completion is a reward of its own, `format`, so that both are logged apart.
 """
 
 from __future__ import annotations
