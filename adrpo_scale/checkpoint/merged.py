@@ -5,6 +5,7 @@ nothing is ever in memory whole; exports write it, and a rebased reference is bu
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,8 +13,10 @@ from typing import Any
 
 from torch import Tensor
 
+from adrpo_scale.checkpoint.base import MANIFEST
 from adrpo_scale.checkpoint.reader import Reader
 from adrpo_scale.core.errors import CheckpointError
+from adrpo_scale.core.tensor_files import file_sha256
 from adrpo_scale.hub.weights import WeightSource
 
 
@@ -49,6 +52,14 @@ class MergedWeights:
 
     def names(self) -> set[str]:
         return self._base.names()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._base.shape(name)
+
+    def sha256(self) -> str:
+        """Of the base and of the checkpoint, whose manifest has the hash of each of its files."""
+        parts = f"{self._base.sha256()} {file_sha256(self._reader.folder / MANIFEST)} {self._kind}"
+        return hashlib.sha256(parts.encode()).hexdigest()
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
         if not self.is_trained(name):

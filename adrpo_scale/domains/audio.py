@@ -44,9 +44,10 @@ from adrpo_scale.data.clip_headers import (
 )
 from adrpo_scale.data.clips import SAMPLE_RATE, read_clip
 from adrpo_scale.domains import omni
-from adrpo_scale.domains.base import ExportTarget, Mode
+from adrpo_scale.domains.base import Mode
 from adrpo_scale.domains.chat import check_length, token_ids, without_long
 from adrpo_scale.domains.decoding import audio_inputs
+from adrpo_scale.domains.export_target import ExportTarget
 from adrpo_scale.domains.language_model import FILES, WEIGHTS
 from adrpo_scale.domains.omni import Thinker, encode_clip, load_tower
 from adrpo_scale.domains.text import TextConfig, TextDomain

@@ -29,8 +29,9 @@ from adrpo_scale.core.errors import ConfigError, ModelNotFoundError
 from adrpo_scale.core.seeding import Purpose, normal, uniform
 from adrpo_scale.core.settings import REQUIRED, Section, setting
 from adrpo_scale.core.types import DrawKey, Prompt, Rows
-from adrpo_scale.domains.base import Domain, DomainConfig, ExportTarget, Mode, Reference
+from adrpo_scale.domains.base import Domain, DomainConfig, Mode, Reference
 from adrpo_scale.domains.embeddings import load_embeddings
+from adrpo_scale.domains.export_target import ExportTarget
 from adrpo_scale.engines.spec import DTYPES, LoraConfig, ModelSpec
 from adrpo_scale.hub.needs import HubNeed
 from adrpo_scale.hub.weights import SafetensorsFolder, WeightSource, find_model

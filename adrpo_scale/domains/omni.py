@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from adrpo_scale.core.errors import ConfigError, ModelNotFoundError
 from adrpo_scale.domains import logprobs as scoring
-from adrpo_scale.domains.base import Part
 from adrpo_scale.domains.chat import ChatConfig
+from adrpo_scale.domains.export_target import Part
 from adrpo_scale.domains.language_model import (
     WEIGHTS,
     LanguageModel,

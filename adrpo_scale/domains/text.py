@@ -27,16 +27,10 @@ from adrpo_scale.core.settings import REQUIRED, setting
 from adrpo_scale.core.types import Completion, DrawKey, Prompt, Rows
 from adrpo_scale.domains import logprobs as scoring
 from adrpo_scale.domains.backends import Backend, InProcess, Vllm, check_vllm, evaluating
-from adrpo_scale.domains.base import (
-    ChatTarget,
-    Domain,
-    DomainConfig,
-    ExportTarget,
-    Mode,
-    Reference,
-)
+from adrpo_scale.domains.base import Domain, DomainConfig, Mode, Reference
 from adrpo_scale.domains.chat import ChatConfig, encode, token_ids, without_long
 from adrpo_scale.domains.decoding import SamplingConfig, audio_inputs
+from adrpo_scale.domains.export_target import ChatTarget, ExportTarget
 from adrpo_scale.domains.language_model import FILES, WEIGHTS, LanguageModel
 from adrpo_scale.engines.spec import LoraConfig, ModelSpec
 from adrpo_scale.hub.needs import HubNeed

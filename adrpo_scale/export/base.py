@@ -25,7 +25,7 @@ from torch import Tensor
 from adrpo_scale.checkpoint.reader import Reader
 from adrpo_scale.core.errors import ExportError
 from adrpo_scale.core.tensor_files import FileFacts
-from adrpo_scale.domains.base import ExportTarget
+from adrpo_scale.domains.export_target import ExportTarget
 from adrpo_scale.engines.spec import ModelSpec
 from adrpo_scale.export.stored import StoredTensors
 

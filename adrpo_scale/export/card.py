@@ -16,7 +16,7 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 
 from adrpo_scale.core.disk_space import size_text
-from adrpo_scale.domains.base import ExportTarget
+from adrpo_scale.domains.export_target import ExportTarget
 from adrpo_scale.export.base import BaseModel, Kind, Use, Written, last_name
 from adrpo_scale.export.copies import is_path
 from adrpo_scale.export.layouts import layout_of

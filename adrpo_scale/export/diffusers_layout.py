@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from adrpo_scale.core.errors import ExportError
-from adrpo_scale.domains.base import ExportTarget
+from adrpo_scale.domains.export_target import ExportTarget
 from adrpo_scale.export.base import (
     Copy,
     Kind,

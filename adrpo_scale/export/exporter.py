@@ -28,7 +28,6 @@ from adrpo_scale.export.folder import weight_headers, write_weights
 from adrpo_scale.export.layouts import layout_of
 from adrpo_scale.export.stored import StoredTensors
 from adrpo_scale.export.verify import Verdict, verify
-from adrpo_scale.hub.weights import SafetensorsFolder
 from adrpo_scale.run.build import build_domain, specs_of
 from adrpo_scale.run.config import RunConfig
 from adrpo_scale.run.load import overridden, parse_config
@@ -168,7 +167,6 @@ def _material(reader: Reader, config: RunConfig, request: Request) -> Material:
     """Everything that is read. ExportError where the base model is another one by now."""
     domain, document = build_domain(config), reader.manifest.document
     weights = domain.policy_spec().weights
-    assert isinstance(weights, SafetensorsFolder)
     said, found = document["base"], weights.sha256()
     if found != said["sha256"]:
         raise ExportError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from adrpo_scale.domains.base import ExportTarget
+from adrpo_scale.domains.export_target import ExportTarget
 from adrpo_scale.export.base import Layout
 from adrpo_scale.export.diffusers_layout import DiffusersLayout
 from adrpo_scale.export.omni_layout import HearingLayout

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from adrpo_scale.domains.base import ExportTarget
+from adrpo_scale.domains.export_target import ExportTarget
 from adrpo_scale.export.base import (
     Copy,
     Kind,

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from adrpo_scale.core.errors import ExportError
-from adrpo_scale.domains.base import ExportTarget
+from adrpo_scale.domains.export_target import ExportTarget
 from adrpo_scale.hub.weights import SafetensorsFolder
 
 

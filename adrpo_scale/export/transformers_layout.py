@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from adrpo_scale.core.errors import ExportError
-from adrpo_scale.domains.base import ChatTarget, ExportTarget
+from adrpo_scale.domains.export_target import ChatTarget, ExportTarget
 from adrpo_scale.export.base import (
     Copy,
     Kind,

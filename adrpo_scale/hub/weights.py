@@ -26,13 +26,21 @@ from adrpo_scale.hub.needs import CONVERTED, HubNeed
 
 
 class WeightSource(Protocol):
-    """Tensors by name, read in rows of dim 0."""
+    """Tensors by name, read in rows of dim 0.
+
+    shape: without reading the tensor. sha256: of everything that may be read, so that two sources
+    with one hash are one model, wherever they lie. close: lets go of open files.
+    """
 
     folder: Path
 
     def names(self) -> set[str]: ...
 
+    def shape(self, name: str) -> tuple[int, ...]: ...
+
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor: ...
+
+    def sha256(self) -> str: ...
 
     def close(self) -> None: ...
 

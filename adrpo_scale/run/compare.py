@@ -16,7 +16,7 @@ from adrpo_scale.core.errors import CheckpointError, ConfigError, agreed
 from adrpo_scale.core.settings import Effect, leaves, notes_of, walk
 from adrpo_scale.core.types import Prompt
 from adrpo_scale.domains.base import Domain
-from adrpo_scale.hub.weights import SafetensorsFolder, combined_sha256, revision_of
+from adrpo_scale.hub.weights import combined_sha256, revision_of
 from adrpo_scale.run.config import RunConfig
 from adrpo_scale.run.load import parse_config
 from adrpo_scale.run.sections import current_key, modern
@@ -98,7 +98,6 @@ def constant_facts(
 ) -> dict[str, Any]:
     """The facts of a run that each of its checkpoints carries. Hashes the base weights."""
     spec = domain.policy_spec()
-    assert isinstance(spec.weights, SafetensorsFolder)
     began_from = None
     if origin is not None:
         began_from = {"run": origin.manifest.document["run"], "iteration": origin.iteration}

@@ -23,7 +23,7 @@ from adrpo_scale.core.types import DrawKey
 from adrpo_scale.domains.base import Domain
 from adrpo_scale.evaluation.mmau.base import Answer, MmauConfig, Question
 from adrpo_scale.evaluation.sample import Source, kind_of, load_policy
-from adrpo_scale.hub.weights import SafetensorsFolder, combined_sha256
+from adrpo_scale.hub.weights import combined_sha256
 from adrpo_scale.run.build import build_domain, build_engine
 from adrpo_scale.run.config import RunConfig
 from adrpo_scale.run.load import assign, parse_config
@@ -93,7 +93,6 @@ def fingerprint(source: Source) -> str:
         return file_sha256(source.reader.folder / MANIFEST)  # which has the hash of every file
     domain = build_domain(source.config)
     spec = domain.reference_spec() or domain.policy_spec()
-    assert isinstance(spec.weights, SafetensorsFolder)
     return f"{spec.weights.sha256()} {combined_sha256(domain.frozen_files(), domain.folder)}"
 
 
