@@ -44,16 +44,20 @@ from adrpo_scale.data.clip_headers import (
 )
 from adrpo_scale.data.clips import SAMPLE_RATE, read_clip
 from adrpo_scale.domains import omni
-from adrpo_scale.domains.base import Mode
+from adrpo_scale.domains.base import Mode, Published
 from adrpo_scale.domains.chat import check_length, token_ids, without_long
 from adrpo_scale.domains.decoding import audio_inputs
 from adrpo_scale.domains.export_target import ExportTarget
 from adrpo_scale.domains.language_model import FILES, WEIGHTS
-from adrpo_scale.domains.omni import Thinker, encode_clip, load_tower
+from adrpo_scale.domains.omni import Thinker, ThinkerPart, encode_clip, load_tower
 from adrpo_scale.domains.text import TextConfig, TextDomain
+from adrpo_scale.engines.planning import RUNNING, Price, Rung
+from adrpo_scale.engines.workload import Workload
 from adrpo_scale.hub.needs import HubNeed
+from adrpo_scale.hub.weights import SafetensorsFolder
 
 log = logging.getLogger(__name__)
+FEW_CLIPS = 64  # MiB: an iteration's
 
 
 class AudioConfig(TextConfig):
@@ -97,6 +101,28 @@ class Encoded:
 
 class AudioDomain(TextDomain):
     Config: ClassVar[type[TextConfig]] = AudioConfig
+    hears: ClassVar[bool] = True
+
+    @classmethod
+    def recognises(cls, model: Published) -> bool:
+        return model.model_type in omni.TYPES
+
+    @classmethod
+    def weights_in(cls, folder: Path) -> SafetensorsFolder:
+        return ThinkerPart(folder)
+
+    @classmethod
+    def workload(cls, config: Any, dtype: torch.dtype) -> Workload:
+        from adrpo_scale.domains.audio_workload import audio_workload
+
+        return audio_workload(config, dtype)
+
+    @classmethod
+    def rungs(cls, config: Any) -> list[Rung]:
+        if config.clip_megabytes <= FEW_CLIPS:
+            return []
+        return [Rung((f"domain.clip_megabytes={FEW_CLIPS}",), RUNNING, Price.AGAIN)]
+
     config: AudioConfig
     model: Thinker
 

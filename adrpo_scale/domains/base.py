@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -17,11 +18,15 @@ import torch
 from torch import Tensor, nn
 
 from adrpo_scale.algorithms.terms import Terms
+from adrpo_scale.core.errors import ConfigError
 from adrpo_scale.core.settings import REQUIRED, Section, setting
 from adrpo_scale.core.types import DrawKey, Prompt, Rows
 from adrpo_scale.domains.export_target import ExportTarget
+from adrpo_scale.engines.planning import Rung
 from adrpo_scale.engines.spec import ModelSpec
+from adrpo_scale.engines.workload import Workload
 from adrpo_scale.hub.needs import HubNeed
+from adrpo_scale.hub.weights import WeightSource
 
 Reference = Callable[[], AbstractContextManager[nn.Module]]
 """`with reference() as model:` — the frozen reference, or the policy with its adapters off."""
@@ -48,11 +53,54 @@ class DomainConfig(Section):
         return []
 
 
+@dataclass(frozen=True)
+class Published:
+    """A model's folder or hub id, as far as it is known without bringing anything here. has:
+    whether a file of this name lies in it. model_type: config.json's, None where it has none."""
+
+    has: Callable[[str], bool]
+    model_type: str | None
+
+
 class Domain(ABC):
+    """What of a domain is asked before there is a model, or without one, is asked of the class."""
+
+    Config: ClassVar[Any]  # the domain's config class
+    hears: ClassVar[bool] = False  # whether its prompts may be about clips
+    adapted: ClassVar[tuple[str, ...]] = ()  # layers that adapters are put on by default
     gives: ClassVar[tuple[type[Terms], ...]]  # kinds of terms, the one that it is known for first
     folder: Path  # of the base model
     makes_pictures: bool = False  # whether artifacts are pictures: grids and image diversities
     evaluations: tuple[Mode, ...] = ("evaluation",)  # the modes that an evaluation goes through
+
+    @classmethod
+    def recognises(cls, model: Published) -> bool:
+        """Whether a model that somebody names without a config is one of this domain's."""
+        return False
+
+    @classmethod
+    def published(cls, model: str) -> dict[str, Any]:
+        """The section [domain] with which a model is sampled from as it was published."""
+        return {"model": model, "train": "full"}
+
+    @classmethod
+    def weights_in(cls, folder: Path) -> WeightSource | None:
+        """What the policy is read from in a model's folder; None: not known before it is built."""
+        return None
+
+    @classmethod
+    def workload(cls, config: Any, dtype: torch.dtype) -> Workload:
+        """What a run of that config computes, for `plan`: shapes alone, nothing is loaded. dtype:
+        the engine's. Raises ModelNotFoundError where the model's shape is not known here."""
+        raise ConfigError(
+            f"plan does not know what the domain {config.name!r} computes: give its class "
+            f"{cls.__name__} the class method `workload`; training does not need it"
+        )
+
+    @classmethod
+    def rungs(cls, config: Any) -> list[Rung]:
+        """Settings of that config that can be smaller where a run does not fit."""
+        return []
 
     @abstractmethod
     def policy_spec(self) -> ModelSpec:

@@ -1,5 +1,5 @@
-"""A trained model as exports need it: the libraries' names of it, where it lies in the base's folder,
-and how an export of it is tried out. A domain states it (`Domain.export_target`)."""
+"""A trained model as exports need it: its names in the libraries, its place in its base's folder,
+and how an export is tried out. A domain states it (`Domain.export_target`)."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -29,24 +29,18 @@ from adrpo_scale.core.errors import ConfigError, ModelNotFoundError
 from adrpo_scale.core.seeding import Purpose, normal, uniform
 from adrpo_scale.core.settings import REQUIRED, Section, setting
 from adrpo_scale.core.types import DrawKey, Prompt, Rows
-from adrpo_scale.domains.base import Domain, DomainConfig, Mode, Reference
+from adrpo_scale.domains.base import Domain, DomainConfig, Mode, Published, Reference
 from adrpo_scale.domains.embeddings import load_embeddings
 from adrpo_scale.domains.export_target import ExportTarget
+from adrpo_scale.domains.sd3 import ATTENTION, WEIGHTS, fixed_inputs, transformer_spec
+from adrpo_scale.engines.planning import Rung, halves
 from adrpo_scale.engines.spec import DTYPES, LoraConfig, ModelSpec
+from adrpo_scale.engines.workload import Workload
 from adrpo_scale.hub.needs import HubNeed
-from adrpo_scale.hub.weights import SafetensorsFolder, WeightSource, find_model
+from adrpo_scale.hub.shapes import config_folder
+from adrpo_scale.hub.weights import SafetensorsFolder, find_model
 
-ATTENTION = (
-    "to_q",
-    "to_k",
-    "to_v",
-    "to_out.0",
-    "to_add_out",
-    "add_q_proj",
-    "add_k_proj",
-    "add_v_proj",
-)
-WEIGHTS = "diffusion_pytorch_model"
+PIPELINE = "model_index.json"  # a diffusers pipeline has it
 # The same weights again: 11 GB of stable-diffusion-3-medium are its half precision.
 UNREAD = ("*.fp16*", "*.bin", "*.bin.index.json", "*.msgpack", "*.onnx*")
 
@@ -102,6 +96,27 @@ class FlowDomain(Domain):
     gives: ClassVar = (RegressionTerms,)
     makes_pictures = True
     Config: ClassVar[type[FlowConfig]] = FlowConfig
+    adapted: ClassVar[tuple[str, ...]] = ATTENTION
+
+    @classmethod
+    def recognises(cls, model: Published) -> bool:
+        return model.has(PIPELINE)
+
+    @classmethod
+    def weights_in(cls, folder: Path) -> SafetensorsFolder:
+        return SafetensorsFolder(folder / "transformer", WEIGHTS)
+
+    @classmethod
+    def workload(cls, config: FlowConfig, dtype: torch.dtype) -> Workload:
+        from adrpo_scale.domains.flow_workload import flow_workload
+
+        folder = config_folder(config.model, "domain.model", "transformer/config.json")
+        domain = cls(config.model_copy(update={"model": str(folder)}))
+        return flow_workload(config, folder, domain.latent_shape, dtype)
+
+    @classmethod
+    def rungs(cls, config: FlowConfig) -> list[Rung]:
+        return halves("domain.decode_chunk", config.decode_chunk, "rollout")
 
     def __init__(self, config: FlowConfig) -> None:
         self.config = config
@@ -144,8 +159,7 @@ class FlowDomain(Domain):
         return None if self.config.train == "lora" else self._spec(None)
 
     def _spec(self, lora: LoraConfig | None) -> ModelSpec:
-        weights = SafetensorsFolder(self.folder / "transformer", WEIGHTS)
-        return transformer_spec(self._transformer_config, weights, lora)
+        return transformer_spec(self._transformer_config, self.weights_in(self.folder), lora)
 
     def frozen_files(self) -> list[Path]:
         parts = ["vae", "scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"]
@@ -170,7 +184,7 @@ class FlowDomain(Domain):
             stem=WEIGHTS,
             unused=() if config.t5 else ("text_encoder_3", "tokenizer_3"),
             task="text-to-image",
-            inputs=_fixed_inputs(self._transformer_config),
+            inputs=fixed_inputs(self._transformer_config),
             call=call
             | {name: size for name, size in sizes.items() if size is not None}
             | {"max_sequence_length": config.max_sequence_length},
@@ -296,35 +310,6 @@ class FlowDomain(Domain):
         divergence_N = terms.divergence()
         assert divergence_N is not None
         return {"w2_sum": divergence_N * float(np.prod(self.latent_shape))}
-
-
-def transformer_spec(
-    config: Mapping[str, Any], weights: WeightSource, lora: LoraConfig | None
-) -> ModelSpec:
-    """The transformer of that config, as an engine is to build it."""
-    from diffusers import SD3Transformer2DModel
-
-    return ModelSpec(
-        build=lambda: SD3Transformer2DModel.from_config(config),
-        weights=weights,
-        blocks=("JointTransformerBlock",),
-        lora=lora,
-        lora_targets=ATTENTION,
-        checkpoint_activations=lambda model: model.enable_gradient_checkpointing(),
-    )
-
-
-def _fixed_inputs(transformer: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Two rows for the transformer, of at most 4 x 4 patches and 5 tokens, always the same."""
-    side = transformer["patch_size"] * min(4, transformer["pos_embed_max_size"])
-    shapes = {
-        "hidden_states": (2, transformer["in_channels"], side, side),
-        "encoder_hidden_states": (2, 5, transformer["joint_attention_dim"]),
-        "pooled_projections": (2, transformer["pooled_projection_dim"]),
-    }
-    generator = torch.Generator().manual_seed(0)
-    inputs = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
-    return inputs | {"timestep": torch.tensor([800.0, 200.0])}
 
 
 def mean_square(difference: Tensor) -> Tensor:

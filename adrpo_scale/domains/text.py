@@ -27,14 +27,15 @@ from adrpo_scale.core.settings import REQUIRED, setting
 from adrpo_scale.core.types import Completion, DrawKey, Prompt, Rows
 from adrpo_scale.domains import logprobs as scoring
 from adrpo_scale.domains.backends import Backend, InProcess, Vllm, check_vllm, evaluating
-from adrpo_scale.domains.base import Domain, DomainConfig, Mode, Reference
+from adrpo_scale.domains.base import Domain, DomainConfig, Mode, Published, Reference
 from adrpo_scale.domains.chat import ChatConfig, encode, token_ids, without_long
 from adrpo_scale.domains.decoding import SamplingConfig, audio_inputs
 from adrpo_scale.domains.export_target import ChatTarget, ExportTarget
-from adrpo_scale.domains.language_model import FILES, WEIGHTS, LanguageModel
+from adrpo_scale.domains.language_model import FILES, LINEAR, WEIGHTS, LanguageModel
 from adrpo_scale.engines.spec import LoraConfig, ModelSpec
+from adrpo_scale.engines.workload import Workload
 from adrpo_scale.hub.needs import HubNeed
-from adrpo_scale.hub.weights import find_model
+from adrpo_scale.hub.weights import SafetensorsFolder, find_model
 
 # Mean difference in nats that rounding explains: logits near 20 lie .125 apart in bfloat16.
 SCORES_AGREE = {torch.float32: 0.01, torch.bfloat16: 0.5}
@@ -92,6 +93,26 @@ class TextDomain(Domain):
     gives: ClassVar = (LikelihoodTerms,)
     evaluations: tuple[Mode, ...] = ("evaluation", "greedy")
     Config: ClassVar[type[TextConfig]] = TextConfig
+    adapted: ClassVar[tuple[str, ...]] = LINEAR
+
+    @classmethod
+    def recognises(cls, model: Published) -> bool:
+        return model.model_type is not None
+
+    @classmethod
+    def published(cls, model: str) -> dict[str, Any]:
+        # No rollout: its length must not be in the way of a model that takes few tokens.
+        return super().published(model) | {"rollout": {"max_new_tokens": 1}}
+
+    @classmethod
+    def weights_in(cls, folder: Path) -> SafetensorsFolder:
+        return SafetensorsFolder(folder, WEIGHTS)
+
+    @classmethod
+    def workload(cls, config: Any, dtype: torch.dtype) -> Workload:
+        from adrpo_scale.domains.text_workload import text_workload
+
+        return text_workload(config)
 
     def __init__(self, config: TextConfig) -> None:
         self.config = config

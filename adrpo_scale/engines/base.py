@@ -102,6 +102,9 @@ class Engine(ABC):
     """See the module docstring. One engine holds one policy and any number of frozen models."""
 
     Config: ClassVar[Any]  # the engine's config class
+    # "module:Class", an `engines.planning.EnginePlan`: the engine's answers to `plan`, which
+    # refuses an engine without any.
+    planned_by: ClassVar[str] = ""
     device: torch.device
     dtype: torch.dtype
 

@@ -58,6 +58,7 @@ class Fsdp2Config(EngineConfig):
 
 class Fsdp2Engine(Engine):
     Config: ClassVar[Any] = Fsdp2Config
+    planned_by: ClassVar[str] = "adrpo_scale.engines.fsdp2_plan:Fsdp2Plan"
 
     def __init__(self, config: Fsdp2Config, optimizer: OptimizerConfig, seed: int) -> None:
         self.config, self.optimizer_config, self.seed = config, optimizer, seed

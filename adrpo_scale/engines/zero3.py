@@ -72,6 +72,7 @@ class Zero3Config(EngineConfig):
 
 class Zero3Engine(Engine):
     Config: ClassVar[Any] = Zero3Config
+    planned_by: ClassVar[str] = "adrpo_scale.engines.zero3_plan:Zero3Plan"
 
     def __init__(self, config: Zero3Config, optimizer: OptimizerConfig, seed: int) -> None:
         self.config, self.optimizer_config, self.seed = config, optimizer, seed

@@ -19,7 +19,9 @@ from torch import Tensor, nn
 from adrpo_scale.core.errors import RewardError
 from adrpo_scale.core.settings import REQUIRED, Section, setting
 from adrpo_scale.core.types import Prompt
+from adrpo_scale.engines.planning import Rung
 from adrpo_scale.engines.spec import ModelSpec
+from adrpo_scale.engines.workload import Frozen
 from adrpo_scale.hub.needs import HubNeed
 
 log = logging.getLogger(__name__)
@@ -49,6 +51,21 @@ class RewardConfig(Section):
 class Reward(ABC):
     """See the module docstring."""
 
+    @classmethod
+    def models(
+        cls, config: Any, section: str, dtype: torch.dtype, tokens: int
+    ) -> Sequence[Frozen] | None:
+        """The models that a reward of that config holds, for `plan`: shapes alone, nothing is
+        loaded. () states that it holds none; None that nothing is known of it, which `plan` then
+        says by the reward's name. section: the config's place, "rewards.0". dtype: in which models
+        that the engine shards compute. tokens: of the longest row, 0 where rows have none."""
+        return None
+
+    @classmethod
+    def rungs(cls, config: Any, section: str) -> list[Rung]:
+        """Settings of that config that can be smaller where a run does not fit."""
+        return []
+
     def __init__(self, config: RewardConfig) -> None:
         self.label, self.weight = config.label, config.weight
         self.sharded: nn.Module | None = None  # whole only inside `engine.sampling()`
@@ -70,6 +87,14 @@ class Reward(ABC):
     @abstractmethod
     def __call__(self, artifacts: Sequence[Any], prompts: Sequence[Prompt]) -> Tensor:
         """Float tensor [N]; N ≥ 1."""
+
+
+class PlainReward(Reward):
+    """A reward that states that it holds no model."""
+
+    @classmethod
+    def models(cls, config: Any, section: str, dtype: torch.dtype, tokens: int) -> Sequence[Frozen]:
+        return ()
 
 
 def sharded_models(rewards: Sequence[Reward]) -> list[nn.Module]:

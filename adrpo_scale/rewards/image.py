@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -15,7 +16,10 @@ from torch.nn.functional import normalize
 from adrpo_scale.core.errors import ModelNotFoundError
 from adrpo_scale.core.settings import REQUIRED, setting
 from adrpo_scale.core.types import Prompt
+from adrpo_scale.engines.planning import Rung, halves
+from adrpo_scale.engines.workload import Frozen, plain_spec
 from adrpo_scale.hub.needs import HubNeed
+from adrpo_scale.hub.shapes import config_folder
 from adrpo_scale.hub.weights import find_model
 from adrpo_scale.rewards.base import Reward, RewardConfig
 
@@ -113,6 +117,18 @@ class ClipReward(Reward):
 
     Config: ClassVar[type[ClipRewardConfig]] = ClipRewardConfig
 
+    @classmethod
+    def models(
+        cls, config: ClipRewardConfig, section: str, dtype: torch.dtype, tokens: int
+    ) -> Sequence[Frozen] | None:
+        if config.backend != "transformers":
+            return None  # open_clip has the shapes of its own models alone
+        return [clip_model(config, section)]
+
+    @classmethod
+    def rungs(cls, config: ClipRewardConfig, section: str) -> list[Rung]:
+        return halves(f"{section}.batch", config.batch, "reward")
+
     def __init__(self, config: ClipRewardConfig, device: torch.device) -> None:
         super().__init__(config)
         self.config = config
@@ -145,3 +161,18 @@ class ClipReward(Reward):
             1
         )
         return 100.0 * cosine
+
+
+def clip_model(config: ClipRewardConfig, section: str) -> Frozen:
+    from transformers import AutoConfig, CLIPModel
+
+    folder = config_folder(config.model, f"{section}.model")
+    settings = AutoConfig.from_pretrained(folder, local_files_only=True)
+    side = settings.vision_config.image_size
+
+    def embed(model: Any, rows: int) -> Any:
+        return model.get_image_features(torch.empty(rows, 3, side, side))
+
+    spec = plain_spec(partial(CLIPModel, settings))
+    name = f"reward {config.label}"
+    return Frozen(name, spec, torch.float32, "replicated", "reward", config.batch, embed)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -19,8 +20,11 @@ from torch import Tensor, nn
 from adrpo_scale.core.errors import ConfigError, ModelNotFoundError
 from adrpo_scale.core.settings import REQUIRED, setting
 from adrpo_scale.core.types import Completion, Prompt
+from adrpo_scale.engines.planning import EVERY, Price, Rung, halves
 from adrpo_scale.engines.spec import DTYPES, ModelSpec
+from adrpo_scale.engines.workload import NO_WEIGHTS, Frozen, spec_of
 from adrpo_scale.hub.needs import HubNeed
+from adrpo_scale.hub.shapes import config_folder
 from adrpo_scale.hub.weights import SafetensorsFolder, check_coverage, find_model
 from adrpo_scale.rewards.base import Reward, RewardConfig
 
@@ -61,6 +65,19 @@ class RewardModelConfig(RewardConfig):
 
 class RewardModel(Reward):
     Config: ClassVar[type[RewardModelConfig]] = RewardModelConfig
+
+    @classmethod
+    def models(
+        cls, config: RewardModelConfig, section: str, dtype: torch.dtype, tokens: int
+    ) -> Sequence[Frozen]:
+        return [classifier(config, section, dtype, tokens)]
+
+    @classmethod
+    def rungs(cls, config: RewardModelConfig, section: str) -> list[Rung]:
+        found = halves(f"{section}.batch", config.batch, "reward")
+        if config.placement == "replicated":
+            found.append(Rung((f"{section}.placement=sharded",), EVERY, Price.TRAVEL))
+        return found
 
     def __init__(self, config: RewardModelConfig, device: torch.device) -> None:
         super().__init__(config)
@@ -195,6 +212,29 @@ class RewardModel(Reward):
             )
         begin = ids[:1] if ids[0] == self._tokenizer.bos_token_id else []
         return begin + ids[len(ids) - self._max_tokens + len(begin) :]
+
+
+def classifier(config: RewardModelConfig, section: str, dtype: torch.dtype, tokens: int) -> Frozen:
+    """For `plan`: every conversation has `tokens` tokens, or as many as the model is given."""
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    folder = config_folder(config.model, f"{section}.model")
+    settings = AutoConfig.from_pretrained(folder, local_files_only=True)
+    length = min(config.max_tokens, tokens or config.max_tokens)
+    classes = AutoModelForSequenceClassification
+
+    def judge(model: Any, rows: int) -> Any:
+        ids = torch.zeros(rows, length, dtype=torch.int64)
+        return model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+
+    spec = ModelSpec(
+        build=partial(classes.from_config, settings),
+        weights=NO_WEIGHTS,
+        blocks=tuple(classes._model_mapping[type(settings)]._no_split_modules or ()),
+    )
+    used = dtype if config.placement == "sharded" else DTYPES[config.dtype]
+    name = f"reward {config.label}"
+    return Frozen(name, spec_of(spec), used, config.placement, "reward", config.batch, judge)
 
 
 def without_system(messages: list[Message], how: str) -> list[Message]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from adrpo_scale.core.errors import ConfigError, RewardError
 from adrpo_scale.core.settings import setting
 from adrpo_scale.core.types import Completion, Prompt
-from adrpo_scale.rewards.base import Reward, RewardConfig, named
+from adrpo_scale.rewards.base import PlainReward, RewardConfig, named
 
 ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
 _INSIDE = r"(?:(?!</?think>|</?answer>).)*"
@@ -51,7 +51,7 @@ class VerifierConfig(RewardConfig):
     answer_key: str = setting("answer", "under which key the prompt's file has the right answer")
 
 
-class Verifier(Reward):
+class Verifier(PlainReward):
     """1 where a completion is right by the prompt's reference answer, else 0."""
 
     def __init__(self, config: VerifierConfig, device: torch.device) -> None:
@@ -129,7 +129,7 @@ class FormatConfig(RewardConfig):
     )
 
 
-class Format(Reward):
+class Format(PlainReward):
     Config: ClassVar[type[FormatConfig]] = FormatConfig
 
     def __init__(self, config: FormatConfig, device: torch.device) -> None:

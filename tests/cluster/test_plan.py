@@ -16,21 +16,23 @@ from typer.testing import CliRunner
 
 from adrpo_scale.cli import main as cli
 from adrpo_scale.cluster.plan import memory, rehearsal, times
-from adrpo_scale.cluster.plan.advice import Rung, cheapest_change, ladder, refusal
-from adrpo_scale.cluster.plan.base import DoesNotFitError, ForeignTrialError, Gpu, Hardware, Shards
+from adrpo_scale.cluster.plan.advice import cheapest_change, ladder, refusal
+from adrpo_scale.cluster.plan.base import DoesNotFitError, ForeignTrialError, Gpu, Hardware
 from adrpo_scale.cluster.plan.calibrate import calibrated, read_trial
 from adrpo_scale.cluster.plan.communication import _gathers, _reductions
 from adrpo_scale.cluster.plan.dealing import deal_out
 from adrpo_scale.cluster.plan.hardware import GPUS, build_hardware, find_gpu, gpu_of_device
-from adrpo_scale.cluster.plan.measure import BLOCK, Live, cost_of, empty_model, without_memory
+from adrpo_scale.cluster.plan.measure import BLOCK, Live, cost_of, empty_model
 from adrpo_scale.cluster.plan.planner import plan_of, with_time_limit
-from adrpo_scale.cluster.plan.shapes import config_folder
 from adrpo_scale.cluster.plan.view import facts, show
-from adrpo_scale.cluster.plan.workload import workload_of
+from adrpo_scale.cluster.plan.workload import engine_of, workload_of
 from adrpo_scale.core.errors import ConfigError, ModelNotFoundError
 from adrpo_scale.domains import omni
 from adrpo_scale.domains.audio import AudioDomain
 from adrpo_scale.domains.flow import FlowDomain
+from adrpo_scale.engines.fake import without_memory
+from adrpo_scale.engines.planning import Price, Rung, Shards
+from adrpo_scale.hub.shapes import config_folder
 from adrpo_scale.run import build
 from adrpo_scale.run.load import load_config, overridden
 from tests.support.tiny import CONFIGS, FULL, demo_config
@@ -143,7 +145,7 @@ def test_the_rehearsed_update_needs_what_the_real_one_does(kind, checkpointing):
     config = demo_config(overrides=[*settings, *(FULL if kind == "full" else [])])
     one = hardware(1, 1)
     for rows in (2, 8):
-        found = rehearsal.update(config, one, workload_of(config), rows, 1)
+        found = rehearsal.update(config, one, engine_of(config), workload_of(config), rows, 1)
         real = real_update(config, rows)
         assert found.peak == pytest.approx(real, rel=0.02)
     # Where parameters' gradients are most of it, it does not grow by the same with every row.
@@ -212,7 +214,7 @@ def test_the_rehearsed_update_of_a_thinker_needs_what_the_real_one_does(hearing)
     for rows in (2, 8):
         with Live() as live:
             engine.backward(work.train(policy, rows), last=True)
-        found = rehearsal.update(config, hardware(1, 1), work, rows, 1)
+        found = rehearsal.update(config, hardware(1, 1), engine_of(config), work, rows, 1)
         assert found.peak == pytest.approx(live.peak, rel=0.02)
 
 
@@ -226,7 +228,7 @@ def test_a_plan_of_a_thinker_counts_tower_clips_and_their_encoding(hearing):
     assert whole.bytes == rehearsal.frozen_bytes(config, tower) and tuple(whole.phases) == always
     kept = items["encoded clips, kept"]  # 4 of training, 1 of evaluation; 40 tokens of 32 floats
     assert kept.bytes == 5 * 40 * 32 * 4 and tuple(kept.phases) == always
-    assert Rung(("domain.clip_megabytes=64",), always) in ladder(config, plan)
+    assert Rung(("domain.clip_megabytes=64",), always, Price.AGAIN) in ladder(config, plan)
     few = config.model_copy(
         update={"domain": config.domain.model_copy(update={"clip_megabytes": 0.0})}
     )

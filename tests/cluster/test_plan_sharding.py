@@ -10,12 +10,10 @@ import pytest
 import torch
 from torch.distributed.tensor import DTensor
 
-from adrpo_scale.cluster.plan.measure import without_memory
-from adrpo_scale.cluster.plan.sharding import RehearsedFsdp2, fake_ranks, shards_of, zero3_shards
-from adrpo_scale.cluster.plan.workload import workload_of
+from adrpo_scale.cluster.plan.workload import engine_of, workload_of
 from adrpo_scale.domains.audio import AudioDomain
 from adrpo_scale.domains.flow import FlowDomain
-from adrpo_scale.engines.base import OptimizerConfig
+from adrpo_scale.engines.planning import Ranks
 from adrpo_scale.run.build import build_engine
 from tests.support.ranks import run_ranks
 from tests.support.tiny import FULL, demo_config
@@ -103,15 +101,8 @@ def live(rank, world, cases, thinker=None):
 
 def planned(rank, world, variant, kind, dtype, thinker=None):
     config = config_of(variant, kind, dtype, thinker)
-    spec = workload_of(config).spec
-    if variant.startswith("zero3"):
-        found = zero3_shards(spec, config.engine, world, PER_NODE, trained=True)
-    else:
-        with fake_ranks(world, PER_NODE, rank):
-            engine = RehearsedFsdp2(config.engine, OptimizerConfig())
-            with without_memory():
-                model = engine.build_policy(spec)
-            found = shards_of(engine, model, trained=True)
+    spec, ranks = workload_of(config).spec, Ranks(world, PER_NODE, rank)
+    found = engine_of(config).shards(spec, ranks, trained=True)
     names = ("parameters", "masters", "gradients", "moments")
     return {name: getattr(found, name) for name in names}
 

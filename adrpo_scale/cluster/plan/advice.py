@@ -7,96 +7,51 @@ most (more nodes); first each alone, then one after the other. What is learned i
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
-from adrpo_scale.cluster.plan.base import Change, DoesNotFitError, Hardware, Phase, Plan
+from adrpo_scale.cluster.plan.base import Change, DoesNotFitError, Hardware, Plan
+from adrpo_scale.cluster.plan.workload import engine_of
 from adrpo_scale.core.errors import ConfigError
+from adrpo_scale.engines.planning import EVERY, Phase, Price, Rung
 from adrpo_scale.run.config import RunConfig
 from adrpo_scale.run.load import overridden
+from adrpo_scale.run.registry import DOMAINS, REWARDS
 
-FEW_CLIPS = 64  # MiB: an iteration's
 Planner = Callable[[RunConfig, Hardware], Plan]
 
 
-@dataclass(frozen=True)
-class Rung:
-    """A change that may help. settings: of `--set`; nodes: how many times as many."""
-
-    settings: tuple[str, ...]
-    phases: tuple[Phase, ...]
-    nodes: int = 1
-
-
 def ladder(config: RunConfig, plan: Plan) -> list[Rung]:
-    """From cheap to dear; only what is not so already."""
-    domain, engine, optimizer = config.domain, config.engine, config.optimizer
-    found: list[Rung] = []
+    """From cheap to dear, only what is not so already: of the run, then of its domain, rewards and
+    engine, each of which states its own."""
+    engine = engine_of(config)
+    found = [*_of_the_run(config, plan), *DOMAINS[config.domain.name].rungs(config.domain)]
+    for number, reward in enumerate(config.rewards):
+        found += REWARDS[reward.kind].rungs(reward, f"rewards.{number}")
+    found += engine.rungs()
+    if engine.spreads_over_all or plan.rows > 1:  # else more of them change nothing
+        found += [Rung((), EVERY, Price.NODES, times) for times in (2, 4)]
+    return sorted(found, key=lambda rung: rung.price)
 
-    def add(*settings: str, phases: Sequence[Phase], nodes: int = 1) -> None:
-        found.append(Rung(settings, tuple(phases), nodes))
+
+def _of_the_run(config: RunConfig, plan: Plan) -> Iterator[Rung]:
+    """Smaller micro-batches and chunks."""
+    micro_batch, chunk = config.optimizer.micro_batch, config.domain.rollout_chunk
+
+    def rung(setting: str, *phases: Phase) -> Rung:
+        return Rung((setting,), phases, Price.PIECES)
 
     best = plan.largest_micro_batch
-    if best is not None and best < optimizer.micro_batch:
-        add(f"optimizer.micro_batch={best}", phases=["update"])
-    elif optimizer.micro_batch > plan.unit:
-        add(f"optimizer.micro_batch={plan.unit}", phases=["update"])
+    if best is not None and best < micro_batch:
+        yield rung(f"optimizer.micro_batch={best}", "update")
+    elif micro_batch > plan.unit:
+        yield rung(f"optimizer.micro_batch={plan.unit}", "update")
     best = plan.largest_rollout_chunk
-    if best is not None and best < domain.rollout_chunk:
-        add(f"domain.rollout_chunk={best}", phases=["rollout", "evaluation"])
-    elif domain.rollout_chunk > 1:
-        add("domain.rollout_chunk=1", phases=["rollout", "reward", "evaluation"])
-    for size in _halves(getattr(domain, "decode_chunk", 1)):
-        add(f"domain.decode_chunk={size}", phases=["rollout"])
-    for number, reward in enumerate(config.rewards):
-        for size in _halves(getattr(reward, "batch", 1)):
-            add(f"rewards.{number}.batch={size}", phases=["reward"])
-    if getattr(domain, "clip_megabytes", 0.0) > FEW_CLIPS:
-        add(f"domain.clip_megabytes={FEW_CLIPS}", phases=_RUNNING)
-    if not engine.activation_checkpointing:
-        add("engine.activation_checkpointing=true", phases=["update"])
-    for number, reward in enumerate(config.rewards):
-        if getattr(reward, "placement", "sharded") == "replicated":
-            add(f"rewards.{number}.placement=sharded", phases=_EVERY)
-    _sharding(engine, add)
-    if engine.dtype == "float32":
-        add("engine.dtype=bfloat16", phases=_EVERY)
-    if engine.name == "zero3":
-        if not engine.offload_optimizer:
-            add("engine.offload_optimizer=true", phases=_EVERY)
-        if not engine.offload_parameters:
-            add("engine.offload_parameters=true", phases=_EVERY)
-    if engine.shard == "all" or plan.rows > 1:  # else more of them change nothing
-        for times in (2, 4):
-            add(phases=_EVERY, nodes=times)
-    return found
-
-
-_EVERY: tuple[Phase, ...] = ("load", "rollout", "reward", "update", "evaluation")
-_RUNNING = _EVERY[1:]
-
-
-def _halves(size: int) -> list[int]:
-    return [size // 2, 1] if size > 3 else [1] if size > 1 else []
-
-
-def _sharding(engine: Any, add: Callable[..., None]) -> None:
-    if engine.name == "fsdp2":
-        if engine.shard == 1:
-            add("engine.shard=node", phases=_EVERY)
-        if engine.shard != 1 and not engine.reduce_every_micro_batch:
-            add("engine.reduce_every_micro_batch=true", phases=["update"])
-        if engine.shard != "all":
-            add("engine.shard=all", phases=_EVERY)
-            add(
-                "engine.shard=all",
-                "engine.reduce_every_micro_batch=true",
-                phases=_EVERY,
-            )
-    elif engine.shard == "node":
-        add("engine.shard=all", phases=_EVERY)
+    if best is not None and best < chunk:
+        yield rung(f"domain.rollout_chunk={best}", "rollout", "evaluation")
+    elif chunk > 1:
+        yield rung("domain.rollout_chunk=1", "rollout", "reward", "evaluation")
 
 
 def cheapest_change(config: RunConfig, plan: Plan, planner: Planner) -> Change | None:

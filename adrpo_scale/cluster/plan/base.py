@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from adrpo_scale.core.errors import ConfigError
+from adrpo_scale.engines.planning import Phase
 
-Phase = Literal["load", "rollout", "reward", "update", "evaluation"]
-PHASES: tuple[Phase, ...] = ("load", "rollout", "reward", "update", "evaluation")
 Basis = Literal["predicted", "measured"]
 
 GIB = 2**30
@@ -63,30 +62,6 @@ class MemoryItem:
 
 
 @dataclass(frozen=True)
-class Shards:
-    """What the fullest rank holds of one model, in bytes.
-
-    parameters: what forward computes with, and of FSDP2's sharded trained parameters the float32
-    ones that it is cast from. masters: further float32 copies. gradients: after a backward that
-    communicates. moments: Adam's. slices: what is trained, once, in float32. whole: the model
-    gathered, in the compute precision. largest: its largest sharding unit gathered. trained:
-    elements that are trained, of the whole model. degree: over how many ranks a parameter is
-    spread; copies: how many times.
-    """
-
-    parameters: int
-    masters: int
-    gradients: int
-    moments: int
-    slices: int
-    whole: int
-    largest: int
-    trained: int
-    degree: int
-    copies: int
-
-
-@dataclass(frozen=True)
 class Traffic:
     """Bytes of one phase of one iteration: inside: that one GPU receives from its node's others;
     across: that one node receives from the other nodes."""
@@ -134,7 +109,8 @@ class Plan:
     usable: bytes that a GPU's peak may come to, after `reserve` (CUDA context, NCCL) and what the
     allocator cannot hand out. largest_micro_batch, largest_rollout_chunk: None where nothing fits.
     rows: samples that the fullest rank makes in an iteration. micro_batches: of one optimizer step.
-    unit: rows that stay together, the least micro-batch.
+    unit: rows that stay together, the least micro-batch. not_counted: what of the run takes memory
+    and time that are in none of the figures.
     """
 
     config: str
@@ -160,6 +136,7 @@ class Plan:
     time_limit_hours: float | None = None
     jobs: int | None = None
     change: Change | None = None
+    not_counted: Sequence[str] = ()
     warnings: Sequence[str] = ()
     assumptions: Sequence[str] = field(default=())
 

@@ -9,11 +9,11 @@ GPUs of a node, each with its part.
 from __future__ import annotations
 
 from adrpo_scale.cluster.plan import rehearsal
-from adrpo_scale.cluster.plan.base import Hardware, Phase, Shards, Traffic
+from adrpo_scale.cluster.plan.base import Hardware, Traffic
 from adrpo_scale.cluster.plan.dealing import Dealt, needs_old, needs_reference
 from adrpo_scale.cluster.plan.memory import Held
-from adrpo_scale.cluster.plan.parts import Workload
-from adrpo_scale.cluster.plan.sharding import is_zero3
+from adrpo_scale.engines.planning import Phase, Shards
+from adrpo_scale.engines.workload import Workload
 from adrpo_scale.run.config import RunConfig
 
 
@@ -23,17 +23,17 @@ def traffic_of(
     """By phase, where there is any."""
     found = [
         _gathers("rollout", what.policy, hardware, 1 + needs_old(config, dealt)),
-        _reward(config, hardware, work),
+        _reward(config, hardware, work, what),
         _update(config, hardware, dealt, what),
     ]
     return [traffic for traffic in found if traffic.inside or traffic.across]
 
 
-def _reward(config: RunConfig, hardware: Hardware, work: Workload) -> Traffic:
+def _reward(config: RunConfig, hardware: Hardware, work: Workload, what: Held) -> Traffic:
     inside = across = 0.0
     for model in work.frozen:
         if model.placement == "sharded":
-            part = rehearsal.shards(model.name, config, hardware, model.spec, trained=False)
+            part = rehearsal.shards(model.name, config, hardware, what.engine, model.spec)
             one = _gathers("reward", part, hardware, 1)
             inside, across = inside + one.inside, across + one.across
     return Traffic("reward", inside, across)
@@ -46,7 +46,7 @@ def _update(config: RunConfig, hardware: Hardware, dealt: Dealt, what: Held) -> 
     parts = [_gathers("update", what.policy, hardware, own)]
     if what.reference is not None and with_reference:
         parts.append(_gathers("update", what.reference, hardware, passes))
-    always = is_zero3(config.engine) or getattr(config.engine, "reduce_every_micro_batch", False)
+    always = what.engine.reduces_every_micro_batch
     reductions = passes if always else dealt.steps
     parts.append(_reductions(what.policy, hardware, reductions))
     return Traffic("update", sum(p.inside for p in parts), sum(p.across for p in parts))

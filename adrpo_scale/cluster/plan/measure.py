@@ -8,19 +8,19 @@ allocator would be asked for them, and their operators and FLOPs.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
+
+from adrpo_scale.engines.fake import with_memory
 
 BLOCK = 512  # bytes: what CUDA's allocator rounds up to
 
@@ -30,18 +30,6 @@ _NO_KERNEL = {
     *(torch.ops.aten.new_empty, torch.ops.aten.detach, torch.ops.aten.lift_fresh),
     *(torch.ops.aten._unsafe_view, torch.ops.aten.set_, torch.ops.aten.is_same_size),
 }
-
-
-@contextmanager
-def without_memory() -> Iterator[None]:
-    """Tensors made inside are fake; real ones that meet them (buffers) are taken for fake."""
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        yield
-
-
-def with_memory() -> Any:
-    """Inside `without_memory()`, for code that builds models on the meta device."""
-    return unset_fake_temporarily()
 
 
 class Live(TorchDispatchMode):

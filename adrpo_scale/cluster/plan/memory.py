@@ -13,30 +13,26 @@ from dataclasses import dataclass
 from adrpo_scale.cluster.plan import rehearsal
 from adrpo_scale.cluster.plan.base import (
     GIB,
-    PHASES,
     Hardware,
     MemoryItem,
-    Phase,
     PhaseMemory,
-    Shards,
 )
 from adrpo_scale.cluster.plan.dealing import Dealt, evaluation_dealt, evaluation_splits
-from adrpo_scale.cluster.plan.parts import Clips, Frozen, Workload
-from adrpo_scale.cluster.plan.sharding import is_zero3
-from adrpo_scale.engines.zero3 import REDUCE_BUCKET
+from adrpo_scale.cluster.plan.workload import engine_of
+from adrpo_scale.engines.planning import EVERY, RUNNING, EnginePlan, Phase, Shards
+from adrpo_scale.engines.workload import Clips, Frozen, Workload
 from adrpo_scale.run.config import RunConfig
 
 CONTEXT = GIB // 2  # CUDA's context, cuBLAS, cuDNN
 NCCL = GIB // 2  # its buffers, where there is more than one GPU
 FRAGMENTATION = 0.05  # of the peak: what the caching allocator holds and cannot use
-LIVE_PARAMETERS = 10**9  # DeepSpeed's stage3_max_live_parameters
-RUNNING: tuple[Phase, ...] = ("rollout", "reward", "update", "evaluation")
 
 
 @dataclass(frozen=True)
 class Held:
-    """What a GPU holds all the time."""
+    """What a GPU holds all the time, and whose answers these are."""
 
+    engine: EnginePlan
     policy: Shards
     reference: Shards | None
     update: rehearsal.Update
@@ -51,13 +47,15 @@ def usable(hardware: Hardware) -> int:
 
 
 def held(config: RunConfig, hardware: Hardware, work: Workload, dealt: Dealt) -> Held:
-    """Rehearses the update, then the sharding of the reference."""
-    update = rehearsal.update(config, hardware, work, dealt.rows, dealt.micro_batches)
-    policy = rehearsal.shards("policy", config, hardware, work.spec, trained=True)
+    """Rehearses the update, then the sharding of the reference. Raises ConfigError for an engine
+    that gives plan no answers."""
+    engine = engine_of(config)
+    update = rehearsal.update(config, hardware, engine, work, dealt.rows, dealt.micro_batches)
+    policy = rehearsal.shards("policy", config, hardware, engine, work.spec, trained=True)
     reference = None
     if work.reference is not None:
-        reference = rehearsal.shards("reference", config, hardware, work.reference, trained=False)
-    return Held(policy, reference, update)
+        reference = rehearsal.shards("reference", config, hardware, engine, work.reference)
+    return Held(engine, policy, reference, update)
 
 
 def items_of(
@@ -66,7 +64,7 @@ def items_of(
     """Everything that is there in some phase."""
     found = _always(config, what)
     for model in work.frozen:
-        found += _frozen(config, hardware, model, dealt)
+        found += _frozen(config, hardware, model, dealt, what.engine)
     if work.clips is not None:
         bytes_kept = _clips(config, hardware, work.clips, dealt)
         found.append(MemoryItem("encoded clips, kept", bytes_kept, RUNNING))
@@ -90,7 +88,9 @@ def _always(config: RunConfig, what: Held) -> list[MemoryItem]:
     ]
 
 
-def _frozen(config: RunConfig, hardware: Hardware, model: Frozen, dealt: Dealt) -> list[MemoryItem]:
+def _frozen(
+    config: RunConfig, hardware: Hardware, model: Frozen, dealt: Dealt, engine: EnginePlan
+) -> list[MemoryItem]:
     """Its parameters, whenever they are there, and what it works with."""
     cost = rehearsal.frozen_cost(config, model, model.rows)
     rows = model.rows if model.placement == "rank 0" else min(model.rows, dealt.samples)
@@ -103,7 +103,7 @@ def _frozen(config: RunConfig, hardware: Hardware, model: Frozen, dealt: Dealt) 
     if model.placement == "replicated":
         first: list[Phase] = ["load"] if model.phase == "reward" else []
         return [MemoryItem(f"{model.name}: whole", whole, [*first, *RUNNING]), working]
-    part = rehearsal.shards(model.name, config, hardware, model.spec, trained=False)
+    part = rehearsal.shards(model.name, config, hardware, engine, model.spec)
     gathered = part.whole + part.largest if part.degree > 1 else 0
     return [
         MemoryItem(f"{model.name}: shard", part.parameters, ["load", *RUNNING]),
@@ -135,38 +135,30 @@ def _rollout(
     config: RunConfig, hardware: Hardware, work: Workload, dealt: Dealt, what: Held
 ) -> list[MemoryItem]:
     found = [MemoryItem("policy: gathered to sample", gathered_bytes(what.policy), ["rollout"])]
-    if getattr(config.domain, "backend", "") == "vllm":
-        share = config.domain.vllm_memory * hardware.gpu.memory
-        return [*found, MemoryItem("vLLM", int(share), RUNNING)]
+    if work.sampler is not None:
+        share = work.sampler.share * hardware.gpu.memory
+        return [*found, MemoryItem(work.sampler.name, int(share), RUNNING)]
     largest = MemoryItem("", 0, ["rollout"])
-    cache = 0
+    cache, cached = 0, ""
     for number, step in enumerate(work.rollout):
         rows = dealt.prompts if step.per_group else dealt.chunk
         cost = rehearsal.rollout_step(config, work, number, rows).at(rows)
-        if step.name == "tokens":
-            cache = cost.kept
+        if step.has_cache:
+            cache, cached = cost.kept, f"sampling: {step.name}"
         if cost.peak > largest.bytes:
             largest = MemoryItem(f"sampling: {step.name}", cost.peak, ["rollout"])
-    if cache and largest.name == "sampling: tokens":
+    if cache and largest.name == cached:
         largest = MemoryItem(largest.name, largest.bytes - cache, ["rollout"])
         found.append(MemoryItem("sampling: KV cache", cache, ["rollout"]))
     return [*found, largest]
 
 
 def _update(config: RunConfig, hardware: Hardware, work: Workload, what: Held) -> list[MemoryItem]:
-    policy, update = what.policy, what.update
-    # The peak has those that wait for the next micro-batch in it, and those that are made.
-    waiting = min(max(update.gradients, policy.gradients), update.peak)
-    working = update.peak - waiting
-    if is_zero3(config.engine):
-        waiting = policy.gradients
-        width = policy.whole * min(1.0, LIVE_PARAMETERS * 2 / max(1, policy.whole))
-        working += int(width) + 6 * min(REDUCE_BUCKET, policy.trained)
-    elif policy.degree == 1 and hardware.world > 1:  # summed in one flat buffer
-        working = max(working, 4 * policy.trained)
-    working = max(working, encoding(config, work))  # of clips that came from other ranks
+    update = what.update
+    found = what.engine.update_memory(what.policy, update.peak, update.gradients, hardware.world)
+    working = max(found.working, encoding(config, work))  # of clips that came from other ranks
     return [
-        MemoryItem("policy: gradients", waiting, ["update"]),
+        MemoryItem("policy: gradients", found.waiting, ["update"]),
         MemoryItem("update: activations, gathered units, logits", working, ["update"]),
     ]
 
@@ -189,24 +181,31 @@ def _evaluation(
     ]
 
 
-def peaks(items: Sequence[MemoryItem], config: RunConfig) -> list[PhaseMemory]:
-    """By phase. The VAE works after the solver, when the policy is not gathered any more; clips are
-    encoded before the first token."""
+def peaks(items: Sequence[MemoryItem], config: RunConfig, work: Workload) -> list[PhaseMemory]:
+    """By phase. What decodes (the VAE) works after the solver, when the policy is not gathered any
+    more; clips are encoded before the first token."""
     found = []
-    for phase in PHASES:
+    for phase in EVERY:
         total = sum(item.bytes for item in items if phase in item.phases)
         if phase == "rollout":
-            total -= _not_at_once(items)
+            total -= _not_at_once(items, work)
         if total and (phase != "evaluation" or config.evaluation.every):
             found.append(PhaseMemory(phase, total))
     return found
 
 
-def _not_at_once(items: Sequence[MemoryItem]) -> int:
+def at_work(work: Workload, *, per_clip: bool) -> tuple[str, ...]:
+    """Items of a rollout's models that work before its samples are made (per_clip), or after."""
+    models = [m for m in work.frozen if m.phase == "rollout" and m.per_clip == per_clip]
+    return tuple(f"{model.name}: at work" for model in models)
+
+
+def _not_at_once(items: Sequence[MemoryItem], work: Workload) -> int:
     here = [item for item in items if "rollout" in item.phases]
 
     def total(*starts: str) -> int:
         return sum(item.bytes for item in here if item.name.startswith(starts))
 
-    decoding = min(total("VAE: at work"), total("sampling:", "policy: gathered to sample"))
-    return decoding + min(total("audio tower: at work"), total("sampling:"))
+    after, before = at_work(work, per_clip=False), at_work(work, per_clip=True)
+    decoding = min(total(*after), total("sampling:", "policy: gathered to sample"))
+    return decoding + min(total(*before), total("sampling:"))

@@ -17,10 +17,10 @@ from adrpo_scale.cluster.plan.calibrate import calibrated, trial_run
 from adrpo_scale.cluster.plan.communication import traffic_of
 from adrpo_scale.cluster.plan.dealing import Dealt, deal_out, warnings_of
 from adrpo_scale.cluster.plan.memory import Held
-from adrpo_scale.cluster.plan.parts import Workload
 from adrpo_scale.cluster.plan.times import BANDWIDTH, DISK, times_of
-from adrpo_scale.cluster.plan.workload import workload_of
+from adrpo_scale.cluster.plan.workload import not_counted, workload_of
 from adrpo_scale.core.errors import ConfigError
+from adrpo_scale.engines.workload import Workload
 from adrpo_scale.run.config import RunConfig
 
 
@@ -55,7 +55,7 @@ def _predicted(config: RunConfig, hardware: Hardware, name: str) -> Plan:
         model=config.domain.model,
         trained=_trained(config),
         algorithm=config.algorithm.name,
-        engine=_engine(config),
+        engine=str(what.engine),
         hardware=hardware,
         iterations=config.iterations,
         samples=config.prompts.per_iteration * config.prompts.group_size,
@@ -63,14 +63,15 @@ def _predicted(config: RunConfig, hardware: Hardware, name: str) -> Plan:
         micro_batches=dealt.micro_batches,
         unit=dealt.unit,
         items=items,
-        memory=memory.peaks(items, config),
+        memory=memory.peaks(items, config, work),
         reserve=memory.reserve(hardware),
         usable=memory.usable(hardware),
         traffic=traffic,
         times=times_of(config, hardware, work, dealt, what, traffic),
         largest_micro_batch=None,
         largest_rollout_chunk=None,
-        warnings=[*warnings_of(config, hardware, dealt), *_not_counted(work)],
+        not_counted=not_counted(config, work),
+        warnings=warnings_of(config, hardware, dealt),
         assumptions=_assumptions(config, hardware, work, dealt),
     )
     return replace(
@@ -87,16 +88,6 @@ def _trained(config: RunConfig) -> str:
     return f"LoRA, rank {lora.rank if lora is not None else 32}"
 
 
-def _engine(config: RunConfig) -> str:
-    engine = config.engine
-    checkpointing = ", activation checkpointing" if engine.activation_checkpointing else ""
-    return f'{engine.name}, shard "{engine.shard}", {engine.dtype}{checkpointing}'
-
-
-def _not_counted(work: Workload) -> list[str]:
-    return [f"not counted: {what}" for what in work.not_counted]
-
-
 def _assumptions(config: RunConfig, hardware: Hardware, work: Workload, dealt: Dealt) -> list[str]:
     gpu = hardware.gpu
     found = [
@@ -108,12 +99,7 @@ def _assumptions(config: RunConfig, hardware: Hardware, work: Workload, dealt: D
         f"memory beyond the peak: {memory.reserve(hardware) / 2**30:g} GiB for CUDA and NCCL, "
         f"{memory.FRAGMENTATION:.0%} for fragmentation",
     ]
-    if work.tokens:
-        found.append(
-            f"every prompt has {config.domain.chat.max_prompt_tokens} tokens and every completion "
-            f"{config.domain.rollout.max_new_tokens}: the most that the config allows; logits of "
-            f"{config.domain.head_chunk} tokens at once, {work.head_bytes / 2**30:.2f} GiB"
-        )
+    found += work.assumptions
     if work.clips is not None:
         host = sum(model.host_seconds for model in work.frozen)
         found.append(
@@ -121,7 +107,7 @@ def _assumptions(config: RunConfig, hardware: Hardware, work: Workload, dealt: D
             f"{work.clips.bytes / 2**20:.1f} MiB encoded; a process encodes at most "
             f"{dealt.sampled} an iteration to sample and {dealt.received} more to train, each "
             f"after {host:.2g} s of one core; it keeps those that it meets, up to "
-            f"domain.clip_megabytes = {config.domain.clip_megabytes:g}"
+            f"{work.clips.setting} = {work.clips.kept / 2**20:g}"
         )
     return found
 
@@ -154,7 +140,7 @@ def _largest_micro_batch(config: RunConfig, plan: Plan, what: Held, dealt: Dealt
 
 def _largest_chunk(config: RunConfig, plan: Plan, work: Workload, dealt: Dealt) -> int | None:
     """At most the samples that a rank makes. Sampling alone: what follows has its own chunks."""
-    room = _room(plan, "rollout", "sampling:") + _decoding(plan)
+    room = _room(plan, "rollout", "sampling:") + _decoding(plan, work)
     chunk = dealt.samples
     while chunk >= 1:
         peak = 0
@@ -169,9 +155,10 @@ def _largest_chunk(config: RunConfig, plan: Plan, work: Workload, dealt: Dealt) 
     return None
 
 
-def _decoding(plan: Plan) -> int:
-    """The VAE's work, which is not there while samples are made."""
-    return sum(i.bytes for i in plan.items if i.name == "VAE: at work")
+def _decoding(plan: Plan, work: Workload) -> int:
+    """What decoding works with, which is not there while samples are made."""
+    names = memory.at_work(work, per_clip=False)
+    return sum(i.bytes for i in plan.items if i.name in names)
 
 
 def check_time_limit(hours: float | None) -> None:

@@ -18,26 +18,19 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from adrpo_scale.cluster.plan.base import Hardware, Shards
+from adrpo_scale.cluster.plan.base import Hardware
 from adrpo_scale.cluster.plan.measure import (
     Cost,
     Live,
     bytes_of,
     cost_of,
     empty_model,
-    without_memory,
-)
-from adrpo_scale.cluster.plan.parts import Call, Frozen, Workload
-from adrpo_scale.cluster.plan.sharding import (
-    RehearsedFsdp2,
-    fake_ranks,
-    is_zero3,
-    shards_of,
-    zero3_shards,
 )
 from adrpo_scale.engines.adapters import add_adapters
-from adrpo_scale.engines.fsdp2 import Fsdp2Config
+from adrpo_scale.engines.fake import without_memory
+from adrpo_scale.engines.planning import EnginePlan, Ranks, Rehearsed, Shards
 from adrpo_scale.engines.spec import DTYPES, ModelSpec
+from adrpo_scale.engines.workload import Call, Frozen, Workload
 from adrpo_scale.run.config import RunConfig
 
 T = TypeVar("T")
@@ -104,22 +97,24 @@ def _layout(config: RunConfig, hardware: Hardware) -> list[Any]:
 
 
 def shards(
-    what: str, config: RunConfig, hardware: Hardware, spec: ModelSpec, *, trained: bool
+    what: str,
+    config: RunConfig,
+    hardware: Hardware,
+    engine: EnginePlan,
+    spec: ModelSpec,
+    *,
+    trained: bool = False,
 ) -> Shards:
     """Of the policy, or of a frozen model. what: its name, for the memory of what is known."""
 
     def build() -> Shards:
-        if is_zero3(config.engine):
-            ranks = hardware.world, hardware.gpus_per_node
-            return zero3_shards(spec, config.engine, *ranks, trained=trained)
-        with fake_ranks(hardware.world, hardware.gpus_per_node):
-            engine = RehearsedFsdp2(config.engine, config.optimizer)
-            with without_memory():
-                build = engine.build_policy if trained else engine.build_frozen
-                model = build(spec)
-            return shards_of(engine, model, trained=trained)
+        return engine.shards(spec, _ranks(hardware), trained=trained)
 
     return once(_shards_key(what, config, hardware, trained), build)
+
+
+def _ranks(hardware: Hardware) -> Ranks:
+    return Ranks(hardware.world, hardware.gpus_per_node)
 
 
 def _shards_key(what: str, config: RunConfig, hardware: Hardware, trained: bool) -> Any:
@@ -130,13 +125,21 @@ def _shards_key(what: str, config: RunConfig, hardware: Hardware, trained: bool)
 
 
 def update(
-    config: RunConfig, hardware: Hardware, work: Workload, rows: int, micro_batches: int
+    config: RunConfig,
+    hardware: Hardware,
+    engine: EnginePlan,
+    work: Workload,
+    rows: int,
+    micro_batches: int,
 ) -> Update:
     """rows: of a micro-batch. micro_batches: of one optimizer step."""
     several = micro_batches > 1
     passes = _pass_settings(config)
     key = ["update", rows, several, passes, *_layout(config, hardware)]
-    return once(key, lambda: _update(config, hardware, work, rows, several))
+    found, policy = once(key, lambda: _update(hardware, engine, work, rows, several))
+    if policy is not None:
+        once(_shards_key("policy", config, hardware, True), lambda: policy)
+    return found
 
 
 def _pass_settings(config: RunConfig) -> Any:
@@ -146,15 +149,11 @@ def _pass_settings(config: RunConfig) -> Any:
 
 
 def _update(
-    config: RunConfig, hardware: Hardware, work: Workload, rows: int, several: bool
-) -> Update:
-    settings, ranks = config.engine, (hardware.world, hardware.gpus_per_node)
-    if is_zero3(settings):  # its activations are those of the plain model
-        plain = {k: getattr(settings, k) for k in ("dtype", "activation_checkpointing")}
-        settings, ranks = Fsdp2Config(shard=1, device="cpu", **plain), (1, 1)
+    hardware: Hardware, planned: EnginePlan, work: Workload, rows: int, several: bool
+) -> tuple[Update, Shards | None]:
+    """And the policy's shards, where they are known by then."""
     other = 1 if rows > 1 else 2
-    with fake_ranks(*ranks):
-        engine = RehearsedFsdp2(settings, config.optimizer)
+    with planned.rehearsal(_ranks(hardware)) as engine:
         with without_memory():
             policy = engine.build_policy(work.spec)
             with Live() as live:
@@ -163,13 +162,11 @@ def _update(
                     engine.backward(work.train(policy, other), last=False)
                 small = _counted(live, engine, work.train, policy, other, last=not several)
                 if not several:
-                    _drop_gradients(engine)
+                    engine.drop_gradients()
                 waiting = live.now
                 large = _counted(live, engine, work.train, policy, rows, last=True)
-        if not is_zero3(config.engine):
-            held = shards_of(engine, policy, trained=True)
-            once(_shards_key("policy", config, hardware, True), lambda: held)
-    return Update(
+        held = planned.rehearsed_shards(engine, policy)
+    found = Update(
         rows=rows,
         peak=large.peak,
         per_row=max(0.0, (large.peak - small.peak) / (rows - other)),
@@ -179,6 +176,7 @@ def _update(
         operators=large.operators,
         forward_operators=large.forward_operators,
     )
+    return found, held
 
 
 @dataclass(frozen=True)
@@ -191,7 +189,7 @@ class _MicroBatch:
 
 
 def _counted(
-    live: Live, engine: Any, train: Call, policy: nn.Module, rows: int, *, last: bool
+    live: Live, engine: Rehearsed, train: Call, policy: nn.Module, rows: int, *, last: bool
 ) -> _MicroBatch:
     """One micro-batch; its peak is above everything that was made before."""
     live.peak, flops, operators = live.now, live.flops, live.operators
@@ -205,11 +203,6 @@ def _counted(
         live.operators - operators,
         forward_operators,
     )
-
-
-def _drop_gradients(engine: Any) -> None:
-    for tensor in engine._stepped().values():
-        tensor.grad = None
 
 
 # ---- whole models ------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ Gathers of the update overlap with computing; those of a rollout come before it.
 from __future__ import annotations
 
 from adrpo_scale.cluster.plan import rehearsal
-from adrpo_scale.cluster.plan.base import Hardware, Phase, PhaseTime, Traffic
+from adrpo_scale.cluster.plan.base import Hardware, PhaseTime, Traffic
 from adrpo_scale.cluster.plan.dealing import (
     Dealt,
     evaluation_dealt,
@@ -18,7 +18,8 @@ from adrpo_scale.cluster.plan.dealing import (
 )
 from adrpo_scale.cluster.plan.measure import Cost
 from adrpo_scale.cluster.plan.memory import Held
-from adrpo_scale.cluster.plan.parts import Frozen, Workload
+from adrpo_scale.engines.planning import Phase
+from adrpo_scale.engines.workload import Frozen, Workload
 from adrpo_scale.run.config import RunConfig
 
 BANDWIDTH = 0.7  # of the memory's and the network's data sheet
@@ -131,10 +132,7 @@ def _evaluation(config: RunConfig, hardware: Hardware, work: Workload, what: Hel
     """Its share of an iteration: samples of every split and their rewards; not the divergence."""
     evaluation = config.evaluation
     dealt = evaluation_dealt(config, hardware)
-    greedy = work.tokens > 0  # one more sample of each prompt, in chunks of their own
-    name = "max_new_tokens" if greedy else "steps"
-    longer = getattr(config.domain.evaluation, name) / getattr(config.domain.rollout, name)
-    sampling = (1 + greedy) * longer * _rollout(config, hardware, work, dealt, what)
+    sampling = work.evaluation * _rollout(config, hardware, work, dealt, what)
     sampling += _encoding(config, hardware, work, dealt.sampled)
     passes = evaluation_splits(config)
     seconds = passes * (sampling + _reward(config, hardware, work, dealt.samples, dealt.chunk))

@@ -7,8 +7,9 @@ from typing import Any
 
 from rich.table import Table
 
-from adrpo_scale.cluster.plan.base import GIB, PHASES, PhaseMemory, Plan
+from adrpo_scale.cluster.plan.base import GIB, PhaseMemory, Plan
 from adrpo_scale.core.console import console
+from adrpo_scale.engines.planning import EVERY
 
 
 def facts(plan: Plan) -> dict[str, Any]:
@@ -34,6 +35,8 @@ def show(plan: Plan) -> None:
     _print(_total(plan))
     for text in plan.assumptions:
         _print(f"assumed: {text}")
+    for text in plan.not_counted:
+        _print(f"not counted: {text}")
     for text in plan.warnings:
         _print(f"warning: {text}")
 
@@ -49,7 +52,7 @@ def _machine(plan: Plan) -> str:
 
 def memory_table(plan: Plan) -> Table:
     """What is there, by phase."""
-    phases = [phase for phase in PHASES if any(m.phase == phase for m in plan.memory)]
+    phases = [phase for phase in EVERY if any(m.phase == phase for m in plan.memory)]
     unit = "GiB" if plan.peak.bytes > GIB / 10 else "MiB"
     table = Table(f"{unit} of the fullest GPU", *phases, title="memory")
     for column in table.columns[1:]:

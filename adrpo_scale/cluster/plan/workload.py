@@ -1,71 +1,47 @@
-"""What a config computes: its domain's models and its rewards'."""
+"""What a config computes: what the classes of its domain, its rewards and its engine state.
+
+A reward that states nothing is named as not counted: left out without a word, a run would seem to
+fit that does not.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
-from typing import Any
 
-import torch
-
-from adrpo_scale.cluster.plan.audio_parts import audio_workload
-from adrpo_scale.cluster.plan.flow_parts import flow_workload
-from adrpo_scale.cluster.plan.parts import NO_WEIGHTS, Frozen, Workload, plain_spec, spec_of
-from adrpo_scale.cluster.plan.shapes import config_folder
-from adrpo_scale.cluster.plan.text_parts import text_workload
-from adrpo_scale.engines.spec import DTYPES, ModelSpec
+from adrpo_scale.engines.planning import EnginePlan, engine_plan
+from adrpo_scale.engines.spec import DTYPES
+from adrpo_scale.engines.workload import Frozen, Workload
 from adrpo_scale.run.config import RunConfig
-
-_DOMAINS = {"flow": flow_workload, "text": text_workload, "audio": audio_workload}
+from adrpo_scale.run.registry import DOMAINS, ENGINES, REWARDS
 
 
 def workload_of(config: RunConfig) -> Workload:
-    """Raises ModelNotFoundError where a model's shape is not known here."""
-    frozen, unknown = [], []
+    """With the models that rewards hold. Raises ModelNotFoundError where a model's shape is not
+    known here."""
+    dtype = DTYPES[config.engine.dtype]
+    made = DOMAINS[config.domain.name].workload(config.domain, dtype)
+    models = [model for _, held in _models(config, made.tokens) for model in held or ()]
+    return replace(made, frozen=(*made.frozen, *models))
+
+
+def engine_of(config: RunConfig) -> EnginePlan:
+    """The engine's answers. Raises ConfigError for an engine that gives plan none."""
+    return engine_plan(ENGINES[config.engine.name], config.engine, config.optimizer)
+
+
+def not_counted(config: RunConfig, work: Workload) -> list[str]:
+    """The rewards that state nothing of their models."""
+    return [
+        f"reward {label}: whatever memory and time it takes"
+        for label, held in _models(config, work.tokens)
+        if held is None
+    ]
+
+
+def _models(config: RunConfig, tokens: int) -> Iterator[tuple[str, list[Frozen] | None]]:
+    """By each reward's label; None where it states nothing."""
+    dtype = DTYPES[config.engine.dtype]
     for number, reward in enumerate(config.rewards):
-        if reward.kind == "clip" and reward.backend == "transformers":
-            frozen.append(_clip(reward, f"rewards.{number}.model"))
-        elif reward.kind == "reward_model":
-            frozen.append(_reward_model(config, reward, f"rewards.{number}.model"))
-        elif reward.kind in ("clip", "function"):
-            unknown.append(f"reward {reward.label}: whatever memory and time it takes")
-    made = _DOMAINS[config.domain.name](config)
-    return replace(made, frozen=(*made.frozen, *frozen), not_counted=(*made.not_counted, *unknown))
-
-
-def _clip(reward: Any, what: str) -> Frozen:
-    from transformers import AutoConfig, CLIPModel
-
-    settings = AutoConfig.from_pretrained(config_folder(reward.model, what), local_files_only=True)
-    side = settings.vision_config.image_size
-
-    def embed(model: Any, rows: int) -> Any:
-        return model.get_image_features(torch.empty(rows, 3, side, side))
-
-    spec = plain_spec(partial(CLIPModel, settings))
-    name = f"reward {reward.label}"
-    return Frozen(name, spec, torch.float32, "replicated", "reward", reward.batch, embed)
-
-
-def _reward_model(config: RunConfig, reward: Any, what: str) -> Frozen:
-    from transformers import AutoConfig, AutoModelForSequenceClassification
-
-    settings = AutoConfig.from_pretrained(config_folder(reward.model, what), local_files_only=True)
-    longest = config.domain.chat.max_prompt_tokens + config.domain.rollout.max_new_tokens
-    length = min(reward.max_tokens, longest)
-    classes = AutoModelForSequenceClassification
-
-    def judge(model: Any, rows: int) -> Any:
-        ids = torch.zeros(rows, length, dtype=torch.int64)
-        return model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
-
-    spec = ModelSpec(
-        build=partial(classes.from_config, settings),
-        weights=NO_WEIGHTS,
-        blocks=tuple(classes._model_mapping[type(settings)]._no_split_modules or ()),
-    )
-    sharded = reward.placement == "sharded"
-    dtype = DTYPES[config.engine.dtype if sharded else reward.dtype]
-    placement: Any = "sharded" if sharded else "replicated"
-    name = f"reward {reward.label}"
-    return Frozen(name, spec_of(spec), dtype, placement, "reward", reward.batch, judge)
+        held = REWARDS[reward.kind].models(reward, f"rewards.{number}", dtype, tokens)
+        yield reward.label, None if held is None else list(held)

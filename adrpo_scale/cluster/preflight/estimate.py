@@ -8,7 +8,6 @@ files; `train` checks again, with the exact ones, once its model is loaded.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 
 from adrpo_scale.checkpoint.shelf import CHECKPOINTS, committed
@@ -16,20 +15,12 @@ from adrpo_scale.cluster.preflight.base import Check, Finding
 from adrpo_scale.cluster.preflight.checks import check_space
 from adrpo_scale.core.disk_space import free_space
 from adrpo_scale.core.errors import AdrpoError
-from adrpo_scale.domains import flow, language_model
-from adrpo_scale.domains.omni import ThinkerPart
 from adrpo_scale.engines.spec import LoraConfig
 from adrpo_scale.hub.lock import find_here
-from adrpo_scale.hub.weights import SafetensorsFolder
 from adrpo_scale.run.config import RunConfig
+from adrpo_scale.run.registry import DOMAINS
 
 _FLOAT32 = 4  # bytes
-# Domain → its model's weights in a folder, and what adapters are put on.
-_WEIGHTS: dict[str, tuple[Callable[[Path], SafetensorsFolder], tuple[str, ...]]] = {
-    "flow": (lambda at: SafetensorsFolder(at / "transformer", flow.WEIGHTS), flow.ATTENTION),
-    "text": (lambda at: SafetensorsFolder(at, language_model.WEIGHTS), language_model.LINEAR),
-    "audio": (ThinkerPart, language_model.LINEAR),
-}
 
 
 def space_check(config: RunConfig, run: Path, world: int) -> Check:
@@ -66,12 +57,11 @@ def trained_elements(config: RunConfig) -> int | None:
     """How many numbers are trained (of all parameters some more: files hold buffers too); None for
     a domain whose weights are not known here. Raises ModelNotFoundError where the model is not on
     this machine."""
-    domain = config.domain
-    if domain.name not in _WEIGHTS:
-        return None
-    weights_in, usual = _WEIGHTS[domain.name]
+    domain, table = config.domain, DOMAINS[config.domain.name]
     (need, *_) = domain.needs_from_hub()
-    weights = weights_in(find_here(need))
+    weights = table.weights_in(find_here(need))
+    if weights is None:
+        return None
     try:
         shapes = {name: weights.shape(name) for name in weights.names()}
     finally:
@@ -79,7 +69,7 @@ def trained_elements(config: RunConfig) -> int | None:
     if domain.train == "full":
         return sum(math.prod(shape) for shape in shapes.values())
     lora = domain.lora or LoraConfig()
-    targets = tuple(lora.targets) or usual
+    targets = tuple(lora.targets) or table.adapted
     return sum(lora.rank * sum(s) for name, s in shapes.items() if _is_adapted(name, s, targets))
 
 

@@ -12,14 +12,14 @@ from torch import Tensor
 from adrpo_scale.core.settings import setting
 from adrpo_scale.core.types import Prompt
 from adrpo_scale.demo.image.task import check
-from adrpo_scale.rewards.base import Reward, RewardConfig
+from adrpo_scale.rewards.base import PlainReward, RewardConfig
 
 
 class GlyphCheckerConfig(RewardConfig):
     kind: str = setting("glyph_checker", "the image demo's exact checker")
 
 
-class GlyphChecker(Reward):
+class GlyphChecker(PlainReward):
     """1.0 where a demo image shows what its prompt says, else 0.0."""
 
     Config: ClassVar[type[GlyphCheckerConfig]] = GlyphCheckerConfig

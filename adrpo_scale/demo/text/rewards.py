@@ -11,14 +11,14 @@ from torch import Tensor
 from adrpo_scale.core.settings import setting
 from adrpo_scale.core.types import Completion, Prompt
 from adrpo_scale.demo.text.rm_task import gold_score
-from adrpo_scale.rewards.base import Reward, RewardConfig
+from adrpo_scale.rewards.base import PlainReward, RewardConfig
 
 
 class DemoGoldConfig(RewardConfig):
     kind: str = setting("demo_gold", "what the text_rm demo's reward model was trained to say")
 
 
-class DemoGold(Reward):
+class DemoGold(PlainReward):
     """The gold score of the demo with the hackable reward model."""
 
     Config: ClassVar[type[DemoGoldConfig]] = DemoGoldConfig

@@ -7,13 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-from accelerate import init_empty_weights
-from torch import Tensor
-
 from adrpo_scale.core.errors import ModelNotFoundError
-from adrpo_scale.engines.loading import stored_tensors
-from adrpo_scale.engines.spec import ModelSpec
 from adrpo_scale.hub.lock import find_here
 from adrpo_scale.hub.needs import HubNeed
 
@@ -46,29 +40,3 @@ def config_folder(name: str, what: str, needed: str = "config.json") -> Path:
         f"its shape; bring the model with `adrpo-scale prefetch`, or give the folder. Known: "
         f"{', '.join([*known, *SAME_SHAPE])}"
     )
-
-
-class ShapesOnly:
-    """A `WeightSource` that has every tensor of a model, and nothing in them."""
-
-    def __init__(self, spec_or_build: ModelSpec) -> None:
-        self.folder = SHAPES
-        self._spec = spec_or_build
-        self._shapes: dict[str, torch.Size] = {}
-
-    def names(self) -> set[str]:
-        if not self._shapes:
-            with init_empty_weights(include_buffers=False):
-                model = self._spec.build()
-            self._spec.tie(model)
-            self._shapes = {name: tensor.shape for name, tensor in stored_tensors(model).items()}
-        return set(self._shapes)
-
-    def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
-        shape = self._shapes[name]
-        if not shape:
-            return torch.empty(())
-        return torch.empty(len(range(*slice(start, stop).indices(shape[0]))), *shape[1:])
-
-    def close(self) -> None:
-        pass

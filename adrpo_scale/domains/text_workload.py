@@ -12,37 +12,38 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adrpo_scale.cluster.plan.parts import (
+from adrpo_scale.domains.language_model import language_model_spec, read_config
+from adrpo_scale.domains.logprobs import Targets
+from adrpo_scale.engines.spec import ModelSpec
+from adrpo_scale.engines.workload import (
     NO_WEIGHTS,
     Clips,
     Frozen,
+    Sampler,
     Step,
     Workload,
     lora_of,
     spec_of,
 )
-from adrpo_scale.cluster.plan.shapes import config_folder
-from adrpo_scale.domains.language_model import language_model_spec, read_config
-from adrpo_scale.domains.logprobs import Targets
-from adrpo_scale.engines.spec import ModelSpec
-from adrpo_scale.run.config import RunConfig
+from adrpo_scale.hub.shapes import config_folder
 
 Inputs = Callable[[int], dict[str, Tensor]]  # rows → what a pass is given beside their tokens
 
 
-def text_workload(config: RunConfig) -> Workload:
-    folder = config_folder(config.domain.model, "domain.model")
-    settings = read_config(folder, config.domain.model)
+def text_workload(config: Any) -> Workload:
+    """config: of the domain `text`, or of one that builds on it."""
+    folder = config_folder(config.model, "domain.model")
+    settings = read_config(folder, config.model)
     spec = language_model_spec(settings, attention_of(config), NO_WEIGHTS, lora_of(config))
     return tokens_workload(config, spec_of(spec), vocabulary=settings.vocab_size)
 
 
-def attention_of(config: RunConfig) -> str:
-    return "eager" if config.domain.attention == "eager" else "sdpa"  # flash needs the same memory
+def attention_of(config: Any) -> str:
+    return "eager" if config.attention == "eager" else "sdpa"  # flash needs the same memory
 
 
 def tokens_workload(
-    config: RunConfig,
+    config: Any,
     spec: ModelSpec,
     *,
     vocabulary: int,
@@ -51,15 +52,15 @@ def tokens_workload(
     clips: Clips | None = None,
 ) -> Workload:
     """Of a policy that says tokens. spec: with shapes in place of weights."""
-    domain = config.domain
-    prompt, new = domain.chat.max_prompt_tokens, domain.rollout.max_new_tokens
+    prompt, new = config.chat.max_prompt_tokens, config.rollout.max_new_tokens
+    longer = config.evaluation.max_new_tokens / new
 
     def train(model: Any, rows: int) -> Tensor:
         ids = torch.zeros(rows, prompt + new, dtype=torch.int64)
         segment = torch.arange(rows).repeat_interleave(new)
         places = (torch.arange(new) + prompt - 1).repeat(rows)
         tokens = torch.zeros(rows * new, dtype=torch.int64)
-        targets = Targets(segment, places, tokens, domain.rollout.temperature, domain.head_chunk)
+        targets = Targets(segment, places, tokens, config.rollout.temperature, config.head_chunk)
         logp, entropy = model(input_ids=ids, score=targets, **inputs(rows))
         return logp.sum() + 0.0 * entropy.sum()
 
@@ -69,12 +70,18 @@ def tokens_workload(
         train=train,
         rollout=(
             Step("prompts", partial(_prefill, length=prompt, inputs=inputs), 1, per_group=True),
-            Step("tokens", partial(_decode, length=prompt + new), new),
+            Step("tokens", partial(_decode, length=prompt + new), new, has_cache=True),
         ),
         frozen=frozen,
+        evaluation=2 * longer,  # one greedy sample of each prompt more, in chunks of their own
         tokens=prompt + new,
-        head_bytes=4 * domain.head_chunk * vocabulary,
         clips=clips,
+        sampler=Sampler("vLLM", config.vllm_memory) if config.backend == "vllm" else None,
+        assumptions=(
+            f"every prompt has {prompt} tokens and every completion {new}: the most that the "
+            f"config allows; logits of {config.head_chunk} tokens at once, "
+            f"{4 * config.head_chunk * vocabulary / 2**30:.2f} GiB",
+        ),
     )
 
 

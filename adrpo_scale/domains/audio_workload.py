@@ -14,7 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from adrpo_scale.cluster.plan.parts import (
+from adrpo_scale.domains.omni import read_thinker_config, thinker_spec
+from adrpo_scale.domains.text_workload import attention_of, tokens_workload
+from adrpo_scale.engines.workload import (
     NO_WEIGHTS,
     Clips,
     Frozen,
@@ -23,11 +25,7 @@ from adrpo_scale.cluster.plan.parts import (
     plain_spec,
     spec_of,
 )
-from adrpo_scale.cluster.plan.shapes import config_folder
-from adrpo_scale.cluster.plan.text_parts import attention_of, tokens_workload
-from adrpo_scale.domains.omni import read_thinker_config, thinker_spec
-from adrpo_scale.engines.spec import DTYPES
-from adrpo_scale.run.config import RunConfig
+from adrpo_scale.hub.shapes import config_folder
 
 FRAMES = 4  # of the log-mel spectrogram in one token: a convolution and a mean halve them
 PER_SECOND = 25  # tokens
@@ -35,12 +33,12 @@ LONGEST = 300 * PER_SECOND  # tokens of the feature extractor's window
 HEARING = 1.2e-3  # seconds of one core for a second of sound: FLAC decoded, log-mel (measured)
 
 
-def audio_workload(config: RunConfig) -> Workload:
-    domain = config.domain
-    folder = config_folder(domain.model, "domain.model")
-    settings = read_thinker_config(folder, domain.model)
-    dtype, width = DTYPES[config.engine.dtype], settings.text_config.hidden_size
-    tokens = min(domain.chat.max_prompt_tokens, LONGEST)
+def audio_workload(config: Any, dtype: torch.dtype) -> Workload:
+    """config: of the domain `audio`."""
+    folder = config_folder(config.model, "domain.model")
+    settings = read_thinker_config(folder, config.model)
+    width = settings.text_config.hidden_size
+    tokens = min(config.chat.max_prompt_tokens, LONGEST)
 
     def heard(rows: int) -> dict[str, Tensor]:
         return {"input_features": torch.empty(rows * tokens, width, dtype=dtype)}
@@ -56,7 +54,8 @@ def audio_workload(config: RunConfig) -> Workload:
             tokens=tokens,
             seconds=tokens / PER_SECOND,
             bytes=tokens * width * dtype.itemsize,
-            kept=int(domain.clip_megabytes * 2**20),
+            kept=int(config.clip_megabytes * 2**20),
+            setting="domain.clip_megabytes",
         ),
     )
 

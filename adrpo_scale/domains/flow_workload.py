@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from adrpo_scale.cluster.plan.parts import (
+from adrpo_scale.domains.embeddings import ENCODE_BATCH
+from adrpo_scale.domains.sd3 import transformer_spec
+from adrpo_scale.engines.spec import DTYPES
+from adrpo_scale.engines.workload import (
     NO_WEIGHTS,
     Frozen,
     Step,
@@ -19,21 +23,16 @@ from adrpo_scale.cluster.plan.parts import (
     plain_spec,
     spec_of,
 )
-from adrpo_scale.cluster.plan.shapes import config_folder
-from adrpo_scale.domains.embeddings import ENCODE_BATCH
-from adrpo_scale.domains.flow import FlowDomain, transformer_spec
-from adrpo_scale.engines.spec import DTYPES
-from adrpo_scale.run.config import RunConfig
 
 
-def flow_workload(config: RunConfig) -> Workload:
-    folder = config_folder(config.domain.model, "domain.model", "transformer/config.json")
-    domain = FlowDomain(config.domain.model_copy(update={"model": str(folder)}))
+def flow_workload(
+    config: Any, folder: Path, latent: tuple[int, int, int], dtype: torch.dtype
+) -> Workload:
+    """config: of the domain `flow`. folder: of the model, or of its shape. latent: [C, H, W]."""
     transformer = json.loads((folder / "transformer" / "config.json").read_text())
     lora = lora_of(config)
-    dtype, latent = DTYPES[config.engine.dtype], domain.latent_shape
     clip = json.loads((folder / "text_encoder" / "config.json").read_text())
-    tokens = clip.get("max_position_embeddings", 77) + config.domain.max_sequence_length
+    tokens = clip.get("max_position_embeddings", 77) + config.max_sequence_length
 
     def velocity(model: Any, rows: int) -> Tensor:
         return model(
@@ -47,7 +46,7 @@ def flow_workload(config: RunConfig) -> Workload:
         )[0].float()
 
     def euler(model: Any, rows: int) -> Tensor:
-        solver = config.domain.rollout
+        solver = config.rollout
         return velocity(model, rows * (2 if solver.guidance != 1.0 else 1))
 
     build = spec_of(transformer_spec(transformer, NO_WEIGHTS, lora))
@@ -55,37 +54,38 @@ def flow_workload(config: RunConfig) -> Workload:
         spec=build,
         reference=None if lora is not None else replace(build, lora=None),
         train=lambda model, rows: velocity(model, rows).square().mean(),
-        rollout=(Step("Euler steps", euler, config.domain.rollout.steps),),
+        rollout=(Step("Euler steps", euler, config.rollout.steps),),
         frozen=(_vae(config, folder, latent), *_encoders(config, folder, dtype)),
+        evaluation=config.evaluation.steps / config.rollout.steps,
     )
 
 
-def _vae(config: RunConfig, folder: Any, latent: tuple[int, ...]) -> Frozen:
+def _vae(config: Any, folder: Any, latent: tuple[int, ...]) -> Frozen:
     from diffusers import AutoencoderKL
 
     settings = json.loads((folder / "vae" / "config.json").read_text())
-    dtype = DTYPES[config.domain.vae_dtype]
+    dtype = DTYPES[config.vae_dtype]
 
     def decode(model: Any, rows: int) -> Tensor:
         return model.decode(torch.empty(rows, *latent, dtype=dtype), return_dict=False)[0].float()
 
     spec = plain_spec(partial(AutoencoderKL.from_config, settings))
-    return Frozen("VAE", spec, dtype, "replicated", "rollout", config.domain.decode_chunk, decode)
+    return Frozen("VAE", spec, dtype, "replicated", "rollout", config.decode_chunk, decode)
 
 
-def _encoders(config: RunConfig, folder: Any, dtype: torch.dtype) -> list[Frozen]:
+def _encoders(config: Any, folder: Any, dtype: torch.dtype) -> list[Frozen]:
     """On rank 0, all at once, until every prompt of the run has its embedding."""
     from transformers import AutoConfig, CLIPTextModelWithProjection, T5EncoderModel
 
     classes: dict[str, Any] = {"text_encoder": CLIPTextModelWithProjection}
     classes["text_encoder_2"] = CLIPTextModelWithProjection
-    if config.domain.t5:
+    if config.t5:
         classes["text_encoder_3"] = T5EncoderModel
     found = []
     for part, model_class in classes.items():
         settings = AutoConfig.from_pretrained(folder / part, local_files_only=True)
         is_t5 = part == "text_encoder_3"
-        length = config.domain.max_sequence_length if is_t5 else settings.max_position_embeddings
+        length = config.max_sequence_length if is_t5 else settings.max_position_embeddings
 
         def encode(model: Any, rows: int, length: int = length, hidden: bool = not is_t5) -> Any:
             ids = torch.zeros(rows, length, dtype=torch.int64)

@@ -1,0 +1,172 @@
+"""Who answers `plan`: rewards, domains and engines by their classes, those of a user's own too."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, ClassVar, Literal
+
+import pytest
+import torch
+from torch import nn
+
+from adrpo_scale.cluster.plan.advice import ladder
+from adrpo_scale.cluster.plan.planner import plan_of
+from adrpo_scale.cluster.plan.view import facts, show
+from adrpo_scale.cluster.plan.workload import engine_of, workload_of
+from adrpo_scale.core.errors import ConfigError
+from adrpo_scale.core.settings import setting
+from adrpo_scale.domains.base import Domain
+from adrpo_scale.domains.flow import FlowConfig, FlowDomain
+from adrpo_scale.engines.fsdp2 import Fsdp2Config, Fsdp2Engine
+from adrpo_scale.engines.fsdp2_plan import Fsdp2Plan
+from adrpo_scale.engines.planning import Price, Rung
+from adrpo_scale.engines.workload import Frozen, plain_spec
+from adrpo_scale.rewards.base import PlainReward, Reward, RewardConfig
+from adrpo_scale.run.registry import DOMAINS, ENGINES, REWARDS
+from tests.cluster.test_plan import hardware
+from tests.support.tiny import demo_config
+
+WIDTH = 256
+
+
+class OwnConfig(RewardConfig):
+    kind: Literal["own"] = setting("own", "a reward with a model, outside the package")
+    batch: int = setting(4, "rows at once")
+
+
+class Silent(Reward):
+    """States nothing of its models."""
+
+    Config: ClassVar[Any] = OwnConfig
+
+    def __call__(self, artifacts, prompts):
+        return torch.zeros(len(artifacts))
+
+
+class Stating(Silent):
+    """States the model that it holds, and what can be smaller."""
+
+    @classmethod
+    def models(cls, config, section, dtype, tokens):
+        spec = plain_spec(lambda: nn.Linear(WIDTH, WIDTH))
+
+        def call(model: Any, rows: int) -> Any:
+            return model(torch.empty(rows, WIDTH))
+
+        name = f"reward {config.label}"
+        return [Frozen(name, spec, torch.float32, "replicated", "reward", config.batch, call)]
+
+    @classmethod
+    def rungs(cls, config, section):
+        return [Rung((f"{section}.batch=1",), ("reward",), Price.PIECES)]
+
+
+class Plain(PlainReward, Silent):
+    """States that it holds none."""
+
+
+def with_reward(monkeypatch, table):
+    monkeypatch.setitem(REWARDS, "own", table)
+    config = demo_config()
+    own = OwnConfig(name="mine")
+    return config.model_copy(update={"rewards": [*config.rewards, own]})
+
+
+def test_a_reward_that_states_nothing_is_named_as_not_counted(monkeypatch, capsys):
+    plan = plan_of(with_reward(monkeypatch, Silent), hardware())
+    assert plan.not_counted == ["reward mine: whatever memory and time it takes"]
+    assert json.loads(json.dumps(facts(plan)))["not_counted"] == plan.not_counted
+    show(plan)
+    assert "not counted: reward mine" in capsys.readouterr().out
+
+
+def test_the_model_that_a_reward_states_is_counted(monkeypatch):
+    config = with_reward(monkeypatch, Stating)
+    plan = plan_of(config, hardware())
+    assert not plan.not_counted
+    held = {item.name: item.bytes for item in plan.items}
+    assert held["reward mine: whole"] == 4 * (WIDTH * WIDTH + WIDTH)
+    assert held["reward mine: at work"] >= 4 * 4 * WIDTH
+    place = len(config.rewards) - 1
+    assert (f"rewards.{place}.batch=1",) in [rung.settings for rung in ladder(config, plan)]
+
+
+def test_a_reward_that_states_none_is_no_gap(monkeypatch):
+    plan, bare = (
+        plan_of(with_reward(monkeypatch, Plain), hardware()),
+        plan_of(demo_config(), hardware()),
+    )
+    assert not plan.not_counted and plan.items == bare.items
+
+
+@pytest.mark.parametrize("name", REWARDS)
+def test_every_reward_of_the_package_states_its_models_or_is_a_function(name):
+    states = REWARDS[name].models.__func__ is not Reward.models.__func__
+    assert states == (name != "function")
+
+
+# ---- engines ---------------------------------------------------------------------------------
+
+
+class ThirdConfig(Fsdp2Config):
+    name: Literal["third"] = setting("third", "an engine of somebody's own")  # type: ignore[assignment]
+
+
+class ThirdEngine(Fsdp2Engine):
+    Config: ClassVar[Any] = ThirdConfig
+    planned_by: ClassVar[str] = ""
+
+
+class AnsweringEngine(ThirdEngine):
+    planned_by: ClassVar[str] = f"{__name__}:ThirdPlan"
+
+
+class ThirdPlan(Fsdp2Plan):
+    """As FSDP2, with a buffer of its own and a change of its own."""
+
+    def update_memory(self, policy, peak, gradients, world):
+        found = super().update_memory(policy, peak, gradients, world)
+        return type(found)(found.waiting, found.working + 12345)
+
+    def host_rungs(self):
+        yield Rung(("engine.threads=2",), ("update",), Price.HOST)
+
+
+def with_engine(monkeypatch, table):
+    monkeypatch.setitem(ENGINES, "third", table)
+    return demo_config().model_copy(update={"engine": ThirdConfig()})
+
+
+def test_an_engine_that_gives_no_answers_is_refused(monkeypatch):
+    config = with_engine(monkeypatch, ThirdEngine)
+    with pytest.raises(ConfigError, match=r"engine .third. shards: set ThirdEngine\.planned_by to"):
+        plan_of(config, hardware())
+
+
+def test_an_engine_of_ones_own_answers_for_shards_and_advice(monkeypatch):
+    config = with_engine(monkeypatch, AnsweringEngine)
+    plan, as_fsdp2 = plan_of(config, hardware()), plan_of(demo_config(), hardware())
+    assert isinstance(engine_of(config), ThirdPlan)
+    assert plan.engine.startswith('third, shard "')
+    assert plan.memory_of("update") == as_fsdp2.memory_of("update") + 12345
+    mine, theirs = ([r.settings for r in ladder(c, plan)] for c in (config, demo_config()))
+    assert [settings for settings in mine if settings not in theirs] == [("engine.threads=2",)]
+
+
+# ---- domains ---------------------------------------------------------------------------------
+
+
+def test_a_domain_that_states_no_workload_is_refused(monkeypatch):
+    unplanned = type("Unplanned", (FlowDomain,), {"workload": Domain.__dict__["workload"]})
+    monkeypatch.setitem(DOMAINS, "flow", unplanned)
+    with pytest.raises(ConfigError, match="domain 'flow' computes: give its class Unplanned the"):
+        workload_of(demo_config())
+
+
+@pytest.mark.parametrize("name", DOMAINS)
+def test_a_domain_is_one_row_of_the_registry(name):
+    """Everything else is asked of its class."""
+    for answer in ("workload", "weights_in", "recognises"):
+        assert getattr(DOMAINS[name], answer).__func__ is not getattr(Domain, answer).__func__
+    assert DOMAINS[name].adapted
+    assert issubclass(FlowConfig, FlowDomain.Config)
