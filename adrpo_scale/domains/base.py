@@ -70,7 +70,7 @@ class Domain(ABC):
     adapted: ClassVar[tuple[str, ...]] = ()  # layers that adapters are put on by default
     gives: ClassVar[tuple[type[Terms], ...]]  # kinds of terms, the one that it is known for first
     folder: Path  # of the base model
-    makes_pictures: bool = False  # whether artifacts are pictures: grids and image diversities
+    medium: ClassVar[Literal["pictures", "completions"]]  # how artifacts are shown and measured
     evaluations: tuple[Mode, ...] = ("evaluation",)  # the modes that an evaluation goes through
 
     @classmethod
@@ -154,8 +154,8 @@ class Domain(ABC):
 
     @abstractmethod
     def artifacts(self, rows: Rows) -> list[Any]:
-        """What rewards and people look at, one per row: uint8 images [H, W, 3], or
-        `Completion`s."""
+        """What rewards and people look at, one per row, as the medium has it: uint8 images
+        [H, W, 3], or `Completion`s."""
 
     def is_sound(self, rows: Rows) -> Tensor:
         """bool [N] on the CPU: False for a row that nothing can be concluded from, in training and

@@ -94,7 +94,7 @@ class FlowConfig(DomainConfig):
 
 class FlowDomain(Domain):
     gives: ClassVar = (RegressionTerms,)
-    makes_pictures = True
+    medium: ClassVar[Literal["pictures", "completions"]] = "pictures"
     Config: ClassVar[type[FlowConfig]] = FlowConfig
     adapted: ClassVar[tuple[str, ...]] = ATTENTION
 

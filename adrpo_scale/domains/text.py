@@ -91,6 +91,7 @@ class TextConfig(DomainConfig):
 
 class TextDomain(Domain):
     gives: ClassVar = (LikelihoodTerms,)
+    medium: ClassVar[Literal["pictures", "completions"]] = "completions"
     evaluations: tuple[Mode, ...] = ("evaluation", "greedy")
     Config: ClassVar[type[TextConfig]] = TextConfig
     adapted: ClassVar[tuple[str, ...]] = LINEAR

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import numpy as np
-from PIL import Image
 from torch import nn
 
 from adrpo_scale.checkpoint.base import MANIFEST
@@ -20,7 +18,7 @@ from adrpo_scale.core import dist
 from adrpo_scale.core.console import console
 from adrpo_scale.core.errors import ConfigError
 from adrpo_scale.core.paths import resolve_path
-from adrpo_scale.core.types import Completion, DrawKey, Prompt
+from adrpo_scale.core.types import DrawKey, Prompt
 from adrpo_scale.data.formats import guess_format
 from adrpo_scale.data.prompt_files import load_prompts
 from adrpo_scale.domains import omni
@@ -29,14 +27,12 @@ from adrpo_scale.engines.base import Engine
 from adrpo_scale.run.build import build_domain, build_engine, specs_of
 from adrpo_scale.run.config import RunConfig
 from adrpo_scale.run.load import overridden, parse_config
-from adrpo_scale.training.grids import picture_grid
+from adrpo_scale.run.registry import DOMAINS
+from adrpo_scale.training.media import Medium, medium_of
 from adrpo_scale.training.rollout import sample_block
 from adrpo_scale.training.state import TrainingState
 
-GRID_PROMPTS = 12
-SHOWN, SHOWN_CHARACTERS = 4, 400  # completions on the terminal, and how much of each
 PIPELINE = "model_index.json"  # a diffusers pipeline has it
-COMPLETIONS = "completions.jsonl"
 # Of a plain model: settings that sampling does not use, and that must not be in its way.
 _UNUSED: dict[str, dict[str, Any]] = {
     "flow": {},
@@ -175,7 +171,7 @@ def sample(
         kind = cast(Literal["trained", "ema"], weights)
         written = sample_to(source, prompts, to, per_prompt=per_prompt, seed=seed, weights=kind)
         if dist.is_main():
-            _report(written, to)
+            _report(written, to, medium_of(DOMAINS[source.config.domain.name]))
 
 
 def sample_to(
@@ -207,8 +203,7 @@ def sample_to(
         )
     artifacts = dict(zip(rows.sample_ids_N.tolist(), domain.artifacts(rows), strict=True))
     to.mkdir(parents=True, exist_ok=True)
-    write = _write_pictures if domain.makes_pictures else _write_completions
-    return write(prompts, artifacts, per_prompt, to)
+    return medium_of(domain).write(prompts, artifacts, per_prompt, to)
 
 
 def load_asked_as_trained(file: str, trained: str) -> list[Prompt]:
@@ -217,73 +212,6 @@ def load_asked_as_trained(file: str, trained: str) -> list[Prompt]:
     return load_prompts(file, trained if is_reworded else "auto")
 
 
-def _write_pictures(
-    prompts: Sequence[Prompt], mine: Mapping[int, np.ndarray], per_prompt: int, to: Path
-) -> list[Path]:
-    for sample, picture in mine.items():
-        Image.fromarray(picture).save(to / file_name(sample, per_prompt))
-    dist.barrier()
-    return _write_overview(prompts, per_prompt, to) if dist.is_main() else []
-
-
-def _write_completions(
-    prompts: Sequence[Prompt], mine: Mapping[int, Completion], per_prompt: int, to: Path
-) -> list[Path]:
-    """One line a sample, in order, from every rank's completions by sample id."""
-    parts = dist.gather_objects(dict(mine))
-    if not dist.is_main():
-        return []
-    found = {sample: completion for part in parts for sample, completion in part.items()}
-    lines = []
-    for sample in sorted(found):
-        prompt, completion = prompts[sample // per_prompt], found[sample]
-        line: dict[str, Any] = {"prompt": prompt.text, "sample": sample % per_prompt}
-        line |= {"messages": list(prompt.messages)} if prompt.messages else {}
-        line |= {"completion": completion.text, "finished": completion.finished}
-        lines.append(json.dumps(line | {"tokens": list(completion.tokens)}, ensure_ascii=False))
-    path = to / COMPLETIONS
-    path.write_text("\n".join(lines) + "\n")
-    return [path]
-
-
-def _report(written: Sequence[Path], to: Path) -> None:
-    """What a person wants to see of it."""
-    if to / COMPLETIONS not in written:
-        _say(f"{len(written)} pictures and grid.png in {to}")
-        return
-    rows = [json.loads(line) for line in (to / COMPLETIONS).read_text().split("\n")[:-1]]
-    first = [row for row in rows if row["sample"] == 0]
-    for row in first[:SHOWN]:
-        end = "" if row["finished"] else " … (cut off)"
-        _say(f"{_short(row['prompt'])}\n  → {_short(row['completion'])}{end}")
-    finished = sum(row["finished"] for row in rows)
-    _say(f"{len(rows)} completions, {finished} of them finished, in {to / COMPLETIONS}")
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + " …"
-
-
-def _say(text: str) -> None:
-    console.print(text, highlight=False, soft_wrap=True, markup=False)
-
-
-def file_name(sample: int, per_prompt: int) -> str:
-    return f"{sample // per_prompt:05d}-{sample % per_prompt:03d}.png"
-
-
-def _write_overview(prompts: Sequence[Prompt], per_prompt: int, to: Path) -> list[Path]:
-    names = [
-        [file_name(p * per_prompt + g, per_prompt) for g in range(per_prompt)]
-        for p in range(len(prompts))
-    ]
-    lines = [
-        json.dumps({"file": name, "prompt": prompt.text})
-        for prompt, row in zip(prompts, names, strict=True)
-        for name in row
-    ]
-    (to / "samples.jsonl").write_text("\n".join(lines) + "\n")
-    shown = names[:GRID_PROMPTS]
-    images = [[np.asarray(Image.open(to / name)) for name in row] for row in shown]
-    picture_grid(images, [p.text for p in prompts[:GRID_PROMPTS]]).save(to / "grid.png")
-    return [to / name for row in names for name in row]
+def _report(written: Sequence[Path], to: Path, medium: Medium) -> None:
+    for line in medium.summary(written, to):
+        console.print(line, highlight=False, soft_wrap=True, markup=False)

@@ -97,6 +97,15 @@ class PlainReward(Reward):
         return ()
 
 
+class Embedding(ABC):
+    """Of a reward that also gives embeddings of what it is shown; an evaluation of pictures takes
+    those of the first such reward to say how much the samples of a prompt differ."""
+
+    @abstractmethod
+    def embed(self, artifacts: Sequence[Any]) -> Tensor:
+        """Float [N, D] on the CPU, not normalised."""
+
+
 def sharded_models(rewards: Sequence[Reward]) -> list[nn.Module]:
     """What `engine.sampling()` must gather before these rewards are asked."""
     return [reward.sharded for reward in rewards if reward.sharded is not None]

@@ -21,7 +21,7 @@ from adrpo_scale.engines.workload import Frozen, plain_spec
 from adrpo_scale.hub.needs import HubNeed
 from adrpo_scale.hub.shapes import config_folder
 from adrpo_scale.hub.weights import find_model
-from adrpo_scale.rewards.base import Reward, RewardConfig
+from adrpo_scale.rewards.base import Embedding, Reward, RewardConfig
 
 
 class ClipRewardConfig(RewardConfig):
@@ -112,7 +112,7 @@ class OpenClip(ClipEncoder):
         return self._model.encode_text(self._tokenizer(list(texts)).to(self._device)).float()
 
 
-class ClipReward(Reward):
+class ClipReward(Reward, Embedding):
     """100 · cosine of image and prompt embedding (arXiv 2104.08718 without its clamp at 0)."""
 
     Config: ClassVar[type[ClipRewardConfig]] = ClipRewardConfig
@@ -142,11 +142,11 @@ class ClipReward(Reward):
         self._text_cache: dict[str, Tensor] = {}
 
     @torch.no_grad()
-    def embed(self, images: Sequence[np.ndarray]) -> Tensor:
+    def embed(self, artifacts: Sequence[np.ndarray]) -> Tensor:
         """Unnormalised image embeddings, float32 [N, D] on the CPU."""
         parts = [
-            self._encoder.images([Image.fromarray(i) for i in images[k : k + self.config.batch]])
-            for k in range(0, len(images), self.config.batch)
+            self._encoder.images([Image.fromarray(i) for i in artifacts[k : k + self.config.batch]])
+            for k in range(0, len(artifacts), self.config.batch)
         ]
         return torch.cat(parts).cpu()
 

@@ -10,26 +10,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
 from adrpo_scale.core import dist
-from adrpo_scale.core.errors import ConfigError
 from adrpo_scale.core.seeding import Purpose, permutation
 from adrpo_scale.core.settings import Effect, Section, setting
 from adrpo_scale.core.types import DrawKey, Prompt, Rewards, Rows
 from adrpo_scale.domains.base import Domain, Mode, Reference
 from adrpo_scale.engines.base import Engine
 from adrpo_scale.rewards.base import Reward, sharded_models
-from adrpo_scale.training.diversity import mean_pairwise_cosine, mean_pairwise_l2
-from adrpo_scale.training.grids import picture_grid
+from adrpo_scale.training.media import Samples, medium_of
 from adrpo_scale.training.rollout import gather_rewards, nothing, sample_block, score_block
 
-THUMBNAIL = 64  # pixels; pixel diversity is measured on pictures reduced to this
-GRID_COLUMNS = 6
-GRID_ROWS = 6
 EVALUATION = -1  # the "iteration" of draws that must be the same at every evaluation
 
 
@@ -76,15 +70,10 @@ class Evaluator:
         fewer samples than there are ranks."""
         self.config, self.domain, self.engine, self.chunk = config, domain, engine, chunk
         self.rewards, self.trained_on, self.frozen = rewards, trained_on, frozen
+        self.medium = medium_of(domain)
         self.splits = {name: self._choose(prompts) for name, prompts in splits.items() if prompts}
         for name, prompts in self.splits.items():
-            samples = len(prompts) * config.samples_per_prompt
-            if domain.makes_pictures and samples < dist.world_size():
-                raise ConfigError(
-                    f"evaluation of {name}: {len(prompts)} prompts × {config.samples_per_prompt} "
-                    f"samples are fewer than the {dist.world_size()} processes; raise "
-                    "evaluation.samples_per_prompt"
-                )
+            self.medium.check(len(prompts), config.samples_per_prompt, name)
 
     def _choose(self, prompts: Sequence[Prompt]) -> list[Prompt]:
         order = permutation(len(prompts), self.config.seed, int(Purpose.EVALUATION)).tolist()
@@ -122,11 +111,10 @@ class Evaluator:
             _, best = self._score(greedy, prompts, 1, check)
             metrics = greedy_metrics(metrics, reward_planes(best, self.trained_on, True))
         metrics |= {name: finite_mean(values) for name, values in gather_values(measured).items()}
-        grid = None
-        if self.domain.makes_pictures:
-            metrics |= self._diversity_metrics(artifacts, len(prompts), size)
-            grid = image_grid(rows, artifacts, prompts, planes["reward"])
-        return Result(metrics, grid)
+        samples = Samples(rows, artifacts, prompts, planes["reward"])
+        found = self.medium.measure(samples, self.rewards)
+        metrics |= {name: finite_mean(values) for name, values in found.items()}
+        return Result(metrics, self.medium.grid(samples))
 
     def _sample(
         self,
@@ -163,19 +151,6 @@ class Evaluator:
             for name, values in self.domain.divergence_metrics(terms).items():
                 parts.setdefault(name, []).append(values.double().cpu())
         return {name: torch.cat(values) for name, values in parts.items()}
-
-    def _diversity_metrics(
-        self, images: Sequence[np.ndarray], prompts: int, size: int
-    ) -> dict[str, tuple[float, int]]:
-        """Needs the samples in order of their ids, as blocks are."""
-        thumbnails = dist.gather_rows(pixels(images)).unflatten(0, (prompts, size))
-        found = {"pixel_diversity": mean_pairwise_l2(thumbnails / 255.0)}
-        embedder = next((r for r in self.rewards if hasattr(r, "embed")), None)
-        if embedder is not None:
-            features = dist.gather_rows(embedder.embed(images)).unflatten(0, (prompts, size))
-            found["clip_diversity_l2"] = mean_pairwise_l2(features)
-            found["clip_diversity_cosine"] = mean_pairwise_cosine(features)
-        return {name: finite_mean(values) for name, values in found.items()}
 
 
 def numbers_of(results: Mapping[str, Result]) -> list[dict[str, Any]]:
@@ -223,36 +198,3 @@ def finite_mean(values: Tensor) -> tuple[float, int]:
     """(mean of the finite values, their number); (nan, 0) without any."""
     finite = values[values.isfinite()]
     return (float(finite.double().mean()), finite.numel()) if finite.numel() else (float("nan"), 0)
-
-
-def pixels(images: Sequence[np.ndarray]) -> Tensor:
-    """uint8 [N, h·w·3] of the pictures, reduced to at most THUMBNAIL pixels a side."""
-    flat = []
-    for image in images:
-        picture = Image.fromarray(image)
-        picture.thumbnail((THUMBNAIL, THUMBNAIL))
-        flat.append(torch.from_numpy(np.asarray(picture).copy()).flatten())
-    return torch.stack(flat)
-
-
-def image_grid(
-    rows: Rows, images: Sequence[Any], prompts_P: Sequence[Prompt], rewards_PG: Tensor
-) -> Image.Image | None:
-    """Picture grid of the first prompts and samples, on rank 0; None elsewhere. Collective.
-
-    rewards_PG: [P, G], the number below each picture."""
-    size = rewards_PG.shape[1]
-    shown = [
-        (int(s), images[n])
-        for n, s in enumerate(rows.sample_ids_N)
-        if int(s) // size < GRID_ROWS and int(s) % size < GRID_COLUMNS
-    ]
-    every = dict(pair for part in dist.gather_objects(shown) for pair in part)
-    if not dist.is_main():
-        return None
-    n_prompts, columns = min(GRID_ROWS, len(prompts_P)), min(GRID_COLUMNS, size)
-    return picture_grid(
-        [[every[p * size + g] for g in range(columns)] for p in range(n_prompts)],
-        [prompt.text for prompt in prompts_P[:n_prompts]],
-        rewards_PG[:n_prompts, :columns].tolist(),
-    )

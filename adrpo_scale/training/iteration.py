@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -15,14 +15,13 @@ from adrpo_scale.algorithms.group_relative import GroupRelative
 from adrpo_scale.algorithms.terms import Terms
 from adrpo_scale.algorithms.tokens import per_row
 from adrpo_scale.core import dist
-from adrpo_scale.core.types import Completion, Credit, Prompt, Rewards, Rows
+from adrpo_scale.core.types import Credit, Rewards
 from adrpo_scale.training.batches import MicroBatch
+from adrpo_scale.training.media import Measured
 
 SMALL_ADVANTAGE = 0.05
 MANY_DEGENERATE = 0.5
 MANY_TRUNCATED = 0.5
-
-Measured = tuple[float | None, float | None]
 
 
 class Tally:
@@ -93,47 +92,6 @@ def row_record(metrics: Mapping[str, Tensor]) -> dict[str, float]:
     sums = torch.stack([torch.stack([v.sum(), torch.tensor(len(v))]) for v in metrics.values()])
     totals = dist.all_sum(sums.double()).tolist()
     return {name: total / n for name, (total, n) in zip(metrics, totals, strict=True)}
-
-
-def completion_table(
-    rows: Rows,
-    completions: Sequence[Completion],
-    prompts_P: Sequence[Prompt],
-    rewards: Rewards,
-    credit: Credit,
-    measured: Mapping[int, Measured],
-) -> list[dict[str, Any]] | None:
-    """One record per sample of the iteration, on rank 0; None elsewhere. Collective.
-
-    measured: this rank's `Tally.measured`."""
-    ids = rows.sample_ids_N.tolist()
-    mine = dict(zip(ids, completions, strict=True))
-    written = {s: c for part in dist.gather_objects(mine) for s, c in part.items()}
-    numbers = {s: m for part in dist.gather_objects(dict(measured)) for s, m in part.items()}
-    if not dist.is_main():
-        return None
-    size = rewards.total_PG.shape[1]
-    planes = dict(zip(rewards.names, rewards.per_reward_RPG.flatten(1).tolist(), strict=True))
-    table = []
-    for sample in sorted(written):
-        prompt, completion = prompts_P[sample // size], written[sample]
-        divergence, entropy = numbers.get(sample, (None, None))
-        table.append(
-            {
-                "sample": sample,
-                "prompt_id": prompt.id,
-                "prompt": prompt.text,
-                "completion": completion.text,
-                "tokens": len(completion.tokens),
-                "finished": completion.finished,
-                **{f"reward_{name}": plane[sample] for name, plane in planes.items()},
-                "advantage": float(credit.advantage[sample]),
-                "beta": float(credit.beta[sample]),
-                "divergence": divergence,
-                "entropy": entropy,
-            }
-        )
-    return table
 
 
 def credit_record(rewards: Rewards, credit: Credit) -> dict[str, Any]:

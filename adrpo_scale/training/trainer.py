@@ -28,15 +28,15 @@ from adrpo_scale.domains.base import Domain, Reference
 from adrpo_scale.engines.base import Engine, OptimizerConfig
 from adrpo_scale.rewards.base import Reward, sharded_models
 from adrpo_scale.training.batches import Minibatch, build_minibatches, receive
-from adrpo_scale.training.evaluator import Evaluator, image_grid, numbers_of
+from adrpo_scale.training.evaluator import Evaluator, numbers_of
 from adrpo_scale.training.iteration import (
     Tally,
-    completion_table,
     credit_record,
     row_record,
     warnings_of,
 )
 from adrpo_scale.training.limits import Limits
+from adrpo_scale.training.media import Samples, medium_of
 from adrpo_scale.training.metrics import LoggingConfig, MetricsLog, is_due
 from adrpo_scale.training.rollout import gather_rewards, gather_sizes, sample_block, score_block
 from adrpo_scale.training.saver import Saver
@@ -285,16 +285,16 @@ class Trainer:
 
     def _show(self, scored: Scored, credit: Credit, tally: Tally) -> None:
         """Pictures or completions of the iteration, for people to look at."""
-        done, every = self.counters.iteration, self.logging
-        rows, artifacts, prompts_P = scored.rows, scored.artifacts, scored.prompts_P
-        if self.domain.makes_pictures and is_due(every.pictures_every, done):
-            grid = image_grid(rows, artifacts, prompts_P, scored.rewards.total_PG)
-            self.log.picture("rollouts", grid, done)
-        if not self.domain.makes_pictures and is_due(every.completions_every, done):
-            table = completion_table(
-                rows, artifacts, prompts_P, scored.rewards, credit, tally.measured()
-            )
-            self.log.completions(table, done, every.completions_megabytes)
+        rewards = scored.rewards
+        medium_of(self.domain).show(
+            self.log,
+            self.logging,
+            self.counters.iteration,
+            Samples(scored.rows, scored.artifacts, scored.prompts_P, rewards.total_PG),
+            rewards,
+            credit,
+            tally.measured(),
+        )
 
     def _maybe_evaluate(self) -> bool:
         """Whether it evaluated. Not again where the run resumes from just after an evaluation."""

@@ -11,8 +11,9 @@ from typer.testing import CliRunner
 from adrpo_scale.checkpoint.locate import open_checkpoint
 from adrpo_scale.cli import main as cli
 from adrpo_scale.core.errors import CheckpointError, ConfigError, ModelNotFoundError
-from adrpo_scale.evaluation.sample import COMPLETIONS, find_source, kind_of, sample_to
+from adrpo_scale.evaluation.sample import find_source, kind_of, sample_to
 from adrpo_scale.run.build import build_trainer
+from adrpo_scale.training.media import COMPLETIONS
 from tests.support.ranks import run_ranks
 from tests.support.tiny_text import PROMPTS, WORDS, save_prompts, save_tiny, text_config
 

@@ -21,7 +21,7 @@ from adrpo_scale.checkpoint.locate import open_checkpoint
 from adrpo_scale.cluster.preflight.estimate import trained_elements
 from adrpo_scale.domains.audio import example_clip
 from adrpo_scale.domains.omni import SPEAKERS, thinker_name
-from adrpo_scale.evaluation.sample import COMPLETIONS, find_source, kind_of, sample_to
+from adrpo_scale.evaluation.sample import find_source, kind_of, sample_to
 from adrpo_scale.export import folder, transformers_layout, verify
 from adrpo_scale.export import omni_layout as hearing_layout
 from adrpo_scale.export.adapter import PEFT_FILE
@@ -30,6 +30,7 @@ from adrpo_scale.export.exporter import export
 from adrpo_scale.export.stored import StoredTensors, is_same
 from adrpo_scale.run.build import build_domain, build_trainer
 from adrpo_scale.run.load import parse_config
+from adrpo_scale.training.media import COMPLETIONS
 from tests.support.exported import refused, tensors_of, trained
 from tests.support.plain_processes import plain_processes
 from tests.support.tiny_audio import PROMPTS, audio_config, save_full, save_prompts, save_thinker

@@ -22,7 +22,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from adrpo_scale.checkpoint.locate import open_checkpoint
 from adrpo_scale.core.types import Prompt
-from adrpo_scale.evaluation.sample import COMPLETIONS, find_source, sample_to
+from adrpo_scale.evaluation.sample import find_source, sample_to
 from adrpo_scale.export import folder, transformers_layout, verify
 from adrpo_scale.export.adapter import PEFT_FILE
 from adrpo_scale.export.base import Request
@@ -30,6 +30,7 @@ from adrpo_scale.export.exporter import export
 from adrpo_scale.export.transformers_layout import is_class, with_system
 from adrpo_scale.run.build import build_domain, build_trainer
 from adrpo_scale.run.load import parse_config
+from adrpo_scale.training.media import COMPLETIONS
 from tests.support.exported import refused, tensors_of, trained
 from tests.support.plain_processes import plain_processes
 from tests.support.tiny_text import (

@@ -1,4 +1,6 @@
-"""Picture grids: one row a prompt, the prompt above the row, the reward below each picture."""
+"""Pictures: grids of them (one row a prompt, the prompt above the row, the reward below each
+picture), and how much the samples of one prompt differ, as the mean distance over all pairs. Pure
+functions."""
 
 from __future__ import annotations
 
@@ -6,11 +8,15 @@ import textwrap
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+from torch.nn.functional import normalize
 
 CELL = 128  # pixels; smaller pictures are enlarged without smoothing
 GAP = 4
 LINE = 14
+THUMBNAIL = 64  # pixels; pixel diversity is measured on pictures reduced to this
 
 
 def picture_grid(
@@ -45,3 +51,27 @@ def fitted(image: np.ndarray) -> Image.Image:
     picture = Image.fromarray(image)
     method = Image.Resampling.NEAREST if max(picture.size) < CELL else Image.Resampling.LANCZOS
     return picture.resize((CELL, CELL), method)
+
+
+def pixels(images: Sequence[np.ndarray]) -> Tensor:
+    """uint8 [N, h·w·3] of the pictures, reduced to at most THUMBNAIL pixels a side."""
+    flat = []
+    for image in images:
+        picture = Image.fromarray(image)
+        picture.thumbnail((THUMBNAIL, THUMBNAIL))
+        flat.append(torch.from_numpy(np.asarray(picture).copy()).flatten())
+    return torch.stack(flat)
+
+
+def mean_pairwise_l2(features_PGD: Tensor) -> Tensor:
+    """[P]: mean Euclidean distance over the G·(G - 1)/2 pairs of each group; G ≥ 2."""
+    return torch.stack([torch.pdist(group).mean() for group in features_PGD.float()])
+
+
+def mean_pairwise_cosine(features_PGD: Tensor) -> Tensor:
+    """[P]: mean of 1 - cosine over the pairs of each group; G ≥ 2."""
+    unit = normalize(features_PGD.double(), dim=2)
+    size = unit.shape[1]
+    # Σ over ordered pairs of a·b = |Σ a|² - Σ |a|²
+    pair_sum = unit.sum(1).square().sum(1) - unit.square().sum((1, 2))
+    return 1 - pair_sum / (size * (size - 1))

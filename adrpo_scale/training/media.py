@@ -1,0 +1,281 @@
+"""Media: how what a domain makes is shown, measured and written. A domain names one of them
+(`Domain.medium`); the loop, evaluations and `sample` ask the medium and never which one it is.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from adrpo_scale.core import dist
+from adrpo_scale.core.errors import ConfigError
+from adrpo_scale.core.types import Completion, Credit, Prompt, Rewards, Rows
+from adrpo_scale.domains.base import Domain
+from adrpo_scale.rewards.base import Embedding, Reward
+from adrpo_scale.training.metrics import LoggingConfig, MetricsLog, is_due
+from adrpo_scale.training.pictures import (
+    mean_pairwise_cosine,
+    mean_pairwise_l2,
+    picture_grid,
+    pixels,
+)
+
+GRID_COLUMNS = 6
+GRID_ROWS = 6
+WRITTEN_ROWS = 12  # prompts of the grid that `sample` writes
+COMPLETIONS = "completions.jsonl"
+SHOWN, SHOWN_CHARACTERS = 4, 400  # completions in a summary, and how much of each
+
+Measured = tuple[float | None, float | None]
+"""Of a sample that was trained on: divergence and entropy."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """This rank's samples of some prompts. artifacts: as `Domain.artifacts` gives them, by row.
+    rewards_PG: of every rank's, the number that is shown with a sample."""
+
+    rows: Rows
+    artifacts: Sequence[Any]
+    prompts_P: Sequence[Prompt]
+    rewards_PG: Tensor
+
+
+class Medium(ABC):
+    """Every method but `check` and `summary` is collective."""
+
+    def check(self, prompts: int, per_prompt: int, split: str) -> None:
+        """Raises ConfigError where a split's samples are too few for the processes."""
+        return None
+
+    @abstractmethod
+    def show(
+        self,
+        log: MetricsLog,
+        every: LoggingConfig,
+        iteration: int,
+        samples: Samples,
+        rewards: Rewards,
+        credit: Credit,
+        measured: Mapping[int, Measured],
+    ) -> None:
+        """Writes an iteration's samples for people to look at, where that is due. measured: of this
+        rank's samples, by id."""
+
+    def grid(self, samples: Samples) -> Image.Image | None:
+        """An evaluation's samples as one picture, on rank 0; None where there is no such thing."""
+        return None
+
+    def measure(self, samples: Samples, judges: Sequence[Reward]) -> dict[str, Tensor]:
+        """What an evaluation says of the samples beside their rewards, [P] by name. The samples are
+        in the order of their ids. judges: the run's rewards."""
+        return {}
+
+    @abstractmethod
+    def write(
+        self, prompts_P: Sequence[Prompt], mine: Mapping[int, Any], per_prompt: int, to: Path
+    ) -> list[Path]:
+        """Writes what `sample` made. mine: this rank's artifacts by sample id. Returns, on rank 0,
+        the files that hold them."""
+
+    @abstractmethod
+    def summary(self, written: Sequence[Path], to: Path) -> list[str]:
+        """Lines for a person on what was written."""
+
+
+class Pictures(Medium):
+    """Artifacts are uint8 [H, W, 3]."""
+
+    def check(self, prompts: int, per_prompt: int, split: str) -> None:
+        if prompts * per_prompt < dist.world_size():  # a rank without one has nothing to gather
+            raise ConfigError(
+                f"evaluation of {split}: {prompts} prompts × {per_prompt} samples are fewer than "
+                f"the {dist.world_size()} processes; raise evaluation.samples_per_prompt"
+            )
+
+    def show(
+        self,
+        log: MetricsLog,
+        every: LoggingConfig,
+        iteration: int,
+        samples: Samples,
+        rewards: Rewards,
+        credit: Credit,
+        measured: Mapping[int, Measured],
+    ) -> None:
+        if is_due(every.pictures_every, iteration):
+            log.picture("rollouts", self.grid(samples), iteration)
+
+    def grid(self, samples: Samples) -> Image.Image | None:
+        """The first prompts and samples, the reward below each picture."""
+        size = samples.rewards_PG.shape[1]
+        shown = [
+            (int(s), samples.artifacts[n])
+            for n, s in enumerate(samples.rows.sample_ids_N)
+            if int(s) // size < GRID_ROWS and int(s) % size < GRID_COLUMNS
+        ]
+        every = dict(pair for part in dist.gather_objects(shown) for pair in part)
+        if not dist.is_main():
+            return None
+        rows, columns = min(GRID_ROWS, len(samples.prompts_P)), min(GRID_COLUMNS, size)
+        return picture_grid(
+            [[every[p * size + g] for g in range(columns)] for p in range(rows)],
+            [prompt.text for prompt in samples.prompts_P[:rows]],
+            samples.rewards_PG[:rows, :columns].tolist(),
+        )
+
+    def measure(self, samples: Samples, judges: Sequence[Reward]) -> dict[str, Tensor]:
+        """Diversities: of pixels, and of the first embedding that a reward gives."""
+        shape = tuple(samples.rewards_PG.shape)
+        thumbnails = dist.gather_rows(pixels(samples.artifacts)).unflatten(0, shape)
+        found = {"pixel_diversity": mean_pairwise_l2(thumbnails / 255.0)}
+        judge = next((reward for reward in judges if isinstance(reward, Embedding)), None)
+        if judge is not None:
+            features = dist.gather_rows(judge.embed(samples.artifacts)).unflatten(0, shape)
+            found["clip_diversity_l2"] = mean_pairwise_l2(features)
+            found["clip_diversity_cosine"] = mean_pairwise_cosine(features)
+        return found
+
+    def write(
+        self, prompts_P: Sequence[Prompt], mine: Mapping[int, Any], per_prompt: int, to: Path
+    ) -> list[Path]:
+        """PROMPT-SAMPLE.png files; on rank 0 also grid.png and samples.jsonl."""
+        for sample, picture in mine.items():
+            Image.fromarray(picture).save(to / picture_name(sample, per_prompt))
+        dist.barrier()
+        if not dist.is_main():
+            return []
+        names = [
+            [picture_name(p * per_prompt + g, per_prompt) for g in range(per_prompt)]
+            for p in range(len(prompts_P))
+        ]
+        lines = [
+            json.dumps({"file": name, "prompt": prompt.text})
+            for prompt, row in zip(prompts_P, names, strict=True)
+            for name in row
+        ]
+        (to / "samples.jsonl").write_text("\n".join(lines) + "\n")
+        shown = names[:WRITTEN_ROWS]
+        images = [[np.asarray(Image.open(to / name)) for name in row] for row in shown]
+        picture_grid(images, [p.text for p in prompts_P[:WRITTEN_ROWS]]).save(to / "grid.png")
+        return [to / name for row in names for name in row]
+
+    def summary(self, written: Sequence[Path], to: Path) -> list[str]:
+        return [f"{len(written)} pictures and grid.png in {to}"]
+
+
+def picture_name(sample: int, per_prompt: int) -> str:
+    return f"{sample // per_prompt:05d}-{sample % per_prompt:03d}.png"
+
+
+class Completions(Medium):
+    """Artifacts are `Completion`s."""
+
+    def show(
+        self,
+        log: MetricsLog,
+        every: LoggingConfig,
+        iteration: int,
+        samples: Samples,
+        rewards: Rewards,
+        credit: Credit,
+        measured: Mapping[int, Measured],
+    ) -> None:
+        if is_due(every.completions_every, iteration):
+            table = completion_table(samples, rewards, credit, measured)
+            log.completions(table, iteration, every.completions_megabytes)
+
+    def write(
+        self, prompts_P: Sequence[Prompt], mine: Mapping[int, Any], per_prompt: int, to: Path
+    ) -> list[Path]:
+        """completions.jsonl: one line a sample, in order, from every rank's."""
+        found = gathered(mine)
+        if not dist.is_main():
+            return []
+        lines = []
+        for sample in sorted(found):
+            prompt, completion = prompts_P[sample // per_prompt], found[sample]
+            line: dict[str, Any] = {"prompt": prompt.text, "sample": sample % per_prompt}
+            line |= {"messages": list(prompt.messages)} if prompt.messages else {}
+            line |= {"completion": completion.text, "finished": completion.finished}
+            lines.append(json.dumps(line | {"tokens": list(completion.tokens)}, ensure_ascii=False))
+        path = to / COMPLETIONS
+        path.write_text("\n".join(lines) + "\n")
+        return [path]
+
+    def summary(self, written: Sequence[Path], to: Path) -> list[str]:
+        rows = [json.loads(line) for line in (to / COMPLETIONS).read_text().split("\n")[:-1]]
+        first = [row for row in rows if row["sample"] == 0]
+        lines = []
+        for row in first[:SHOWN]:
+            end = "" if row["finished"] else " … (cut off)"
+            lines.append(f"{_short(row['prompt'])}\n  → {_short(row['completion'])}{end}")
+        finished = sum(row["finished"] for row in rows)
+        count = f"{len(rows)} completions, {finished} of them finished"
+        return [*lines, f"{count}, in {to / COMPLETIONS}"]
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + " …"
+
+
+def gathered(mine: Mapping[int, Any]) -> dict[int, Any]:
+    """Every rank's values by sample id, on rank 0. Collective."""
+    return {sample: v for part in dist.gather_objects(dict(mine)) for sample, v in part.items()}
+
+
+def completion_table(
+    samples: Samples, rewards: Rewards, credit: Credit, measured: Mapping[int, Measured]
+) -> list[dict[str, Any]] | None:
+    """One record per sample of the iteration, on rank 0; None elsewhere. Collective.
+
+    measured: this rank's `Tally.measured`."""
+    ids = samples.rows.sample_ids_N.tolist()
+    written: dict[int, Completion] = gathered(dict(zip(ids, samples.artifacts, strict=True)))
+    numbers = gathered(measured)
+    if not dist.is_main():
+        return None
+    size = rewards.total_PG.shape[1]
+    planes = dict(zip(rewards.names, rewards.per_reward_RPG.flatten(1).tolist(), strict=True))
+    table = []
+    for sample in sorted(written):
+        prompt, completion = samples.prompts_P[sample // size], written[sample]
+        divergence, entropy = numbers.get(sample, (None, None))
+        table.append(
+            {
+                "sample": sample,
+                "prompt_id": prompt.id,
+                "prompt": prompt.text,
+                "completion": completion.text,
+                "tokens": len(completion.tokens),
+                "finished": completion.finished,
+                **{f"reward_{name}": plane[sample] for name, plane in planes.items()},
+                "advantage": float(credit.advantage[sample]),
+                "beta": float(credit.beta[sample]),
+                "divergence": divergence,
+                "entropy": entropy,
+            }
+        )
+    return table
+
+
+MEDIA: Mapping[str, Medium] = {"pictures": Pictures(), "completions": Completions()}
+
+
+def medium_of(domain: Domain | type[Domain]) -> Medium:
+    """Raises ConfigError for a domain that names none of them."""
+    name = domain.medium
+    if name not in MEDIA:
+        raise ConfigError(
+            f"{domain}.medium = {name!r}: expected one of {', '.join(MEDIA)}; write a class of "
+            "adrpo_scale.training.media.Medium for another and add it to MEDIA there"
+        )
+    return MEDIA[name]
