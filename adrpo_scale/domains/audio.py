@@ -105,7 +105,7 @@ class AudioDomain(TextDomain):
 
     @classmethod
     def recognises(cls, model: Published) -> bool:
-        return model.model_type in omni.TYPES
+        return model.model_type() in omni.TYPES
 
     @classmethod
     def weights_in(cls, folder: Path) -> SafetensorsFolder:

@@ -56,10 +56,11 @@ class DomainConfig(Section):
 @dataclass(frozen=True)
 class Published:
     """A model's folder or hub id, as far as it is known without bringing anything here. has:
-    whether a file of this name lies in it. model_type: config.json's, None where it has none."""
+    whether a file of this name lies in it. model_type: config.json's, None where it has none, or
+    where nobody can be asked."""
 
     has: Callable[[str], bool]
-    model_type: str | None
+    model_type: Callable[[], str | None]
 
 
 class Domain(ABC):
@@ -75,7 +76,8 @@ class Domain(ABC):
 
     @classmethod
     def recognises(cls, model: Published) -> bool:
-        """Whether a model that somebody names without a config is one of this domain's."""
+        """Whether a model that somebody names without a config is one of this domain's. Where
+        several say so, the one that stands last in the registry has it."""
         return False
 
     @classmethod

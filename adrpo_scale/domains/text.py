@@ -98,7 +98,7 @@ class TextDomain(Domain):
 
     @classmethod
     def recognises(cls, model: Published) -> bool:
-        return model.model_type is not None
+        return model.model_type() is not None
 
     @classmethod
     def published(cls, model: str) -> dict[str, Any]:

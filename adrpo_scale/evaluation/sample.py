@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -21,79 +23,79 @@ from adrpo_scale.core.paths import resolve_path
 from adrpo_scale.core.types import DrawKey, Prompt
 from adrpo_scale.data.formats import guess_format
 from adrpo_scale.data.prompt_files import load_prompts
-from adrpo_scale.domains import omni
-from adrpo_scale.domains.base import Domain
-from adrpo_scale.engines.base import Engine
-from adrpo_scale.run.build import build_domain, build_engine, specs_of
-from adrpo_scale.run.config import RunConfig
-from adrpo_scale.run.load import overridden, parse_config
-from adrpo_scale.run.registry import DOMAINS
+from adrpo_scale.domains.base import Domain, Published
+from adrpo_scale.engines.base import Engine, OptimizerConfig
+from adrpo_scale.run.build import build_domain, specs_of
+from adrpo_scale.run.config import RunConfig, SampleConfig
+from adrpo_scale.run.load import overridden, parse_config, parsed
+from adrpo_scale.run.registry import DOMAINS, ENGINES
 from adrpo_scale.training.media import Medium, medium_of
 from adrpo_scale.training.rollout import sample_block
 from adrpo_scale.training.state import TrainingState
 
-PIPELINE = "model_index.json"  # a diffusers pipeline has it
-# Of a plain model: settings that sampling does not use, and that must not be in its way.
-_UNUSED: dict[str, dict[str, Any]] = {
-    "flow": {},
-    "text": {"rollout": {"max_new_tokens": 1}},
-    "audio": {"rollout": {"max_new_tokens": 1}},
-}
-Model = Literal["flow", "text", "audio"]
+MARKS = ("model_index.json", "config.json")  # one of them lies in every model that is cached
+UNKNOWN = "text"  # the domain of a hub id that nobody recognises: it has the words for it
 
 
 @dataclass(frozen=True)
 class Source:
-    """What is sampled from: settings, and the checkpoint, or None of a plain model."""
+    """What is sampled from. run, reader: the run's whole config and the checkpoint; None of a plain
+    model."""
 
-    config: RunConfig
-    reader: Reader | None
+    config: SampleConfig
+    run: RunConfig | None = None
+    reader: Reader | None = None
 
 
-def find_source(run_or_model: str, prompts: Path) -> Source:
-    """A run (RUN or RUN@iteration), a checkpoint folder, or a model with settings for sampling.
+def find_source(run_or_model: str, overrides: Sequence[str] = ()) -> Source:
+    """A run (RUN or RUN@iteration), a checkpoint folder, or a model as it was published.
 
-    ConfigError for a folder that is none of them.
+    overrides: of its settings. ConfigError for a folder that is none of them.
     """
     kind = kind_of(run_or_model)
     if kind == "run":
-        reader = open_checkpoint(run_or_model)
-        return Source(parse_config(reader.manifest.document["config"]), reader)
-    return Source(
-        parse_config(
-            {
-                "domain": {"name": kind, "model": run_or_model, "train": "full"} | _UNUSED[kind],
-                "algorithm": {"name": "raft"},  # not used: nothing is trained
-                "rewards": [{"kind": "function", "path": "not:used"}],
-                "prompts": {"train": str(prompts)},
-            }
-        ),
-        None,
-    )
+        return run_source(open_checkpoint(run_or_model), overrides)
+    return model_source(run_or_model, kind, overrides)
 
 
-def kind_of(name: str) -> Literal["run"] | Model:
-    """What a name stands for: a run or checkpoint, or a model, by the domain that samples from it.
+def run_source(reader: Reader, overrides: Sequence[str] = ()) -> Source:
+    """A run's checkpoint, with further settings."""
+    config = overridden(parse_config(reader.manifest.document["config"]), overrides)
+    return Source(config.sampling, config, reader)
+
+
+def model_source(model: str, domain: str, overrides: Sequence[str] = ()) -> Source:
+    """A model as it was published, by the domain that samples from it."""
+    section = {"name": domain} | DOMAINS[domain].published(model)
+    return Source(overridden(parsed(SampleConfig, {"domain": section}), overrides))
+
+
+def kind_of(name: str) -> str:
+    """What a name stands for: "run" for a run or checkpoint, or a model, by its domain's name.
 
     By what lies in the folder; of a hub id, by the files that the hub or its cache lists.
     ConfigError for a folder in which none of these lies.
     """
     folder = _local_folder(name)
     if folder is None:
-        return _kind_on_hub(name)
-    if (folder / PIPELINE).is_file():
-        return "flow"
+        return _domain_of(_on_hub(name)) or UNKNOWN
     if any((folder / name).exists() for name in (MANIFEST, CHECKPOINTS, TRAJECTORY)):
         return "run"
+    found = _domain_of(_in_folder(folder))
+    if found is not None:
+        return found
     if (folder / "config.json").is_file():
-        # Both a run and a language model have a config.json; only the model's has a type.
-        said = _model_type(folder / "config.json")
-        return "run" if said is None else _domain_of(said)
+        return "run"  # both a run and a model have one; only the model's has a type
     what = "adapters alone" if (folder / "adapter_config.json").is_file() else "none of them"
     raise ConfigError(
         f"{name!r}: expected a run, a checkpoint, a diffusers pipeline or a language model, but "
         f"{folder} holds {what}; to sample from adapters, name their run"
     )
+
+
+def _domain_of(model: Published) -> str | None:
+    """The domain that recognises a model; of several the last, which is the more special one."""
+    return next((name for name in reversed([*DOMAINS]) if DOMAINS[name].recognises(model)), None)
 
 
 def _local_folder(name: str) -> Path | None:
@@ -107,35 +109,54 @@ def _local_folder(name: str) -> Path | None:
     return None
 
 
+def _in_folder(folder: Path) -> Published:
+    return Published(
+        lambda file: (folder / file).is_file(), lambda: _model_type(folder / "config.json")
+    )
+
+
 def _model_type(config: Path) -> str | None:
     """Of a model's config.json; None for that of a run."""
     try:
-        said = json.loads(config.read_text()).get("model_type")
-    except ValueError:  # half written: what reads it next has the words for it
+        stated = json.loads(config.read_text()).get("model_type")
+    except (OSError, ValueError):  # not there, or half written: what reads it has the words for it
         return None
-    return said if isinstance(said, str) else None
+    return stated if isinstance(stated, str) else None
 
 
-def _domain_of(model_type: str | None) -> Model:
-    return "audio" if model_type in omni.TYPES else "text"
-
-
-def _kind_on_hub(name: str) -> Model:
+def _on_hub(name: str) -> Published:
     """Asks for the list of files and the model's type alone: a file that is brought would make a
-    half model's folder."""
+    half model's folder. What lies in the cache is looked at first."""
     from huggingface_hub import file_exists, model_info, try_to_load_from_cache
 
-    try:
-        pipeline, config = (try_to_load_from_cache(name, f) for f in (PIPELINE, "config.json"))
-        if isinstance(pipeline, str):
-            return "flow"
-        if isinstance(config, str):
-            return _domain_of(_model_type(Path(config)))
-        if file_exists(name, PIPELINE):
-            return "flow"
-        return _domain_of((model_info(name).config or {}).get("model_type"))
-    except Exception:  # which one differs between the hub's clients
-        return "text"  # no such model, or nobody to ask: what loads it has the words for it
+    def cached(file: str) -> Path | None:
+        found = try_to_load_from_cache(name, file)
+        return Path(found) if isinstance(found, str) else None
+
+    def asked(question: Callable[..., Any], *given: Any) -> Any:
+        with suppress(Exception):  # no such model, or nobody to ask: which one differs by client
+            return question(*given)
+        return None
+
+    is_here = any(cached(file) for file in MARKS)
+
+    @cache
+    def model_type() -> str | None:
+        config = cached("config.json")
+        if is_here:
+            return None if config is None else _model_type(config)
+        info = asked(model_info, name)
+        return None if info is None else (info.config or {}).get("model_type")
+
+    def has(file: str) -> bool:
+        return cached(file) is not None if is_here else bool(asked(file_exists, name, file))
+
+    return Published(has, model_type)
+
+
+def sampling_engine(config: SampleConfig) -> Engine:
+    """Nothing is trained, so neither the optimizer nor the seed is used."""
+    return ENGINES[config.engine.name](config.engine, OptimizerConfig(), 0)  # type: ignore[call-arg]
 
 
 def load_policy(
@@ -146,7 +167,8 @@ def load_policy(
     if reader is None:
         spec = domain.reference_spec() or domain.policy_spec()
         return engine.build_frozen(spec)
-    spec, _ = specs_of(domain, source.config, origin_of(reader))
+    assert source.run is not None
+    spec, _ = specs_of(domain, source.run, origin_of(reader))
     policy = engine.build_policy(spec)
     part = "policy" if weights == "trained" else "ema"
     TrainingState(engine, None).load(part, engine.trained_slices(), reader)
@@ -163,9 +185,8 @@ def sample(
     weights: str,
     overrides: Sequence[str],
 ) -> None:
-    """The verb: joins the process group, and writes the pictures or completions."""
-    source = find_source(run_or_model, prompts)
-    source = replace(source, config=overridden(source.config, overrides))
+    """The command: joins the process group, and writes the pictures or completions."""
+    source = find_source(run_or_model, overrides)
     engine = source.config.engine
     with dist.process_group(engine.torch_device(), engine.timeout_seconds):
         kind = cast(Literal["trained", "ema"], weights)
@@ -186,8 +207,9 @@ def sample_to(
     """Writes PROMPT-SAMPLE.png files, grid.png and samples.jsonl into `to`, or completions.jsonl;
     returns the paths of the pictures, or of that file, on rank 0. Collective."""
     config = source.config
-    prompts = load_asked_as_trained(str(prompts_file), config.prompts.format)
-    domain, engine = build_domain(config), build_engine(config)
+    trained = source.run.prompts.format if source.run is not None else "auto"
+    prompts = load_asked_as_trained(str(prompts_file), trained)
+    domain, engine = build_domain(config), sampling_engine(config)
     prompts = domain.usable(prompts)
     domain.prepare(prompts, engine.device, engine.dtype)
     policy = load_policy(source, domain, engine, weights)

@@ -24,7 +24,7 @@ from adrpo_scale.engines.base import Engine
 from adrpo_scale.engines.spec import ModelSpec
 from adrpo_scale.rewards.base import Reward
 from adrpo_scale.run.compare import check_content, constant_facts
-from adrpo_scale.run.config import RunConfig
+from adrpo_scale.run.config import RunConfig, SampleConfig
 from adrpo_scale.run.registry import ALGORITHMS, DOMAINS, ENGINES, REWARDS
 from adrpo_scale.run.resume import FROM_ZERO, Start, ids_of, take_over, usable
 from adrpo_scale.training.ema import Ema
@@ -40,7 +40,7 @@ def build_engine(config: RunConfig) -> Engine:
     return ENGINES[config.engine.name](config.engine, config.optimizer, config.seed)  # type: ignore[call-arg]
 
 
-def build_domain(config: RunConfig) -> Domain:
+def build_domain(config: RunConfig | SampleConfig) -> Domain:
     return DOMAINS[config.domain.name](config.domain)  # type: ignore[call-arg]
 
 

@@ -21,6 +21,17 @@ from adrpo_scale.training.evaluator import EvaluationConfig
 from adrpo_scale.training.limits import LimitsConfig
 from adrpo_scale.training.metrics import LoggingConfig
 
+DomainSection = Annotated[Any, OneOf(DOMAINS)]
+EngineSection = Annotated[Any, OneOf(ENGINES, "fsdp2")]
+
+
+class SampleConfig(Section):
+    """With what a model is sampled from: all that a published model needs, and the part of a run's
+    config that sampling from the run uses (`RunConfig.sampling`)."""
+
+    domain: DomainSection = setting(REQUIRED, "what is generated")
+    engine: EngineSection = setting(ENGINES.config_of("fsdp2")(), "how models are sharded")
+
 
 class RunConfig(Section):
     """Everything a run depends on; its hash is the run's identity."""
@@ -33,15 +44,13 @@ class RunConfig(Section):
     rebase_reference: bool = setting(
         False, "with init_from: those weights are the reference too, not the original base"
     )
-    domain: Annotated[Any, OneOf(DOMAINS)] = setting(REQUIRED, "what is generated")
+    domain: DomainSection = setting(REQUIRED, "what is generated")
     algorithm: Annotated[Any, OneOf(ALGORITHMS)] = setting(REQUIRED, "what is learned")
     rewards: list[Annotated[Any, OneOf(REWARDS)]] = setting(REQUIRED, "what is good")
     prompts: PromptsConfig = setting(REQUIRED, "what is asked for")
     optimizer: OptimizerConfig = setting(OptimizerConfig(), "AdamW and the updates of an iteration")
     ema_decay: float | None = setting(None, "moving average of the trained weights", gt=0, lt=1)
-    engine: Annotated[Any, OneOf(ENGINES, "fsdp2")] = setting(
-        ENGINES.config_of("fsdp2")(), "how models are sharded"
-    )
+    engine: EngineSection = setting(ENGINES.config_of("fsdp2")(), "how models are sharded")
     evaluation: EvaluationConfig = setting(EvaluationConfig(), "what is measured during training")
     checkpoint: CheckpointConfig = setting(CheckpointConfig(), "when to save, what to keep")
     limits: LimitsConfig = setting(LimitsConfig(), "when to stop on purpose")
@@ -103,6 +112,11 @@ class RunConfig(Section):
                 f"checkpoint.best_split = {self.checkpoint.best_split!r}, but this run evaluates "
                 f"{' and '.join(splits)}"
             )
+
+    @property
+    def sampling(self) -> SampleConfig:
+        """What sampling from the run uses."""
+        return SampleConfig(domain=self.domain, engine=self.engine)
 
     def needs_from_hub(self) -> list[HubNeed]:
         """Every model and dataset that the run reads, as its components declare them."""

@@ -9,17 +9,19 @@ from __future__ import annotations
 import difflib
 import tomllib
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from adrpo_scale.core.errors import ConfigError
-from adrpo_scale.core.settings import Leaf, leaves, notes_of
+from adrpo_scale.core.settings import Leaf, Section, leaves, notes_of
 from adrpo_scale.run.config import RunConfig
 from adrpo_scale.run.sections import current_key, modern, section_at
+
+S = TypeVar("S", bound=Section)
 
 
 @dataclass(frozen=True)
@@ -60,11 +62,16 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> LoadedConfig:
 def parse_config(data: Mapping[str, Any]) -> RunConfig:
     """RunConfig from plain data; ConfigError, one line a fault, if it does not fit. Keys may have
     names of before, as in the settings that a checkpoint holds."""
+    return parsed(RunConfig, data)
+
+
+def parsed(kind: type[S], data: Mapping[str, Any]) -> S:
+    """A config of that class from plain data, as `parse_config` takes it."""
     data, _ = modern(data)
     try:
-        return RunConfig.model_validate(data)
+        return kind.model_validate(data)
     except ValidationError as error:
-        faults = [_fault(detail, data) for detail in error.errors()]
+        faults = [_fault(kind, detail, data) for detail in error.errors()]
         raise ConfigError("\n".join(dict.fromkeys(faults))) from error
 
 
@@ -98,14 +105,22 @@ def assign(data: dict[str, Any], key: str, value: Any) -> None:
         place[last] = value
 
 
-def overridden(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
+def overridden(config: S, overrides: Sequence[str]) -> S:
     """The config with further `--set`s."""
-    data = config.resolved()
+    data = config.model_dump(mode="json")
     renamed: dict[str, str] = {}
     for override in overrides:
         renamed |= _set(data, override)[2]
     warn_of_old(renamed)
-    return parse_config(data)
+    return parsed(type(config), data)
+
+
+def changed(config: S, values: Iterable[tuple[str, Any]]) -> S:
+    """The config with other values, by dotted keys."""
+    data = config.model_dump(mode="json")
+    for key, value in values:
+        assign(data, key, value)
+    return parsed(type(config), data)
 
 
 def _set(data: dict[str, Any], override: str) -> tuple[str, Any, dict[str, str]]:
@@ -129,21 +144,21 @@ def _index(items: list[Any], text: str, key: str) -> int:
     return int(text)
 
 
-def _fault(detail: Any, data: Any) -> str:
+def _fault(kind: type[Section], detail: Any, data: Any) -> str:
     """One line: which key, what was wrong, what is expected."""
     location = list(detail["loc"])
-    kind = detail["type"]
+    fault = detail["type"]
     where = ".".join(map(str, location))
-    if kind == "extra_forbidden":
-        known = sorted(section_at(data, location[:-1]).model_fields)
+    if fault == "extra_forbidden":
+        known = sorted(section_at(data, location[:-1], kind).model_fields)
         near = difflib.get_close_matches(str(location[-1]), known, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         return f"{where}: unknown key; {hint}known here: {', '.join(known)}"
-    if kind == "missing":
+    if fault == "missing":
         return f"{where}: is required and was not given"
     message = str(detail["msg"]).removeprefix("Value error, ")
-    if kind == "component":
+    if fault == "component":
         return f"{where}: {message}"
-    if kind == "value_error":
+    if fault == "value_error":
         return f"{where}: {message}" if where else message
     return f"{where} = {detail['input']!r}: {message}"

@@ -16,9 +16,11 @@ from adrpo_scale.core.settings import Section, names_of
 from adrpo_scale.run.config import RunConfig
 
 
-def section_at(data: Any, location: Sequence[Any]) -> type[Section]:
-    """The class of the section at a path of keys and numbers."""
-    model: type[Section] = RunConfig
+def section_at(
+    data: Any, location: Sequence[Any], whole: type[Section] = RunConfig
+) -> type[Section]:
+    """The class of the section at a path of keys and numbers in a config of the class `whole`."""
+    model = whole
     field: FieldInfo | None = None
     for part in location:
         data = _inside(data, part)

@@ -784,7 +784,7 @@ def test_a_runs_checkpoint_answers_the_same_on_two_processes(tmp_path, monkeypat
 
 def test_settings_of_the_evaluation_go_over_the_runs(tmp_path):
     config = MmauConfig(data="x", batch=7, domain={"evaluation": {"top_k": 5}})
-    mine = local.with_settings(text_config(tmp_path / "model").resolved(), config)
+    mine = local.with_settings(text_config(tmp_path / "model").sampling, config)
     assert (mine.domain.rollout_chunk, mine.domain.evaluation.top_k) == (7, 5)
     assert mine.domain.evaluation.max_new_tokens == 512
 
@@ -792,12 +792,12 @@ def test_settings_of_the_evaluation_go_over_the_runs(tmp_path):
 def test_models_that_do_not_hear_are_refused(tmp_path, monkeypatch):
     config = MmauConfig(data="x")
     with pytest.raises(ConfigError, match="of the domain 'flow', which hears nothing"):
-        local.find_local("demo:image", config, "x")
+        local.find_local("demo:image", config)
     with pytest.raises(ConfigError, match="'demo:text' is of type 'qwen3'"):
-        local.find_local("demo:text", config, "x")
+        local.find_local("demo:text", config)
     monkeypatch.delitem(DOMAINS.entries, "audio")
-    with pytest.raises(ConfigError, match=r"no domain 'audio' .*--endpoint MODEL_NAME"):
-        local.find_local("demo:image", config, "x")
+    with pytest.raises(ConfigError, match=r"no domain that hears .*--endpoint MODEL_NAME"):
+        local.find_local("demo:image", config)
 
 
 def test_help_has_an_example():

@@ -74,7 +74,7 @@ def test_a_model_as_it_is_needs_no_run(root, tmp_path):
 
 
 def sample_on(rank, world, root):
-    source = find_source(str(root / "run"), root / "prompts.jsonl")
+    source = find_source(str(root / "run"))
     to = root / f"ranks-{world}"
     settings = {"per_prompt": 2, "seed": 3, "weights": "trained"}
     return len(sample_to(source, root / "prompts.jsonl", to, **settings))
@@ -98,7 +98,7 @@ def test_runs_pipelines_and_language_models_are_told_apart(root, tmp_path):
     assert kind_of("demo:image") == "flow"
     (tmp_path / "config.json").write_text(json.dumps({"seed": 0}))
     with pytest.raises(CheckpointError, match="has no checkpoint"):
-        find_source(str(tmp_path), root / "prompts.jsonl")
+        find_source(str(tmp_path))
 
 
 def test_a_folder_that_is_none_of_them_is_named(tmp_path):
@@ -138,5 +138,5 @@ def test_the_cache_is_asked_first(monkeypatch, tmp_path, file, there, kind):
 
 def test_a_model_that_is_not_there_is_one_clear_error(tmp_path, root):
     with pytest.raises(ModelNotFoundError, match="nowhere"):
-        source = find_source(str(tmp_path / "nowhere"), root / "prompts.jsonl")
+        source = find_source(str(tmp_path / "nowhere"))
         sample_to(source, root / "prompts.jsonl", tmp_path, per_prompt=1, seed=0, weights="trained")

@@ -222,7 +222,7 @@ def our_pictures(root, name, to):
     prompts = to / "prompts.txt"
     prompts.write_text("\n".join(PROMPTS) + "\n")
     newest = open_checkpoint(str(root / "runs" / name)).folder
-    source: Source = find_source(str(newest), prompts)
+    source: Source = find_source(str(newest))
     paths = sample_to(
         source, prompts, to / name, per_prompt=PER_PROMPT, seed=SEED, weights="trained"
     )

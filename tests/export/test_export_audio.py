@@ -209,7 +209,7 @@ Path(job["to"]).write_text(json.dumps(found))
 def policys_tokens(root, run, to):
     """Greedy, by this package."""
     settings = {"per_prompt": 1, "seed": 0, "weights": "trained"}
-    sample_to(find_source(run, root / "prompts.jsonl"), root / "prompts.jsonl", to, **settings)
+    sample_to(find_source(run), root / "prompts.jsonl", to, **settings)
     lines = (to / COMPLETIONS).read_text().splitlines()
     return [json.loads(line)["tokens"] for line in lines]
 
@@ -246,7 +246,7 @@ def test_an_export_is_a_model_to_train_and_to_sample_from(root, exports, tmp_pat
     expected = policys_tokens(root, str(root / "runs" / run), tmp_path / "run")
     place = str(exports[name].folder)
     assert kind_of(place) == "audio"
-    source = find_source(place, root / "prompts.jsonl")
+    source = find_source(place)
     domain = parse_config(
         open_checkpoint(str(root / "runs" / run)).manifest.document["config"]
     ).domain

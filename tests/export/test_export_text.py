@@ -210,7 +210,8 @@ Path(job["to"]).write_text(json.dumps(found))
 
 @pytest.mark.parametrize("kind", ["adapter", "merged"])
 def test_a_users_greedy_text_is_the_policys(root, exports, plain, tmp_path, kind):
-    source = find_source(str(root / "runs/lora"), save_prompts(tmp_path / "prompts.jsonl"))
+    save_prompts(tmp_path / "prompts.jsonl")
+    source = find_source(str(root / "runs/lora"))
     sample_to(source, tmp_path / "prompts.jsonl", tmp_path, per_prompt=1, seed=0, weights="trained")
     lines = (tmp_path / COMPLETIONS).read_text().splitlines()
     place = str(exports[kind].folder)

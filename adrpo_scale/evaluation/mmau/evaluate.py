@@ -28,7 +28,6 @@ from adrpo_scale.core.paths import resolve_path
 from adrpo_scale.data.clip_headers import clip_faults
 from adrpo_scale.evaluation.mmau import local, predictions, tables
 from adrpo_scale.evaluation.mmau.base import (
-    QUESTIONS,
     Answer,
     Benchmark,
     MmauConfig,
@@ -104,7 +103,7 @@ def evaluate(options: EvaluateOptions) -> None:
     if options.dry_run:
         _dry_run(Endpoint(str(options.endpoint), config), questions)
         return
-    subject = find_subject(options, config, str(folder / QUESTIONS))
+    subject = find_subject(options, config)
     engine = subject.source.config.engine if subject.source is not None else None
     device = engine.torch_device() if engine is not None else "cpu"
     seconds = engine.timeout_seconds if engine is not None else 3600.0
@@ -113,22 +112,22 @@ def evaluate(options: EvaluateOptions) -> None:
         _evaluate(config, benchmark, questions, subject, to, lock)
 
 
-def find_subject(options: EvaluateOptions, config: MmauConfig, prompts: str) -> Subject:
+def find_subject(options: EvaluateOptions, config: MmauConfig) -> Subject:
     """Who is asked, before anything is loaded."""
     if options.model is None:
         name = str(options.endpoint)
         return Subject(name, None, _row(name), _folder_of(name))
-    source = local.find_local(options.model, config, prompts)
+    source = local.find_local(options.model, config)
     name = options.model.rstrip("/")
-    if source.reader is None:
+    if source.reader is None or source.run is None:
         return Subject(name, source, _row(name), _folder_of(name))
     checkpoint, iteration = source.reader.folder, source.reader.iteration
     is_in_run = checkpoint.parent.name in (CHECKPOINTS, TRAJECTORY)
     run = checkpoint.parent.parent if is_in_run else checkpoint
     row = {
         "run": run.resolve().name,
-        "algorithm": source.config.algorithm.name,
-        "seed": source.config.seed,
+        "algorithm": source.run.algorithm.name,
+        "seed": source.run.seed,
         "iteration": iteration,
     }
     folder = run / f"mmau-{iteration:06d}" if is_in_run else _folder_of(name)

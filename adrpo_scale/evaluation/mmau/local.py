@@ -1,6 +1,6 @@
 """A run's checkpoint, or a model as it was published, as the model that answers: greedy, batched.
 
-Only the contract of a domain is used here; what hears is the domain `audio`. Every rank holds (a
+Only the contract of a domain is used here, of one that hears (`Domain.hears`). Every rank holds (a
 shard of) the model, and answers its own questions inside `engine.sampling()`.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -22,68 +22,64 @@ from adrpo_scale.core.tensor_files import file_sha256
 from adrpo_scale.core.types import DrawKey
 from adrpo_scale.domains.base import Domain
 from adrpo_scale.evaluation.mmau.base import Answer, MmauConfig, Question
-from adrpo_scale.evaluation.sample import Source, kind_of, load_policy
+from adrpo_scale.evaluation.sample import (
+    Source,
+    kind_of,
+    load_policy,
+    model_source,
+    run_source,
+    sampling_engine,
+)
 from adrpo_scale.hub.weights import combined_sha256
-from adrpo_scale.run.build import build_domain, build_engine
-from adrpo_scale.run.config import RunConfig
-from adrpo_scale.run.load import assign, parse_config
+from adrpo_scale.run.build import build_domain
+from adrpo_scale.run.config import SampleConfig
+from adrpo_scale.run.load import changed
 from adrpo_scale.run.registry import DOMAINS
 
 log = logging.getLogger(__name__)
 
-AUDIO = "audio"  # the domain that hears
 _KEY = DrawKey(0, 0)  # greedy draws use no random number
 
 
-def find_local(name: str, config: MmauConfig, prompts: str) -> Source:
+def find_local(name: str, config: MmauConfig) -> Source:
     """A run, RUN@iteration or a checkpoint; else a model's folder or hub id. ConfigError where it
-    does not hear. prompts: the questions' file."""
-    if AUDIO not in DOMAINS:
+    does not hear."""
+    hearing = [domain for domain in DOMAINS if DOMAINS[domain].hears]
+    if not hearing:
         raise ConfigError(
-            f"--model {name}: this version has no domain {AUDIO!r} (it has {', '.join(DOMAINS)}), "
+            f"--model {name}: this version has no domain that hears (it has {', '.join(DOMAINS)}), "
             "so nothing here can hear the questions; ask an endpoint: --endpoint MODEL_NAME"
         )
     kind = kind_of(name)
-    reader = open_checkpoint(name) if kind == "run" else None
-    data = _plain(name, prompts) if reader is None else reader.manifest.document["config"]
-    domain = kind if kind == "flow" else data["domain"]["name"]
-    if domain != AUDIO:
+    if kind == "run":
+        source = run_source(open_checkpoint(name))
+        domain = source.config.domain.name
+    else:
+        # Text is also what a hub id is taken for that nobody can be asked about: the domain that
+        # hears builds on it, and its own checks have the words for a model that does not.
+        heirs = (each for each in hearing if issubclass(DOMAINS[each], DOMAINS[kind]))
+        domain = next(heirs, kind)
+        source = model_source(name, domain)
+    if not DOMAINS[domain].hears:
         raise ConfigError(
             f"--model {name} is of the domain {domain!r}, which hears nothing; a run of "
-            f"{AUDIO!r} or a Qwen2.5-Omni model is expected"
+            f"{hearing[0]!r} or a Qwen2.5-Omni model is expected"
         )
-    source = Source(with_settings(data, config), reader)
+    source = replace(source, config=with_settings(source.config, config))
     build_domain(source.config)  # its checks of the model, before anything is written
     return source
 
 
-def _plain(name: str, prompts: str) -> dict[str, Any]:
-    """A config for sampling; what says how to train is not used."""
-    return {
-        "domain": {
-            "name": AUDIO,
-            "model": name,
-            "train": "full",
-            "rollout": {"max_new_tokens": 1},
-        },
-        "algorithm": {"name": "raft"},
-        "rewards": [{"kind": "function", "path": "not:used"}],
-        "prompts": {"train": prompts},
-    }
-
-
-def with_settings(data: dict[str, Any], config: MmauConfig) -> RunConfig:
-    """The run's config with the evaluation's own settings over it."""
+def with_settings(sampling: SampleConfig, config: MmauConfig) -> SampleConfig:
+    """With the evaluation's own settings over it."""
     given = {
         "domain": {
             "rollout_chunk": config.batch,
             "evaluation": {"max_new_tokens": config.max_new_tokens},
         }
     }
-    for settings in (given, {"domain": config.domain, "engine": config.engine}):
-        for key, value in leaves(settings):
-            assign(data, key, value)
-    return parse_config(data)
+    own = {"domain": config.domain, "engine": config.engine}
+    return changed(sampling, [*leaves(given), *leaves(own)])
 
 
 def fingerprint(source: Source) -> str:
@@ -126,7 +122,7 @@ class Local:
 @contextmanager
 def opened(source: Source, questions: Sequence[Question]) -> Iterator[Local]:
     """Loads the model; questions: all that any rank will ask, at least one. Collective."""
-    domain, engine = build_domain(source.config), build_engine(source.config)
+    domain, engine = build_domain(source.config), sampling_engine(source.config)
     prompts = domain.usable([question.prompt for question in questions])
     domain.prepare(prompts, engine.device, engine.dtype)
     policy = load_policy(source, domain, engine, "trained")
