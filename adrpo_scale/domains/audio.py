@@ -48,9 +48,12 @@ from adrpo_scale.domains.base import Mode, Published
 from adrpo_scale.domains.chat import check_length, token_ids, without_long
 from adrpo_scale.domains.decoding import audio_inputs
 from adrpo_scale.domains.export_target import ExportTarget
+from adrpo_scale.domains.heard import clip_of, example_clip, with_audio
 from adrpo_scale.domains.language_model import FILES, WEIGHTS
 from adrpo_scale.domains.omni import Thinker, ThinkerPart, encode_clip, load_tower
-from adrpo_scale.domains.text import TextConfig, TextDomain
+from adrpo_scale.domains.text import TextDomain
+from adrpo_scale.domains.text_config import TextConfig
+from adrpo_scale.domains.text_export import chat_target, generate_arguments
 from adrpo_scale.engines.planning import RUNNING, Price, Rung
 from adrpo_scale.engines.workload import Workload
 from adrpo_scale.hub.needs import HubNeed
@@ -143,8 +146,8 @@ class AudioDomain(TextDomain):
             stem=WEIGHTS,
             task="audio-text-to-text",
             inputs={"clip": torch.from_numpy(example_clip())} if is_heard else {},
-            call=self._generate_arguments() | silenced,
-            chat=self._chat_target(),
+            call=generate_arguments(self.config.evaluation, self.model.ends) | silenced,
+            chat=chat_target(self.tokenizer, self.config.chat, *self._example()),
             processor=omni.PROCESSOR,
             part=self.model.part(),
             # The library's own attention: what training uses may need a GPU.
@@ -343,36 +346,3 @@ class AudioDomain(TextDomain):
             if was_heard and fault:  # trained on as it was sampled, or not at all
                 raise ClipError(f"{fault}. This rank has just heard it: its folder is failing")
         return super()._log_probabilities(model, rows)
-
-
-def example_clip() -> NDArray[np.float32]:
-    """A second of noise at 16 kHz."""
-    generator = np.random.default_rng(0)
-    return 0.1 * generator.standard_normal(SAMPLE_RATE, dtype=np.float32)
-
-
-def clip_of(prompt: Prompt) -> tuple[str, Path] | None:
-    """(reference, folder) of a prompt's clip; None where it has none. PromptError where it has no
-    folder."""
-    reference, folder = (prompt.metadata.get(key) for key in ("audio", "audio_folder"))
-    if reference and not folder:
-        raise PromptError(
-            f"prompt {prompt.id} {prompt.text[:80]!r} names the clip {reference!r} and no folder; "
-            'say "audio_folder" in its row, or write the rows with `adrpo-scale prepare`'
-        )
-    return (reference, Path(folder)) if reference and folder else None
-
-
-def with_audio(prompt: Prompt) -> list[Any]:
-    """The conversation whose last user message begins with the clip."""
-    messages: list[dict[str, Any]] = [dict(message) for message in prompt.conversation]
-    users = [n for n, message in enumerate(messages) if message["role"] == "user"]
-    if not users:
-        raise PromptError(
-            f"prompt {prompt.id} {prompt.text[:80]!r} has a clip and no message of the user's, "
-            "which it would begin: mend the prompt"
-        )
-    last = users[-1]
-    text = {"type": "text", "text": messages[last]["content"]}
-    messages[last]["content"] = [{"type": "audio", "audio": prompt.metadata["audio"]}, text]
-    return messages

@@ -16,77 +16,28 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import model_validator
 from torch import Tensor, nn
 
 from adrpo_scale.algorithms.terms import LikelihoodTerms, Terms
 from adrpo_scale.algorithms.tokens import per_row
 from adrpo_scale.core.errors import ConfigError
 from adrpo_scale.core.seeding import Purpose, derive_seed, generator
-from adrpo_scale.core.settings import REQUIRED, setting
 from adrpo_scale.core.types import Completion, DrawKey, Prompt, Rows
 from adrpo_scale.domains import logprobs as scoring
 from adrpo_scale.domains.backends import Backend, InProcess, Vllm, check_vllm, evaluating
-from adrpo_scale.domains.base import Domain, DomainConfig, Mode, Published, Reference
-from adrpo_scale.domains.chat import ChatConfig, encode, token_ids, without_long
-from adrpo_scale.domains.decoding import SamplingConfig, audio_inputs
-from adrpo_scale.domains.export_target import ChatTarget, ExportTarget
-from adrpo_scale.domains.language_model import FILES, LINEAR, WEIGHTS, LanguageModel
+from adrpo_scale.domains.base import Domain, Mode, Published, Reference
+from adrpo_scale.domains.chat import encode, token_ids, without_long
+from adrpo_scale.domains.decoding import audio_inputs
+from adrpo_scale.domains.export_target import ExportTarget
+from adrpo_scale.domains.language_model import LINEAR, WEIGHTS, LanguageModel
+from adrpo_scale.domains.text_config import TextConfig
+from adrpo_scale.domains.text_export import chat_target, generate_arguments
 from adrpo_scale.engines.spec import LoraConfig, ModelSpec
 from adrpo_scale.engines.workload import Workload
-from adrpo_scale.hub.needs import HubNeed
 from adrpo_scale.hub.weights import SafetensorsFolder, find_model
 
 # Mean difference in nats that rounding explains: logits near 20 lie .125 apart in bfloat16.
 SCORES_AGREE = {torch.float32: 0.01, torch.bfloat16: 0.5}
-
-
-class TextConfig(DomainConfig):
-    name: str = setting("text", "language models")
-    model: str = setting(
-        REQUIRED, "transformers folder, hub id, or demo:text", effect="content", min_length=1
-    )
-    train: Literal["full", "lora"] = setting(
-        "full", "all parameters, or adapters", paper="appendix B.2"
-    )
-    lora: LoraConfig | None = setting(None, "adapter settings, with train = lora only")
-    chat: ChatConfig = setting(ChatConfig(), "how a prompt becomes tokens")
-    rollout: SamplingConfig = setting(SamplingConfig(), "how rollouts draw tokens")
-    evaluation: SamplingConfig = setting(
-        SamplingConfig(), "how evaluations and `sample` draw tokens", effect="none"
-    )
-    mask_truncated: bool = setting(
-        False, "leave completions that were cut off out of the loss (their rewards still count)"
-    )
-    head_chunk: int = setting(
-        256, "tokens whose logits are in memory at once", effect="rounding", ge=1
-    )
-    attention: Literal["sdpa", "eager", "flash_attention_2"] = setting(
-        "sdpa", "implementation of attention", effect="rounding"
-    )
-    backend: Literal["in_process", "vllm"] = setting(
-        "in_process", "who draws the tokens of rollouts; vllm is not reproducible to the bit"
-    )
-    vllm_memory: float = setting(
-        0.3, "vllm: share of the GPU's memory that it takes", effect="none", gt=0, lt=1
-    )
-
-    @model_validator(mode="after")
-    def _settings_agree(self) -> TextConfig:
-        if self.train == "full" and self.lora is not None:
-            raise ValueError(
-                '[domain.lora] together with train = "full": remove the section, or train adapters '
-                'with train = "lora"'
-            )
-        if self.rollout.temperature == 0:
-            raise ValueError(
-                "rollout.temperature = 0 is greedy: all samples of a group would be the same; the "
-                "paper's is 1"
-            )
-        return self
-
-    def needs_from_hub(self) -> list[HubNeed]:
-        return [HubNeed(self.model, "domain.model", FILES)]
 
 
 class TextDomain(Domain):
@@ -168,35 +119,10 @@ class TextDomain(Domain):
             stem=WEIGHTS,
             task="text-generation",
             inputs={"input_ids": ids},
-            call=self._generate_arguments(),
-            chat=self._chat_target(),
+            call=generate_arguments(self.config.evaluation, self.model.ends),
+            chat=chat_target(self.tokenizer, self.config.chat, *self._example()),
             # The library's own attention: what training uses may need a GPU.
             build=lambda: AutoModelForCausalLM.from_config(self.model.config, dtype=torch.float32),
-        )
-
-    def _generate_arguments(self) -> dict[str, Any]:
-        """Of transformers' `generate`; all are named, because generation_config.json of the model
-        may have others."""
-        sampling = self.config.evaluation
-        found: dict[str, Any] = {"max_new_tokens": sampling.max_new_tokens, "do_sample": False}
-        if sampling.temperature > 0:
-            names = ("temperature", "top_p", "top_k")
-            found |= {"do_sample": True} | {name: getattr(sampling, name) for name in names}
-        return found | {"repetition_penalty": 1.0, "eos_token_id": self.model.ends}
-
-    def _chat_target(self) -> ChatTarget:
-        chat = self.config.chat
-        example, ids = self._example()
-        differs = chat.template_file is not None or chat.system is not None
-        thinking = {} if chat.thinking is None else {"enable_thinking": chat.thinking}
-        return ChatTarget(
-            is_chat=chat.template == "chat",
-            template=self.tokenizer.get_chat_template() if differs else None,
-            system=chat.system,
-            arguments=thinking,
-            tokenizer=type(self.tokenizer).__name__,
-            example=example.text,
-            ids=tuple(ids),
         )
 
     def _example(self) -> tuple[Prompt, Sequence[int]]:

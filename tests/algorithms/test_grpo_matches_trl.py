@@ -35,7 +35,8 @@ from adrpo_scale.core.types import Credit, DrawKey, Rows
 from adrpo_scale.domains import logprobs as scoring
 from adrpo_scale.domains.chat import ChatConfig
 from adrpo_scale.domains.decoding import SamplingConfig
-from adrpo_scale.domains.text import TextConfig, TextDomain
+from adrpo_scale.domains.text import TextDomain
+from adrpo_scale.domains.text_config import TextConfig
 
 pytestmark = [
     # trl sets its own deprecated default.

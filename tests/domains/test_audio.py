@@ -28,7 +28,8 @@ from adrpo_scale.core.types import Credit, DrawKey, Prompt
 from adrpo_scale.data.clips import read_clip
 from adrpo_scale.data.prompts import build_prompts, load_prompts
 from adrpo_scale.domains import audio, decoding, omni
-from adrpo_scale.domains.audio import AudioConfig, clip_of, with_audio
+from adrpo_scale.domains.audio import AudioConfig
+from adrpo_scale.domains.heard import clip_of, with_audio
 from adrpo_scale.engines.adapters import is_adapter
 from adrpo_scale.run.build import (
     build_domain,

@@ -19,7 +19,7 @@ from transformers import Qwen2_5OmniProcessor, Qwen2_5OmniThinkerForConditionalG
 
 from adrpo_scale.checkpoint.locate import open_checkpoint
 from adrpo_scale.cluster.preflight.estimate import trained_elements
-from adrpo_scale.domains.audio import example_clip
+from adrpo_scale.domains.heard import example_clip
 from adrpo_scale.domains.omni import SPEAKERS, thinker_name
 from adrpo_scale.evaluation.sample import find_source, kind_of, sample_to
 from adrpo_scale.export import folder, transformers_layout, verify

@@ -1,0 +1,63 @@
+"""The settings of the text domain, on which the audio domain's build."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import model_validator
+
+from adrpo_scale.core.settings import REQUIRED, setting
+from adrpo_scale.domains.base import DomainConfig
+from adrpo_scale.domains.chat import ChatConfig
+from adrpo_scale.domains.decoding import SamplingConfig
+from adrpo_scale.domains.language_model import FILES
+from adrpo_scale.engines.spec import LoraConfig
+from adrpo_scale.hub.needs import HubNeed
+
+
+class TextConfig(DomainConfig):
+    name: str = setting("text", "language models")
+    model: str = setting(
+        REQUIRED, "transformers folder, hub id, or demo:text", effect="content", min_length=1
+    )
+    train: Literal["full", "lora"] = setting(
+        "full", "all parameters, or adapters", paper="appendix B.2"
+    )
+    lora: LoraConfig | None = setting(None, "adapter settings, with train = lora only")
+    chat: ChatConfig = setting(ChatConfig(), "how a prompt becomes tokens")
+    rollout: SamplingConfig = setting(SamplingConfig(), "how rollouts draw tokens")
+    evaluation: SamplingConfig = setting(
+        SamplingConfig(), "how evaluations and `sample` draw tokens", effect="none"
+    )
+    mask_truncated: bool = setting(
+        False, "leave completions that were cut off out of the loss (their rewards still count)"
+    )
+    head_chunk: int = setting(
+        256, "tokens whose logits are in memory at once", effect="rounding", ge=1
+    )
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = setting(
+        "sdpa", "implementation of attention", effect="rounding"
+    )
+    backend: Literal["in_process", "vllm"] = setting(
+        "in_process", "who draws the tokens of rollouts; vllm is not reproducible to the bit"
+    )
+    vllm_memory: float = setting(
+        0.3, "vllm: share of the GPU's memory that it takes", effect="none", gt=0, lt=1
+    )
+
+    @model_validator(mode="after")
+    def _settings_agree(self) -> TextConfig:
+        if self.train == "full" and self.lora is not None:
+            raise ValueError(
+                '[domain.lora] together with train = "full": remove the section, or train adapters '
+                'with train = "lora"'
+            )
+        if self.rollout.temperature == 0:
+            raise ValueError(
+                "rollout.temperature = 0 is greedy: all samples of a group would be the same; the "
+                "paper's is 1"
+            )
+        return self
+
+    def needs_from_hub(self) -> list[HubNeed]:
+        return [HubNeed(self.model, "domain.model", FILES)]

@@ -1,0 +1,38 @@
+"""What an export of a language model says of the prompts and samples of its training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from adrpo_scale.core.types import Prompt
+from adrpo_scale.domains.chat import ChatConfig
+from adrpo_scale.domains.decoding import SamplingConfig
+from adrpo_scale.domains.export_target import ChatTarget
+
+
+def generate_arguments(sampling: SamplingConfig, ends: Sequence[int]) -> dict[str, Any]:
+    """Of transformers' `generate`; all are named, because generation_config.json of the model
+    may have others. ends: tokens that end a completion."""
+    found: dict[str, Any] = {"max_new_tokens": sampling.max_new_tokens, "do_sample": False}
+    if sampling.temperature > 0:
+        names = ("temperature", "top_p", "top_k")
+        found |= {"do_sample": True} | {name: getattr(sampling, name) for name in names}
+    return found | {"repetition_penalty": 1.0, "eos_token_id": ends}
+
+
+def chat_target(
+    tokenizer: Any, chat: ChatConfig, example: Prompt, ids: Sequence[int]
+) -> ChatTarget:
+    """ids: the example's tokens in training."""
+    differs = chat.template_file is not None or chat.system is not None
+    thinking = {} if chat.thinking is None else {"enable_thinking": chat.thinking}
+    return ChatTarget(
+        is_chat=chat.template == "chat",
+        template=tokenizer.get_chat_template() if differs else None,
+        system=chat.system,
+        arguments=thinking,
+        tokenizer=type(tokenizer).__name__,
+        example=example.text,
+        ids=tuple(ids),
+    )
