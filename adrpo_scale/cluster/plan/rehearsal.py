@@ -87,10 +87,9 @@ def once(key: Any, run: Callable[[], T]) -> T:
 
 def _layout(config: RunConfig, hardware: Hardware) -> list[Any]:
     """What sharding depends on."""
-    domain = config.domain
-    model = [domain.name, domain.model, domain.train, domain.lora and domain.lora.model_dump()]
+    model = config.domain.model_dump(include={"name", "model", "train", "lora"})
     engine = config.engine.model_dump()
-    return [*model, engine, hardware.world, hardware.gpus_per_node]
+    return [model, engine, hardware.world, hardware.gpus_per_node]
 
 
 # ---- sharding ----------------------------------------------------------------------------------
