@@ -129,14 +129,14 @@ def _on_hub(name: str) -> Published:
     half model's folder. What lies in the cache is looked at first."""
     from huggingface_hub import file_exists, model_info, try_to_load_from_cache
 
-    def cached(file: str) -> Path | None:
-        found = try_to_load_from_cache(name, file)
-        return Path(found) if isinstance(found, str) else None
-
     def asked(question: Callable[..., Any], *given: Any) -> Any:
         with suppress(Exception):  # no such model, or nobody to ask: which one differs by client
             return question(*given)
         return None
+
+    def cached(file: str) -> Path | None:
+        found = asked(try_to_load_from_cache, name, file)
+        return Path(found) if isinstance(found, str) else None
 
     is_here = any(cached(file) for file in MARKS)
 

@@ -73,6 +73,17 @@ def test_a_model_as_it_is_needs_no_run(root, tmp_path):
     assert len(plain) == 12 and plain != sampled(root, "run", tmp_path / "b")[0]
 
 
+def test_a_model_as_it_is_has_no_settings_of_training(root):
+    source = find_source(str(root / "model"), SHORT)
+    assert source.run is None and source.reader is None
+    assert set(type(source.config).model_fields) == {"domain", "engine"}
+    assert source.config.domain.evaluation.max_new_tokens == 6
+    with pytest.raises(ConfigError, match="optimizer: unknown key; known here: domain, engine"):
+        find_source(str(root / "model"), ["optimizer.learning_rate=1"])
+    of_run = find_source(str(root / "run"), SHORT)
+    assert of_run.run is not None and of_run.config == of_run.run.sampling
+
+
 def sample_on(rank, world, root):
     source = find_source(str(root / "run"))
     to = root / f"ranks-{world}"
