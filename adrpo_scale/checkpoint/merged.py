@@ -58,9 +58,8 @@ class MergedWeights:
 
     def sha256(self) -> str:
         """Of the base and of the checkpoint, whose manifest has the hash of each of its files."""
-        parts = (
-            f"{self._base.sha256()} {file_sha256(self._reader.folder / MANIFEST)} {self._set_name}"
-        )
+        manifest = file_sha256(self._reader.folder / MANIFEST)
+        parts = f"{self._base.sha256()} {manifest} {self._set}"
         return hashlib.sha256(parts.encode()).hexdigest()
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
