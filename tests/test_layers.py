@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import adrpo_scale
+
 PACKAGE = Path(__file__).parents[1] / "adrpo_scale"
 FOLDERS = (
     "demo",
@@ -77,9 +79,26 @@ def test_no_module_imports_itself_by_a_detour():
 
 
 def test_init_files_only_describe():
-    for name in set(FILES) - set(MODULES):
+    for name in set(FILES) - set(MODULES) - {"__init__"}:
         body = ast.parse((PACKAGE / f"{name}.py").read_text()).body
         assert all(isinstance(node, ast.Expr | ast.Assign) for node in body), name
+
+
+def test_the_packages_own_init_imports_nothing_until_it_is_asked():
+    """It stands above all folders and re-exports: for type checkers by imports that never run, for
+    a script by `_HOMES`, the same names from the same modules."""
+    body = ast.parse((PACKAGE / "__init__.py").read_text()).body
+    (checked,) = [node for node in body if isinstance(node, ast.If)]
+    assert ast.unparse(checked.test) == "TYPE_CHECKING"
+    homes = {}
+    for node in checked.body:
+        homes.setdefault(node.module.removeprefix("adrpo_scale."), []).extend(
+            alias.name for alias in node.names
+        )
+    assert {home: tuple(names) for home, names in homes.items()} == adrpo_scale._HOMES
+    run_at_once = [n for n in body if isinstance(n, ast.Import | ast.ImportFrom)]
+    assert {node.module for node in run_at_once} == {"importlib", "typing"}
+    assert all(getattr(adrpo_scale, name) is not None for name in adrpo_scale.__all__)
 
 
 def used_names(module):

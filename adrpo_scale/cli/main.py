@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 
@@ -61,6 +62,8 @@ _AGREED = (ConfigError, PromptError, GroupError, LimitReached, NonFiniteError)
 def main() -> None:
     """Runs the command. Exit codes: 0 done, 2 an error that the user fixes, 3 a limit reached,
     4 a node is unfit and others would do, 85 stopped by a signal, 86 another process was lost."""
+    if not {"", os.getcwd()} & {*sys.path}:
+        sys.path.append(os.getcwd())  # components of the user's own, as with python -m adrpo_scale
     try:
         app()
     except StopRequested:

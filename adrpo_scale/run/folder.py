@@ -62,14 +62,20 @@ def left_behind(run: Path, iteration: int) -> dict[str, Any] | None:
     iterations, their seconds, and when the last of all lines was written. None: no lines."""
     path = run / "metrics.jsonl"
     try:
-        written, lines = path.stat().st_mtime, path.read_text(errors="replace").splitlines()
+        written, rows = path.stat().st_mtime, rows_of(path)
     except OSError:
         return None
-    rows = [json.loads(line) for line in lines if _is_whole(line)]
     after = [row for row in rows if row["iteration"] > iteration]
     seconds = sum(row.get("seconds", 0.0) + row.get("seconds_between", 0.0) for row in after)
     last_line = datetime.fromtimestamp(written).astimezone().isoformat(timespec="seconds")
     return {"iterations": len(after), "seconds": round(seconds, 3), "last_line": last_line}
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSONL file, without one that is only half written; [] where there is no
+    file."""
+    lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
+    return [json.loads(line) for line in lines if _is_whole(line)]
 
 
 def _keep(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:

@@ -51,8 +51,8 @@ class TrainOptions:
     allowed: Sequence[str] = ()
 
 
-def train(loaded: LoadedConfig, options: TrainOptions = TrainOptions()) -> None:
-    """One start of a run, from its folder to its last checkpoint and summary.
+def train(loaded: LoadedConfig, options: TrainOptions = TrainOptions()) -> Path:
+    """One start of a run, from its folder to its last checkpoint and summary; the folder.
 
     Raises StopRequested after a signal, with everything saved that could be.
     """
@@ -78,6 +78,7 @@ def train(loaded: LoadedConfig, options: TrainOptions = TrainOptions()) -> None:
                 lock.release()
         if dist.is_main():
             summarise(run)
+    return run
 
 
 def _take_folder(run: Path, lock: RunLock) -> None:
