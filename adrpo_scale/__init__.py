@@ -8,6 +8,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from adrpo_scale.algorithms.advantages import advantages as advantages
+    from adrpo_scale.algorithms.advantages import combined as combined
     from adrpo_scale.algorithms.base import Algorithm as Algorithm
     from adrpo_scale.algorithms.base import AlgorithmConfig as AlgorithmConfig
     from adrpo_scale.algorithms.base import included_sum as included_sum
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from adrpo_scale.core.errors import AdrpoError as AdrpoError
     from adrpo_scale.core.errors import ConfigError as ConfigError
     from adrpo_scale.core.errors import LimitReached as LimitReached
+    from adrpo_scale.core.errors import RewardError as RewardError
     from adrpo_scale.core.errors import StopRequested as StopRequested
     from adrpo_scale.core.settings import REQUIRED as REQUIRED
     from adrpo_scale.core.settings import Section as Section
@@ -46,8 +49,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "algorithms.advantages": ("advantages", "combined"),
     "algorithms.base": ("Algorithm", "AlgorithmConfig", "included_sum", "plain_credit"),
-    "core.errors": ("AdrpoError", "ConfigError", "LimitReached", "StopRequested"),
+    "core.errors": ("AdrpoError", "ConfigError", "LimitReached", "RewardError", "StopRequested"),
     "core.settings": ("REQUIRED", "Section", "setting"),
     "core.types": ("Completion", "Credit", "DrawKey", "FlatRange", "Prompt", "Rewards", "Rows"),
     "domains.base": ("Domain", "DomainConfig"),
