@@ -1,6 +1,6 @@
 """Read a run's curves into pandas, also while the run is going on.
 
-    python docs/examples/curves_into_pandas.py runs/from-python
+python docs/examples/curves_into_pandas.py runs/from-python
 """
 
 import sys

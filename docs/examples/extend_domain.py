@@ -1,9 +1,9 @@
 """A domain of your own: flow matching whose pictures are judged enlarged.
 
-    [domain]
-    name = "extend_domain:Enlarged"
-    times = 2
-    model = "demo:image"
+[domain]
+name = "extend_domain:Enlarged"
+times = 2
+model = "demo:image"
 """
 
 from adrpo_scale import setting

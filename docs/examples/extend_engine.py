@@ -1,7 +1,7 @@
 """An engine of your own: one process, nothing sharded, every method of the contract.
 
-    [engine]
-    name = "extend_engine:OneProcess"
+[engine]
+name = "extend_engine:OneProcess"
 """
 
 from contextlib import contextmanager

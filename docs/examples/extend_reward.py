@@ -1,8 +1,8 @@
 """A reward of your own, with its own settings.
 
-    [[rewards]]
-    kind = "extend_reward:Colour"
-    colour = [0, 0, 255]
+[[rewards]]
+kind = "extend_reward:Colour"
+colour = [0, 0, 255]
 """
 
 import torch
@@ -12,7 +12,7 @@ from adrpo_scale import Reward, RewardConfig, setting
 
 class ColourConfig(RewardConfig):
     colour: list[int] = setting([255, 0, 0], "red, green, blue", min_length=3, max_length=3)
-    reach: float = setting(120.0, "how far from it a pixel may be, of 255", gt=0)
+    reach: float = setting(120.0, "distance, of 255, at which a pixel still counts", gt=0)
 
 
 class Colour(Reward):
@@ -23,7 +23,7 @@ class Colour(Reward):
         self.colour, self.reach = torch.tensor(config.colour).float(), config.reach
 
     def __call__(self, artifacts, prompts):
-        """The share of a picture's pixels that are near the colour, 0 to 100."""
+        """How much of a picture is near the colour, 0 to 100."""
         images = torch.stack([torch.from_numpy(image).float() for image in artifacts])
-        near = (images - self.colour).norm(dim=-1) < self.reach
-        return 100 * near.float().mean((1, 2))
+        distances = (images - self.colour).norm(dim=-1)
+        return 100 * (-((distances / self.reach) ** 2)).exp().mean((1, 2))

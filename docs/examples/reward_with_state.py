@@ -35,7 +35,7 @@ class RareColours(Reward):
         return torch.tensor([self.of(*pair) for pair in zip(artifacts, prompts, strict=True)])
 
     def of(self, image, prompt):
-        """The colours' shares of the picture's strongest colour, 0 to 100, rare ones raised."""
+        """Mean light in the channels of the colours, in percent, the more for a rare colour."""
         mean = torch.from_numpy(image).float().mean((0, 1)) / 255
         shares = {c: float(mean @ torch.tensor(COLOURS[c]).float()) for c in named(prompt)}
         return 100 * sum(share / self.counts[c] ** self.power for c, share in shares.items())
