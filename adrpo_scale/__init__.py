@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     from adrpo_scale.algorithms.base import AlgorithmConfig as AlgorithmConfig
     from adrpo_scale.algorithms.base import included_sum as included_sum
     from adrpo_scale.algorithms.base import plain_credit as plain_credit
+    from adrpo_scale.algorithms.group_relative import GroupRelative as GroupRelative
+    from adrpo_scale.algorithms.group_relative import GroupRelativeConfig as GroupRelativeConfig
+    from adrpo_scale.algorithms.terms import LikelihoodTerms as LikelihoodTerms
+    from adrpo_scale.algorithms.terms import RegressionTerms as RegressionTerms
+    from adrpo_scale.algorithms.terms import Terms as Terms
     from adrpo_scale.core.errors import AdrpoError as AdrpoError
     from adrpo_scale.core.errors import ConfigError as ConfigError
     from adrpo_scale.core.errors import LimitReached as LimitReached
@@ -51,6 +56,8 @@ __version__ = "0.1.0"
 _HOMES = {
     "algorithms.advantages": ("advantages", "combined"),
     "algorithms.base": ("Algorithm", "AlgorithmConfig", "included_sum", "plain_credit"),
+    "algorithms.group_relative": ("GroupRelative", "GroupRelativeConfig"),
+    "algorithms.terms": ("LikelihoodTerms", "RegressionTerms", "Terms"),
     "core.errors": ("AdrpoError", "ConfigError", "LimitReached", "RewardError", "StopRequested"),
     "core.settings": ("REQUIRED", "Section", "setting"),
     "core.types": ("Completion", "Credit", "DrawKey", "FlatRange", "Prompt", "Rewards", "Rows"),
