@@ -31,9 +31,12 @@ from adrpo_scale.training.ema import Ema
 from adrpo_scale.training.evaluator import Evaluator
 from adrpo_scale.training.limits import Limits
 from adrpo_scale.training.metrics import MetricsLog
+from adrpo_scale.training.rollout import Rollouts
 from adrpo_scale.training.saver import Saver
 from adrpo_scale.training.state import TrainingState
 from adrpo_scale.training.trainer import Trainer
+
+Specs = tuple[ModelSpec, ModelSpec | None]
 
 
 def build_engine(config: RunConfig) -> Engine:
@@ -97,23 +100,13 @@ def build_trainer(
     start: `find_start` of the run. signals: who may ask for a stop. store: where checkpoints go;
     one without an owner by default.
     """
-    parts = build_prompts(config.prompts)
-    domain = build_domain(config)
-    domain.check_training()
-    train, held_out = (usable(domain, part, start) for part in parts)
-    left_out = sorted(ids_of(*parts) - ids_of(train, held_out))
-    policy_spec, reference_spec = specs_of(domain, config, start.origin)
-    constant = dist.run_on_main(
-        lambda: constant_facts(config, run, domain, train, start.origin) | {"left_out": left_out}
-    )
-    if start.reader is not None:
-        check_content(start.reader, constant, start.allowed)
+    domain, specs, (train, held_out), constant = _compared(config, run, start)
     engine = build_engine(config)
     rewards = build_rewards(config, engine, [*train, *held_out])
     trained_on = _trained_on(config, rewards)
     domain.prepare([*train, *held_out], engine.device, engine.dtype)
-    policy = engine.build_policy(policy_spec)
-    reference, frozen = build_reference(reference_spec, engine, policy)
+    policy = engine.build_policy(specs[0])
+    reference, frozen = build_reference(specs[1], engine, policy)
     ema = Ema(engine, config.ema_decay) if config.ema_decay is not None else None
     state = TrainingState(engine, ema, constant)
     log = MetricsLog(run, config.iterations)
@@ -121,14 +114,9 @@ def build_trainer(
     store = store or Store(run, config.checkpoint, timeout_seconds=timeout)
     saver = Saver(store, config.checkpoint, state, log)
     take_over(config, state, saver, log, start)
-    identity: dict[str, Any] = {
-        "run": run.name,
-        "algorithm": config.algorithm.name,
-        "seed": config.seed,
-    }
-    return Trainer(
+    stop = Stop(signals, config.checkpoint.grace_seconds, timeout)
+    rollouts = Rollouts(
         seed=config.seed,
-        iterations=config.iterations,
         group_size=config.prompts.group_size,
         chunk=config.domain.rollout_chunk,
         domain=domain,
@@ -137,9 +125,12 @@ def build_trainer(
         policy=policy,
         reference=reference,
         rewards=trained_on,
-        stream=PromptStream(
-            train, config.prompts.per_iteration, config.seed, config.prompts.shuffle
-        ),
+        stream=_build_stream(config, train),
+        check=stop.check,
+    )
+    return Trainer(
+        rollouts=rollouts,
+        iterations=config.iterations,
         optimizer=config.optimizer,
         limits=Limits(config.limits, [reward.label for reward in trained_on]),
         logging=config.logging,
@@ -149,10 +140,34 @@ def build_trainer(
         ),
         state=state,
         saver=saver,
-        stop=Stop(signals, config.checkpoint.grace_seconds, timeout),
-        identity=identity,
+        stop=stop,
+        identity={"run": run.name, "algorithm": config.algorithm.name, "seed": config.seed},
         run=run,
     )
+
+
+def _compared(
+    config: RunConfig, run: Path, start: Start
+) -> tuple[Domain, Specs, tuple[list[Prompt], list[Prompt]], dict[str, Any]]:
+    """The domain, `specs_of` it, the prompts (train, held out) and the facts that the run's
+    checkpoints carry, once they are found to be those of the one that is resumed. Collective."""
+    parts = build_prompts(config.prompts)
+    domain = build_domain(config)
+    domain.check_training()
+    train, held_out = (usable(domain, part, start) for part in parts)
+    left_out = sorted(ids_of(*parts) - ids_of(train, held_out))
+    specs = specs_of(domain, config, start.origin)
+    constant = dist.run_on_main(
+        lambda: constant_facts(config, run, domain, train, start.origin) | {"left_out": left_out}
+    )
+    if start.reader is not None:
+        check_content(start.reader, constant, start.allowed)
+    return domain, specs, (train, held_out), constant
+
+
+def _build_stream(config: RunConfig, train: Sequence[Prompt]) -> PromptStream:
+    prompts = config.prompts
+    return PromptStream(train, prompts.per_iteration, config.seed, prompts.shuffle)
 
 
 def _trained_on(config: RunConfig, rewards: Sequence[Reward]) -> list[Reward]:
@@ -179,9 +194,7 @@ def _build_evaluator(
     )
 
 
-def specs_of(
-    domain: Domain, config: RunConfig, origin: Reader | None
-) -> tuple[ModelSpec, ModelSpec | None]:
+def specs_of(domain: Domain, config: RunConfig, origin: Reader | None) -> Specs:
     """Policy and reference; with rebase_reference both of the origin's trained weights."""
     policy, reference = domain.policy_spec(), domain.reference_spec()
     if origin is None or not config.rebase_reference:

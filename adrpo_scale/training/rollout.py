@@ -8,16 +8,87 @@ that every sample of every group is there exactly once.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from adrpo_scale.algorithms.base import Algorithm
 from adrpo_scale.core import dist
 from adrpo_scale.core.errors import GroupError
 from adrpo_scale.core.types import DrawKey, Prompt, Rewards, Rows
-from adrpo_scale.domains.base import Domain, Mode
-from adrpo_scale.rewards.base import Reward, score
+from adrpo_scale.data.prompts import PromptStream
+from adrpo_scale.domains.base import Domain, Mode, Reference
+from adrpo_scale.engines.base import Engine
+from adrpo_scale.rewards.base import Reward, score, sharded_models
+from adrpo_scale.training.stopwatch import Stopwatch
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One iteration's rollout on this rank, with everybody's rewards."""
+
+    prompts_P: Sequence[Prompt]
+    rows: Rows
+    artifacts: Sequence[Any]
+    rewards: Rewards
+
+
+@dataclass
+class Rollouts:
+    """The rollouts of a run, on this rank. check: the safe point between two chunks."""
+
+    seed: int
+    group_size: int
+    chunk: int
+    domain: Domain
+    algorithm: Algorithm
+    engine: Engine
+    policy: nn.Module
+    reference: Reference
+    rewards: Sequence[Reward]
+    stream: PromptStream
+    check: Callable[[], None]
+    pool: dict[int, Scored] = field(default_factory=dict)  # offline rollouts, by place
+
+    def of(self, iteration: int, watch: Stopwatch) -> Scored:
+        """Samples and rewards of one iteration; offline, of the pool's place for it. Collective."""
+        size = self.algorithm.rollout_pool
+        place = iteration % size if size else iteration
+        if place in self.pool:
+            return self.pool[place]
+        prompts_P = self.stream.at(place * self.stream.per_iteration)
+        offline = self.algorithm.rollouts == "reference"
+        with watch("rollout"), self.reference() if offline else nullcontext(self.policy) as model:
+            with self.engine.sampling(model):
+                rows = sample_block(
+                    self.domain,
+                    model,
+                    prompts_P,
+                    self.group_size,
+                    DrawKey(self.seed, place),
+                    self.chunk,
+                    self.check,
+                )
+            artifacts = self.domain.artifacts(rows)
+        with watch("reward"):
+            rewards = self._score(rows, artifacts, prompts_P)
+        scored = Scored(prompts_P, rows, artifacts, rewards)
+        if size:
+            self.pool[place] = scored
+        return scored
+
+    def _score(self, rows: Rows, artifacts: Sequence[Any], prompts_P: Sequence[Prompt]) -> Rewards:
+        prompts_N = [prompts_P[int(s) // self.group_size] for s in rows.sample_ids_N]
+        samples = len(prompts_P) * self.group_size
+        with self.engine.sampling(*sharded_models(self.rewards)):
+            scores_NR = score_block(
+                self.rewards, artifacts, prompts_N, samples, self.chunk, self.check
+            )
+        keeps_N = self.domain.keeps(rows)
+        return gather_rewards(rows, scores_NR, self.rewards, prompts_P, self.group_size, keeps_N)
 
 
 def nothing() -> None:

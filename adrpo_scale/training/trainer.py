@@ -10,23 +10,18 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from adrpo_scale.algorithms.base import Algorithm
 from adrpo_scale.core import dist, watchdog
 from adrpo_scale.core.preempt import Stop
-from adrpo_scale.core.types import Credit, DrawKey, Prompt, Rewards, Rows
-from adrpo_scale.data.prompts import PromptStream
-from adrpo_scale.domains.base import Domain, Reference
-from adrpo_scale.engines.base import Engine, OptimizerConfig
-from adrpo_scale.rewards.base import Reward, sharded_models
+from adrpo_scale.core.types import Credit, DrawKey, Prompt
+from adrpo_scale.domains.base import Reference
+from adrpo_scale.engines.base import OptimizerConfig
 from adrpo_scale.training.batches import Minibatch, build_minibatches, receive
 from adrpo_scale.training.evaluator import Evaluator, numbers_of
 from adrpo_scale.training.iteration import (
@@ -38,7 +33,7 @@ from adrpo_scale.training.iteration import (
 from adrpo_scale.training.limits import Limits
 from adrpo_scale.training.media import Samples, medium_of
 from adrpo_scale.training.metrics import LoggingConfig, MetricsLog, is_due
-from adrpo_scale.training.rollout import gather_rewards, gather_sizes, sample_block, score_block
+from adrpo_scale.training.rollout import Rollouts, Scored, gather_sizes
 from adrpo_scale.training.saver import Saver
 from adrpo_scale.training.state import Counters, TrainingState
 from adrpo_scale.training.stopwatch import Stopwatch
@@ -46,31 +41,12 @@ from adrpo_scale.training.stopwatch import Stopwatch
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Scored:
-    """One iteration's rollout on this rank, with everybody's rewards."""
-
-    prompts_P: Sequence[Prompt]
-    rows: Rows
-    artifacts: Sequence[Any]
-    rewards: Rewards
-
-
 @dataclass
 class Trainer:
     """Everything a run consists of, assembled by `build.build_trainer`."""
 
-    seed: int
+    rollouts: Rollouts
     iterations: int
-    group_size: int
-    chunk: int
-    domain: Domain
-    algorithm: Algorithm
-    engine: Engine
-    policy: nn.Module
-    reference: Reference
-    rewards: Sequence[Reward]
-    stream: PromptStream
     optimizer: OptimizerConfig
     limits: Limits
     logging: LoggingConfig
@@ -83,9 +59,14 @@ class Trainer:
     run: Path
     measures_memory: bool = False  # also on the CPU
     watch: Stopwatch | None = None  # of the last iteration
-    _pool: dict[int, Scored] = field(default_factory=dict)  # offline rollouts, by place
     _warned: set[str] = field(default_factory=set)
     _step_seconds: float = 0.0  # of the slowest optimizer step so far
+
+    def __post_init__(self) -> None:
+        made = self.rollouts
+        self.seed, self.group_size, self.stream = made.seed, made.group_size, made.stream
+        self.domain, self.algorithm, self.engine = made.domain, made.algorithm, made.engine
+        self.policy, self.reference = made.policy, made.reference
 
     @property
     def counters(self) -> Counters:
@@ -109,7 +90,7 @@ class Trainer:
         """One iteration, and its line of metrics.jsonl."""
         watch = self.watch = Stopwatch(self.engine.device, self.watch, self.measures_memory)
         iteration, tally = self.counters.iteration, Tally()
-        scored = self._rollout(iteration, watch)
+        scored = self.rollouts.of(iteration, watch)
         with watch("update"):
             credit = self.algorithm.credit(scored.rewards)
             reference = self._measured_reference(credit, iteration)
@@ -160,42 +141,6 @@ class Trainer:
             self.counters.nonfinite_in_a_row = 0
             if self.state.ema is not None:
                 self.state.ema.update()
-
-    def _rollout(self, iteration: int, watch: Stopwatch) -> Scored:
-        """Samples and rewards of one iteration; offline, of the pool's place for it."""
-        pool = self.algorithm.rollout_pool
-        place = iteration % pool if pool else iteration
-        if place in self._pool:
-            return self._pool[place]
-        prompts_P = self.stream.at(place * self.stream.per_iteration)
-        offline = self.algorithm.rollouts == "reference"
-        with watch("rollout"), self.reference() if offline else nullcontext(self.policy) as model:
-            with self.engine.sampling(model):
-                rows = sample_block(
-                    self.domain,
-                    model,
-                    prompts_P,
-                    self.group_size,
-                    DrawKey(self.seed, place),
-                    self.chunk,
-                    self.stop.check,
-                )
-            artifacts = self.domain.artifacts(rows)
-        with watch("reward"):
-            rewards = self._score(rows, artifacts, prompts_P)
-        scored = Scored(prompts_P, rows, artifacts, rewards)
-        if pool:
-            self._pool[place] = scored
-        return scored
-
-    def _score(self, rows: Rows, artifacts: Sequence[Any], prompts_P: Sequence[Prompt]) -> Rewards:
-        prompts_N = [prompts_P[int(s) // self.group_size] for s in rows.sample_ids_N]
-        with self.engine.sampling(*sharded_models(self.rewards)):
-            scores_NR = score_block(
-                self.rewards, artifacts, prompts_N, self._samples, self.chunk, self.stop.check
-            )
-        keeps_N = self.domain.keeps(rows)
-        return gather_rewards(rows, scores_NR, self.rewards, prompts_P, self.group_size, keeps_N)
 
     def _exchange(self, scored: Scored, credit: Credit) -> list[Minibatch]:
         """The chosen rows where they are trained on, dealt evenly over ranks. Collective."""
@@ -248,10 +193,6 @@ class Trainer:
         pass, only now and then, to log the divergence."""
         is_logged = is_due(self.logging.divergence_every, iteration)
         return self.reference if is_logged or self.algorithm.needs_reference(credit) else None
-
-    @property
-    def _samples(self) -> int:
-        return self.stream.per_iteration * self.group_size
 
     @property
     def total_steps(self) -> int:

@@ -106,7 +106,7 @@ def compare(config: RunConfig, folder: Path) -> dict[str, Any]:
 
 def unmap(trainer: Any) -> None:
     """Weights that are mapped from their file, as a CPU's are, would count nothing."""
-    for reward in trainer.rewards:
+    for reward in trainer.rollouts.rewards:
         encoder = getattr(reward, "_encoder", None)
         if encoder is not None:
             encoder._model._apply(torch.clone)

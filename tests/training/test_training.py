@@ -50,7 +50,7 @@ def first_samples(trainer, group_size):
             trainer.stream.at(0),
             group_size,
             DrawKey(trainer.seed, 0),
-            trainer.chunk,
+            trainer.rollouts.chunk,
         )
     return dist.gather_rows(rows.sample_ids_N), dist.gather_rows(rows.tensors["x1"])
 
@@ -131,7 +131,7 @@ def losses_by_hand(rank, world, folder, variations):
     losses = []
     for place, (algorithm, *settings) in enumerate(variations):
         trainer = demo_trainer(folder / str(place), demo_config(algorithm, settings))
-        scored = trainer._rollout(0, Stopwatch(trainer.engine.device))
+        scored = trainer.rollouts.of(0, Stopwatch(trainer.engine.device))
         credit = trainer.algorithm.credit(scored.rewards)
         chosen = trainer.algorithm.select(scored.rewards, credit)
         rows, credit = scored.rows.take(chosen), credit.take(chosen)
@@ -169,7 +169,7 @@ def pool_is_the_references(rank, world, folder):
     expected = first_samples(trainer, config.prompts.group_size)[1]  # adapters are still 0
     load_whole(trainer.engine, {n: t + 0.05 for n, t in whole_tensors(trainer.engine).items()})
     trainer.train()
-    (pooled,) = trainer._pool.values()
+    (pooled,) = trainer.rollouts.pool.values()
     assert torch.equal(dist.gather_rows(pooled.rows.tensors["x1"]), expected)
 
 
@@ -241,7 +241,7 @@ def test_evaluation_uses_the_average_and_training_gets_its_weights_back(tmp_path
 def trains_on_rollout_noise(rank, world, folder):
     """Captures (x_t, timestep) that training shows the policy, and solves for x0."""
     trainer = demo_trainer(folder, demo_config(overrides=["domain.noise=rollout"]))
-    scored = trainer._rollout(0, Stopwatch(trainer.engine.device))
+    scored = trainer.rollouts.of(0, Stopwatch(trainer.engine.device))
     ids = scored.rows.sample_ids_N.tolist()
     x0 = normal(DrawKey(trainer.seed, 0), ids, Purpose.ROLLOUT_NOISE, trainer.domain.latent_shape)
     assert torch.equal(scored.rows.tensors["x0"], x0)

@@ -47,6 +47,6 @@ def parse(text: str) -> dict[str, QueueEntry]:
         fields = line.strip().split("|", 6)
         if len(fields) == 7 and fields[0].isdigit():
             job, state, reason, start, left, nodes, name = fields
-            said = [None if field in _NOTHING else field for field in (reason, start, left)]
-            found[job] = QueueEntry(job, name, state, said[0] or "", said[1], said[2], nodes)
+            stated = [None if field in _NOTHING else field for field in (reason, start, left)]
+            found[job] = QueueEntry(job, name, state, stated[0] or "", stated[1], stated[2], nodes)
     return found

@@ -54,7 +54,7 @@ def _no_run(run: Path) -> str:
         return f"{run} is not there: give the folder of a run, e.g. runs/<config>-<hash>"
     if (run / "trial.json").exists():
         return f"{run} is the folder of a trial, which is over: see {run / 'trial.json'}"
-    return f"{run} is not the folder of a run: it has no config.json, no lives and no lock"
+    return f"{run} is not the folder of a run: it has no config.json, no lives/ and no lock"
 
 
 def _json(path: Path) -> dict[str, Any]:
