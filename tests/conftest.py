@@ -5,8 +5,12 @@ import os
 import torch
 from hypothesis import settings
 
+from tests.support import rounding, shared
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+rounding.install()
+assert shared.SHARED  # made before workers of pytest-xdist start, which inherit it
 # A busy core is no failure: no test here is about time.
 settings.register_profile("adrpo_scale", deadline=None)
 settings.load_profile("adrpo_scale")

@@ -42,6 +42,7 @@ from adrpo_scale.hub.weights import SafetensorsFolder
 from adrpo_scale.run.build import build_trainer
 from adrpo_scale.run.resume import Start
 from tests.support.ranks import FORKSERVER_ENV, run_ranks
+from tests.support.shared import CACHE
 from tests.support.tiny import FULL, MODEL, demo_config, demo_trainer
 
 SECRET = "ada-lovelace"  # part of every path of this file: no export may tell it
@@ -102,7 +103,7 @@ def root(tmp_path_factory):
     run_ranks(make_runs, 1, place, ["lora", "still", "untrained"], timeout=120)
     run_ranks(make_runs, 2, place, ["full"], timeout=120)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ADRPO_CACHE", str(place / "runs" / "cache"))
+        patch.setenv("ADRPO_CACHE", str(CACHE))
         patch.setenv("USER", SECRET)
         yield place
 
@@ -571,7 +572,7 @@ def make_fork(rank, world, root):
     overrides += [f"domain.model={root / 'base-model'}", "optimizer.learning_rate=1e-2"]
     run.mkdir()
     pin_origin(str(origin.folder), run / ORIGIN)
-    os.environ["ADRPO_CACHE"] = str(root / "runs/cache")
+    os.environ["ADRPO_CACHE"] = str(CACHE)
     trainer = build_trainer(demo_config(overrides=overrides), run, Start(origin=origin))
     trainer.train()
     trainer.saver.save_now()

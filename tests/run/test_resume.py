@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import signal
-import time
 
 import pytest
-import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from adrpo_scale.checkpoint.locate import open_checkpoint
@@ -14,11 +12,12 @@ from adrpo_scale.checkpoint.reader import Reader
 from adrpo_scale.checkpoint.shelf import committed
 from adrpo_scale.core.errors import STOPPED
 from tests.support import starts
-from tests.support.faults import SignalAt
+from tests.support.faults import DieAt, SignalAt
 from tests.support.tiny import FULL, records
 
 EVERY = ["checkpoint.every_iterations=1", "iterations=5"]
 FSDP2 = ["engine.name=fsdp2", "engine.shard=all"]
+ITERATION = "adrpo_scale.training.trainer:Trainer._iterate"
 ZERO3 = ["engine.name=zero3", "engine.shard=all"]
 
 
@@ -61,26 +60,21 @@ def test_a_run_in_pieces_is_the_run_in_one_to_the_bit(quiet, tmp_path, kind, wor
 
 
 def test_a_killed_run_resumes_from_its_last_commit_and_its_curves_have_no_seam(quiet, tmp_path):
-    settings = ["evaluation.every=1"]
-    start = starts.train(tmp_path, 2, [*EVERY, *settings, "checkpoint.every_iterations=2"])
-    run = tmp_path / "run"
-    wait_for(lambda: (run / "metrics.jsonl").exists() and len(records(run)) >= 3)
-    start.kill()
+    """Killed when iteration 3 has been written down and iteration 2 is the last that was saved."""
+    settings, run = ["evaluation.every=1"], tmp_path / "run"
+    at = DieAt(ITERATION, 4, run / "checkpoints" / "step-000002")
+    dies = [*EVERY, *settings, "checkpoint.every_iterations=2"]
+    codes = starts.train(tmp_path, 2, dies, prepare=at).wait()
+    assert -signal.SIGKILL in codes and 0 not in codes  # the second may miss the first before
+    assert [line["iteration"] for line in records(run)] == [1, 2, 3]
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"iteration": 4, "rew')  # killed in the middle of a line
     assert starts.train(tmp_path, 2, [*EVERY, *settings]).wait() == [0, 0]
-    assert starts.records_of(run)[-1]["resumed_from"] in (2, 4)
+    assert starts.records_of(run)[-1]["resumed_from"] == 2
     assert starts.differences(run, quiet(2, *settings)) == []
     events = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0}).Reload()
     for tag, expected in (("train/reward", range(1, 6)), ("eval_train/reward", range(6))):
         assert [event.step for event in events.Scalars(tag)] == list(expected), tag
-
-
-def wait_for(condition, seconds=60):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 def test_the_number_of_processes_may_change_from_start_to_start(quiet, tmp_path):
@@ -88,7 +82,7 @@ def test_the_number_of_processes_may_change_from_start_to_start(quiet, tmp_path)
     for world, iterations in ((4, 2), (2, 3), (3, 4), (1, 5)):
         start = starts.train(tmp_path, world, [*EVERY, f"iterations={iterations}"])
         assert start.wait() == [0] * world, start.text()
-    assert_close_runs(tmp_path / "run", quiet(4))
+    starts.assert_close_runs(tmp_path / "run", quiet(4))
 
 
 def test_sharding_may_change_from_start_to_start(quiet, tmp_path):
@@ -96,7 +90,7 @@ def test_sharding_may_change_from_start_to_start(quiet, tmp_path):
         settings = [*FULL, f"engine.shard={shard}", f"iterations={iterations}"]
         start = starts.train(tmp_path, world, [*EVERY, *settings])
         assert start.wait() == [0] * world, start.text()
-    assert_close_runs(tmp_path / "run", quiet(1, *FULL))
+    starts.assert_close_runs(tmp_path / "run", quiet(1, *FULL))
 
 
 @pytest.mark.slow  # test_text_resume.py does the same in less time
@@ -108,19 +102,7 @@ def test_the_engine_may_change_from_start_to_start(quiet, tmp_path, kind):
         settings = [*EVERY, *trained, *engine, f"iterations={iterations}"]
         start = starts.train(tmp_path, world, settings)
         assert start.wait() == [0] * world, start.text()
-    assert_close_runs(tmp_path / "run", quiet(4, *trained, *FSDP2))
-
-
-def assert_close_runs(run, other):
-    """Counters and prompts equal; parameters and moments within 1e-4 of the whole, relatively."""
-    one, two = starts.newest(run), starts.newest(other)
-    for name in ("counters", "optimizer_steps", "prompts", "identity"):
-        assert one.manifest.document[name] == two.manifest.document[name]
-    for part in ("policy", "exp_avg", "exp_avg_sq"):
-        a, b = (torch.cat([r.read(n, set_name=part) for n in r.names(part)]) for r in (one, two))
-        assert float((a - b).norm() / b.norm()) < 1e-4, part
-    for mine, theirs in zip(records(run), records(other), strict=True):
-        assert mine["reward"] == pytest.approx(theirs["reward"], rel=1e-4)
+    starts.assert_close_runs(tmp_path / "run", quiet(4, *trained, *FSDP2))
 
 
 # ---- stopping ----------------------------------------------------------------------------------
@@ -190,9 +172,10 @@ def test_a_stop_in_the_middle_of_an_evaluation_loses_nothing(quiet, tmp_path, ca
 
 def test_a_trajectory_may_come_by_the_same_iteration_twice(quiet, tmp_path):
     settings = ["checkpoint.keep_trajectory=3", "checkpoint.every_iterations=4"]
-    start = starts.train(tmp_path, 1, [*EVERY, *settings, "checkpoint.on_failure=stop"])
-    wait_for(lambda: committed(tmp_path / "run" / "trajectory"))
-    start.kill()
+    at = DieAt(ITERATION, 4, tmp_path / "run" / "trajectory" / "step-000003")
+    killed = [*EVERY, *settings, "checkpoint.on_failure=stop"]
+    start = starts.train(tmp_path, 1, killed, prepare=at)
+    assert start.wait() == [-signal.SIGKILL], start.text()
     again = starts.train(tmp_path, 1, [*EVERY, *settings, "checkpoint.on_failure=stop"])
     assert again.wait() == [0], again.text()
     folder = tmp_path / "run" / "trajectory" / "step-000003"

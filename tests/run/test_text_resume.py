@@ -6,7 +6,6 @@ import functools
 
 import pytest
 
-from tests.run.test_resume import assert_close_runs
 from tests.support import starts
 from tests.support.tiny import CONFIGS
 
@@ -63,7 +62,7 @@ def test_a_checkpoint_goes_from_fsdp2_to_zero3_and_on(tmp_path, settings):
     for done, (world, engine) in enumerate(starts_, start=1):
         run = train(tmp_path / "moved", world, *settings, *engine, f"iterations={done}")
     assert {start["outcome"] for start in starts.records_of(run)} == {"done"}
-    assert_close_runs(run, train(tmp_path / "stayed", 2, *settings, *FSDP2))
+    starts.assert_close_runs(run, train(tmp_path / "stayed", 2, *settings, *FSDP2))
 
 
 @pytest.mark.slow
@@ -77,4 +76,4 @@ def test_a_run_on_clips_goes_on_to_the_bit_and_on_another_engine(tmp_path):
     assert starts.differences(pieces, whole) == []
     for world, engine, done in ((2, FSDP2, 1), (3, ZERO3, 3), (1, FSDP2, 4)):
         moved = clips(tmp_path / "moved", world, *more, *engine, f"iterations={done}")
-    assert_close_runs(moved, whole)
+    starts.assert_close_runs(moved, whole)

@@ -11,6 +11,7 @@ import pytest
 
 from tests.slurm.jobs import CONFIG, PACED, Job, train
 from tests.support import starts
+from tests.support.closeness import drifted
 from tests.support.tiny import records
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -104,7 +105,8 @@ def test_a_node_that_dies_when_there_is_no_other(cluster, tmp_path):
     found = job.metrics()
     assert [line["samples"] for line in found] == [line["samples"] for line in plain]
     for name in ("reward", "loss"):
-        assert [line[name] for line in found] == pytest.approx([x[name] for x in plain], rel=1e-3)
+        expected = [line[name] for line in plain]
+        assert [line[name] for line in found] == drifted(expected, updates=6, terms=0.1)
 
 
 def test_a_rank_that_hangs(cluster, tmp_path):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import itertools
 import os
 import signal
 import threading
@@ -140,6 +141,42 @@ class NoSpaceCheck:
         store.check_space = lambda *args: None  # type: ignore[attr-defined]
 
 
+def watch_calls(place: str, before: Callable[[int], None]) -> None:
+    """Calls `before` with the number of the call, from 1, ahead of every call of
+    `module:Class.function` (or `module:function`)."""
+    module, _, path = place.partition(":")
+    owner: Any = importlib.import_module(module)
+    *parents, name = path.split(".")
+    for parent in parents:
+        owner = getattr(owner, parent)
+    real, calls = getattr(owner, name), itertools.count(1)
+
+    def watched(*args: Any, **more: Any) -> Any:
+        before(next(calls))
+        return real(*args, **more)
+
+    setattr(owner, name, watched)
+
+
+@dataclass
+class DieAt:
+    """SIGKILL of every rank at call number `call` of `place`, once `there` exists: what is written
+    in the background has come so far and no further."""
+
+    place: str
+    call: int
+    there: Path
+
+    def __call__(self, rank: int) -> None:
+        watch_calls(self.place, self._before)
+
+    def _before(self, number: int) -> None:
+        if number == self.call:
+            while not self.there.exists():
+                threading.Event().wait(0.005)
+            die()
+
+
 @dataclass
 class SignalAt:
     """Sends this process `signals` at call number `call` of `module:Class.function` (or
@@ -150,23 +187,13 @@ class SignalAt:
     signals: tuple[signal.Signals, ...] = (signal.SIGTERM,)
     victim: int = 0
     slow: float = 0.0  # seconds added to every call
-    _calls: int = 0
 
     def __call__(self, rank: int) -> None:
-        module, _, path = self.place.partition(":")
-        owner: Any = importlib.import_module(module)
-        *parents, name = path.split(".")
-        for parent in parents:
-            owner = getattr(owner, parent)
-        real = getattr(owner, name)
+        watch_calls(self.place, partial(self._before, rank))
 
-        def watched(*args: Any, **more: Any) -> Any:
-            self._calls += 1
-            if self._calls == self.call and rank == self.victim:
-                for number in self.signals:
-                    os.kill(os.getpid(), number)
-            if self.slow:
-                threading.Event().wait(self.slow)
-            return real(*args, **more)
-
-        setattr(owner, name, watched)
+    def _before(self, rank: int, number: int) -> None:
+        if number == self.call and rank == self.victim:
+            for each in self.signals:
+                os.kill(os.getpid(), each)
+        if self.slow:
+            threading.Event().wait(self.slow)

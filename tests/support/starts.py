@@ -22,7 +22,9 @@ import torch.distributed as td
 from adrpo_scale.checkpoint.reader import Reader
 from adrpo_scale.checkpoint.shelf import CHECKPOINTS, committed
 from adrpo_scale.run.starts import records as start_records
-from tests.support.ranks import forkserver
+from tests.support.closeness import assert_adam_near, drifted
+from tests.support.ranks import forkserver, prepare_process
+from tests.support.shared import CACHE
 from tests.support.tiny import CONFIGS, SMALL, records
 
 TINY = [  # a run whose iterations take hundredths of a second
@@ -57,7 +59,7 @@ class Started:
         self.processes: list[Any] = []
         for rank in range(world):
             variables = {
-                "ADRPO_CACHE": str(folder / "cache"),
+                "ADRPO_CACHE": str(CACHE),
                 **(environment or {}),
             }
             if world > 1:
@@ -132,7 +134,7 @@ def _one(variables: dict[str, str], arguments: list[str], output: str, prepare: 
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.environ.update(variables)
-    torch.set_num_threads(1)
+    prepare_process()
     sys.argv = ["adrpo-scale", *arguments]
     try:
         prepared = pickle.loads(prepare)
@@ -149,6 +151,7 @@ def _one(variables: dict[str, str], arguments: list[str], output: str, prepare: 
 # ---- what a run left ---------------------------------------------------------------------------
 
 TIMES = ("seconds", "samples_per_second")
+SETS = ("policy", "exp_avg", "exp_avg_sq")
 
 
 def timeless(line: dict[str, Any]) -> dict[str, Any]:
@@ -166,6 +169,26 @@ def newest(run: Path) -> Reader:
 
 def records_of(run: Path) -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in start_records(run)]
+
+
+def assert_close_runs(run: Path, other: Path) -> None:
+    """Counters and prompts equal; parameters and moments but for rounding, with which all steps of
+    both were made."""
+    one, two = newest(run), newest(other)
+    for name in ("counters", "optimizer_steps", "prompts", "identity"):
+        assert one.manifest.document[name] == two.manifest.document[name], name
+    sets = [
+        {name: {n: r.whole(n, name) for n in r.names(name)} for name in SETS} for r in (one, two)
+    ]
+    steps = max(two.manifest.document["optimizer_steps"].values())
+    rate = json.loads((other / "config.json").read_text())["optimizer"]["learning_rate"]
+    found, expected = sets
+    assert_adam_near(found["policy"], expected["policy"], expected["exp_avg_sq"], rate, steps)
+    for name in ("exp_avg", "exp_avg_sq"):
+        a, b = (torch.cat([t.flatten() for t in s[name].values()]) for s in sets)
+        assert float((a - b).norm()) == drifted(0.0, steps, terms=float(b.norm())), name
+    for mine, theirs in zip(records(run), records(other), strict=True):
+        assert mine["reward"] == drifted(theirs["reward"], steps, terms=1.0)
 
 
 def differences(run: Path, other: Path) -> list[str]:

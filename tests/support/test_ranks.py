@@ -11,7 +11,7 @@ import torch
 import torch.distributed as td
 
 from adrpo_scale.core import dist
-from tests.support.ranks import PRELOAD, RankError, run_ranks
+from tests.support.ranks import PRELOAD, THREADS, RankError, run_ranks
 
 
 def who_am_i(rank, world, extra):
@@ -67,4 +67,4 @@ def test_a_rank_that_dies_ends_the_others():
 
 
 def test_everything_in_preload_is_there_at_the_fork():
-    assert run_ranks(not_imported, 1) == [([], 1)]
+    assert run_ranks(not_imported, 1) == [([], int(THREADS))]

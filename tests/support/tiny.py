@@ -16,6 +16,7 @@ from adrpo_scale.run.build import build_trainer
 from adrpo_scale.run.config import RunConfig
 from adrpo_scale.run.load import load_config
 from adrpo_scale.training.trainer import Trainer
+from tests.support.shared import CACHE
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 MODEL = "demo:image"
@@ -43,8 +44,8 @@ def demo_config(algorithm: str = "adrpo", overrides: Sequence[str] = ()) -> RunC
 
 
 def demo_trainer(folder: Path, config: RunConfig) -> Trainer:
-    """The trainer of a run in `folder`, with embeddings cached beside it. Collective."""
-    os.environ["ADRPO_CACHE"] = str(folder.parent / "cache")
+    """The trainer of a run in `folder`. Collective."""
+    os.environ["ADRPO_CACHE"] = str(CACHE)
     folder.mkdir(parents=True, exist_ok=True)
     return build_trainer(config, folder)
 
