@@ -24,6 +24,7 @@ from adrpo_scale.evaluation.mmau.base import MmauConfig
 from adrpo_scale.run.config import RunConfig
 from adrpo_scale.run.registry import ALGORITHMS, DOMAINS, ENGINES, REWARDS
 from adrpo_scale.training import metric_names
+from docs.generate_code import modules, public_names
 
 LIMITS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 EFFECTS: dict[Effect, str] = {
@@ -325,4 +326,6 @@ PAGES: dict[str, Callable[[], str]] = {
     "settings.md": settings,
     "metrics.md": metrics,
     "errors.md": errors,
+    "python.md": public_names,
+    "modules.md": modules,
 }

@@ -21,6 +21,7 @@ from mdit_py_plugins.deflist import deflist_plugin
 ROOT = Path(__file__).parents[2]
 SHELL = {"sh", "console", "bash", ""}  # an indented block has no language
 OUTSIDE = ("README.md", "CONTRIBUTING.md", "benchmarks/README.md", "tests/gpu/README.md")
+MADE = {"slurm/site.env", "docs/reference/"}  # by a command that the pages show
 SEPARATORS = {"&&", "||", "|", ";"}
 
 
@@ -121,4 +122,5 @@ def commands_of(line: str) -> Iterator[list[str]]:
 def files_in(words: Sequence[str]) -> list[str]:
     """Those of the words that name a file or folder of the repository."""
     folders = ("adrpo_scale", "configs", "slurm", "launchers", "benchmarks", "tests", "docs")
-    return [w for w in words if re.fullmatch(rf"({'|'.join(folders)})/[\w./-]*", w)]
+    named = [w for w in words if re.fullmatch(rf"({'|'.join(folders)})/[\w./-]*", w)]
+    return [w for w in named if w not in MADE and "_build" not in w]
