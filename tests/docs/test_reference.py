@@ -4,6 +4,7 @@ with every other page without a warning."""
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 
@@ -15,7 +16,7 @@ from adrpo_scale.core import errors
 from adrpo_scale.core.settings import walk
 from adrpo_scale.run.load import load_config
 from docs import generate
-from tests.support.pages import ROOT
+from tests.support.pages import ROOT, pages
 
 
 def leaves_of(command, words=()):
@@ -78,6 +79,24 @@ def test_every_error_is_there():
     found = [e for e in subclasses(errors.AdrpoError) if e.__module__ == errors.__name__]
     assert len(found) > 10
     assert [error.__name__ for error in found if f"`{error.__name__}`" not in page] == []
+
+
+def test_every_example_stands_on_a_page():
+    shown = "".join(page.read_text() for page in pages())
+    examples = sorted((ROOT / "docs/examples").glob("*.py"))
+    assert len(examples) >= 7
+    assert [
+        e.name for e in examples if f"{{literalinclude}} ../examples/{e.name}\n" not in shown
+    ] == []
+
+
+def test_every_module_is_there():
+    page, package = generate.PAGES["modules.md"](), ROOT / "adrpo_scale"
+    for file in package.rglob("*.py"):
+        if file.name != "__init__.py" and file.parent != package:
+            folder, _, rest = file.relative_to(package).as_posix().partition("/")
+            section = page.partition(f"\n## {folder}\n")[2].partition("\n## ")[0]
+            assert re.search(rf"^`{re.escape(rest)}`\n: \S", section, re.M), file
 
 
 def test_the_pages_build_without_a_warning(tmp_path):
