@@ -11,7 +11,8 @@ one is RAFT (`raft.py`); to write your own,
 1. derive a config class from `AlgorithmConfig`, with a `name` and your settings;
 2. derive the algorithm from `Algorithm` (from `GroupRelative` if it is advantages in a group and
    another beta), name the config class in `Config`, and write `credit` and `loss`;
-3. narrow `takes` if the loss has a meaning for one kind of terms alone.
+3. narrow `takes` if the loss has a meaning for one kind of terms alone, and set `asks_surrogate` to
+   False if it does not ask for the surrogate.
 
 The trainer divides the loss by the global count (`row_counts` summed over all ranks), so loss and
 gradients depend neither on the number of processes nor on the micro-batch size: a loss must be a
@@ -66,11 +67,12 @@ class Algorithm(ABC):
     Config: ClassVar[type[AlgorithmConfig]]
     takes: ClassVar[tuple[type[Terms], ...]] = (RegressionTerms, LikelihoodTerms)
     must_state: ClassVar[Mapping[type[Terms], Stated]] = {}
+    asks_surrogate: ClassVar[bool] = True  # False spares a pass: see `needs_old`
+    small_advantage: ClassVar[float] = 0.0  # a run is warned where the mean |A| is below
 
     rows_per_unit: int = 1  # rows that must stay together: 2 where pairs are trained on
     rollouts: Literal["policy", "reference"] = "policy"  # who generates the samples
     rollout_pool: int = 0  # iterations of rollouts made once and used again; 0 = always afresh
-    needs_old: bool = False  # rows used for several steps are measured before the first of them
 
     def __init__(self, config: AlgorithmConfig, *gives: type[Terms]) -> None:
         self.config = config
@@ -98,6 +100,12 @@ class Algorithm(ABC):
                 f"matching; state {stated.instead}. A run that began with the default resumes "
                 "with the default stated"
             )
+
+    @property
+    def needs_old(self) -> bool:
+        """Whether rows that are used for several steps must be measured before the first of them:
+        a surrogate that is a ratio to the old policy would be constant 1 without that."""
+        return self.asks_surrogate and self.terms.compares_with_old
 
     @abstractmethod
     def credit(self, rewards: Rewards) -> Credit:

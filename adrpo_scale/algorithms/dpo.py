@@ -58,6 +58,7 @@ class Dpo(Algorithm):
     Config: ClassVar[type[DpoConfig]] = DpoConfig
     config: DpoConfig
     must_state: ClassVar = {LikelihoodTerms: Stated(("beta",), "beta = 0.1 (arXiv 2305.18290)")}
+    asks_surrogate = False
     rows_per_unit = 2
 
     def __init__(self, config: DpoConfig, *gives: type[Terms]) -> None:

@@ -71,6 +71,7 @@ class GroupRelativeConfig(LikelihoodSettings, CreditConfig):
 class GroupRelative(Algorithm):
     Config: ClassVar[type[GroupRelativeConfig]] = GroupRelativeConfig
     config: GroupRelativeConfig
+    small_advantage: ClassVar[float] = 0.05
     must_state: ClassVar = {
         LikelihoodTerms: Stated(
             ("beta0", "scale"),
@@ -81,7 +82,6 @@ class GroupRelative(Algorithm):
 
     def __init__(self, config: GroupRelativeConfig, *gives: type[Terms]) -> None:
         super().__init__(config, *gives)
-        self.needs_old = self.terms.compares_with_old
         self.terms.check(config)
         self._check_bounds()
 

@@ -23,6 +23,7 @@ class RaftConfig(AlgorithmConfig):
 
 class Raft(Algorithm):
     Config: ClassVar[type[RaftConfig]] = RaftConfig
+    asks_surrogate = False
 
     def credit(self, rewards: Rewards) -> Credit:
         """The advantage is 1 for the winner of a group and 0 for the others."""

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from adrpo_scale.algorithms.advantages import is_degenerate
 from adrpo_scale.algorithms.base import Algorithm
-from adrpo_scale.algorithms.group_relative import GroupRelative
 from adrpo_scale.algorithms.terms import Terms
 from adrpo_scale.algorithms.tokens import per_row
 from adrpo_scale.core import dist
@@ -19,7 +18,6 @@ from adrpo_scale.core.types import Credit, Rewards
 from adrpo_scale.training.batches import MicroBatch
 from adrpo_scale.training.media import Measured
 
-SMALL_ADVANTAGE = 0.05
 MANY_DEGENERATE = 0.5
 MANY_TRUNCATED = 0.5
 
@@ -123,11 +121,11 @@ def credit_record(rewards: Rewards, credit: Credit) -> dict[str, Any]:
 
 def warnings_of(record: dict[str, Any], algorithm: Algorithm) -> Iterator[tuple[str, str]]:
     """(kind, text) of everything in an iteration's record that a person should know."""
-    size = record["advantage_abs_mean"]
-    if isinstance(algorithm, GroupRelative) and size is not None and size < SMALL_ADVANTAGE:
+    size, small = record["advantage_abs_mean"], algorithm.small_advantage
+    if size is not None and size < small:
         yield (
             "small advantages",
-            f"mean |A| is {size:.3g}, below {SMALL_ADVANTAGE}: almost nothing is learned. Rewards "
+            f"mean |A| is {size:.3g}, below {small}: almost nothing is learned. Rewards "
             'are expected on a 0-100 scale, or use algorithm.scale = "group_std"',
         )
     if record["degenerate_groups"] > MANY_DEGENERATE:

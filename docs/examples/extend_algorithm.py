@@ -24,10 +24,6 @@ class SmoothConfig(AlgorithmConfig):
 class Smooth(Algorithm):
     Config = SmoothConfig
 
-    def __init__(self, config, *gives):
-        super().__init__(config, *gives)
-        self.needs_old = self.terms.compares_with_old  # `surrogate` may be a ratio to that policy
-
     def credit(self, rewards):
         """A = tanh((R - mean of the group) / temperature), of all samples on every rank alike."""
         total_PG = combined(rewards, self.config.combine)

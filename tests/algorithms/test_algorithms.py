@@ -447,6 +447,7 @@ def test_adrpo_on_tokens_warns_where_beta_can_be_negative(high, warns):
     assert [("lower bound" in str(w.message)) for w in caught] == [True] * warns
 
 
+@pytest.mark.filterwarnings("ignore:algorithm.*no lower bound")
 @pytest.mark.parametrize(
     ("config", "algorithm", "stated"),
     [
@@ -473,8 +474,8 @@ class OfRatios(Grpo):
 def test_an_algorithm_uses_the_first_terms_that_it_takes():
     """A domain that gives both is used by either kind of algorithm."""
     both = (RegressionTerms, LikelihoodTerms)
-    assert Grpo(GrpoConfig(**TOKENS), *both).terms is RegressionTerms
-    ratios = OfRatios(GrpoConfig(**TOKENS), *both)
+    squares, ratios = (kind(kind.Config(**TOKENS), *both) for kind in (Adrpo, OfRatios))
+    assert squares.terms is RegressionTerms and not squares.needs_old
     assert ratios.terms is LikelihoodTerms and ratios.needs_old
     message = r"OfRatios takes log-probabilities .*the domain gives squared errors"
     with pytest.raises(ConfigError, match=message):
@@ -490,6 +491,14 @@ def test_the_reference_is_needed_where_some_beta_is_not_zero():
     assert not free.needs_reference(free.credit(rewards))
     adaptive = Adrpo(AdrpoConfig(**TOKENS | {"beta0": 0.0, "advantage_max": 0}), LikelihoodTerms)
     assert adaptive.needs_reference(adaptive.credit(rewards))
+
+
+def test_rows_are_measured_beforehand_only_for_a_surrogate_that_is_a_ratio():
+    stated = {Adrpo: TOKENS, Grpo: TOKENS, Dpo: {"beta": 0.1}}
+    kinds = (Adrpo, Grpo, OrwCfmW2, Raft, Dpo)
+    built = [kind(kind.Config(**stated.get(kind, {})), LikelihoodTerms) for kind in kinds]
+    assert [a.needs_old for a in built] == [True, True, False, False, False]
+    assert not Adrpo(AdrpoConfig(), RegressionTerms).needs_old
 
 
 def test_a_loss_that_asks_for_what_was_not_measured_says_so():

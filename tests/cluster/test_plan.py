@@ -20,7 +20,7 @@ from adrpo_scale.cluster.plan.advice import cheapest_change, ladder, refusal
 from adrpo_scale.cluster.plan.base import DoesNotFitError, ForeignTrialError, Gpu, Hardware
 from adrpo_scale.cluster.plan.calibrate import calibrated, read_trial
 from adrpo_scale.cluster.plan.communication import _gathers, _reductions
-from adrpo_scale.cluster.plan.dealing import deal_out
+from adrpo_scale.cluster.plan.dealing import deal_out, needs_reference
 from adrpo_scale.cluster.plan.hardware import GPUS, build_hardware, find_gpu, gpu_of_device
 from adrpo_scale.cluster.plan.measure import BLOCK, Live, cost_of, empty_model
 from adrpo_scale.cluster.plan.planner import plan_of, with_time_limit
@@ -277,6 +277,13 @@ def test_rows_are_dealt_as_the_trainer_deals_them():
     pairs = deal_out(demo_config("dpo"), machine)
     assert (pairs.chosen, pairs.unit) == (8, 2)  # one pair of each group
     assert deal_out(demo_config("raft"), machine).chosen == 4  # the best of each
+
+
+def test_the_reference_is_counted_where_every_step_measures_it():
+    counted = [n for n in ("adrpo", "grpo", "orw_cfm_w2", "dpo") if needs_reference(demo_config(n))]
+    assert counted == ["adrpo", "grpo", "orw_cfm_w2", "dpo"]
+    assert not needs_reference(demo_config("raft"))
+    assert needs_reference(demo_config("raft", ["logging.divergence_every=1"]))
 
 
 # ---- the plan --------------------------------------------------------------------------------
