@@ -40,6 +40,7 @@ from adrpo_scale.run.build import (
 from adrpo_scale.run.compare import prompts_digest
 from adrpo_scale.run.resume import find_start
 from adrpo_scale.training.batches import MicroBatch, receive
+from tests.support.closeness import LOGP
 from tests.support.tiny_audio import (
     PROMPTS,
     SECONDS,
@@ -57,7 +58,6 @@ TEMPERATURE = 0.8
 KEY = DrawKey(0, 3)
 CHOSEN = (0, 0, 1, 2, 2, 3)  # of one length: the clips of 0 and 2
 AUDIO, BANNED = WORDS.index("<|AUDIO|>"), list(range(3, 10))
-CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
 
 class Parts:
@@ -176,9 +176,9 @@ def test_terms_equal_those_of_the_whole_model(parts):
         base = Qwen2_5OmniThinkerForConditionalGeneration.from_pretrained(parts.domain.folder)
         reference = parts.by_transformers(base.eval())
     logp, entropy = (torch.cat([row[k] for row in policy]) for k in (0, 1))
-    torch.testing.assert_close(terms.logp_K.detach(), logp, **CLOSE)
-    torch.testing.assert_close(terms.entropy_K.detach(), entropy, **CLOSE)
-    torch.testing.assert_close(terms.logp_ref_K, torch.cat([row[0] for row in reference]), **CLOSE)
+    torch.testing.assert_close(terms.logp_K.detach(), logp, **LOGP)
+    torch.testing.assert_close(terms.entropy_K.detach(), entropy, **LOGP)
+    torch.testing.assert_close(terms.logp_ref_K, torch.cat([row[0] for row in reference]), **LOGP)
     assert float(terms.divergence().detach().min()) > 0
 
 
@@ -224,7 +224,7 @@ def test_generated_log_probabilities_are_the_trained_ones(parts, monkeypatch):
     rows, drawn = recorded_steps(monkeypatch, parts.sample)
     assert torch.equal(rows.tensors["completion"], parts.rows.tensors["completion"])
     inside = torch.arange(drawn.shape[1]) < rows.tensors["lengths"][:, None]
-    torch.testing.assert_close(drawn[inside], parts.terms().logp_K.detach(), **CLOSE)
+    torch.testing.assert_close(drawn[inside], parts.terms().logp_K.detach(), **LOGP)
 
 
 def test_a_batch_padded_on_the_left_is_each_sample_alone(parts, monkeypatch):
@@ -238,7 +238,7 @@ def test_a_batch_padded_on_the_left_is_each_sample_alone(parts, monkeypatch):
         row, logp = recorded_steps(monkeypatch, alone)
         length = int(row.tensors["lengths"][0])
         assert torch.equal(row.tensors["completion"][0], rows.tensors["completion"][n])
-        torch.testing.assert_close(logp[0, :length], drawn[n, :length], **CLOSE)
+        torch.testing.assert_close(logp[0, :length], drawn[n, :length], **LOGP)
 
 
 def test_equal_tokens_with_another_clip_are_another_prompt(parts):
@@ -310,7 +310,7 @@ def test_tokens_of_modalities_have_no_chance(tmp_path, monkeypatch):
     inside = torch.arange(drawn.shape[1]) < made.rows.tensors["lengths"][:, None]
     assert not torch.isin(made.rows.tensors["completion"][inside], torch.tensor(BANNED)).any()
     terms = made.terms()
-    torch.testing.assert_close(drawn[inside], terms.logp_K.detach(), **CLOSE)
+    torch.testing.assert_close(drawn[inside], terms.logp_K.detach(), **LOGP)
     assert torch.isfinite(terms.entropy_K).all()
     (terms.entropy_K.sum() - terms.supervised().sum()).backward()
     gradient = made.policy.lm_head.weight.grad

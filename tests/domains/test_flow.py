@@ -23,6 +23,7 @@ from adrpo_scale.core.types import DrawKey, Prompt, Rows
 from adrpo_scale.domains.embeddings import cache_folder, encoder_fingerprint, load_embeddings
 from adrpo_scale.domains.flow import FlowDomain, solver_times
 from adrpo_scale.hub.weights import find_model
+from tests.support.closeness import NEAR, assert_near
 from tests.support.ranks import run_ranks
 from tests.support.tiny import MODEL, demo_config
 
@@ -99,8 +100,8 @@ def test_a_rollout_is_what_diffusers_pipeline_makes_of_the_same_noise(cache, gui
         max_sequence_length=domain.config.max_sequence_length,
         output_type="latent",
     ).images
-    torch.testing.assert_close(rows.tensors["x1"], expected, rtol=0, atol=1e-4)
-    assert (rows.tensors["x1"] - expected).norm() < 1e-5 * expected.norm()
+    # Each step is a pass of the network over what the last one made.
+    assert (rows.tensors["x1"] - expected).norm() < STEPS * NEAR * expected.norm()
 
 
 def test_samples_depend_on_key_and_id_and_not_on_their_neighbours(cache):
@@ -108,7 +109,7 @@ def test_samples_depend_on_key_and_id_and_not_on_their_neighbours(cache):
     key = DrawKey(seed=0, iteration=0)
     together = domain.sample(model, PROMPTS, ids, key).tensors["x1"]
     alone = domain.sample(model, PROMPTS[1:2], ids[1:2], key).tensors["x1"]
-    torch.testing.assert_close(together[1:2], alone, rtol=1e-5, atol=1e-5)
+    assert_near(together[1:2], alone)
     for other in (
         domain.sample(model, PROMPTS, ids, DrawKey(seed=0, iteration=1)),
         domain.sample(model, PROMPTS, ids + 3, key),

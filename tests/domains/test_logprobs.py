@@ -18,6 +18,7 @@ from transformers import (
 
 from adrpo_scale.domains import logprobs as scoring
 from adrpo_scale.domains.logprobs import LogitRule, Targets
+from tests.support.closeness import LOGP
 from tests.support.tiny_text import tiny_config
 
 K, HIDDEN, VOCABULARY = 11, 6, 17
@@ -57,9 +58,9 @@ def test_values_and_gradients_equal_those_of_all_logits(chunk, bias, rule):
             sum((mix[i] * expected[i]).sum() for i in chosen), leaves, retain_graph=True
         )
         for a, b in zip(ours, plain, strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(a, b, **LOGP)
     for a, b in zip(found, expected, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(a, b, **LOGP)
 
 
 def test_a_frozen_output_layer_gets_no_gradient():

@@ -21,6 +21,7 @@ from adrpo_scale.domains import decoding
 from adrpo_scale.domains.backends import InProcess, plain_weights
 from adrpo_scale.domains.chat import encode, without_long
 from adrpo_scale.run.build import build_domain, build_engine, build_reference, build_trainer
+from tests.support.closeness import LOGP
 from tests.support.tiny_text import TEMPLATE, save_tiny, text_config, tiny_tokenizer
 
 TEMPERATURE = 0.8
@@ -88,8 +89,8 @@ def test_terms_equal_those_of_all_logits(parts):
     with parts.reference() as model, torch.no_grad():
         reference = parts.by_all_logits(model)
     packed = [torch.cat([row[k] for row in policy]) for k in (0, 1)]
-    torch.testing.assert_close(terms.logp_K, packed[0], rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(terms.entropy_K, packed[1], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(terms.logp_K, packed[0], **LOGP)
+    torch.testing.assert_close(terms.entropy_K, packed[1], **LOGP)
     assert terms.segment_K.tolist() == [
         n for n, length in enumerate(lengths) for _ in range(length)
     ]
@@ -152,9 +153,7 @@ def test_generated_log_probabilities_are_the_trained_ones(parts, monkeypatch):
     assert torch.equal(rows.tensors["completion"], parts.rows.tensors["completion"])
     generated = torch.stack(steps, 1)
     inside = torch.arange(generated.shape[1]) < rows.tensors["lengths"][:, None]
-    torch.testing.assert_close(
-        generated[inside], parts.terms().logp_K.detach(), rtol=1e-5, atol=1e-5
-    )
+    torch.testing.assert_close(generated[inside], parts.terms().logp_K.detach(), **LOGP)
 
 
 def test_samples_depend_on_seed_iteration_and_id_alone(parts):

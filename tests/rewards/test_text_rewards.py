@@ -16,6 +16,7 @@ from adrpo_scale.rewards.base import score
 from adrpo_scale.rewards.reward_model import RewardModel, RewardModelConfig
 from adrpo_scale.rewards.text import extract_answer
 from adrpo_scale.run.build import build_engine, build_rewards, build_trainer
+from tests.support.closeness import assert_near
 from tests.support.tiny_text import TEMPLATE, save_tiny_reward, text_config, tiny_tokenizer
 
 CPU = torch.device("cpu")
@@ -152,7 +153,7 @@ def by_transformers(folder, cases=CASES):
 def test_a_batch_gives_the_logits_of_single_conversations(tmp_path, batch):
     folder = save_tiny_reward(tmp_path)
     made = model_reward(folder, batch=batch)
-    torch.testing.assert_close(scored(made), by_transformers(folder), rtol=1e-5, atol=1e-5)
+    assert_near(scored(made), by_transformers(folder))
 
 
 def test_a_conversation_that_ends_in_what_the_tokenizer_pads_with_keeps_its_end(tmp_path):
@@ -167,7 +168,7 @@ def test_a_conversation_that_ends_in_what_the_tokenizer_pads_with_keeps_its_end(
     assert {row[-1] for row in ids} == {tokenizer.eos_token_id}
     model = Qwen3ForSequenceClassification.from_pretrained(folder).eval()
     expected = torch.stack([model(torch.tensor([row])).logits[0, 0].detach() for row in ids])
-    torch.testing.assert_close(scored(made), expected, rtol=1e-5, atol=1e-5)
+    assert_near(scored(made), expected)
 
 
 def test_sharded_and_replicated_agree_in_one_process(tmp_path):
@@ -181,7 +182,7 @@ def test_sharded_and_replicated_agree_in_one_process(tmp_path):
     (sharded,) = build_rewards(config, engine)
     assert sharded.sharded is not None and whole.sharded is None
     with engine.sampling(sharded.sharded):
-        torch.testing.assert_close(scored(sharded), scored(whole))
+        assert_near(scored(sharded), scored(whole))
 
 
 def test_there_is_one_beginning_of_sequence_token(tmp_path):

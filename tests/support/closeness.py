@@ -38,6 +38,9 @@ EPS = torch.finfo(torch.float32).eps
 ROUNDINGS, CANCELLED, DRIFT = 100, 1000, 0.01
 NEAR = ROUNDINGS * EPS  # 1.2e-5
 ADAM_EPS, BETA2 = 1e-8, 0.999  # torch's
+# Of log-probabilities and entropies, for `torch.testing.assert_close`: differences of logits and of
+# the logarithm of their sum, which are of size eight.
+LOGP = {"rtol": NEAR, "atol": 8 * NEAR}
 
 
 def near(expected: Any, terms: float = 0.0) -> Any:
