@@ -20,6 +20,7 @@ from adrpo_scale.cluster.preflight import bandwidth, run, survey
 from adrpo_scale.cluster.preflight.run import PreflightOptions, preflight
 from tests.support.ranks import run_ranks
 from tests.support.tiny import CONFIGS
+from tests.support.waiting import wait_until
 
 IMAGE = CONFIGS / "demo" / "image_adrpo.toml"
 _CLONE_NEWNS = 0x00020000
@@ -202,12 +203,10 @@ def test_the_command_and_a_stop_in_its_middle(tmp_path, namespaces):
         ["unshare", "--mount", "sh", "-c", blind], env=command(1, 2, port), cwd=CONFIGS.parent
     )
     try:
-        deadline = time.monotonic() + 60
-        while not list(folder.iterdir()) and time.monotonic() < deadline:
-            time.sleep(0.02)
+        wait_until(lambda: list(folder.iterdir()), "a survey's folder")
         assert [path.name[:16] for path in folder.iterdir()] == [".adrpo-preflight"]
         first.send_signal(signal.SIGUSR1)
-        assert (first.wait(30), second.wait(30)) == (85, 85)
+        assert (first.wait(120), second.wait(120)) == (85, 85)
     finally:
         for process in (first, second):
             process.kill()

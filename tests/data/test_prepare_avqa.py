@@ -5,9 +5,9 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
@@ -41,6 +41,7 @@ from tests.support.sounds import (
     write_rows,
     write_video,
 )
+from tests.support.waiting import wait_until
 
 # ---- prepare avqa --------------------------------------------------------------------------------
 
@@ -200,6 +201,17 @@ def committed(to: Path) -> int:
     return journal.read_bytes().count(b"\n") if journal.exists() else 0
 
 
+# The command, ended by SIGKILL before its third commit: it alone, the process of its pool must end
+# by itself.
+DIES = """if True:
+    from pathlib import Path
+    from adrpo_scale.cli.main import main
+    from tests.support.faults import DieAt
+
+    DieAt("adrpo_scale.data.prepare.shards:Shards._commit", 3, Path("/"))(0)
+    main()"""
+
+
 def test_a_kill_in_mid_run_and_a_new_start_leave_the_same_bytes(tmp_path: Path) -> None:
     count, wavs = 10 * COMMIT_EVERY, tmp_path / "wavs"
     for n in range(count):
@@ -210,15 +222,9 @@ def test_a_kill_in_mid_run_and_a_new_start_leave_the_same_bytes(tmp_path: Path) 
 
     words = ["prepare", "avqa", "--rows", rows, "--audio", wavs, "--to", killed, "--workers", "1"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "adrpo_scale", *map(str, words)],
-        stdout=subprocess.DEVNULL,
-        start_new_session=True,
+        [sys.executable, "-c", DIES, *map(str, words)], start_new_session=True
     )
-    while not committed(killed):
-        assert process.poll() is None
-        time.sleep(0.002)
-    process.kill()  # SIGKILL, to it alone: the process of its pool must end by itself
-    process.wait()
+    assert process.wait() == -signal.SIGKILL
     kept = committed(killed)
     assert 0 < kept < count
     wait_for_the_end_of_session(process.pid)
@@ -230,12 +236,10 @@ def test_a_kill_in_mid_run_and_a_new_start_leave_the_same_bytes(tmp_path: Path) 
 
 def wait_for_the_end_of_session(leader: int) -> None:
     """Until nothing of the session runs; what is dead and not yet reaped does not count."""
-    end = time.monotonic() + 20
-    while time.monotonic() < end:
-        if not any(is_running_in(leader, process) for process in psutil.process_iter()):
-            return
-        time.sleep(0.05)
-    raise AssertionError("a process of the pool outlived its parent")
+    wait_until(
+        lambda: not any(is_running_in(leader, process) for process in psutil.process_iter()),
+        "the end of the pool's process, whose parent is dead",
+    )
 
 
 def is_running_in(session: int, process: psutil.Process) -> bool:

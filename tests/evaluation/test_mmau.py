@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -208,11 +207,11 @@ def asks(url, data, to):
 
 def test_a_killed_evaluation_goes_on_where_it_was(server, tmp_path):
     data, to = make_data(tmp_path / "data"), tmp_path / "out"
-    reached = threading.Event()
+    reached, killed = threading.Event(), threading.Event()
 
     def stalls(_):
         reached.set()
-        time.sleep(3)
+        killed.wait(60)
         return DOG
 
     server.replies = {5: [stalls]}
@@ -221,6 +220,7 @@ def test_a_killed_evaluation_goes_on_where_it_was(server, tmp_path):
     assert reached.wait(120)
     process.kill()
     process.join()
+    killed.set()
     assert server.asked == [0, 1, 2, 3, 4, 5]
     evaluate.evaluate(given(data, to))
     assert server.asked[6:] == [5, 6, 7, 8, 9, 10, 11]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
-import time
+import threading
 import wave
 
 import numpy as np
@@ -96,7 +96,7 @@ def test_retry_after_is_waited_for(server, tmp_path):
     model, questions = endpoint(make_data(tmp_path))
     assert model.answers(questions[:1]) == [DOG_TEXT]
     first, second = server.times
-    assert 1.0 <= second - first < 3
+    assert 1.0 <= second - first < 30
     assert retry_after(None) == retry_after("soon") == retry_after("-3") == 0
     assert retry_after("2.5") == 2.5
     assert retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0
@@ -104,13 +104,16 @@ def test_retry_after_is_waited_for(server, tmp_path):
 
 
 def test_a_time_out_is_tried_again_and_given_up_for_this_question_alone(server, tmp_path, caplog):
+    given_up = threading.Event()
+
     def sleeps(handler):
-        time.sleep(0.6)
+        given_up.wait(60)
         return DOG
 
     server.replies = {0: [sleeps], 1: [sleeps, sleeps]}
-    model, questions = endpoint(make_data(tmp_path), timeout_seconds=0.2, attempts=2)
+    model, questions = endpoint(make_data(tmp_path), timeout_seconds=1.0, attempts=2)
     assert model.answers(questions[:3]) == [DOG_TEXT, None, DOG_TEXT]
+    given_up.set()
     assert "question id-01: 2 tries;" in caplog.text and "timed out" in caplog.text
 
 

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.waiting import wait_until
+
 ROOT = Path(__file__).parents[2]
 LAUNCHERS = sorted((ROOT / "launchers").glob("*.sh"))
 SCRIPTS = [*LAUNCHERS, *sorted((ROOT / "slurm").glob("*.sbatch"))]
@@ -125,18 +127,21 @@ def test_by_srun_alone_the_hosts_are_those_of_the_step(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["SIGUSR1", "SIGTERM"])
-def test_a_signal_reaches_every_rank_also_one_that_is_still_starting(name):
+def test_a_signal_reaches_every_rank_also_one_that_is_still_starting(name, tmp_path):
     """A rank that is importing would die of it, or, if it were sent once, never know of it."""
     script = """if True:
-        import signal, sys, time
-        time.sleep(1)  # imports
+        import os, pathlib, signal, sys, time
+        pathlib.Path(sys.argv[1], "starting-" + os.environ["RANK"]).touch()
+        while not pathlib.Path(sys.argv[1], "sent").exists():
+            time.sleep(0.01)  # imports
         signal.signal(signal.SIGUSR1, lambda *_: (sys.stdout.write("told\\n"), sys.exit(85)))
         time.sleep(60)"""
-    command = [str(NODE), "-S", "-c", script]
+    command = [str(NODE), "-S", "-c", script, str(tmp_path)]
     env = environment(ADRPO_PROCESSES="2", ADRPO_PYTHON=sys.executable)
     process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True)
-    time.sleep(0.5)
+    wait_until(lambda: len(list(tmp_path.glob("starting-*"))) == 2, "two ranks that start")
     process.send_signal(getattr(signal, name))
+    (tmp_path / "sent").touch()
     text, _ = process.communicate(timeout=30)
     assert process.returncode == 85
     assert text.splitlines() == ["told", "told"]
