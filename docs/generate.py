@@ -55,10 +55,16 @@ def write(folder: Path) -> None:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table; "|" in a cell is escaped."""
+    """A Markdown table, its cells escaped."""
     lines = [head, ["---"] * len(head), *rows]
-    cells = [[cell.replace("|", "\\|").replace("\n", " ") for cell in line] for line in lines]
+    cells = [[escaped(cell) for cell in line] for line in lines]
     return "\n".join("| " + " | ".join(line) + " |" for line in cells) + "\n"
+
+
+def escaped(cell: str) -> str:
+    """A cell in which "|" ends no column, and "<" begins no tag outside code."""
+    parts = re.split(r"(`[^`]*`)", cell.replace("|", "\\|").replace("\n", " "))
+    return "".join(p if p.startswith("`") else p.replace("<", "\\<") for p in parts)
 
 
 # --- commands -------------------------------------------------------------------------------------
@@ -118,7 +124,7 @@ def _default(parameter: Any) -> str:
     if parameter.required:
         return "required"
     default = parameter.default
-    if default in (None, False, [], ()) or callable(default):
+    if default is None or default is False or default == [] or callable(default):
         return ""
     return f"`{default}`"
 

@@ -38,7 +38,7 @@ def test_every_command_and_option_is_there():
             shown = parameter.opts[0]
             shown = shown if shown.startswith("-") else shown.upper()
             assert f"`{shown}" in section
-            assert parameter.help in section
+            assert generate.escaped(parameter.help) in section
 
 
 CONFIGS = sorted((ROOT / "configs").rglob("*.toml"))
@@ -56,7 +56,7 @@ def test_every_setting_of_a_shipped_config_is_there(path):
         if f"[`{shown}." in page:  # a section that this config does without
             continue
         assert f"[`{shown}`]" in page
-        assert (leaf.info.description or "").replace("|", "\\|") in page
+        assert generate.escaped(leaf.info.description or "") in page
 
 
 def test_every_registered_component_has_its_table():
