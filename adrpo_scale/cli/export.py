@@ -39,4 +39,4 @@ def export(
     from adrpo_scale.export.base import parse_request
 
     request = parse_request(to, as_, ema, dtype, max_shard_size, verify, link)
-    exporter.report(exporter.export(run_or_checkpoint, request, base))
+    exporter.show(exporter.export(run_or_checkpoint, request, base))

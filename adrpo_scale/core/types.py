@@ -105,7 +105,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Rewards:
-    """Scores of all samples of one iteration, the same on every rank.
+    """Rewards of all samples of one iteration, the same on every rank.
 
     per_reward_RPG: float64 [R, P, G], one plane per reward function in config order.
     weights_R: float64 [R]. total_PG: float64 [P, G], the weighted sum.

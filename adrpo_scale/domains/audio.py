@@ -190,7 +190,7 @@ class AudioDomain(TextDomain):
         """Also those whose clip has gone since: their samples are left out of the loss."""
         check_packages()
         self._headers |= agreed_headers(prompts)
-        warn_of_broken(prompts, self._headers, "were there before; the run goes on without them")
+        warn_of_broken(prompts, self._headers, "were there before; the run does without them")
         return list(prompts)
 
     def _expected_lengths(self, prompts: Sequence[Prompt]) -> dict[int, int]:
@@ -256,7 +256,7 @@ class AudioDomain(TextDomain):
         if clip is not None:
             try:
                 return self._hear(prompt, read_clip(*clip))
-            except (ClipError, PromptError) as error:  # PromptError: longer than its header said
+            except (ClipError, PromptError) as error:  # PromptError: longer than its header states
                 fault = str(error)
                 log.warning("prompt %d is left out: %s", prompt.id, fault)
         ids = self._expanded(prompt, None)
@@ -290,7 +290,7 @@ class AudioDomain(TextDomain):
             raise PromptError(
                 f"prompt {prompt.id} {prompt.text[:80]!r} becomes {ids.count(token)} audio tokens "
                 f"by the chat template, expected {int(samples is not None)}: take "
-                f"{self.tokenizer.decode([token])!r} out of its text, or mend the template"
+                f"{self.tokenizer.decode([token])!r} out of its text, or fix the template"
             )
         return [each for i in ids for each in ([token] * count if i == token else [i])]
 

@@ -116,7 +116,7 @@ class Domain(ABC):
     @abstractmethod
     def frozen_files(self) -> list[Path]:
         """Files of the base model, beside the weights that are trained, that what is learned
-        depends on: a run that goes on must find the same contents in them."""
+        depends on: a run that resumes must find the same contents in them."""
 
     @abstractmethod
     def export_target(self) -> ExportTarget:
@@ -169,7 +169,7 @@ class Domain(ABC):
         return self.is_sound(rows)
 
     def receive(self, rows: Rows) -> Rows:
-        """Rows that were dealt to this rank, before it trains on them; `is_sound` then also says
+        """Rows that this rank received, before it trains on them; `is_sound` then also says
         which of them it cannot train on."""
         return rows
 

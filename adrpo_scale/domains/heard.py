@@ -38,7 +38,7 @@ def with_audio(prompt: Prompt) -> list[Any]:
     if not users:
         raise PromptError(
             f"prompt {prompt.id} {prompt.text[:80]!r} has a clip and no message of the user's, "
-            "which it would begin: mend the prompt"
+            "which it would begin: fix the prompt"
         )
     last = users[-1]
     text = {"type": "text", "text": messages[last]["content"]}

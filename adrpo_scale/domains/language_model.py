@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from adrpo_scale.core.errors import ConfigError, ModelNotFoundError
-from adrpo_scale.domains import logprobs as scoring
+from adrpo_scale.domains import logprobs
 from adrpo_scale.domains.chat import ChatConfig, load_tokenizer
 from adrpo_scale.engines.spec import LoraConfig, ModelSpec
 from adrpo_scale.hub.weights import SafetensorsFolder, WeightSource
@@ -127,7 +127,7 @@ def _build(config: Any, attention: str) -> nn.Module:
             f"domain.attention = {attention!r} does not go with this model here ({error}); use "
             '"eager"'
         ) from error
-    scoring.install(model)
+    logprobs.install(model)
     return model
 
 

@@ -6,7 +6,7 @@ again for the gradient), so they are made for `chunk` tokens at a time, in forwa
 
 `install(model)` gives a transformers model a second way to be called:
 
-    logp_K, entropy_K = model(input_ids=..., score=Targets(...))
+    logp_K, entropy_K = model(input_ids=..., targets=Targets(...))
 
 through its ordinary `__call__`, so that whatever an engine has hooked to the model, its blocks and
 its output layer happens as in any forward pass: a sharded output layer is gathered once per pass.
@@ -26,7 +26,7 @@ BANNED = -1e9  # of a logit: finite, for 0 · log 0 is 0 in an entropy
 
 @dataclass(frozen=True)
 class Targets:
-    """Which tokens are scored, all int64 [K]: tokens[k] is predicted from the hidden state at
+    """Which tokens are asked for, all int64 [K]: tokens[k] is predicted from the hidden state at
     [rows[k], places[k]]. temperature: logits are divided by it. chunk: tokens at once."""
 
     rows: Tensor
@@ -81,18 +81,18 @@ def install(model: Any, banned: tuple[int, ...] = ()) -> None:
     def head_forward(hidden: Tensor, targets: Targets | None = None) -> Any:
         if targets is None:
             return rule.ban(linear(hidden, head.weight, head.bias))
-        return _TokenScores.apply(hidden, head.weight, head.bias, targets, rule)
+        return _TokenLogprobs.apply(hidden, head.weight, head.bias, targets, rule)
 
-    def forward(*args: Any, score: Targets | None = None, **kwargs: Any) -> Any:
-        if score is None:
+    def forward(*args: Any, targets: Targets | None = None, **kwargs: Any) -> Any:
+        if targets is None:
             return plain(*args, **kwargs)
         states = model.base_model(*args, use_cache=False, **kwargs).last_hidden_state
-        return head(states[score.rows, score.places], score)
+        return head(states[targets.rows, targets.places], targets)
 
     head.forward, model.forward = head_forward, forward
 
 
-class _TokenScores(torch.autograd.Function):
+class _TokenLogprobs(torch.autograd.Function):
     """(logp_K, entropy_K), float32, of tokens under softmax(rule(hidden @ weight.T + bias) / T).
 
     Backward makes the logits of each chunk again; the weight's gradient is summed in float32.

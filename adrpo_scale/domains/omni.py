@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from adrpo_scale.core.errors import ConfigError, ModelNotFoundError
-from adrpo_scale.domains import logprobs as scoring
+from adrpo_scale.domains import logprobs
 from adrpo_scale.domains.chat import ChatConfig
 from adrpo_scale.domains.export_target import Part
 from adrpo_scale.domains.language_model import (
@@ -67,17 +67,17 @@ class Thinker(LanguageModel):
     """A full Qwen2.5-Omni checkpoint, or a folder of its thinker alone.
 
     config: of the language model; thinker: of the thinker. banned: the tokens of modalities, which
-    stand for what is seen or heard: one that is said would have no embedding to stand for. Raises
-    as `LanguageModel` does.
+    stand for what is seen or heard: a sampled one would have no embedding to stand for.
+    Raises as `LanguageModel` does.
     """
 
     def __init__(self, folder: Path, name: str, chat: ChatConfig) -> None:
         super().__init__(folder, name, chat)
         self.features = load_features(folder)
-        said = (
+        specials = (
             getattr(of, key, None) for of in (self.thinker, self.tokenizer) for key in _MODALITIES
         )
-        self.banned = tuple(sorted({token for token in said if isinstance(token, int)}))
+        self.banned = tuple(sorted({token for token in specials if isinstance(token, int)}))
         self.audio_token = int(self.thinker.audio_token_id)
 
     def _read_config(self) -> Any:
@@ -124,7 +124,7 @@ def thinker_spec(
 
     def build() -> nn.Module:
         model = build_thinker(config, attention)
-        scoring.install(model, banned)
+        logprobs.install(model, banned)
         return model
 
     return ModelSpec(
@@ -164,7 +164,7 @@ def build_thinker(config: Any, attention: str) -> Any:
 
 
 def read_thinker_config(folder: Path, name: str) -> Any:
-    """ModelNotFoundError where the folder is not whole, ConfigError for another kind of model."""
+    """ModelNotFoundError where the folder is not whole, ConfigError for another model."""
     config = read_any_config(folder, name)
     thinker = getattr(config, "thinker_config", config)
     if thinker.model_type != "qwen2_5_omni_thinker":

@@ -23,7 +23,7 @@ from adrpo_scale.algorithms.tokens import per_row
 from adrpo_scale.core.errors import ConfigError
 from adrpo_scale.core.seeding import Purpose, derive_seed, generator
 from adrpo_scale.core.types import Completion, DrawKey, Prompt, Rows
-from adrpo_scale.domains import logprobs as scoring
+from adrpo_scale.domains import logprobs
 from adrpo_scale.domains.backends import Backend, InProcess, Vllm, check_vllm, evaluating
 from adrpo_scale.domains.base import Domain, Mode, Published, Reference
 from adrpo_scale.domains.chat import encode, token_ids, without_long
@@ -37,7 +37,7 @@ from adrpo_scale.engines.workload import Workload
 from adrpo_scale.hub.weights import SafetensorsFolder, find_model
 
 # Mean difference in nats that rounding explains: logits near 20 lie .125 apart in bfloat16.
-SCORES_AGREE = {torch.float32: 0.01, torch.bfloat16: 0.5}
+LOGPROBS_AGREE = {torch.float32: 0.01, torch.bfloat16: 0.5}
 
 
 class TextDomain(Domain):
@@ -142,7 +142,7 @@ class TextDomain(Domain):
         self._prepare_prompts(prompts)
         self._greedy = self.config.evaluation.model_copy(update={"temperature": 0.0})
         self._in_process = InProcess(self.model.ends, self.model.pad)
-        self._scores_checked = False
+        self._logprobs_checked = False
 
     def _prepare_prompts(self, prompts: Sequence[Prompt]) -> None:
         """Raises PromptError for one that is too long."""
@@ -166,14 +166,14 @@ class TextDomain(Domain):
         return Vllm(self.folder, self.dtype, share, self.model.ends, self.model.pad)
 
     def begin_rollout(self, policy: nn.Module) -> None:
-        self._check_scores(policy)
+        self._check_logprobs(policy)
         self._backend.sync(policy)
 
     @torch.no_grad()
-    def _check_scores(self, policy: nn.Module) -> None:
+    def _check_logprobs(self, policy: nn.Module) -> None:
         """Once: that log-probabilities are those of the model's own logits. Some families do
-        something to their logits that `scoring` may not know of. Raises ConfigError."""
-        if self._scores_checked:
+        something to their logits that `logprobs` may not know of. Raises ConfigError."""
+        if self._logprobs_checked:
             return
         ids = torch.tensor([list(self._tokens(self._first)[-16:])] * 2, device=self.device)
         ids[1] = ids[1].flip(0)
@@ -182,17 +182,17 @@ class TextDomain(Domain):
         tokens, temperature = ids[rows, places + 1], self.config.rollout.temperature
         with evaluating(policy):
             plain = policy(input_ids=ids, use_cache=False).logits[rows, places].float()
-            targets = scoring.Targets(rows, places, tokens, temperature)
-            logp, _ = policy(input_ids=ids, score=targets)
+            targets = logprobs.Targets(rows, places, tokens, temperature)
+            logp, _ = policy(input_ids=ids, targets=targets)
         expected = (plain / temperature).log_softmax(-1).gather(1, tokens[:, None])[:, 0]
         off = float((logp - expected).abs().mean()) if len(tokens) else 0.0
-        if not off <= SCORES_AGREE[self.dtype]:
+        if not off <= LOGPROBS_AGREE[self.dtype]:
             raise ConfigError(
                 f"domain.model = {self.config.model!r} ({self.model.config.model_type}): its "
                 f"log-probabilities are off by {off:.3g} from its own logits: it changes logits in "
-                "a way that adrpo_scale.domains.logprobs does not know; please report this"
+                "a way that adrpo_scale.domains.logprobs does not know; please open an issue"
             )
-        self._scores_checked = True
+        self._logprobs_checked = True
 
     @torch.no_grad()
     def sample(
@@ -316,7 +316,7 @@ class TextDomain(Domain):
         )
         where_K = starts[segment_K] + place_K
         ids[segment_K, where_K] = tokens_K
-        targets = scoring.Targets(
+        targets = logprobs.Targets(
             segment_K,
             where_K - 1,
             tokens_K,
@@ -324,7 +324,7 @@ class TextDomain(Domain):
             self.config.head_chunk,
         )
         more = audio_inputs(self._audio(rows.prompt_ids_N.tolist()))
-        logp_K, entropy_K = model(input_ids=ids, score=targets, **more)
+        logp_K, entropy_K = model(input_ids=ids, targets=targets, **more)
         return logp_K, entropy_K, (segment_K, place_K)
 
     def divergence_metrics(self, terms: Terms) -> dict[str, Tensor]:

@@ -61,7 +61,7 @@ def tokens_workload(
         places = (torch.arange(new) + prompt - 1).repeat(rows)
         tokens = torch.zeros(rows * new, dtype=torch.int64)
         targets = Targets(segment, places, tokens, config.rollout.temperature, config.head_chunk)
-        logp, entropy = model(input_ids=ids, score=targets, **inputs(rows))
+        logp, entropy = model(input_ids=ids, targets=targets, **inputs(rows))
         return logp.sum() + 0.0 * entropy.sum()
 
     return Workload(

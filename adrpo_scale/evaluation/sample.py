@@ -52,10 +52,10 @@ def find_source(run_or_model: str, overrides: Sequence[str] = ()) -> Source:
 
     overrides: of its settings. ConfigError for a folder that is none of them.
     """
-    kind = kind_of(run_or_model)
-    if kind == "run":
+    meant = stands_for(run_or_model)
+    if meant == "run":
         return run_source(open_checkpoint(run_or_model), overrides)
-    return model_source(run_or_model, kind, overrides)
+    return model_source(run_or_model, meant, overrides)
 
 
 def run_source(reader: Reader, overrides: Sequence[str] = ()) -> Source:
@@ -70,7 +70,7 @@ def model_source(model: str, domain: str, overrides: Sequence[str] = ()) -> Sour
     return Source(overridden(parsed(SampleConfig, {"domain": section}), overrides))
 
 
-def kind_of(name: str) -> str:
+def stands_for(name: str) -> str:
     """What a name stands for: "run" for a run or checkpoint, or a model, by its domain's name.
 
     By what lies in the folder; of a hub id, by the files that the hub or its cache lists.
@@ -189,8 +189,8 @@ def sample(
     source = find_source(run_or_model, overrides)
     engine = source.config.engine
     with dist.process_group(engine.torch_device(), engine.timeout_seconds):
-        kind = cast(Literal["trained", "ema"], weights)
-        written = sample_to(source, prompts, to, per_prompt=per_prompt, seed=seed, weights=kind)
+        chosen = cast(Literal["trained", "ema"], weights)
+        written = sample_to(source, prompts, to, per_prompt=per_prompt, seed=seed, weights=chosen)
         if dist.is_main():
             _report(written, to, medium_of(DOMAINS[source.config.domain.name]))
 

@@ -29,7 +29,7 @@ from adrpo_scale.domains.export_target import ExportTarget
 from adrpo_scale.engines.spec import ModelSpec
 from adrpo_scale.export.stored import StoredTensors
 
-Kind = Literal["adapter", "merged", "full", "whole"]
+Form = Literal["adapter", "merged", "full", "whole"]
 Level = Literal["outputs", "tensors", "none"]
 DTYPES = {
     "float32": torch.float32,
@@ -50,7 +50,7 @@ class Request:
     the base has beside the trained weights."""
 
     to: Path
-    kind: Kind
+    form: Form
     ema: bool = False
     dtype: torch.dtype | None = None
     max_shard_bytes: int = 5 * 10**9
@@ -59,16 +59,16 @@ class Request:
 
 
 def parse_request(
-    to: Path, kind: str, ema: bool, dtype: str | None, max_shard_size: str, verify: str, link: bool
+    to: Path, form: str, ema: bool, dtype: str | None, max_shard_size: str, verify: str, link: bool
 ) -> Request:
     """A Request from what the command line says. ExportError for a word that is not known."""
-    check_word("--as", kind, get_args(Kind))
+    check_word("--as", form, get_args(Form))
     check_word("--verify", verify, get_args(Level))
     if dtype is not None:
         check_word("--dtype", dtype, DTYPES)
     return Request(
         to=to,
-        kind=kind,  # type: ignore[arg-type]
+        form=form,  # type: ignore[arg-type]
         ema=ema,
         dtype=None if dtype is None else DTYPES[dtype],
         max_shard_bytes=parse_size(max_shard_size),
@@ -93,7 +93,7 @@ def parse_size(text: str) -> int:
 
 
 @dataclass(frozen=True)
-class BaseModel:
+class Base:
     """Which model was trained, without any path. name: hub id, or the last name of a folder."""
 
     name: str
@@ -102,14 +102,14 @@ class BaseModel:
     sha256: str
 
 
-def base_model(model: str, revision: str | None, sha256: str) -> BaseModel:
+def base_of(model: str, revision: str | None, sha256: str) -> Base:
     """model: `domain.model` as the run had it. revision: known for models of the hub's cache."""
     cached = _HUB_CACHE.search(model)
     if cached:
-        return BaseModel(f"{cached[1]}/{cached[2]}", True, revision, sha256)
+        return Base(f"{cached[1]}/{cached[2]}", True, revision, sha256)
     if revision is not None and re.fullmatch(r"[\w.-]+/[\w.-]+", model):
-        return BaseModel(model, True, revision, sha256)
-    return BaseModel(last_name(model), False, revision, sha256)
+        return Base(model, True, revision, sha256)
+    return Base(last_name(model), False, revision, sha256)
 
 
 def last_name(path: str) -> str:
@@ -133,7 +133,7 @@ class Material:
     target: ExportTarget
     stored: StoredTensors
     folder: Path
-    base: BaseModel
+    base: Base
 
     @property
     def scaling(self) -> float:
@@ -191,8 +191,8 @@ class Copy:
 class Use:
     """What a card's examples depend on. dtype: torch's name of the type that training ran in."""
 
-    kind: Kind
-    base: BaseModel
+    form: Form
+    base: Base
     target: ExportTarget
     dtype: str
     rank: int | None
@@ -204,12 +204,12 @@ class Layout(ABC):
 
     peft_settings: Mapping[str, Any] = {}  # of adapter_config.json, beside rank, alpha and targets
 
-    def check(self, material: Material, kind: Kind) -> None:
+    def check(self, material: Material, form: Form) -> None:
         """Raises ExportError where such an export of this base would be another model."""
         return None
 
     @abstractmethod
-    def copies(self, material: Material, kind: Kind) -> list[Copy]:
+    def copies(self, material: Material, form: Form) -> list[Copy]:
         """What the export takes over from the base, weights of other components included."""
 
     def texts(self, material: Material, request: Request) -> dict[str, str]:
@@ -227,7 +227,7 @@ class Layout(ABC):
         settings: rank, alpha and targets, as a LoraConfig takes them."""
         return []
 
-    def job(self, target: ExportTarget, kind: Kind) -> dict[str, Any]:
+    def job(self, target: ExportTarget, form: Form) -> dict[str, Any]:
         """What `load_check.py` must know of the target, beside what every export has; or instead
         of it."""
         return {}
@@ -244,7 +244,7 @@ class Layout(ABC):
         return {}
 
     @abstractmethod
-    def summary(self, kind: Kind, target: ExportTarget) -> str:
+    def summary(self, form: Form, target: ExportTarget) -> str:
         """What the export is, as the beginning of a sentence."""
 
     @abstractmethod
@@ -257,13 +257,13 @@ def code_block(lines: Sequence[str], language: str = "python") -> str:
     return f"```{language}\n" + "\n".join(lines) + "\n```"
 
 
-def base_lines(base: BaseModel) -> list[str]:
+def base_lines(base: Base) -> list[str]:
     """Python that names the base model for the lines after it."""
     remark = "" if base.is_hub_id else "  # the folder of the base model"
     return [f"base = {json.dumps(base.name.removeprefix('demo:'))}{remark}"]
 
 
-def base_arguments(base: BaseModel) -> str:
+def base_arguments(base: Base) -> str:
     """Of `from_pretrained`, after `base_lines`."""
     revision = base.revision if base.is_hub_id else None
     return f'base, revision="{revision}"' if revision else "base"

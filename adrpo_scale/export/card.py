@@ -17,7 +17,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from adrpo_scale.core.disk_space import size_text
 from adrpo_scale.domains.export_target import ExportTarget
-from adrpo_scale.export.base import BaseModel, Kind, Use, Written, last_name
+from adrpo_scale.export.base import Base, Form, Use, Written, last_name
 from adrpo_scale.export.copies import is_path
 from adrpo_scale.export.layouts import layout_of
 from adrpo_scale.export.verify import Verdict
@@ -52,9 +52,9 @@ class Story:
     """Everything that a card tells. licence: the base card's `license…` fields. rank: of adapters,
     where there are any."""
 
-    kind: Kind
+    form: Form
     dtype: str
-    base: BaseModel
+    base: Base
     licence: Mapping[str, Any]
     target: ExportTarget
     provenance: Provenance
@@ -81,14 +81,14 @@ def write_card(story: Story, folder: Path) -> None:
         base_model=base,
         library_name=story.target.library,
         pipeline_tag=story.target.task,
-        tags=["adrpo_scale", "reinforcement-learning", algorithm, *_kind_tags(story.kind)],
+        tags=["adrpo_scale", "reinforcement-learning", algorithm, *_form_tags(story.form)],
         **story.licence,
     )
     ModelCard(f"---\n{data.to_yaml()}\n---\n\n{_text(story)}").save(folder / CARD)
 
 
-def _kind_tags(kind: Kind) -> list[str]:
-    return ["lora", "peft"] if kind == "adapter" else []
+def _form_tags(form: Form) -> list[str]:
+    return ["lora", "peft"] if form == "adapter" else []
 
 
 def _text(story: Story) -> str:
@@ -110,7 +110,7 @@ def _text(story: Story) -> str:
 
 def _summary(story: Story) -> str:
     source, base = story.provenance, story.base
-    what = layout_of(story.target).summary(story.kind, story.target)
+    what = layout_of(story.target).summary(story.form, story.target)
     part = f"{story.target.component} weights".strip()
     average = " The weights are the moving average (EMA) of the trained ones." * source.is_ema
     revision = f", revision `{base.revision}`" if base.revision else ""
@@ -140,7 +140,7 @@ def _usage(story: Story) -> str:
     """Blocks of Python that run as they stand inside the export's folder."""
     settings = story.provenance.settings
     use = Use(
-        kind=story.kind,
+        form=story.form,
         base=story.base,
         target=story.target,
         dtype=settings["engine.dtype"],

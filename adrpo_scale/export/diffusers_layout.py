@@ -18,7 +18,7 @@ from adrpo_scale.core.errors import ExportError
 from adrpo_scale.domains.export_target import ExportTarget
 from adrpo_scale.export.base import (
     Copy,
-    Kind,
+    Form,
     Layout,
     Material,
     Use,
@@ -35,8 +35,8 @@ _KEPT = {".json", ".txt", ".model", ".jinja", ".safetensors", ".md"}
 
 
 class DiffusersLayout(Layout):
-    def copies(self, material: Material, kind: Kind) -> list[Copy]:
-        return licence_files(material.folder) if kind == "adapter" else other_files(material)
+    def copies(self, material: Material, form: Form) -> list[Copy]:
+        return licence_files(material.folder) if form == "adapter" else other_files(material)
 
     def write_adapters(
         self,
@@ -56,20 +56,20 @@ class DiffusersLayout(Layout):
         shutil.copymode(folder / "adapter_config.json", folder / LORA_FILE)
         return [LORA_FILE]
 
-    def job(self, target: ExportTarget, kind: Kind) -> dict[str, Any]:
+    def job(self, target: ExportTarget, form: Form) -> dict[str, Any]:
         return {"pipeline": target.pipeline}
 
-    def summary(self, kind: Kind, target: ExportTarget) -> str:
+    def summary(self, form: Form, target: ExportTarget) -> str:
         part = target.component
         return {
             "adapter": f"LoRA adapters of the {part}",
             "merged": f"The base pipeline with trained LoRA adapters merged into its {part}",
             "full": f"The base pipeline with a {part} all of whose parameters were trained",
-        }[kind]
+        }[form]
 
     def usage(self, use: Use) -> list[str]:
         blocks = [code_block(_pipeline_lines(use))]
-        if use.kind == "adapter":
+        if use.form == "adapter":
             blocks += ["The same adapters through peft:", code_block(_peft_lines(use))]
         return blocks
 
@@ -113,7 +113,7 @@ def _has_pickles(files: list[Path]) -> bool:
 
 
 def _pipeline_lines(use: Use) -> list[str]:
-    target, is_adapter = use.target, use.kind == "adapter"
+    target, is_adapter = use.target, use.form == "adapter"
     arguments = base_arguments(use.base) if is_adapter else '"."'
     lines = ["import torch", f"from diffusers import {target.pipeline}", ""]
     lines += base_lines(use.base) if is_adapter else []

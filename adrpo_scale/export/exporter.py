@@ -1,4 +1,4 @@
-"""The verb `export`: finds what is to be exported, has it written, verified and described."""
+"""The command `export`: finds what is to be exported, has it written, verified and described."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from adrpo_scale.core.errors import CheckpointError, DiskSpaceError, ExportError
 from adrpo_scale.core.files import remove_folder, sync_file, sync_folder
 from adrpo_scale.core.settings import leaves
 from adrpo_scale.export.adapter import adapter_bytes, write_adapter
-from adrpo_scale.export.base import Copy, Kind, Material, Request, Written, base_model
+from adrpo_scale.export.base import Copy, Form, Material, Request, Written, base_of
 from adrpo_scale.export.card import Metric, Provenance, Story, base_licence, write_card
 from adrpo_scale.export.copies import bytes_of, write_copies
 from adrpo_scale.export.folder import weight_headers, write_weights
@@ -60,16 +60,16 @@ def export(name: str, request: Request, base: str | None = None) -> Exported:
     """
     _check_target(request.to)
     reader = open_checkpoint(name)
-    _check_kind(reader, request)
+    _check_form(reader, request)
     config = parse_config(reader.manifest.document["config"])
     if base is not None:
         config = overridden(config, [f"domain.model={json.dumps(base)}"])
     _check_whole(reader)
     material = _material(reader, config, request)
-    _check_part(material, request.kind)
+    _check_part(material, request.form)
     layout = layout_of(material.target)
-    layout.check(material, request.kind)
-    copies = layout.copies(material, request.kind)
+    layout.check(material, request.form)
+    copies = layout.copies(material, request.form)
     _check_room(material, request, copies)
     with _temporary(request.to) as folder:
         start = time.perf_counter()
@@ -86,7 +86,7 @@ def export(name: str, request: Request, base: str | None = None) -> Exported:
     return Exported(request.to, written, verdict, *seconds)
 
 
-def report(exported: Exported) -> None:
+def show(exported: Exported) -> None:
     """What a person wants to know after an export."""
     written, verdict = exported.written, exported.verdict
     lines = [
@@ -113,14 +113,14 @@ def _check_target(to: Path) -> None:
         raise ExportError(f"--to {to} is there and not an empty folder: choose another --to")
 
 
-def _check_kind(reader: Reader, request: Request) -> None:
+def _check_form(reader: Reader, request: Request) -> None:
     """Whether the checkpoint holds what is asked for."""
     document = reader.manifest.document
     is_lora = document["lora"] is not None
-    if request.kind != "whole" and is_lora != (request.kind in ("adapter", "merged")):
+    if request.form != "whole" and is_lora != (request.form in ("adapter", "merged")):
         trained = "LoRA adapters" if is_lora else "all parameters"
         raise ExportError(
-            f"--as {request.kind}, but {reader.folder} has trained {trained}: "
+            f"--as {request.form}, but {reader.folder} has trained {trained}: "
             f"use --as {_RIGHT[is_lora]}"
         )
     if request.ema and "ema" not in reader.manifest.sets:
@@ -128,16 +128,16 @@ def _check_kind(reader: Reader, request: Request) -> None:
             f"--ema, but {reader.folder} has no moving average, because its run had no ema_decay: "
             "leave --ema out"
         )
-    if request.kind == "adapter" and document["config"]["rebase_reference"]:
+    if request.form == "adapter" and document["config"]["rebase_reference"]:
         raise ExportError(
             "--as adapter, but the run's reference was rebased: its adapters belong on top of the "
             "weights that it started from, which are no published model; use --as merged"
         )
 
 
-def _check_part(material: Material, kind: Kind) -> None:
+def _check_part(material: Material, form: Form) -> None:
     """Whether the base's folder has the rest of what a whole is made of."""
-    if kind != "whole":
+    if form != "whole":
         return
     part, folder = material.target.part, material.folder
     if not part.whole:
@@ -167,11 +167,11 @@ def _material(reader: Reader, config: RunConfig, request: Request) -> Material:
     """Everything that is read. ExportError where the base model is another one by now."""
     domain, document = build_domain(config), reader.manifest.document
     weights = domain.policy_spec().weights
-    said, found = document["base"], weights.sha256()
-    if found != said["sha256"]:
+    stated, found = document["base"], weights.sha256()
+    if found != stated["sha256"]:
         raise ExportError(
-            f"{reader.folder} was trained on {said['model']} with weights of sha256 "
-            f"{said['sha256'][:12]}…, but {weights.folder} has {found[:12]}…: bring that "
+            f"{reader.folder} was trained on {stated['model']} with weights of sha256 "
+            f"{stated['sha256'][:12]}…, but {weights.folder} has {found[:12]}…: bring that "
             "model back, or name its folder with --base"
         )
     origin = None
@@ -186,16 +186,16 @@ def _material(reader: Reader, config: RunConfig, request: Request) -> Material:
         spec=specs_of(domain, config, origin)[0],
         target=target,
         stored=StoredTensors(
-            domain.folder, target, weights.names(), is_whole=request.kind == "whole"
+            domain.folder, target, weights.names(), is_whole=request.form == "whole"
         ),
         folder=domain.folder,
-        base=base_model(said["model"], said["revision"], said["sha256"]),
+        base=base_of(stated["model"], stated["revision"], stated["sha256"]),
     )
 
 
 def _check_room(material: Material, request: Request, copies: list[Copy]) -> None:
     """Raises DiskSpaceError unless there is room where the export goes."""
-    if request.kind == "adapter":
+    if request.form == "adapter":
         needed = adapter_bytes(material, request.dtype or torch.float32)
     else:
         needed = sum(header.bytes for header in weight_headers(material, request.dtype))
@@ -228,7 +228,7 @@ def _temporary(to: Path) -> Iterator[Path]:
 
 def _convert(material: Material, request: Request, copies: list[Copy], folder: Path) -> Written:
     """The weights, which may be refused, before what only takes time."""
-    if request.kind == "adapter":
+    if request.form == "adapter":
         written = write_adapter(material, request.dtype or torch.float32, folder)
     else:
         written = write_weights(material, request, folder)
@@ -250,12 +250,12 @@ def _finish(folder: Path, to: Path) -> None:
 def _story(
     material: Material, request: Request, written: Written, verdict: Verdict | None
 ) -> Story:
-    if request.kind == "adapter":
+    if request.form == "adapter":
         dtypes = {request.dtype or torch.float32}
     else:
         dtypes = {material.dtype(name, request.dtype) for name in material.stored.names()}
     return Story(
-        kind=request.kind,
+        form=request.form,
         dtype=" and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes)),
         base=material.base,
         licence=base_licence(material.folder),

@@ -7,13 +7,13 @@ needs none of it. Reads no network. JOB.json:
 
     mode        outputs: run the loaded model on the inputs; tensors: compare every tensor's name,
                 shape and type with the model's class, and every file's hash with the one written
-    kind        adapter, merged, full or whole
+    form        adapter, merged, full or whole
     library     diffusers or transformers; loader: who loads it, where not by the library's name
     export      the export's folder; base: that of the base's pipeline or model
     model, component, stem   the library's class, the model's folder, its files' name
     inputs      safetensors file of keyword arguments of the model's forward
     dtype       of an adapter's tensors
-    dtypes      of the other kinds' tensors, by name; names: theirs in the class, by name
+    dtypes      of the other forms' tensors, by name; names: theirs in the class, by name
     copied      names of tensors that are the base's: some may be unknown to the class
     files       weight files: path inside the export → SHA-256
     outputs     where the outputs go (safetensors); answer: where this script's findings go (JSON)
@@ -41,7 +41,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 LIGHT = ("scheduler", "tokenizer")  # components that are loaded too, to see that they can be
-GREEDY = 8  # tokens that a language model goes on by
+GREEDY = 8  # tokens that a language model continues by
 
 
 def main(job: dict[str, Any]) -> None:
@@ -50,13 +50,13 @@ def main(job: dict[str, Any]) -> None:
     library = loaders[job.get("loader", job["library"])](job)
     answer: dict[str, Any] = {"tensors": 0, **library.further()}
     if job["mode"] == "outputs":
-        is_adapter = job["kind"] == "adapter"
+        is_adapter = job["form"] == "adapter"
         outputs = library.adapter_outputs() if is_adapter else library.model_outputs()
         save_file(outputs, job["outputs"])
         answer |= library.tried
     else:
         check_hashes(job)
-        check = check_adapter if job["kind"] == "adapter" else check_model
+        check = check_adapter if job["form"] == "adapter" else check_model
         answer["tensors"] = check(job, library)
     versions = {each.__name__: each.__version__ for each in (torch, library.module, peft)}
     modules = sorted({name.split(".")[0] for name in sys.modules})

@@ -16,7 +16,7 @@ from typing import Any
 from adrpo_scale.domains.export_target import ExportTarget
 from adrpo_scale.export.base import (
     Copy,
-    Kind,
+    Form,
     Material,
     Use,
     base_arguments,
@@ -38,34 +38,34 @@ _SECONDS = 1  # of silence that the card's example gives
 
 
 class HearingLayout(TransformersLayout):
-    def copies(self, material: Material, kind: Kind) -> list[Copy]:
+    def copies(self, material: Material, form: Form) -> list[Copy]:
         base = material.folder
-        if kind == "whole":
+        if form == "whole":
             found = [*licence_files(base), *_everything_else(material)]
         else:
             beside = [Copy(base / n, n) for n in _PROCESSOR_FILES if (base / n).is_file()]
-            found = [*super().copies(material, kind), *beside]
+            found = [*super().copies(material, form), *beside]
         has_own = material.target.chat is not None and material.target.chat.template is not None
         once = {copy.name: copy for copy in found if not (has_own and copy.name == OLD_TEMPLATE)}
         return list(once.values())
 
-    def job(self, target: ExportTarget, kind: Kind) -> dict[str, Any]:
+    def job(self, target: ExportTarget, form: Form) -> dict[str, Any]:
         own = {"loader": "hearing", "processor": target.processor}
-        if kind == "whole":
+        if form == "whole":
             own |= {"model": target.part.whole, "attribute": target.part.attribute}
-        return super().job(target, kind) | own
+        return super().job(target, form) | own
 
-    def summary(self, kind: Kind, target: ExportTarget) -> str:
+    def summary(self, form: Form, target: ExportTarget) -> str:
         return {
             "adapter": "LoRA adapters of the thinker",
             "merged": "The base's thinker with trained LoRA adapters merged into it",
             "full": "The base's thinker, whose language model was trained",
             "whole": "The base model with its trained thinker",
-        }[kind]
+        }[form]
 
     def usage(self, use: Use) -> list[str]:
         blocks = [code_block(_lines(use)), "These are the settings of the run's evaluations."]
-        if use.kind == "whole":
+        if use.form == "whole":
             served = code_block([f"vllm serve . --dtype {use.dtype}"], "shell")
             blocks += ["vLLM serves the thinker of a whole model, by requests with audio:", served]
         return blocks
@@ -90,14 +90,14 @@ def _is_hidden(name: Path) -> bool:
 
 def _is_weights(name: Path) -> bool:
     """Those of before the training, or a pickle, which may be anything."""
-    return name.suffix in _WEIGHTS or any(f"{kind}.index." in name.name for kind in _WEIGHTS)
+    return name.suffix in _WEIGHTS or any(f"{suffix}.index." in name.name for suffix in _WEIGHTS)
 
 
 # ---- the card's example --------------------------------------------------------------------------
 
 
 def _lines(use: Use) -> list[str]:
-    target, is_adapter, is_whole = use.target, use.kind == "adapter", use.kind == "whole"
+    target, is_adapter, is_whole = use.target, use.form == "adapter", use.form == "whole"
     model = target.part.whole if is_whole else target.model
     is_heard = bool(target.inputs)
     lines = [*["import numpy as np"] * is_heard, "import torch"]

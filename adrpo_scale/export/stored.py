@@ -63,14 +63,14 @@ def check_copied(stored: StoredTensors, files: Iterable[str], folder: Path) -> i
                 if not is_same(file.get_tensor(name), stored.read(name)):
                     raise ExportError(
                         f"{path}: {name} is not what the base model has. The export was removed; "
-                        "please report this"
+                        "please open an issue"
                     )
             missing.remove(name)
             stored.close()
     if missing:
         raise ExportError(
             f"the export lacks {sorted(missing)[:3]}, which it takes over from the base. It was "
-            "removed; please report this"
+            "removed; please open an issue"
         )
     return len(stored.copied)
 

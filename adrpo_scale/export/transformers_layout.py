@@ -18,7 +18,7 @@ from adrpo_scale.core.errors import ExportError
 from adrpo_scale.domains.export_target import ChatTarget, ExportTarget
 from adrpo_scale.export.base import (
     Copy,
-    Kind,
+    Form,
     Layout,
     Material,
     Request,
@@ -51,10 +51,10 @@ _VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes as --max-lo
 class TransformersLayout(Layout):
     peft_settings: Mapping[str, Any] = {"task_type": "CAUSAL_LM"}
 
-    def check(self, material: Material, kind: Kind) -> None:
+    def check(self, material: Material, form: Form) -> None:
         """Raises ExportError for adapters where the base's folder holds an untrue copy of a tied
         weight: transformers takes it as it is, training has passed it over."""
-        untrue = untrue_copies(material) if kind == "adapter" else []
+        untrue = untrue_copies(material) if form == "adapter" else []
         if untrue:
             raise ExportError(
                 f"--as adapter, but {material.folder} stores {', '.join(untrue)} beside the weight "
@@ -62,9 +62,9 @@ class TransformersLayout(Layout):
                 "not: use --as merged, or take it out of the base's files"
             )
 
-    def copies(self, material: Material, kind: Kind) -> list[Copy]:
+    def copies(self, material: Material, form: Form) -> list[Copy]:
         base = material.folder
-        patterns = _TOKENIZER_FILES if kind == "adapter" else _MODEL_FILES
+        patterns = _TOKENIZER_FILES if form == "adapter" else _MODEL_FILES
         paths = [p for p in base.iterdir() if any(fnmatch(p.name, each) for each in patterns)]
         paths += [*(base / _TEMPLATES).glob("*.jinja")]
         files = sorted(path for path in paths if path.is_file())
@@ -72,12 +72,12 @@ class TransformersLayout(Layout):
         return [*licence_files(base), *named]
 
     def texts(self, material: Material, request: Request) -> dict[str, str]:
-        if request.kind == "adapter":
+        if request.form == "adapter":
             return tokenizer_texts(material, names_class=True)
         config = {CONFIG: config_text(material, request.dtype)}
         return tokenizer_texts(material, names_class=False) | config
 
-    def job(self, target: ExportTarget, kind: Kind) -> dict[str, Any]:
+    def job(self, target: ExportTarget, form: Form) -> dict[str, Any]:
         chat = _chat(target)
         return {
             "is_chat": chat.is_chat,
@@ -91,7 +91,7 @@ class TransformersLayout(Layout):
         if answer["prompt_ids"] != ids:
             raise ExportError(
                 f"the export's tokenizer makes {answer['prompt_ids'][:20]} of a prompt of which "
-                f"training made {ids[:20]}. It was removed; please report this"
+                f"training made {ids[:20]}. It was removed; please open an issue"
             )
 
     def further_errors(
@@ -105,13 +105,13 @@ class TransformersLayout(Layout):
         gaps = logits.max(-1).values - logits.gather(-1, chosen)[..., 0]
         return {f"greedy generate, {chosen.numel()} tokens: off by": float(gaps.max() / scale)}
 
-    def summary(self, kind: Kind, target: ExportTarget) -> str:
+    def summary(self, form: Form, target: ExportTarget) -> str:
         return {
             "adapter": "LoRA adapters",
             "merged": "The base model with trained LoRA adapters merged into it",
             "full": "All parameters of the base model",
             "whole": "The base model with its trained part put back into it",
-        }[kind]
+        }[form]
 
     def usage(self, use: Use) -> list[str]:
         return [
@@ -178,10 +178,10 @@ def tokenizer_texts(material: Material, *, names_class: bool) -> dict[str, str]:
     return found if settings == before else found | {TOKENIZER: json_text(settings)}
 
 
-def is_class(found: str, said: str) -> bool:
+def is_class(found: str, stated: str) -> bool:
     """Whether a tokenizer's class is the one that a file names; …Fast is a name of old."""
     return _GENERIC.get(found, found).removesuffix("Fast") == (
-        _GENERIC.get(said, said).removesuffix("Fast")
+        _GENERIC.get(stated, stated).removesuffix("Fast")
     )
 
 
@@ -199,7 +199,7 @@ def with_system(template: str, system: str | None) -> str:
 
 
 def _generate_lines(use: Use) -> list[str]:
-    chat, is_adapter = _chat(use.target), use.kind == "adapter"
+    chat, is_adapter = _chat(use.target), use.form == "adapter"
     lines = ["import torch", *["from peft import PeftModel"] * is_adapter]
     lines += ["from transformers import AutoModelForCausalLM, AutoTokenizer", ""]
     lines += base_lines(use.base) if is_adapter else []
@@ -240,7 +240,7 @@ def _plain_lines(chat: ChatTarget) -> list[str]:
 
 
 def _vllm_line(use: Use) -> str:
-    if use.kind != "adapter":
+    if use.form != "adapter":
         return f"vllm serve . --dtype {use.dtype}"
     assert use.rank is not None
     rank = next((rank for rank in _VLLM_RANKS if rank >= use.rank), use.rank)

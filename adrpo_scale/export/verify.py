@@ -96,7 +96,8 @@ def _verify_outputs(
         listed = ", ".join(f"{how} {off:.2g}" for how, off in wrong.items())
         raise ExportError(
             f"the export, loaded by {_names(answer)}, is not the policy: outputs differ ({listed} "
-            f"of their size; at most {tolerance:g} is rounding). It was removed; please report this"
+            f"of their size; at most {tolerance:g} is rounding). It was removed; "
+            "please open an issue"
         )
     if any(torch.equal(out, expected.base_rounded) for out in found.values()):
         raise ExportError(
@@ -112,7 +113,7 @@ def _verify_outputs(
 
 def _is_low(material: Material, request: Request) -> bool:
     """Whether the export holds anything of the policy's in a type lower than float32."""
-    if request.kind == "adapter":
+    if request.form == "adapter":
         return request.dtype not in (None, torch.float32)
     names = material.stored.policy_names
     return any(material.dtype(name, request.dtype) != torch.float32 for name in names)
@@ -142,7 +143,7 @@ def _run_check(
         save_file(dict(target.inputs), place / "inputs.safetensors")
         job = {
             "mode": request.verify,
-            "kind": request.kind,
+            "form": request.form,
             "export": str(folder),
             "base": str(material.folder),
             "library": target.library,
@@ -157,7 +158,7 @@ def _run_check(
             "files": {path: facts.sha256 for path, facts in written.files.items()},
             "outputs": str(outputs),
             "answer": str(place / "answer.json"),
-            **layout_of(target).job(target, request.kind),
+            **layout_of(target).job(target, request.form),
         }
         (place / "job.json").write_text(json.dumps(job))
         done = subprocess.run(
@@ -205,7 +206,7 @@ def expected_outputs(material: Material, request: Request, answer: Mapping[str, 
     state = _state(model)
     _load_base(material, state)
     base = base_rounded = _run(model, inputs)
-    if request.kind != "adapter" and request.dtype is not None:
+    if request.form != "adapter" and request.dtype is not None:
         _round_base(state, material, request)
         base_rounded = _run(model, inputs)
         _load_base(material, state)
@@ -264,7 +265,7 @@ def _round(
     model: nn.Module, state: Mapping[str, Tensor], material: Material, request: Request
 ) -> None:
     """Rounds the weights that the export holds to its types, adapters merged before if it did."""
-    if request.kind == "adapter":
+    if request.form == "adapter":
         for name, tensor in state.items():
             if is_adapter(name):
                 tensor.copy_(tensor.to(request.dtype or torch.float32))
@@ -292,9 +293,9 @@ def _check_taken_over(
 ) -> dict[str, float]:
     """How many tensors of the base's the export has as they are; ExportError where one of them, or
     a file that a whole does not load without, differs from the base's."""
-    if request.kind == "adapter":
+    if request.form == "adapter":
         return {}
-    for name in material.target.part.needs if request.kind == "whole" else ():
+    for name in material.target.part.needs if request.form == "whole" else ():
         if not filecmp.cmp(folder / name, material.folder / name, shallow=False):
             raise ExportError(f"{name} is not the base model's. The export was removed")
     count = check_copied(material.stored, written.files, folder)
@@ -306,7 +307,7 @@ def compare_values(material: Material, request: Request, written: Written, folde
 
     ExportError where a value is further off.
     """
-    value_of = _adapter_value if request.kind == "adapter" else _merged_value
+    value_of = _adapter_value if request.form == "adapter" else _merged_value
     worst = 0.0
     for path in written.files:
         for name in sorted(names_in(folder / path) - material.stored.copied):
@@ -316,7 +317,7 @@ def compare_values(material: Material, request: Request, written: Written, folde
             if not off <= 1:
                 raise ExportError(
                     f"{path}: {name} is off by {off:.3g} times what rounding explains. The export "
-                    "was removed; please report this"
+                    "was removed; please open an issue"
                 )
             worst = max(worst, off)
             material.close()

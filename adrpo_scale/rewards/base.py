@@ -1,8 +1,8 @@
-"""The contract of a reward, and scoring that a bad sample cannot stop.
+"""The contract of a reward, and how rewards are asked so that a bad sample stops no run.
 
 A reward is built once per rank and called with a batch of what the domain made (`Domain.artifacts`)
-and the prompts it was made for; it returns one number per sample. If it raises, the batch is scored
-one by one to find the culprits. A sample whose reward raises or is not finite is masked on every
+and the prompts it was made for; it returns one number per sample. If it raises, it is
+asked for one sample at a time. A sample whose reward raises or is not finite is masked on every
 rank, and the log names its prompt.
 """
 
@@ -32,11 +32,11 @@ class RewardConfig(Section):
 
     kind: str = setting(REQUIRED, "which reward; your own by import path")
     name: str | None = setting(
-        None, "its name in the logs; by default the kind, or the class's name of your own"
+        None, "its name in the logs; by default its kind, or the class's name of your own"
     )
     weight: float = setting(1.0, "its weight in the sum")
     use: Literal["training", "evaluation"] = setting(
-        "training", "evaluation: reported there and never trained on"
+        "training", "evaluation: measured there and never trained on"
     )
 
     @property
@@ -111,7 +111,7 @@ def sharded_models(rewards: Sequence[Reward]) -> list[nn.Module]:
     return [reward.sharded for reward in rewards if reward.sharded is not None]
 
 
-def score(reward: Reward, artifacts: Sequence[Any], prompts: Sequence[Prompt]) -> Tensor:
+def rewards_of(reward: Reward, artifacts: Sequence[Any], prompts: Sequence[Prompt]) -> Tensor:
     """float64 [N] on the CPU, NaN where the reward raised or was not finite."""
     if not artifacts:
         return torch.empty(0, dtype=torch.float64)
@@ -127,7 +127,7 @@ def score(reward: Reward, artifacts: Sequence[Any], prompts: Sequence[Prompt]) -
             )
             return torch.full((1,), torch.nan, dtype=torch.float64)
         pairs = zip(artifacts, prompts, strict=True)
-        return torch.cat([score(reward, [artifact], [prompt]) for artifact, prompt in pairs])
+        return torch.cat([rewards_of(reward, [artifact], [prompt]) for artifact, prompt in pairs])
     for index in (~values.isfinite()).nonzero().flatten().tolist():
         log.warning(
             "reward %s is %s on %s; masked",

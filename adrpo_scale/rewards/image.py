@@ -33,7 +33,7 @@ class ClipRewardConfig(RewardConfig):
     )
     backend: Literal["transformers", "open_clip"] = setting("transformers", "who wrote the weights")
     pretrained: str | None = setting(None, "open_clip: weights tag or file for an architecture")
-    batch: int = setting(32, "images scored at once", ge=1)
+    batch: int = setting(32, "pictures at once", ge=1)
 
     def needs_from_hub(self) -> list[HubNeed]:
         if self.backend == "transformers":

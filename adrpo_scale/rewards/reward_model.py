@@ -44,11 +44,11 @@ class RewardModelConfig(RewardConfig):
     )
     placement: Literal["replicated", "sharded"] = setting(
         "replicated",
-        "whole on every rank; or sharded as the policy is, in its precision, and gathered to score",
+        "whole on every rank; or sharded as the policy is, in its precision, gathered when asked",
         effect="rounding",
     )
     dtype: Literal["float32", "bfloat16"] = setting("bfloat16", "replicated: its precision")
-    batch: int = setting(16, "conversations scored at once", effect="rounding", ge=1)
+    batch: int = setting(16, "conversations at once", effect="rounding", ge=1)
     max_tokens: int = setting(
         2048, "the oldest tokens beyond it, or beyond what the model takes, are cut off", ge=2
     )
@@ -57,7 +57,7 @@ class RewardModelConfig(RewardConfig):
         "a prompt's own system message: kept, put before the first user's, or left out; "
         "domain.chat.system is the policy's alone",
     )
-    strip_thinking: bool = setting(False, "score completions without their <think>…</think>")
+    strip_thinking: bool = setting(False, "reward completions without their <think>…</think>")
 
     def needs_from_hub(self) -> list[HubNeed]:
         return [HubNeed(self.model, "rewards.model", FILES)]
@@ -165,12 +165,12 @@ class RewardModel(Reward):
     def __call__(self, artifacts: Sequence[Completion], prompts: Sequence[Prompt]) -> Tensor:
         pairs = zip(artifacts, prompts, strict=True)
         ids = [self.tokens(prompt, completion.text) for completion, prompt in pairs]
-        scores = torch.empty(len(ids))
+        rewards = torch.empty(len(ids))
         by_length = sorted(range(len(ids)), key=lambda k: len(ids[k]))
         for start in range(0, len(ids), self.config.batch):
             places = by_length[start : start + self.config.batch]
-            scores[places] = self._logits([ids[k] for k in places])
-        return scores
+            rewards[places] = self._logits([ids[k] for k in places])
+        return rewards
 
     def _logits(self, ids: list[list[int]]) -> Tensor:
         """The classifier reads its logit at the last token that is not the one its config pads

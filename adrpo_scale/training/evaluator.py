@@ -22,7 +22,7 @@ from adrpo_scale.domains.base import Domain, Mode, Reference
 from adrpo_scale.engines.base import Engine
 from adrpo_scale.rewards.base import Reward, sharded_models
 from adrpo_scale.training.media import Samples, medium_of
-from adrpo_scale.training.rollout import gather_rewards, nothing, sample_block, score_block
+from adrpo_scale.training.rollout import gather_rewards, nothing, reward_block, sample_block
 
 EVALUATION = -1  # the "iteration" of draws that must be the same at every evaluation
 
@@ -103,12 +103,12 @@ class Evaluator:
                 greedy = self._sample(policy, prompts, 1, key, "greedy", check)
             with self.engine.sampling(*self.frozen):  # not whole while samples need memory
                 measured = self._divergences(policy, reference, rows, key)
-        artifacts, scored = self._score(rows, prompts, size, check)
+        artifacts, rewards = self._reward(rows, prompts, size, check)
         measured |= self.domain.row_metrics(rows)
-        planes = reward_planes(scored, self.trained_on, greedy is not None)
+        planes = reward_planes(rewards, self.trained_on, greedy is not None)
         metrics = {name: finite_mean(plane) for name, plane in planes.items()}
         if greedy is not None:
-            _, best = self._score(greedy, prompts, 1, check)
+            _, best = self._reward(greedy, prompts, 1, check)
             metrics = greedy_metrics(metrics, reward_planes(best, self.trained_on, True))
         metrics |= {name: finite_mean(values) for name, values in gather_values(measured).items()}
         samples = Samples(rows, artifacts, prompts, planes["reward"])
@@ -127,16 +127,18 @@ class Evaluator:
     ) -> Rows:
         return sample_block(self.domain, policy, prompts, size, key, self.chunk, check, mode)
 
-    def _score(
+    def _reward(
         self, rows: Rows, prompts: Sequence[Prompt], size: int, check: Callable[[], None]
     ) -> tuple[list[Any], Rewards]:
         artifacts = self.domain.artifacts(rows)
         prompts_N = [prompts[int(s) // size] for s in rows.sample_ids_N]
         samples = len(prompts) * size
         with self.engine.sampling(*sharded_models(self.rewards)):
-            scores_NR = score_block(self.rewards, artifacts, prompts_N, samples, self.chunk, check)
-        scores_NR[~self.domain.is_sound(rows)] = torch.nan
-        return artifacts, gather_rewards(rows, scores_NR, self.rewards, prompts, size)
+            rewards_NR = reward_block(
+                self.rewards, artifacts, prompts_N, samples, self.chunk, check
+            )
+        rewards_NR[~self.domain.is_sound(rows)] = torch.nan
+        return artifacts, gather_rewards(rows, rewards_NR, self.rewards, prompts, size)
 
     def _divergences(
         self, policy: nn.Module, reference: Reference, rows: Rows, key: DrawKey
@@ -181,14 +183,16 @@ def greedy_metrics(
     return found | {f"{name}_greedy": finite_mean(plane) for name, plane in greedy.items()}
 
 
-def reward_planes(scored: Rewards, trained_on: set[str], every: bool = False) -> dict[str, Tensor]:
+def reward_planes(rewards: Rewards, trained_on: set[str], every: bool = False) -> dict[str, Tensor]:
     """[P, G] by metric name: `reward`, the weighted sum of the rewards trained on, and every other
     reward by its own name (those trained on too, where they are several, or with `every`)."""
     # Left out rather than weighted 0: a failed evaluation-only reward is NaN, and 0 · NaN is NaN.
-    trained = torch.tensor([name in trained_on for name in scored.names])
-    total_PG = torch.einsum("r,rpg->pg", scored.weights_R[trained], scored.per_reward_RPG[trained])
+    trained = torch.tensor([name in trained_on for name in rewards.names])
+    total_PG = torch.einsum(
+        "r,rpg->pg", rewards.weights_R[trained], rewards.per_reward_RPG[trained]
+    )
     planes = {"reward": total_PG}
-    for name, plane in zip(scored.names, scored.per_reward_RPG, strict=True):
+    for name, plane in zip(rewards.names, rewards.per_reward_RPG, strict=True):
         if every or len(trained_on) > 1 or name not in trained_on:
             planes[name] = plane
     return planes

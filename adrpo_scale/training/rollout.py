@@ -1,4 +1,4 @@
-"""Prompts → scored groups: each rank samples a block of the S = P·G samples, chunk by chunk.
+"""Prompts → groups with rewards: each rank samples a block of the S = P·G samples, chunk by chunk.
 
 A group may straddle ranks and blocks may be empty. Rewards are computed on the rank that made the
 samples; only ids and rewards travel, and every rank ends with the same `Rewards`, after checking
@@ -22,12 +22,12 @@ from adrpo_scale.core.types import DrawKey, Prompt, Rewards, Rows
 from adrpo_scale.data.prompts import PromptStream
 from adrpo_scale.domains.base import Domain, Mode, Reference
 from adrpo_scale.engines.base import Engine
-from adrpo_scale.rewards.base import Reward, score, sharded_models
+from adrpo_scale.rewards.base import Reward, rewards_of, sharded_models
 from adrpo_scale.training.stopwatch import Stopwatch
 
 
 @dataclass(frozen=True)
-class Scored:
+class Rewarded:
     """One iteration's rollout on this rank, with everybody's rewards."""
 
     prompts_P: Sequence[Prompt]
@@ -51,9 +51,9 @@ class Rollouts:
     rewards: Sequence[Reward]
     stream: PromptStream
     check: Callable[[], None]
-    pool: dict[int, Scored] = field(default_factory=dict)  # offline rollouts, by place
+    pool: dict[int, Rewarded] = field(default_factory=dict)  # offline rollouts, by place
 
-    def of(self, iteration: int, watch: Stopwatch) -> Scored:
+    def of(self, iteration: int, watch: Stopwatch) -> Rewarded:
         """Samples and rewards of one iteration; offline, of the pool's place for it. Collective."""
         size = self.algorithm.rollout_pool
         place = iteration % size if size else iteration
@@ -74,21 +74,21 @@ class Rollouts:
                 )
             artifacts = self.domain.artifacts(rows)
         with watch("reward"):
-            rewards = self._score(rows, artifacts, prompts_P)
-        scored = Scored(prompts_P, rows, artifacts, rewards)
+            rewards = self._reward(rows, artifacts, prompts_P)
+        rewarded = Rewarded(prompts_P, rows, artifacts, rewards)
         if size:
-            self.pool[place] = scored
-        return scored
+            self.pool[place] = rewarded
+        return rewarded
 
-    def _score(self, rows: Rows, artifacts: Sequence[Any], prompts_P: Sequence[Prompt]) -> Rewards:
+    def _reward(self, rows: Rows, artifacts: Sequence[Any], prompts_P: Sequence[Prompt]) -> Rewards:
         prompts_N = [prompts_P[int(s) // self.group_size] for s in rows.sample_ids_N]
         samples = len(prompts_P) * self.group_size
         with self.engine.sampling(*sharded_models(self.rewards)):
-            scores_NR = score_block(
+            rewards_NR = reward_block(
                 self.rewards, artifacts, prompts_N, samples, self.chunk, self.check
             )
         keeps_N = self.domain.keeps(rows)
-        return gather_rewards(rows, scores_NR, self.rewards, prompts_P, self.group_size, keeps_N)
+        return gather_rewards(rows, rewards_NR, self.rewards, prompts_P, self.group_size, keeps_N)
 
 
 def nothing() -> None:
@@ -137,7 +137,7 @@ def concatenate(parts: Sequence[Rows]) -> Rows:
     )
 
 
-def score_block(
+def reward_block(
     rewards: Sequence[Reward],
     artifacts: Sequence[Any],
     prompts_N: Sequence[Prompt],
@@ -151,7 +151,7 @@ def score_block(
     for k in range(chunk_count(samples, chunk)):
         check()
         part = slice(k * chunk, (k + 1) * chunk)
-        columns = [score(reward, artifacts[part], prompts_N[part]) for reward in rewards]
+        columns = [rewards_of(reward, artifacts[part], prompts_N[part]) for reward in rewards]
         size = len(artifacts[part])
         parts.append(torch.stack(columns, 1) if columns else torch.empty(size, 0).double())
     return torch.cat(parts)
@@ -159,7 +159,7 @@ def score_block(
 
 def gather_rewards(
     rows: Rows,
-    scores_NR: Tensor,
+    rewards_NR: Tensor,
     rewards: Sequence[Reward],
     prompts_P: Sequence[Prompt],
     size: int,
@@ -171,10 +171,10 @@ def gather_rewards(
         keeps_N = torch.ones(len(rows), dtype=torch.bool)
     facts = dist.gather_rows(torch.stack([rows.sample_ids_N, rows.prompt_ids_N, keeps_N.long()], 1))
     ids = facts[:, :2]
-    scores_SR = dist.gather_rows(scores_NR)
+    rewards_SR = dist.gather_rows(rewards_NR)
     check_groups(ids, prompts_P, size)
     order, shape = ids[:, 0].argsort(), (len(prompts_P), size)
-    per_reward_RPG = scores_SR[order].T.unflatten(1, shape)
+    per_reward_RPG = rewards_SR[order].T.unflatten(1, shape)
     mask_PG = per_reward_RPG.isfinite().all(0)
     weights_R = torch.tensor([reward.weight for reward in rewards], dtype=torch.float64)
     total_PG = torch.einsum("r,rpg->pg", weights_R, per_reward_RPG)

@@ -1,4 +1,4 @@
-"""The one training loop: roll out, score, give credit, exchange, update, log, evaluate.
+"""The one training loop: roll out, reward, give credit, exchange, update, log, evaluate.
 
 It knows domains, algorithms, engines and rewards by their contracts alone, and every decision that
 could differ between ranks (what is trained on, whether a step is skipped, when to stop) is made
@@ -33,7 +33,7 @@ from adrpo_scale.training.iteration import (
 from adrpo_scale.training.limits import Limits
 from adrpo_scale.training.media import Samples, medium_of
 from adrpo_scale.training.metrics import LoggingConfig, MetricsLog, is_due
-from adrpo_scale.training.rollout import Rollouts, Scored, gather_sizes
+from adrpo_scale.training.rollout import Rewarded, Rollouts, gather_sizes
 from adrpo_scale.training.saver import Saver
 from adrpo_scale.training.state import Counters, TrainingState
 from adrpo_scale.training.stopwatch import Stopwatch
@@ -90,20 +90,20 @@ class Trainer:
         """One iteration, and its line of metrics.jsonl."""
         watch = self.watch = Stopwatch(self.engine.device, self.watch, self.measures_memory)
         iteration, tally = self.counters.iteration, Tally()
-        scored = self.rollouts.of(iteration, watch)
+        rewarded = self.rollouts.of(iteration, watch)
         with watch("update"):
-            credit = self.algorithm.credit(scored.rewards)
+            credit = self.algorithm.credit(rewarded.rewards)
             reference = self._measured_reference(credit, iteration)
-            minibatches = self._remember(self._exchange(scored, credit))
+            minibatches = self._remember(self._exchange(rewarded, credit))
             steps = list(self._steps(minibatches))
             for done, (step, minibatch) in enumerate(steps):
                 key = DrawKey(self.seed, iteration, update=step)
                 check = partial(self._check_stop, done, len(steps))
-                self._update(minibatch, key, reference, tally, scored.prompts_P, check)
-        self.state.add_rewards(scored.rewards)
+                self._update(minibatch, key, reference, tally, rewarded.prompts_P, check)
+        self.state.add_rewards(rewarded.rewards)
         self.counters.iteration += 1
         self.counters.cursor += self.stream.per_iteration
-        return self._log_iteration(scored, credit, tally, watch)
+        return self._log_iteration(rewarded, credit, tally, watch)
 
     def _update(
         self,
@@ -142,17 +142,17 @@ class Trainer:
             if self.state.ema is not None:
                 self.state.ema.update()
 
-    def _exchange(self, scored: Scored, credit: Credit) -> list[Minibatch]:
+    def _exchange(self, rewarded: Rewarded, credit: Credit) -> list[Minibatch]:
         """The chosen rows where they are trained on, dealt evenly over ranks. Collective."""
         minibatches = build_minibatches(
-            scored.rows,
-            self.algorithm.select(scored.rewards, credit),
+            rewarded.rows,
+            self.algorithm.select(rewarded.rewards, credit),
             credit,
-            scored.rewards.prompt_ids_P.repeat_interleave(self.group_size),
+            rewarded.rewards.prompt_ids_P.repeat_interleave(self.group_size),
             rows_per_unit=self.algorithm.rows_per_unit,
             minibatches=self.optimizer.minibatches,
             micro_batch=self.optimizer.micro_batch,
-            sizes_S=gather_sizes(self.domain, scored.rows),
+            sizes_S=gather_sizes(self.domain, rewarded.rows),
         )
         return receive(self.domain, minibatches)
 
@@ -199,15 +199,15 @@ class Trainer:
         return self.iterations * self.optimizer.updates * self.optimizer.minibatches
 
     def _log_iteration(
-        self, scored: Scored, credit: Credit, tally: Tally, watch: Stopwatch
+        self, rewarded: Rewarded, credit: Credit, tally: Tally, watch: Stopwatch
     ) -> dict[str, Any]:
         """Writes the iteration's line, histograms and pictures; returns the line."""
-        done, samples = self.counters.iteration, scored.rewards.mask_PG.numel()
+        done, samples = self.counters.iteration, rewarded.rewards.mask_PG.numel()
         record: dict[str, Any] = {
             "iteration": done,
-            **credit_record(scored.rewards, credit),
+            **credit_record(rewarded.rewards, credit),
             **tally.record(),
-            **row_record(self.domain.row_metrics(scored.rows)),
+            **row_record(self.domain.row_metrics(rewarded.rows)),
             "samples": samples,
             **watch.record(samples),
         }
@@ -221,17 +221,17 @@ class Trainer:
             kept = credit.include > 0
             histograms = {"advantage": credit.advantage[kept], "beta_sample": credit.beta[kept]}
         self.log.iteration(record, {n: v.numpy() for n, v in histograms.items() if len(v)})
-        self._show(scored, credit, tally)
+        self._show(rewarded, credit, tally)
         return record
 
-    def _show(self, scored: Scored, credit: Credit, tally: Tally) -> None:
+    def _show(self, rewarded: Rewarded, credit: Credit, tally: Tally) -> None:
         """Pictures or completions of the iteration, for people to look at."""
-        rewards = scored.rewards
+        rewards = rewarded.rewards
         medium_of(self.domain).show(
             self.log,
             self.logging,
             self.counters.iteration,
-            Samples(scored.rows, scored.artifacts, scored.prompts_P, rewards.total_PG),
+            Samples(rewarded.rows, rewarded.artifacts, rewarded.prompts_P, rewards.total_PG),
             rewards,
             credit,
             tally.measured(),

@@ -32,7 +32,7 @@ from adrpo_scale.algorithms.grpo import Grpo
 from adrpo_scale.algorithms.grpo import GrpoConfig as OurConfig
 from adrpo_scale.algorithms.terms import LikelihoodTerms
 from adrpo_scale.core.types import Credit, DrawKey, Rows
-from adrpo_scale.domains import logprobs as scoring
+from adrpo_scale.domains import logprobs
 from adrpo_scale.domains.chat import ChatConfig
 from adrpo_scale.domains.decoding import SamplingConfig
 from adrpo_scale.domains.text import TextDomain
@@ -224,7 +224,7 @@ def test_the_text_domain_as_a_whole_gives_trls_loss_and_gradient(model, trainer,
         for parameter in reference.parameters():
             parameter += 0.05 * torch.randn(parameter.shape)
     for each in (policy, reference):
-        scoring.install(each)
+        logprobs.install(each)
     ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)
     mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1)
     with torch.no_grad():

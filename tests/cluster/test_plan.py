@@ -1,4 +1,4 @@
-"""`plan` on the CPU: shapes, rehearsals against real runs, advice, calibration, the verb."""
+"""`plan` on the CPU: shapes, rehearsals against real runs, advice, calibration, the command."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from adrpo_scale.cluster.plan.advice import cheapest_change, ladder, refusal
 from adrpo_scale.cluster.plan.base import DoesNotFitError, ForeignTrialError, Gpu, Hardware
 from adrpo_scale.cluster.plan.calibrate import calibrated, read_trial
 from adrpo_scale.cluster.plan.communication import _gathers, _reductions
-from adrpo_scale.cluster.plan.dealing import deal_out, needs_reference
+from adrpo_scale.cluster.plan.dealing import load_of, needs_reference
 from adrpo_scale.cluster.plan.hardware import GPUS, build_hardware, find_gpu, gpu_of_device
 from adrpo_scale.cluster.plan.measure import BLOCK, Live, cost_of, empty_model
 from adrpo_scale.cluster.plan.planner import plan_of, with_time_limit
@@ -241,8 +241,8 @@ def test_a_plan_of_a_thinker_counts_tower_clips_and_their_encoding(hearing):
 def test_clips_of_a_rank_are_those_that_it_samples_from_and_is_dealt(hearing):
     config, _ = hearing
     for world, expected in {1: (4, 0), 2: (2, 2), 3: (2, 2), 8: (1, 2)}.items():
-        dealt = deal_out(config, hardware(world, 1))
-        assert (dealt.sampled, dealt.received) == expected
+        load = load_of(config, hardware(world, 1))
+        assert (load.sampled, load.received) == expected
     one = hardware(1, 1)
     plan, work = plan_of(config, one), workload_of(config)
     encoding = times._encoding(config, one, work, 4)
@@ -272,11 +272,11 @@ def test_bytes_that_travel_of_a_mesh_by_hand():
 
 def test_rows_are_dealt_as_the_trainer_deals_them():
     machine = hardware(4, 2)
-    dealt = deal_out(demo_config(overrides=["optimizer.micro_batch=3"]), machine)
-    assert (dealt.samples, dealt.chosen, dealt.micro_batches, dealt.rows) == (4, 16, 2, 2)
-    pairs = deal_out(demo_config("dpo"), machine)
+    load = load_of(demo_config(overrides=["optimizer.micro_batch=3"]), machine)
+    assert (load.samples, load.chosen, load.micro_batches, load.rows) == (4, 16, 2, 2)
+    pairs = load_of(demo_config("dpo"), machine)
     assert (pairs.chosen, pairs.unit) == (8, 2)  # one pair of each group
-    assert deal_out(demo_config("raft"), machine).chosen == 4  # the best of each
+    assert load_of(demo_config("raft"), machine).chosen == 4  # the best of each
 
 
 def test_the_reference_is_counted_where_every_step_measures_it():
@@ -457,7 +457,7 @@ def test_a_trial_of_something_else_is_refused(tmp_path):
             read_trial(path)
 
 
-# ---- hardware, and the verb ------------------------------------------------------------------
+# ---- hardware, and the command ---------------------------------------------------------------
 
 
 def test_machines_that_are_none_are_refused():

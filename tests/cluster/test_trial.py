@@ -131,7 +131,7 @@ def test_nothing_goes_on_from_a_trial_and_a_trial_from_nothing(done):
     start = starts.train(run.parent, 1, SETTINGS)
     assert start.wait() == [2] and "not the folder of a run" in start.text()
     again = starts.train(run.parent, 1, SETTINGS, "--trial")
-    assert again.wait() == [2] and "a trial never goes on from anything" in again.text()
+    assert again.wait() == [2] and "a trial never resumes anything" in again.text()
     assert len(records(run)) == 2
 
 

@@ -16,7 +16,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from adrpo_scale.domains import logprobs as scoring
+from adrpo_scale.domains import logprobs
 from adrpo_scale.domains.logprobs import LogitRule, Targets
 from tests.support.closeness import LOGP
 from tests.support.tiny_text import tiny_config
@@ -47,7 +47,7 @@ def test_values_and_gradients_equal_those_of_all_logits(chunk, bias, rule):
     hidden, weight, offset, tokens = inputs(bias)
     leaves = [hidden, weight, *([offset] if bias else [])]
     targets = Targets(tokens, tokens, tokens, 0.7, chunk)
-    found = scoring._TokenScores.apply(hidden, weight, offset, targets, LogitRule(*rule))
+    found = logprobs._TokenLogprobs.apply(hidden, weight, offset, targets, LogitRule(*rule))
     expected = by_all_logits(hidden, weight, offset, tokens, 0.7, *rule)
     mix = torch.randn(2, K, generator=torch.Generator().manual_seed(1))
     for chosen in ([0], [1], [0, 1]):  # gradients into log-probabilities, entropies, both
@@ -67,7 +67,7 @@ def test_a_frozen_output_layer_gets_no_gradient():
     hidden, weight, _, tokens = inputs()
     weight.requires_grad_(False)
     targets = Targets(tokens, tokens, tokens, 1.0, 4)
-    logp, _ = scoring._TokenScores.apply(hidden, weight, None, targets, LogitRule())
+    logp, _ = logprobs._TokenLogprobs.apply(hidden, weight, None, targets, LogitRule())
     logp.sum().backward()
     assert weight.grad is None and hidden.grad is not None
 
@@ -97,8 +97,8 @@ def test_what_a_family_does_to_its_logits_is_done_here_too(family):
     rows, places = torch.ones(3, 8).nonzero(as_tuple=True)
     tokens = ids[rows, places + 1]
     logits = model(input_ids=ids).logits.detach().float()[:, :-1].flatten(0, 1)
-    scoring.install(model)
-    logp, entropy = model(input_ids=ids, score=Targets(rows, places, tokens, 0.9, 5))
+    logprobs.install(model)
+    logp, entropy = model(input_ids=ids, targets=Targets(rows, places, tokens, 0.9, 5))
     expected = (logits / 0.9).log_softmax(-1)
     torch.testing.assert_close(
         logp, expected.gather(1, tokens[:, None])[:, 0], rtol=1e-4, atol=1e-5
@@ -125,12 +125,12 @@ def test_the_logits_of_all_tokens_are_never_in_memory():
     vocabulary, chunk = 5000, 16
     torch.manual_seed(0)
     model = Qwen3ForCausalLM(tiny_config(vocab_size=vocabulary))
-    scoring.install(model)
+    logprobs.install(model)
     ids = torch.randint(vocabulary, (4, 65))
     rows, places = torch.ones(4, 64).nonzero(as_tuple=True)
     with Largest() as largest:
         targets = Targets(rows, places, ids[rows, places + 1], 1.0, chunk)
-        logp, entropy = model(input_ids=ids, score=targets)
+        logp, entropy = model(input_ids=ids, targets=targets)
         (logp.sum() + entropy.sum()).backward()
     weights = vocabulary * model.config.hidden_size
     assert largest.numel == max(weights, chunk * vocabulary)

@@ -365,7 +365,7 @@ def test_models_that_the_domain_cannot_roll_out(tmp_path):
 def test_logits_that_a_family_changes_in_an_unknown_way_are_found_out(tmp_path):
     made = Parts(tmp_path / "model")
     made.domain.begin_rollout(made.policy)
-    made.domain._scores_checked = False
+    made.domain._logprobs_checked = False
     plain = type(made.policy).forward
 
     def scaled(*args, **kwargs):
@@ -373,9 +373,9 @@ def test_logits_that_a_family_changes_in_an_unknown_way_are_found_out(tmp_path):
         output.logits = 2 * output.logits
         return output
 
-    scoring_forward = made.policy.forward
-    made.policy.forward = lambda *a, score=None, **k: (
-        scaled(*a, **k) if score is None else scoring_forward(*a, score=score, **k)
+    logprobs_forward = made.policy.forward
+    made.policy.forward = lambda *a, targets=None, **k: (
+        scaled(*a, **k) if targets is None else logprobs_forward(*a, targets=targets, **k)
     )
     with pytest.raises(
         ConfigError, match=r"\(qwen3\): its log-probabilities are off by .* own logits"

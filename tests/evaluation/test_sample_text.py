@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from adrpo_scale.checkpoint.locate import open_checkpoint
 from adrpo_scale.cli import main as cli
 from adrpo_scale.core.errors import CheckpointError, ConfigError, ModelNotFoundError
-from adrpo_scale.evaluation.sample import find_source, kind_of, sample_to
+from adrpo_scale.evaluation.sample import find_source, sample_to, stands_for
 from adrpo_scale.run.build import build_trainer
 from adrpo_scale.training.media import COMPLETIONS
 from tests.support.ranks import run_ranks
@@ -104,9 +104,9 @@ def test_two_ranks_write_what_one_does(root):
 def test_runs_pipelines_and_language_models_are_told_apart(root, tmp_path):
     checkpoint = open_checkpoint(str(root / "run")).folder
     for name in (root / "run", f"{root / 'run'}@1", checkpoint):
-        assert kind_of(str(name)) == "run", name
-    assert kind_of(str(root / "model")) == "text"
-    assert kind_of("demo:image") == "flow"
+        assert stands_for(str(name)) == "run", name
+    assert stands_for(str(root / "model")) == "text"
+    assert stands_for("demo:image") == "flow"
     (tmp_path / "config.json").write_text(json.dumps({"seed": 0}))
     with pytest.raises(CheckpointError, match="has no checkpoint"):
         find_source(str(tmp_path))
@@ -114,28 +114,29 @@ def test_runs_pipelines_and_language_models_are_told_apart(root, tmp_path):
 
 def test_a_folder_that_is_none_of_them_is_named(tmp_path):
     with pytest.raises(ConfigError, match="holds none of them"):
-        kind_of(str(tmp_path))
+        stands_for(str(tmp_path))
     (tmp_path / "adapter_config.json").touch()
     with pytest.raises(ConfigError, match=r"holds adapters alone; .* name their run"):
-        kind_of(str(tmp_path))
+        stands_for(str(tmp_path))
 
 
-@pytest.mark.parametrize(("files", "kind"), [(["model_index.json"], "flow"), ([], "text")])
-def test_the_hub_is_asked_for_its_list_alone(monkeypatch, tmp_path, files, kind):
+@pytest.mark.parametrize(("files", "domain"), [(["model_index.json"], "flow"), ([], "text")])
+def test_the_hub_is_asked_for_its_list_alone(monkeypatch, tmp_path, files, domain):
     monkeypatch.setattr(huggingface_hub, "file_exists", lambda repo, name: name in files)
-    assert kind_of("nobody/nothing") == kind
+    assert stands_for("nobody/nothing") == domain
 
     def unreachable(repo, name):
         raise OSError
 
     monkeypatch.setattr(huggingface_hub, "file_exists", unreachable)
-    assert kind_of("nobody/nothing") == "text"
+    assert stands_for("nobody/nothing") == "text"
 
 
 @pytest.mark.parametrize(
-    ("file", "there", "kind"), [("model_index.json", False, "flow"), ("config.json", True, "text")]
+    ("file", "there", "domain"),
+    [("model_index.json", False, "flow"), ("config.json", True, "text")],
 )
-def test_the_cache_is_asked_first(monkeypatch, tmp_path, file, there, kind):
+def test_the_cache_is_asked_first(monkeypatch, tmp_path, file, there, domain):
     cached = tmp_path / "models--nobody--nothing"
     snapshot = cached / "snapshots" / ("f" * 40)
     snapshot.mkdir(parents=True)
@@ -144,7 +145,7 @@ def test_the_cache_is_asked_first(monkeypatch, tmp_path, file, there, kind):
     (cached / "refs" / "main").write_text("f" * 40)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(huggingface_hub, "file_exists", lambda repo, name: there)
-    assert kind_of("nobody/nothing") == kind
+    assert stands_for("nobody/nothing") == domain
 
 
 def test_a_model_that_is_not_there_is_one_clear_error(tmp_path, root):

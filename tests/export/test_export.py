@@ -1,6 +1,6 @@
 """Exports: loaded with nothing of this package, equal to the policy, complete, and refused in time.
 
-One small run per kind is trained once. Its base model lies in a folder of its own, with what a
+One small run per form is trained once. Its base model lies in a folder of its own, with what a
 download brings along, under a name that no export may tell.
 """
 
@@ -34,7 +34,7 @@ from adrpo_scale.core.tensor_files import file_sha256
 from adrpo_scale.core.types import DrawKey
 from adrpo_scale.evaluation.sample import Source, find_source, sample_to
 from adrpo_scale.export import adapter, exporter, folder, load_check, verify
-from adrpo_scale.export.base import Request, base_model, parse_request, parse_size
+from adrpo_scale.export.base import Request, base_of, parse_request, parse_size
 from adrpo_scale.export.copies import is_path, without_paths
 from adrpo_scale.export.diffusers_layout import LORA_FILE
 from adrpo_scale.export.exporter import UNFINISHED, export
@@ -110,7 +110,7 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def exports(root):
-    """One verified export of each kind, by kind."""
+    """One verified export of each form, by form."""
     to = root / "exports"
     return {
         "adapter": export(str(root / "runs/lora"), Request(to / "adapter", "adapter")),
@@ -122,10 +122,10 @@ def exports(root):
     }
 
 
-def quick(root, name, to, kind, **settings):
+def quick(root, name, to, form, **settings):
     """An export without its verification."""
     run = str(root / "runs" / name)
-    return export(run, Request(to, kind, **{"verify": "none", **settings}))
+    return export(run, Request(to, form, **{"verify": "none", **settings}))
 
 
 def tensors_of(place):
@@ -140,10 +140,10 @@ def trained(root, name="lora", part="policy"):
 
 
 def test_every_export_is_what_the_policy_computes(exports):
-    for kind, exported in exports.items():
+    for form, exported in exports.items():
         figures = exported.verdict.figures
         off = [value for name, value in figures.items() if name.endswith("off by")]
-        assert len(off) == (2 if kind == "adapter" else 1)
+        assert len(off) == (2 if form == "adapter" else 1)
         assert max(off) <= 1e-5, figures
         assert figures["training moved outputs by"] > 1e-2
         assert exported.written.changed > 0
@@ -191,8 +191,8 @@ transformer = SD3Transformer2DModel.from_pretrained(
 )
 PeftModel.from_pretrained(transformer, job["adapter"])  # adds the adapters in place
 found["peft"] = pictures(load(job["base"], transformer=transformer))
-for kind in ("merged", "full"):
-    found[kind] = pictures(load(job[kind]))
+for form in ("merged", "full"):
+    found[form] = pictures(load(job[form]))
 assert not [name for name in sys.modules if name.split(".")[0] == "adrpo_scale"]
 for name, images in found.items():
     np.save(Path(job["to"], name + ".npy"), np.round(images * 255).astype(np.uint8))
@@ -205,7 +205,7 @@ def plain_pictures(root, exports, tmp_path_factory):
     place = tmp_path_factory.mktemp("plain")
     samples, latents = list(range(len(PROMPTS) * PER_PROMPT)), place / "latents.safetensors"
     save_file({"x0": normal(DrawKey(SEED, 0), samples, Purpose.EVALUATION, (3, 20, 20))}, latents)
-    job = {kind: str(exported.folder) for kind, exported in exports.items()}
+    job = {form: str(exported.folder) for form, exported in exports.items()}
     job |= {"base": str(root / "base-model"), "latents": str(latents), "to": str(place)}
     job |= {"prompts": PROMPTS, "per_prompt": PER_PROMPT, "steps": STEPS}
     done = subprocess.run(
@@ -441,7 +441,7 @@ def flip_a_bit(path):
 
 
 @pytest.mark.parametrize(
-    ("run", "kind", "settings", "message"),
+    ("run", "form", "settings", "message"),
     [
         ("lora", "full", {}, "trained LoRA adapters: use --as adapter or --as merged"),
         ("full", "adapter", {}, "trained all parameters: use --as full"),
@@ -452,9 +452,9 @@ def flip_a_bit(path):
         ("still", "merged", {}, "use --dtype float32"),
     ],
 )
-def test_what_cannot_be_exported_is_one_clear_error(root, tmp_path, run, kind, settings, message):
+def test_what_cannot_be_exported_is_one_clear_error(root, tmp_path, run, form, settings, message):
     with pytest.raises(ExportError, match=message):
-        quick(root, run, tmp_path / "a", kind, **settings)
+        quick(root, run, tmp_path / "a", form, **settings)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -545,11 +545,11 @@ def test_a_full_disk_leaves_nothing(root, small_disk, monkeypatch):
 
 
 def test_words_that_are_not_known_are_named():
-    def asked(kind="merged", dtype=None, size="5GB", verify="none"):
-        return parse_request(Path("a"), kind, False, dtype, size, verify, False)
+    def asked(form="merged", dtype=None, size="5GB", verify="none"):
+        return parse_request(Path("a"), form, False, dtype, size, verify, False)
 
     assert asked(dtype="bf16").dtype == torch.bfloat16
-    for wrong in ({"kind": "lora"}, {"dtype": "int8"}, {"size": "5"}, {"verify": "all"}):
+    for wrong in ({"form": "lora"}, {"dtype": "int8"}, {"size": "5"}, {"verify": "all"}):
         with pytest.raises(ExportError, match="expected"):
             asked(**wrong)
 
@@ -612,13 +612,13 @@ def test_no_export_tells_paths_hosts_or_users(root, exports):
 
 def test_the_card_says_what_it_is_and_where_it_comes_from(root, exports):
     document = open_checkpoint(str(root / "runs/lora")).manifest.document
-    for kind, exported in exports.items():
+    for form, exported in exports.items():
         card = ModelCard.load(exported.folder / "README.md")
         assert card.data.license == "other" and card.data.license_name == "demo-terms"
         assert card.data.library_name == "diffusers" and card.data.pipeline_tag == "text-to-image"
         assert card.data.base_model is None  # a folder's name is no id of the hub
         for text in ("`base-model`", document["base"]["sha256"], "seed: 0", "algorithm: adrpo"):
-            assert text in card.text, (kind, text)
+            assert text in card.text, (form, text)
         assert 'prompts.train = "prompts.jsonl"' in card.text
         assert "off by" in card.text and "| clip |" in card.text
     adapter_card = (exports["adapter"].folder / "README.md").read_text()
@@ -648,7 +648,7 @@ assert not [name for name in sys.modules if name.split(".")[0] == "adrpo_scale"]
 
 
 def test_the_cards_usage_examples_run_as_they_stand(root, exports, tmp_path):
-    places = [shutil.copytree(e.folder, tmp_path / kind) for kind, e in exports.items()]
+    places = [shutil.copytree(e.folder, tmp_path / form) for form, e in exports.items()]
     # The base has no id of the hub, so the example says its folder's name.
     (tmp_path / "adapter" / "base-model").symlink_to(root / "base-model")
     done = subprocess.run(
@@ -674,7 +674,7 @@ def test_the_cards_usage_examples_run_as_they_stand(root, exports, tmp_path):
     ],
 )
 def test_a_base_model_is_named_without_its_path(model, revision, name, is_hub_id):
-    found = base_model(model, revision, "0" * 64)
+    found = base_of(model, revision, "0" * 64)
     assert (found.name, found.is_hub_id) == (name or model, is_hub_id)
 
 

@@ -21,7 +21,7 @@ from adrpo_scale.checkpoint.locate import open_checkpoint
 from adrpo_scale.cluster.preflight.estimate import trained_elements
 from adrpo_scale.domains.heard import example_clip
 from adrpo_scale.domains.omni import SPEAKERS, thinker_name
-from adrpo_scale.evaluation.sample import find_source, kind_of, sample_to
+from adrpo_scale.evaluation.sample import find_source, sample_to, stands_for
 from adrpo_scale.export import folder, transformers_layout, verify
 from adrpo_scale.export import omni_layout as hearing_layout
 from adrpo_scale.export.adapter import PEFT_FILE
@@ -130,8 +130,8 @@ def checked(plain):
 def exports(root, checked):
     """Verified exports by name."""
 
-    def made(name, run, kind, **settings):
-        return export(str(root / "runs" / run), Request(root / "exports" / name, kind, **settings))
+    def made(name, run, form, **settings):
+        return export(str(root / "runs" / run), Request(root / "exports" / name, form, **settings))
 
     tensors, shards = {"verify": "tensors"}, {"max_shard_bytes": 60_000}
     return {
@@ -245,7 +245,7 @@ def test_an_export_is_a_model_to_train_and_to_sample_from(root, exports, tmp_pat
     run = {"merged_alone": "alone"}.get(name, "lora")
     expected = policys_tokens(root, str(root / "runs" / run), tmp_path / "run")
     place = str(exports[name].folder)
-    assert kind_of(place) == "audio"
+    assert stands_for(place) == "audio"
     source = find_source(place)
     domain = parse_config(
         open_checkpoint(str(root / "runs" / run)).manifest.document["config"]
@@ -408,8 +408,8 @@ def test_a_language_model_is_no_part(tmp_path):
 
 
 def test_what_training_has_not_changed_is_refused(root, tmp_path):
-    for kind in ("adapter", "merged", "whole"):
-        refused(root, "untrained", tmp_path / "a", kind, "none of the 14 trained tensors")
+    for form in ("adapter", "merged", "whole"):
+        refused(root, "untrained", tmp_path / "a", form, "none of the 14 trained tensors")
     refused(root, "all", tmp_path / "a", "merged", "use --as full")
 
 
@@ -468,8 +468,8 @@ def test_what_the_folder_lacks_is_found(root, tmp_path, monkeypatch, checked, le
 def test_another_voice_or_template_is_found(root, tmp_path, monkeypatch, checked):
     honest = hearing_layout.HearingLayout.copies
 
-    def other(self, material, kind):
-        found = honest(self, material, kind)
+    def other(self, material, form):
+        found = honest(self, material, form)
         (tmp_path / "other").write_bytes(b"another voice")
         return [
             type(copy)(tmp_path / "other", copy.name) if copy.name == SPEAKERS else copy
@@ -524,10 +524,10 @@ def test_the_cards_usage_examples_run_as_they_stand(root, exports, plain, tmp_pa
 
 def test_a_model_on_the_hub_is_told_by_its_type(monkeypatch):
     monkeypatch.setattr(huggingface_hub, "file_exists", lambda repo, name: False)
-    for model_type, kind in (("qwen2_5_omni", "audio"), ("qwen3", "text"), (None, "text")):
-        said = SimpleNamespace(config={"model_type": model_type})
-        monkeypatch.setattr(huggingface_hub, "model_info", lambda repo, said=said: said)
-        assert kind_of("nobody/nothing") == kind
+    for model_type, domain in (("qwen2_5_omni", "audio"), ("qwen3", "text"), (None, "text")):
+        stated = SimpleNamespace(config={"model_type": model_type})
+        monkeypatch.setattr(huggingface_hub, "model_info", lambda repo, stated=stated: stated)
+        assert stands_for("nobody/nothing") == domain
 
 
 @pytest.mark.parametrize(("base", "settings"), [("full", LORA), ("full", FULL), ("thinker", FULL)])

@@ -135,8 +135,8 @@ def checked(plain):
 def exports(root, checked):
     """Verified exports by name."""
 
-    def made(name, run, kind, **settings):
-        return export(str(root / "runs" / run), Request(root / "exports" / name, kind, **settings))
+    def made(name, run, form, **settings):
+        return export(str(root / "runs" / run), Request(root / "exports" / name, form, **settings))
 
     shards = {"max_shard_bytes": 30_000}
     return {
@@ -208,15 +208,15 @@ Path(job["to"]).write_text(json.dumps(found))
 """
 
 
-@pytest.mark.parametrize("kind", ["adapter", "merged"])
-def test_a_users_greedy_text_is_the_policys(root, exports, plain, tmp_path, kind):
+@pytest.mark.parametrize("form", ["adapter", "merged"])
+def test_a_users_greedy_text_is_the_policys(root, exports, plain, tmp_path, form):
     save_prompts(tmp_path / "prompts.jsonl")
     source = find_source(str(root / "runs/lora"))
     sample_to(source, tmp_path / "prompts.jsonl", tmp_path, per_prompt=1, seed=0, weights="trained")
     lines = (tmp_path / COMPLETIONS).read_text().splitlines()
-    place = str(exports[kind].folder)
+    place = str(exports[form].folder)
     job = {"prompts": PROMPTS, "export": place, "to": str(tmp_path / "found.json")}
-    job["model"] = str(root / "tied") if kind == "adapter" else place
+    job["model"] = str(root / "tied") if form == "adapter" else place
     (tmp_path / "job.json").write_text(json.dumps(job))
     (tmp_path / "script.py").write_text(GREEDY)
     done = plain(tmp_path / "script.py", tmp_path / "job.json")
@@ -297,8 +297,8 @@ def test_a_true_copy_of_a_tied_weight_is_no_obstacle(root, tmp_path, checked):
     weights = load_file(file)
     save_file(weights | {HEAD: weights[EMBEDDING].clone()}, file, {"format": "pt"})
     train_run(tmp_path, "run", "copied", LORA)
-    for kind in ("adapter", "merged"):
-        exported = export(str(tmp_path / "runs/run"), Request(tmp_path / kind, kind))
+    for form in ("adapter", "merged"):
+        exported = export(str(tmp_path / "runs/run"), Request(tmp_path / form, form))
         assert HEAD not in tensors_of(exported.folder)
 
 
@@ -364,14 +364,14 @@ def test_a_template_is_left_alone_where_the_tokenizers_own_was_used(root, export
 @pytest.mark.parametrize("system", ["w1", SYSTEM, "", "{% endif %}{# ' #}"])
 def test_a_system_message_in_the_template_is_one_in_the_conversation(template, system):
     user = {"role": "user", "content": "w2"}
-    own, said = {"role": "system", "content": "w9"}, {"role": "system", "content": system}
+    own, stated = {"role": "system", "content": "w9"}, {"role": "system", "content": system}
 
     def rendered(text, messages):
         tokenizer = tiny_tokenizer(text)
         return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 
     changed = with_system(template, system)
-    assert rendered(changed, [user]) == rendered(template, [said, user])
+    assert rendered(changed, [user]) == rendered(template, [stated, user])
     assert rendered(changed, [own, user]) == rendered(template, [own, user])
 
 
@@ -428,8 +428,8 @@ def test_no_export_tells_paths(root, exports):
 
 
 def test_the_card_says_what_it_is(exports):
-    for kind in ("adapter", "merged", "stale"):
-        card = ModelCard.load(exports[kind].folder / "README.md")
+    for form in ("adapter", "merged", "stale"):
+        card = ModelCard.load(exports[form].folder / "README.md")
         assert card.data.library_name == "transformers" and card.data.license == "apache-2.0"
         assert card.data.pipeline_tag == "text-generation"
         assert "vllm serve" in card.text and "greedy generate, 16 tokens" in card.text

@@ -16,7 +16,7 @@ from transformers import CLIPModel, CLIPProcessor
 from adrpo_scale.core.errors import ConfigError, GroupError, ModelNotFoundError, RewardError
 from adrpo_scale.core.types import Prompt, Rows
 from adrpo_scale.hub.weights import find_model
-from adrpo_scale.rewards.base import checked, score
+from adrpo_scale.rewards.base import checked, rewards_of
 from adrpo_scale.rewards.function import FunctionReward, FunctionRewardConfig
 from adrpo_scale.rewards.image import ClipReward, ClipRewardConfig
 from adrpo_scale.training.rollout import gather_rewards
@@ -147,7 +147,7 @@ def function(attribute, **settings):
 
 @pytest.mark.parametrize("name", ["as_list", "as_array", "as_half_precision"])
 def test_a_function_may_answer_with_a_list_an_array_or_a_tensor(name):
-    found = score(function(name), IMAGES, PROMPTS)
+    found = rewards_of(function(name), IMAGES, PROMPTS)
     assert found.dtype == torch.float64 and not found.requires_grad
     assert found.tolist() == pytest.approx(as_list(IMAGES, PROMPTS), rel=1e-2)
 
@@ -165,7 +165,7 @@ def test_an_answer_of_another_shape_is_refused(name):
     with pytest.raises(RewardError, match=r"gave shape .* for 5 samples"):
         checked(function(name), IMAGES, PROMPTS)
     with pytest.raises(RewardError):  # masking every sample would train on nothing, silently
-        score(function(name), IMAGES, PROMPTS)
+        rewards_of(function(name), IMAGES, PROMPTS)
 
 
 @pytest.mark.parametrize(
@@ -173,13 +173,13 @@ def test_an_answer_of_another_shape_is_refused(name):
 )
 def test_only_the_samples_that_fail_are_masked_and_their_prompts_named(name, bad, caplog):
     caplog.set_level(logging.WARNING)
-    found = score(function(name, name="mine"), IMAGES, PROMPTS)
+    found = rewards_of(function(name, name="mine"), IMAGES, PROMPTS)
     masked = {index for index, value in enumerate(found.tolist()) if value != value}
     assert masked == ({bad} if bad is not None else set(range(5)))
     assert len(caplog.messages) == len(masked)
     for index, message in zip(sorted(masked), caplog.messages, strict=True):
         assert f"prompt {index} {TEXTS[index]!r}" in message and "reward mine" in message
-    assert score(function(name), [], []).shape == (0,)
+    assert rewards_of(function(name), [], []).shape == (0,)
 
 
 # ---- names, weights, groups ------------------------------------------------------------------
@@ -191,10 +191,10 @@ def test_labels_and_weights():
     assert (named.label, named.weight) == ("mine", -2.0)
 
 
-def scored(sample_ids, prompt_ids, scores_NR, rewards):
+def scored(sample_ids, prompt_ids, rewards_NR, rewards):
     rows = Rows(torch.tensor(sample_ids), torch.tensor(prompt_ids), {})
     prompts = [Prompt(7, "seven"), Prompt(3, "three")]
-    return gather_rewards(rows, torch.tensor(scores_NR).double(), rewards, prompts, 2)
+    return gather_rewards(rows, torch.tensor(rewards_NR).double(), rewards, prompts, 2)
 
 
 def test_rewards_are_weighted_and_masked_by_group():

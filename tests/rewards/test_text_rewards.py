@@ -12,7 +12,7 @@ from transformers import Qwen3ForSequenceClassification
 from adrpo_scale.core.errors import ConfigError, ModelNotFoundError, RewardError, WeightsError
 from adrpo_scale.core.types import Completion, Prompt
 from adrpo_scale.demo.text.rm_task import ReviewPrompt, gold_score
-from adrpo_scale.rewards.base import score
+from adrpo_scale.rewards.base import rewards_of
 from adrpo_scale.rewards.reward_model import RewardModel, RewardModelConfig
 from adrpo_scale.rewards.text import extract_answer
 from adrpo_scale.run.build import build_engine, build_rewards, build_trainer
@@ -73,7 +73,7 @@ def test_a_prompt_without_the_right_answer_is_an_error_and_not_a_masked_sample(t
     with pytest.raises(
         RewardError, match=r"prompt 0 '2 \+ 2' has no 'solution'.*\['answer'\].*answer_key"
     ):
-        score(made, [Completion("4")], [SUM])
+        rewards_of(made, [Completion("4")], [SUM])
 
 
 def test_a_run_whose_prompts_lack_answers_does_not_begin(tmp_path):
@@ -234,7 +234,7 @@ def test_a_model_that_gives_nan_masks_its_samples_by_name(tmp_path, caplog):
     with torch.no_grad():
         made._model.score.weight.fill_(torch.nan)
     with caplog.at_level(logging.WARNING):
-        found = score(made, [Completion(text) for _, text in CASES], [p for p, _ in CASES])
+        found = rewards_of(made, [Completion(text) for _, text in CASES], [p for p, _ in CASES])
     assert bool(found.isnan().all())
     assert "reward reward_model is nan on prompt 0 'w1 w2'; masked" in caplog.text
 

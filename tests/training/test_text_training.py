@@ -304,7 +304,7 @@ def test_a_rollout_gathers_every_parameter_once_whatever_the_number_of_tokens(va
         assert once <= many <= 1.01 * once + padding
 
 
-def scores_with_a_sharded_model(rank, world, folder, rm):
+def rewards_of_a_sharded_model(rank, world, folder, rm):
     found = []
     for placement in ("replicated", "sharded"):
         reward = f'{{kind="reward_model", model="{rm}", dtype="float32", placement="{placement}"}}'
@@ -319,10 +319,10 @@ def scores_with_a_sharded_model(rank, world, folder, rm):
     return found
 
 
-def test_a_sharded_reward_model_scores_what_a_replicated_one_does(tmp_path):
+def test_a_sharded_reward_model_gives_what_a_replicated_one_does(tmp_path):
     from tests.support.tiny_text import save_tiny_reward
 
     folder, *_ = plain_loop("full")
     rm = save_tiny_reward(tmp_path / "rm")
-    for replicated, sharded in run_ranks(scores_with_a_sharded_model, 4, str(folder), str(rm)):
+    for replicated, sharded in run_ranks(rewards_of_a_sharded_model, 4, str(folder), str(rm)):
         assert sharded == near(replicated, TERMS)

@@ -131,10 +131,10 @@ def losses_by_hand(rank, world, folder, variations):
     losses = []
     for place, (algorithm, *settings) in enumerate(variations):
         trainer = demo_trainer(folder / str(place), demo_config(algorithm, settings))
-        scored = trainer.rollouts.of(0, Stopwatch(trainer.engine.device))
-        credit = trainer.algorithm.credit(scored.rewards)
-        chosen = trainer.algorithm.select(scored.rewards, credit)
-        rows, credit = scored.rows.take(chosen), credit.take(chosen)
+        rewarded = trainer.rollouts.of(0, Stopwatch(trainer.engine.device))
+        credit = trainer.algorithm.credit(rewarded.rewards)
+        chosen = trainer.algorithm.select(rewarded.rewards, credit)
+        rows, credit = rewarded.rows.take(chosen), credit.take(chosen)
         noise_ids = torch.where(credit.pair_id >= 0, credit.pair_id, chosen)
         draws, wanted = trainer.optimizer.draws_per_sample, trainer.algorithm.terms
         total = 0.0
@@ -241,10 +241,10 @@ def test_evaluation_uses_the_average_and_training_gets_its_weights_back(tmp_path
 def trains_on_rollout_noise(rank, world, folder):
     """Captures (x_t, timestep) that training shows the policy, and solves for x0."""
     trainer = demo_trainer(folder, demo_config(overrides=["domain.noise=rollout"]))
-    scored = trainer.rollouts.of(0, Stopwatch(trainer.engine.device))
-    ids = scored.rows.sample_ids_N.tolist()
+    rewarded = trainer.rollouts.of(0, Stopwatch(trainer.engine.device))
+    ids = rewarded.rows.sample_ids_N.tolist()
     x0 = normal(DrawKey(trainer.seed, 0), ids, Purpose.ROLLOUT_NOISE, trainer.domain.latent_shape)
-    assert torch.equal(scored.rows.tensors["x0"], x0)
+    assert torch.equal(rewarded.rows.tensors["x0"], x0)
     shown = []
     trainer.policy.register_forward_pre_hook(
         lambda module, args, kwargs: shown.append((kwargs["hidden_states"], kwargs["timestep"])),
@@ -253,12 +253,12 @@ def trains_on_rollout_noise(rank, world, folder):
     trainer.domain.terms(
         trainer.policy,
         trainer.reference,
-        scored.rows,
-        scored.rows.sample_ids_N,
+        rewarded.rows,
+        rewarded.rows.sample_ids_N,
         DrawKey(trainer.seed, 0),
         frozenset(),
     )
-    (x_t, timestep), x1 = shown[0], scored.rows.tensors["x1"]
+    (x_t, timestep), x1 = shown[0], rewarded.rows.tensors["x1"]
     t = (1 - timestep / 1000).view(-1, 1, 1, 1)
     torch.testing.assert_close(x_t, (1 - t) * x0 + t * x1, rtol=1e-4, atol=1e-4)
     trainer.train()
@@ -293,7 +293,7 @@ def reward(artifacts):
 
 def raises_on_one_prompt(artifacts, prompts):
     if any(prompt.id == int(os.environ["BAD_PROMPT"]) for prompt in prompts):
-        raise ValueError("the scorer cannot read this one")
+        raise ValueError("the reward cannot read this one")
     return reward(artifacts)
 
 

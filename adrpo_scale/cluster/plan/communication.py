@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from adrpo_scale.cluster.plan import rehearsal
 from adrpo_scale.cluster.plan.base import Hardware, Traffic
-from adrpo_scale.cluster.plan.dealing import Dealt, needs_old, needs_reference
+from adrpo_scale.cluster.plan.dealing import RankLoad, needs_old, needs_reference
 from adrpo_scale.cluster.plan.memory import Held
 from adrpo_scale.engines.planning import Phase, Shards
 from adrpo_scale.engines.workload import Workload
@@ -18,13 +18,13 @@ from adrpo_scale.run.config import RunConfig
 
 
 def traffic_of(
-    config: RunConfig, hardware: Hardware, work: Workload, dealt: Dealt, what: Held
+    config: RunConfig, hardware: Hardware, work: Workload, load: RankLoad, what: Held
 ) -> list[Traffic]:
     """By phase, where there is any."""
     found = [
-        _gathers("rollout", what.policy, hardware, 1 + needs_old(config, dealt)),
+        _gathers("rollout", what.policy, hardware, 1 + needs_old(config, load)),
         _reward(config, hardware, work, what),
-        _update(config, hardware, dealt, what),
+        _update(config, hardware, load, what),
     ]
     return [traffic for traffic in found if traffic.inside or traffic.across]
 
@@ -39,15 +39,15 @@ def _reward(config: RunConfig, hardware: Hardware, work: Workload, what: Held) -
     return Traffic("reward", inside, across)
 
 
-def _update(config: RunConfig, hardware: Hardware, dealt: Dealt, what: Held) -> Traffic:
-    passes = dealt.steps * dealt.micro_batches
+def _update(config: RunConfig, hardware: Hardware, load: RankLoad, what: Held) -> Traffic:
+    passes = load.steps * load.micro_batches
     with_reference = needs_reference(config)
     own = passes * (2 + (with_reference and what.reference is None))  # forward and backward
     parts = [_gathers("update", what.policy, hardware, own)]
     if what.reference is not None and with_reference:
         parts.append(_gathers("update", what.reference, hardware, passes))
     always = what.engine.reduces_every_micro_batch
-    reductions = passes if always else dealt.steps
+    reductions = passes if always else load.steps
     parts.append(_reductions(what.policy, hardware, reductions))
     return Traffic("update", sum(p.inside for p in parts), sum(p.across for p in parts))
 

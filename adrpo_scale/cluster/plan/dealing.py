@@ -17,12 +17,12 @@ from adrpo_scale.training.batches import deal
 
 
 @dataclass(frozen=True)
-class Dealt:
+class RankLoad:
     """Of the fullest rank. samples: it makes in one iteration. chunk: of them at once. chunks: in
     one rollout. prompts: different ones in a chunk. rows: of a micro-batch. micro_batches: of an
     optimizer step. steps: optimizer steps of an iteration. chosen: rows that all ranks train on.
     unit: rows that stay together. sampled: different prompts that it samples from in an iteration.
-    received: further ones that it trains on, at most: rows are dealt by their size.
+    received: further ones that it trains on, at most: rows go to ranks by their size.
     """
 
     samples: int
@@ -40,12 +40,12 @@ class Dealt:
 
 def build_algorithm(config: RunConfig) -> Algorithm:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # said when the config was read
+        warnings.simplefilter("ignore")  # given when the config was read
         table = ALGORITHMS[config.algorithm.name]
         return table(config.algorithm, *DOMAINS[config.domain.name].gives)
 
 
-def deal_out(config: RunConfig, hardware: Hardware) -> Dealt:
+def load_of(config: RunConfig, hardware: Hardware) -> RankLoad:
     """With rewards that differ, so that every group can be trained on."""
     algorithm, optimizer = build_algorithm(config), config.optimizer
     prompts, group = config.prompts.per_iteration, config.prompts.group_size
@@ -55,17 +55,17 @@ def deal_out(config: RunConfig, hardware: Hardware) -> Dealt:
     per_unit = algorithm.rows_per_unit
     units = -(-chosen // per_unit // optimizer.minibatches)
     micro_units = max(1, optimizer.micro_batch // per_unit)
-    dealt = deal(units, hardware.world, micro_units)
+    by_rank = deal(units, hardware.world, micro_units)
     sampled = _prompts_at_once(prompts * group, group, hardware.world, samples)
-    return Dealt(
+    return RankLoad(
         samples=samples,
         chunk=chunk,
         chunks=-(-samples // chunk),
         prompts=_prompts_at_once(
             prompts * group, group, hardware.world, config.domain.rollout_chunk
         ),
-        rows=per_unit * max(len(micro) for rank in dealt for micro in rank),
-        micro_batches=len(dealt[0]) * optimizer.draws_per_sample,
+        rows=per_unit * max(len(micro) for rank in by_rank for micro in rank),
+        micro_batches=len(by_rank[0]) * optimizer.draws_per_sample,
         steps=optimizer.updates * optimizer.minibatches,
         chosen=chosen,
         unit=per_unit,
@@ -74,14 +74,14 @@ def deal_out(config: RunConfig, hardware: Hardware) -> Dealt:
     )
 
 
-def evaluation_dealt(config: RunConfig, hardware: Hardware) -> Dealt:
+def evaluation_load(config: RunConfig, hardware: Hardware) -> RankLoad:
     """The samples of one split of an evaluation."""
     evaluation = config.evaluation
     each = evaluation.samples_per_prompt
     samples = -(-evaluation.prompts * each // hardware.world)
     chunk = min(config.domain.rollout_chunk, samples)
     return replace(
-        deal_out(config, hardware),
+        load_of(config, hardware),
         samples=samples,
         chunk=chunk,
         chunks=-(-samples // chunk),
@@ -130,12 +130,12 @@ def needs_reference(config: RunConfig) -> bool:
     return algorithm.needs_reference(credit) or config.logging.divergence_every == 1
 
 
-def needs_old(config: RunConfig, dealt: Dealt) -> bool:
+def needs_old(config: RunConfig, load: RankLoad) -> bool:
     """Whether rows are measured once more before an iteration's first step."""
-    return dealt.steps > 1 and build_algorithm(config).needs_old
+    return load.steps > 1 and build_algorithm(config).needs_old
 
 
-def warnings_of(config: RunConfig, hardware: Hardware, dealt: Dealt) -> list[str]:
+def warnings_of(config: RunConfig, hardware: Hardware, load: RankLoad) -> list[str]:
     """What wastes GPUs."""
     world, found = hardware.world, []
     samples = config.prompts.per_iteration * config.prompts.group_size
@@ -144,7 +144,7 @@ def warnings_of(config: RunConfig, hardware: Hardware, dealt: Dealt) -> list[str
             f"{samples} samples an iteration for {world} GPUs: {world - samples} make none; raise "
             "prompts.per_iteration or prompts.group_size, or take fewer nodes"
         )
-    per_step = dealt.chosen // config.optimizer.minibatches
+    per_step = load.chosen // config.optimizer.minibatches
     if per_step < world:
         found.append(
             f"{per_step} rows an optimizer step for {world} GPUs: {world - per_step} work through "

@@ -61,10 +61,10 @@ class Live(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = {s._cdata for s in _storages((args, kwargs))}
         result = func(*args, **(kwargs or {}))
-        kind = func.overloadpacket
-        self.operators += not (func.is_view or kind in _NO_KERNEL)
-        if kind in flop_registry:
-            self.flops += flop_registry[kind](*args, **(kwargs or {}), out_val=result)
+        operator = func.overloadpacket
+        self.operators += not (func.is_view or operator in _NO_KERNEL)
+        if operator in flop_registry:
+            self.flops += flop_registry[operator](*args, **(kwargs or {}), out_val=result)
         for storage in _storages(result):
             if storage._cdata not in given or storage._cdata in self._sizes:
                 self._track(storage, storage.nbytes())

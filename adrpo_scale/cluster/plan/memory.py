@@ -17,7 +17,7 @@ from adrpo_scale.cluster.plan.base import (
     MemoryItem,
     PhaseMemory,
 )
-from adrpo_scale.cluster.plan.dealing import Dealt, evaluation_dealt, evaluation_splits
+from adrpo_scale.cluster.plan.dealing import RankLoad, evaluation_load, evaluation_splits
 from adrpo_scale.cluster.plan.workload import engine_of
 from adrpo_scale.engines.planning import EVERY, RUNNING, EnginePlan, Phase, Shards
 from adrpo_scale.engines.workload import Clips, Frozen, Workload
@@ -46,11 +46,11 @@ def usable(hardware: Hardware) -> int:
     return int((hardware.gpu.memory - reserve(hardware)) / (1 + FRAGMENTATION))
 
 
-def held(config: RunConfig, hardware: Hardware, work: Workload, dealt: Dealt) -> Held:
+def held(config: RunConfig, hardware: Hardware, work: Workload, load: RankLoad) -> Held:
     """Rehearses the update, then the sharding of the reference. Raises ConfigError for an engine
     that gives plan no answers."""
     engine = engine_of(config)
-    update = rehearsal.update(config, hardware, engine, work, dealt.rows, dealt.micro_batches)
+    update = rehearsal.update(config, hardware, engine, work, load.rows, load.micro_batches)
     policy = rehearsal.shards("policy", config, hardware, engine, work.spec, trained=True)
     reference = None
     if work.reference is not None:
@@ -59,16 +59,16 @@ def held(config: RunConfig, hardware: Hardware, work: Workload, dealt: Dealt) ->
 
 
 def items_of(
-    config: RunConfig, hardware: Hardware, work: Workload, dealt: Dealt, what: Held
+    config: RunConfig, hardware: Hardware, work: Workload, load: RankLoad, what: Held
 ) -> list[MemoryItem]:
     """Everything that is there in some phase."""
     found = _always(config, what)
     for model in work.frozen:
-        found += _frozen(config, hardware, model, dealt, what.engine)
+        found += _frozen(config, hardware, model, load, what.engine)
     if work.clips is not None:
-        bytes_kept = _clips(config, hardware, work.clips, dealt)
+        bytes_kept = _clips(config, hardware, work.clips, load)
         found.append(MemoryItem("encoded clips, kept", bytes_kept, RUNNING))
-    found += _rollout(config, hardware, work, dealt, what)
+    found += _rollout(config, hardware, work, load, what)
     found += _update(config, hardware, work, what)
     if config.evaluation.every:
         found += _evaluation(config, hardware, work, what)
@@ -89,13 +89,13 @@ def _always(config: RunConfig, what: Held) -> list[MemoryItem]:
 
 
 def _frozen(
-    config: RunConfig, hardware: Hardware, model: Frozen, dealt: Dealt, engine: EnginePlan
+    config: RunConfig, hardware: Hardware, model: Frozen, load: RankLoad, engine: EnginePlan
 ) -> list[MemoryItem]:
     """Its parameters, whenever they are there, and what it works with."""
     cost = rehearsal.frozen_cost(config, model, model.rows)
-    rows = model.rows if model.placement == "rank 0" else min(model.rows, dealt.samples)
+    rows = model.rows if model.placement == "rank 0" else min(model.rows, load.samples)
     if model.phase == "reward":
-        rows = min(rows, dealt.chunk)  # rewards see a chunk at a time
+        rows = min(rows, load.chunk)  # rewards see a chunk at a time
     working = MemoryItem(f"{model.name}: at work", cost.at(rows).peak, [model.phase])
     whole = rehearsal.frozen_bytes(config, model)
     if model.placement == "rank 0":
@@ -112,11 +112,11 @@ def _frozen(
     ]
 
 
-def _clips(config: RunConfig, hardware: Hardware, clips: Clips, dealt: Dealt) -> int:
+def _clips(config: RunConfig, hardware: Hardware, clips: Clips, load: RankLoad) -> int:
     """All that a rank meets in the run, up to what it may keep; one, whatever it may."""
-    met = config.iterations * (dealt.sampled + dealt.received)
+    met = config.iterations * (load.sampled + load.received)
     if config.evaluation.every:
-        met += evaluation_splits(config) * evaluation_dealt(config, hardware).sampled
+        met += evaluation_splits(config) * evaluation_load(config, hardware).sampled
     return max(clips.bytes, min(clips.kept, met * clips.bytes))
 
 
@@ -132,7 +132,7 @@ def gathered_bytes(shards: Shards) -> int:
 
 
 def _rollout(
-    config: RunConfig, hardware: Hardware, work: Workload, dealt: Dealt, what: Held
+    config: RunConfig, hardware: Hardware, work: Workload, load: RankLoad, what: Held
 ) -> list[MemoryItem]:
     found = [MemoryItem("policy: gathered to sample", gathered_bytes(what.policy), ["rollout"])]
     if work.sampler is not None:
@@ -141,7 +141,7 @@ def _rollout(
     largest = MemoryItem("", 0, ["rollout"])
     cache, cached = 0, ""
     for number, step in enumerate(work.rollout):
-        rows = dealt.prompts if step.per_group else dealt.chunk
+        rows = load.prompts if step.per_group else load.chunk
         cost = rehearsal.rollout_step(config, work, number, rows).at(rows)
         if step.has_cache:
             cache, cached = cost.kept, f"sampling: {step.name}"
@@ -170,10 +170,10 @@ def _evaluation(
     gathered = gathered_bytes(what.policy)
     if what.reference is not None:
         gathered += gathered_bytes(what.reference)
-    dealt = evaluation_dealt(config, hardware)
-    working = max(rehearsal.forward(config, work, dealt.chunk).peak, encoding(config, work))
+    load = evaluation_load(config, hardware)
+    working = max(rehearsal.forward(config, work, load.chunk).peak, encoding(config, work))
     for number, step in enumerate(work.rollout):
-        rows = dealt.prompts if step.per_group else dealt.chunk
+        rows = load.prompts if step.per_group else load.chunk
         working = max(working, rehearsal.rollout_step(config, work, number, rows).at(rows).peak)
     return [
         MemoryItem("policy and reference: gathered", gathered, ["evaluation"]),

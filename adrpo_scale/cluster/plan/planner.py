@@ -1,4 +1,4 @@
-"""The verb `plan`: what a config needs on a machine, found out without that machine.
+"""The command `plan`: what a config needs on a machine, found out without that machine.
 
 `plan_of` runs the real models and engine without memory (`rehearsal`), adds up what is there in
 each phase (`memory`), what travels (`communication`) and how long it takes (`times`).
@@ -15,7 +15,7 @@ from adrpo_scale.cluster.plan import memory, rehearsal
 from adrpo_scale.cluster.plan.base import Hardware, MemoryItem, Plan
 from adrpo_scale.cluster.plan.calibrate import calibrated, trial_run
 from adrpo_scale.cluster.plan.communication import traffic_of
-from adrpo_scale.cluster.plan.dealing import Dealt, deal_out, warnings_of
+from adrpo_scale.cluster.plan.dealing import RankLoad, load_of, warnings_of
 from adrpo_scale.cluster.plan.memory import Held
 from adrpo_scale.cluster.plan.times import BANDWIDTH, DISK, times_of
 from adrpo_scale.cluster.plan.workload import not_counted, workload_of
@@ -45,10 +45,10 @@ def plan_of(
 
 def _predicted(config: RunConfig, hardware: Hardware, name: str) -> Plan:
     work = workload_of(config)
-    dealt = deal_out(config, hardware)
-    what = memory.held(config, hardware, work, dealt)
-    items = memory.items_of(config, hardware, work, dealt, what)
-    traffic = traffic_of(config, hardware, work, dealt, what)
+    load = load_of(config, hardware)
+    what = memory.held(config, hardware, work, load)
+    items = memory.items_of(config, hardware, work, load, what)
+    traffic = traffic_of(config, hardware, work, load, what)
     plan = Plan(
         config=name,
         digest=config.digest(),
@@ -59,25 +59,25 @@ def _predicted(config: RunConfig, hardware: Hardware, name: str) -> Plan:
         hardware=hardware,
         iterations=config.iterations,
         samples=config.prompts.per_iteration * config.prompts.group_size,
-        rows=dealt.samples,
-        micro_batches=dealt.micro_batches,
-        unit=dealt.unit,
+        rows=load.samples,
+        micro_batches=load.micro_batches,
+        unit=load.unit,
         items=items,
         memory=memory.peaks(items, config, work),
         reserve=memory.reserve(hardware),
         usable=memory.usable(hardware),
         traffic=traffic,
-        times=times_of(config, hardware, work, dealt, what, traffic),
+        times=times_of(config, hardware, work, load, what, traffic),
         largest_micro_batch=None,
         largest_rollout_chunk=None,
         not_counted=not_counted(config, work),
-        warnings=warnings_of(config, hardware, dealt),
-        assumptions=_assumptions(config, hardware, work, dealt),
+        warnings=warnings_of(config, hardware, load),
+        assumptions=_assumptions(config, hardware, work, load),
     )
     return replace(
         plan,
-        largest_micro_batch=_largest_micro_batch(config, plan, what, dealt),
-        largest_rollout_chunk=_largest_chunk(config, plan, work, dealt),
+        largest_micro_batch=_largest_micro_batch(config, plan, what, load),
+        largest_rollout_chunk=_largest_chunk(config, plan, work, load),
     )
 
 
@@ -88,7 +88,9 @@ def _trained(config: RunConfig) -> str:
     return f"LoRA, rank {lora.rank if lora is not None else 32}"
 
 
-def _assumptions(config: RunConfig, hardware: Hardware, work: Workload, dealt: Dealt) -> list[str]:
+def _assumptions(
+    config: RunConfig, hardware: Hardware, work: Workload, load: RankLoad
+) -> list[str]:
     gpu = hardware.gpu
     found = [
         f"{gpu.efficiency:.0%} of {gpu.name}'s {gpu.flops[config.engine.dtype] / 1e12:g} TFLOP/s "
@@ -105,7 +107,7 @@ def _assumptions(config: RunConfig, hardware: Hardware, work: Workload, dealt: D
         found.append(
             f"every prompt is a clip of {work.clips.tokens} tokens ({work.clips.seconds:g} s), "
             f"{work.clips.bytes / 2**20:.1f} MiB encoded; a process encodes at most "
-            f"{dealt.sampled} an iteration to sample and {dealt.received} more to train, each "
+            f"{load.sampled} an iteration to sample and {load.received} more to train, each "
             f"after {host:.2g} s of one core; it keeps those that it meets, up to "
             f"{work.clips.setting} = {work.clips.kept / 2**20:g}"
         )
@@ -125,29 +127,29 @@ def _is(item: MemoryItem, start: str) -> bool:
     return item.name.startswith(start)
 
 
-def _largest_micro_batch(config: RunConfig, plan: Plan, what: Held, dealt: Dealt) -> int | None:
+def _largest_micro_batch(config: RunConfig, plan: Plan, what: Held, load: RankLoad) -> int | None:
     """As many as a rank has rows, at most; a multiple of what must stay together."""
     room = _room(plan, "update", "update:")
     now = next((i.bytes for i in plan.items if _is(i, "update:")), 0)
     more = (room - now) / max(1.0, what.update.per_row)
-    unit = dealt.unit
-    fitting = math.floor(dealt.rows + more)
-    most = -(-dealt.chosen // config.optimizer.minibatches // plan.hardware.world)
+    unit = load.unit
+    fitting = math.floor(load.rows + more)
+    most = -(-load.chosen // config.optimizer.minibatches // plan.hardware.world)
     most = -(-max(most, unit) // unit) * unit
     largest = min(fitting // unit * unit, most)
     return largest if largest >= unit else None
 
 
-def _largest_chunk(config: RunConfig, plan: Plan, work: Workload, dealt: Dealt) -> int | None:
+def _largest_chunk(config: RunConfig, plan: Plan, work: Workload, load: RankLoad) -> int | None:
     """At most the samples that a rank makes. Sampling alone: what follows has its own chunks."""
     room = _room(plan, "rollout", "sampling:") + _decoding(plan, work)
-    chunk = dealt.samples
+    chunk = load.samples
     while chunk >= 1:
         peak = 0
         for number, step in enumerate(work.rollout):
-            rows = dealt.prompts if step.per_group else dealt.chunk
+            rows = load.prompts if step.per_group else load.chunk
             cost = rehearsal.rollout_step(config, work, number, rows)
-            scale = max(1, round(chunk * rows / dealt.chunk)) if step.per_group else chunk
+            scale = max(1, round(chunk * rows / load.chunk)) if step.per_group else chunk
             peak = max(peak, cost.at(scale).peak)
         if peak <= room:
             return chunk

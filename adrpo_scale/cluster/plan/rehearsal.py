@@ -85,7 +85,7 @@ def once(key: Any, run: Callable[[], T]) -> T:
     return _KNOWN[text]
 
 
-def _layout(config: RunConfig, hardware: Hardware) -> list[Any]:
+def _sharding(config: RunConfig, hardware: Hardware) -> list[Any]:
     """What sharding depends on."""
     model = config.domain.model_dump(include={"name", "model", "train", "lora"})
     engine = config.engine.model_dump()
@@ -117,7 +117,7 @@ def _ranks(hardware: Hardware) -> Ranks:
 
 
 def _shards_key(what: str, config: RunConfig, hardware: Hardware, trained: bool) -> Any:
-    return ["shards", what, trained, *_layout(config, hardware)]
+    return ["shards", what, trained, *_sharding(config, hardware)]
 
 
 # ---- the update --------------------------------------------------------------------------------
@@ -134,7 +134,7 @@ def update(
     """rows: of a micro-batch. micro_batches: of one optimizer step."""
     several = micro_batches > 1
     passes = _pass_settings(config)
-    key = ["update", rows, several, passes, *_layout(config, hardware)]
+    key = ["update", rows, several, passes, *_sharding(config, hardware)]
     found, policy = once(key, lambda: _update(hardware, engine, work, rows, several))
     if policy is not None:
         once(_shards_key("policy", config, hardware, True), lambda: policy)

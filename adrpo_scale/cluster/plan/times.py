@@ -10,8 +10,8 @@ from __future__ import annotations
 from adrpo_scale.cluster.plan import rehearsal
 from adrpo_scale.cluster.plan.base import Hardware, PhaseTime, Traffic
 from adrpo_scale.cluster.plan.dealing import (
-    Dealt,
-    evaluation_dealt,
+    RankLoad,
+    evaluation_load,
     evaluation_splits,
     needs_old,
     needs_reference,
@@ -31,17 +31,17 @@ def times_of(
     config: RunConfig,
     hardware: Hardware,
     work: Workload,
-    dealt: Dealt,
+    load: RankLoad,
     what: Held,
     traffic: list[Traffic],
 ) -> list[PhaseTime]:
     compute: dict[Phase, float] = {
         "load": _load(config, hardware, work, what),
-        "rollout": _rollout(config, hardware, work, dealt, what)
-        + _encoding(config, hardware, work, dealt.sampled),
-        "reward": _reward(config, hardware, work, dealt.samples, dealt.chunk),
-        "update": _update(config, hardware, dealt, what)
-        + _encoding(config, hardware, work, dealt.received),
+        "rollout": _rollout(config, hardware, work, load, what)
+        + _encoding(config, hardware, work, load.sampled),
+        "reward": _reward(config, hardware, work, load.samples, load.chunk),
+        "update": _update(config, hardware, load, what)
+        + _encoding(config, hardware, work, load.received),
     }
     found = []
     for phase, seconds in compute.items():
@@ -71,22 +71,22 @@ def pass_seconds(
 
 
 def _rollout(
-    config: RunConfig, hardware: Hardware, work: Workload, dealt: Dealt, what: Held
+    config: RunConfig, hardware: Hardware, work: Workload, load: RankLoad, what: Held
 ) -> float:
     dtype, seconds = config.engine.dtype, 0.0
     for number, step in enumerate(work.rollout):
-        rows = dealt.prompts if step.per_group else dealt.chunk
+        rows = load.prompts if step.per_group else load.chunk
         cost = rehearsal.rollout_step(config, work, number, rows).at(rows)
         moved = what.policy.whole + cost.kept
         seconds += step.times * pass_seconds(hardware, dtype, cost.flops, cost.operators, moved)
-    seconds *= dealt.chunks
-    if needs_old(config, dealt):
+    seconds *= load.chunks
+    if needs_old(config, load):
         update = what.update
-        flops = update.forward_flops * dealt.rows * dealt.micro_batches
-        operators = update.forward_operators * dealt.micro_batches
+        flops = update.forward_flops * load.rows * load.micro_batches
+        operators = update.forward_operators * load.micro_batches
         seconds += pass_seconds(hardware, dtype, flops, operators)
     decoding = [m for m in work.frozen if m.phase == "rollout" and not m.per_clip]
-    return seconds + sum(_all(config, hardware, m, dealt.samples, m.rows) for m in decoding)
+    return seconds + sum(_all(config, hardware, m, load.samples, m.rows) for m in decoding)
 
 
 def _encoding(config: RunConfig, hardware: Hardware, work: Workload, clips: int) -> float:
@@ -110,15 +110,15 @@ def _all(config: RunConfig, hardware: Hardware, model: Frozen, samples: int, row
     return -(-samples // rows) * pass_seconds(hardware, dtype, cost.flops, cost.operators)
 
 
-def _update(config: RunConfig, hardware: Hardware, dealt: Dealt, what: Held) -> float:
+def _update(config: RunConfig, hardware: Hardware, load: RankLoad, what: Held) -> float:
     update, dtype = what.update, config.engine.dtype
-    one = pass_seconds(hardware, dtype, update.flops * dealt.rows, update.operators)
+    one = pass_seconds(hardware, dtype, update.flops * load.rows, update.operators)
     if needs_reference(config):
-        flops = update.forward_flops * dealt.rows
+        flops = update.forward_flops * load.rows
         one += pass_seconds(hardware, dtype, flops, update.forward_operators)
     states = what.policy.parameters + what.policy.gradients + what.policy.moments
     step = 3 * states / (hardware.gpu.hbm * BANDWIDTH)  # read, and written
-    return dealt.steps * (dealt.micro_batches * one + step)
+    return load.steps * (load.micro_batches * one + step)
 
 
 def _load(config: RunConfig, hardware: Hardware, work: Workload, what: Held) -> float:
@@ -131,9 +131,9 @@ def _load(config: RunConfig, hardware: Hardware, work: Workload, what: Held) -> 
 def _evaluation(config: RunConfig, hardware: Hardware, work: Workload, what: Held) -> PhaseTime:
     """Its share of an iteration: samples of every split and their rewards; not the divergence."""
     evaluation = config.evaluation
-    dealt = evaluation_dealt(config, hardware)
-    sampling = work.evaluation * _rollout(config, hardware, work, dealt, what)
-    sampling += _encoding(config, hardware, work, dealt.sampled)
+    load = evaluation_load(config, hardware)
+    sampling = work.evaluation * _rollout(config, hardware, work, load, what)
+    sampling += _encoding(config, hardware, work, load.sampled)
     passes = evaluation_splits(config)
-    seconds = passes * (sampling + _reward(config, hardware, work, dealt.samples, dealt.chunk))
+    seconds = passes * (sampling + _reward(config, hardware, work, load.samples, load.chunk))
     return PhaseTime("evaluation", seconds / evaluation.every, 0.0, seconds / evaluation.every)

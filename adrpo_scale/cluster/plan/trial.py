@@ -109,7 +109,7 @@ def _new_folder(loaded: LoadedConfig, run_dir: Path | None) -> Path:
             run_dir.mkdir(parents=True, exist_ok=True)
             if any(run_dir.iterdir()):
                 raise RunFolderError(
-                    f"--trial: {run_dir} is not empty, and a trial never goes on from anything; "
+                    f"--trial: {run_dir} is not empty, and a trial never resumes anything; "
                     "choose another --run-dir, or leave it out"
                 )
             return run_dir
@@ -240,10 +240,10 @@ def _memory_named(config: RunConfig, trainers: Sequence[Trainer]) -> Iterator[No
             raise
         watch = trainers[0].watch if trainers else None
         phase = watch.phase if watch is not None else "load"
-        said = re.split(r"(?<=\.)\s", str(error).strip())
+        sentences = re.split(r"(?<=\.)\s", str(error).strip())
         raise TrialError(
             f"memory ran out in the {phase} of a trial with {_samples(config)} samples on "
-            f"{dist.world_size()} processes: {' '.join(said[:2])} {_remedy(config, phase)}"
+            f"{dist.world_size()} processes: {' '.join(sentences[:2])} {_remedy(config, phase)}"
         ) from error
 
 

@@ -40,7 +40,7 @@ def check_gpus(nodes: Sequence[Node], device: str) -> Check:
             findings.append(found(bad, nodes, severity, value, "a GPU for each process", remedy))
     findings += [finding for node in nodes for finding in _of_gpus(node, nodes)]
     findings += _other_models(nodes)
-    return Check("gpus", _gpus_said(nodes), tuple(findings))
+    return Check("gpus", _gpus_stated(nodes), tuple(findings))
 
 
 def _unused(nodes: Sequence[Node]) -> Iterable[Finding]:
@@ -129,7 +129,7 @@ def _model(gpu: GpuFacts) -> str:
     return f"{gpu.name} with {round(gpu.total / 2**30)} GiB"
 
 
-def _gpus_said(nodes: Sequence[Node]) -> str:
+def _gpus_stated(nodes: Sequence[Node]) -> str:
     models = Counter(_model(gpu) for node in nodes for gpu in node.gpus if gpu.error is None)
     what = ", ".join(f"{number} × {model}" for model, number in models.items())
     cuda = nodes[0].facts.cuda

@@ -31,7 +31,7 @@ def check_within(nodes: Sequence[Node], sums: Sequence[Sums]) -> Check:
     for backend, own in _by_backend(sums).items():
         rates = {of_node[one.members[0]].number: one.bandwidth for one in own if one.bandwidth}
         findings += _slow(nodes, backend, rates, "within the node", _INSIDE)
-    return Check("all-reduce", _said("within each node", sums), tuple(findings))
+    return Check("all-reduce", _stated("within each node", sums), tuple(findings))
 
 
 def check_pairs(nodes: Sequence[Node], sums: Sequence[Sums]) -> Check:
@@ -64,7 +64,7 @@ def check_pairs(nodes: Sequence[Node], sums: Sequence[Sums]) -> Check:
             if any(o.bandwidth for o in seen)
         }
         findings += _slow(nodes, backend, rates, "with its neighbours", _NETWORK)
-    return Check("all-reduce", _said("between neighbours", sums), tuple(findings))
+    return Check("all-reduce", _stated("between neighbours", sums), tuple(findings))
 
 
 def _most_telling(pairs: Sequence[Sums], node: Node) -> Sums:
@@ -83,7 +83,7 @@ def check_all(nodes: Sequence[Node], sums: Sequence[Sums]) -> Check:
         value = f"{one.backend} all-reduce of all {len(one.members)} processes: {_what(one)}"
         expectation = "right sums, as within each node and between neighbours"
         findings.append(Finding("fault", value, expectation, _NETWORK))
-    return Check("all-reduce", _said("all processes", sums), tuple(findings))
+    return Check("all-reduce", _stated("all processes", sums), tuple(findings))
 
 
 def _what(one: Sums) -> str:
@@ -122,7 +122,7 @@ def rate_text(rate: float) -> str:
     return f"{size_text(rate)}/s"
 
 
-def _said(where: str, sums: Sequence[Sums]) -> str:
+def _stated(where: str, sums: Sequence[Sums]) -> str:
     """`within each node: gloo 1.2 to 1.4 GB/s`."""
     parts = []
     for backend, own in sorted(_by_backend(sums).items()):

@@ -24,11 +24,11 @@ from adrpo_scale.domains.base import Domain
 from adrpo_scale.evaluation.mmau.base import Answer, MmauConfig, Question
 from adrpo_scale.evaluation.sample import (
     Source,
-    kind_of,
     load_policy,
     model_source,
     run_source,
     sampling_engine,
+    stands_for,
 )
 from adrpo_scale.hub.weights import combined_sha256
 from adrpo_scale.run.build import build_domain
@@ -50,15 +50,15 @@ def find_local(name: str, config: MmauConfig) -> Source:
             f"--model {name}: this version has no domain that hears (it has {', '.join(DOMAINS)}), "
             "so nothing here can hear the questions; ask an endpoint: --endpoint MODEL_NAME"
         )
-    kind = kind_of(name)
-    if kind == "run":
+    meant = stands_for(name)
+    if meant == "run":
         source = run_source(open_checkpoint(name))
         domain = source.config.domain.name
     else:
         # Text is also what a hub id is taken for that nobody can be asked about: the domain that
         # hears builds on it, and its own checks have the words for a model that does not.
-        heirs = (each for each in hearing if issubclass(DOMAINS[each], DOMAINS[kind]))
-        domain = next(heirs, kind)
+        heirs = (each for each in hearing if issubclass(DOMAINS[each], DOMAINS[meant]))
+        domain = next(heirs, meant)
         source = model_source(name, domain)
     if not DOMAINS[domain].hears:
         raise ConfigError(
