@@ -1,4 +1,5 @@
-"""Group advantages, in float64 on the gathered rewards, so every rank computes the same bits.
+"""From rewards to advantages and pairs, in float64 on the gathered rewards of all samples, so every
+rank computes the same bits.
 
 A masked sample leaves its group's mean and standard deviation and gets advantage 0; so does every
 sample of a group with fewer than two samples left or with equal rewards. Nothing here is NaN.
@@ -79,3 +80,20 @@ def combined(rewards: Rewards, how: Combine = "sum") -> Tensor:
         advantages(plane, rewards.mask_PG, scale="group_std") for plane in rewards.per_reward_RPG
     ]
     return torch.einsum("r,rpg->pg", rewards.weights_R, torch.stack(planes))
+
+
+def best_with_worst(rewards_PG: Tensor, mask_PG: Tensor, per_group: int) -> Tensor:
+    """Sample ids of pairs, (winner, loser) each, int64 [M, 2].
+
+    The k-th best unmasked sample of a group with its k-th worst, for k up to `per_group`; equal
+    rewards give no pair, and of equal ones the first ranks higher.
+    """
+    pairs = []
+    for p, (row, mask) in enumerate(zip(rewards_PG, mask_PG, strict=True)):
+        members = mask.nonzero().flatten()
+        ranked = members[row[members].argsort(descending=True, stable=True)].tolist()
+        for k in range(min(per_group, len(ranked) // 2)):
+            winner, loser = ranked[k], ranked[-1 - k]
+            if row[winner] > row[loser]:
+                pairs.append((p * len(row) + winner, p * len(row) + loser))
+    return torch.tensor(pairs, dtype=torch.int64).view(-1, 2)

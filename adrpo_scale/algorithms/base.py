@@ -8,7 +8,7 @@ An algorithm knows nothing of models, engines or ranks, and not which terms it i
 depends on that (a squared error or a ratio of probabilities) is asked of the terms. The shortest
 one is RAFT (`raft.py`); to write your own,
 
-1. derive a config class from `AlgorithmConfig`, with a `name` and your settings;
+1. derive a config class from `AlgorithmConfig` and give it your settings;
 2. derive the algorithm from `Algorithm` (from `GroupRelative` if it is advantages in a group and
    another beta), name the config class in `Config`, and write `credit` and `loss`;
 3. narrow `takes` if the loss has a meaning for one kind of terms alone, and set `asks_surrogate` to

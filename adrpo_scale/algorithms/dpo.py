@@ -20,7 +20,7 @@ from pydantic import model_validator
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from adrpo_scale.algorithms.advantages import combined
+from adrpo_scale.algorithms.advantages import best_with_worst, combined
 from adrpo_scale.algorithms.base import (
     Algorithm,
     AlgorithmConfig,
@@ -69,18 +69,11 @@ class Dpo(Algorithm):
     def credit(self, rewards: Rewards) -> Credit:
         """The advantage is +1 for winners, -1 for losers; pair_id is the winner's sample id."""
         total_PG = combined(rewards, self.config.combine)
-        size = total_PG.shape[1]
+        pairs = best_with_worst(total_PG, rewards.included_PG, self.config.pairs_per_group)
         advantage_S = torch.zeros(total_PG.numel(), dtype=torch.float64)
+        advantage_S[pairs] = torch.tensor([1.0, -1.0], dtype=torch.float64)
         pair_id_S = torch.full((total_PG.numel(),), -1, dtype=torch.int64)
-        for p, (row, mask) in enumerate(zip(total_PG, rewards.included_PG, strict=True)):
-            members = mask.nonzero().flatten()
-            ranked = members[row[members].argsort(descending=True, stable=True)].tolist()
-            for k in range(min(self.config.pairs_per_group, len(ranked) // 2)):
-                winner, loser = ranked[k], ranked[-1 - k]
-                if row[winner] > row[loser]:
-                    ids = torch.tensor([p * size + winner, p * size + loser])
-                    advantage_S[ids] = torch.tensor([1.0, -1.0], dtype=torch.float64)
-                    pair_id_S[ids] = ids[0]
+        pair_id_S[pairs] = pairs[:, :1]
         credit = plain_credit(advantage_S, self.config.beta, rewards)
         return dataclasses.replace(credit, pair_id=pair_id_S)
 
