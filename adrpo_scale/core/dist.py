@@ -10,6 +10,7 @@ that float64 and int64 arrive as they were sent; rows of samples travel on the d
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +22,7 @@ from typing import Any
 import torch
 import torch.distributed as td
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 from adrpo_scale.core.errors import AdrpoError, ConfigError, agreed
 
@@ -114,6 +116,19 @@ def set_srun_rendezvous() -> None:
     env.setdefault("MASTER_PORT", str(port))
 
 
+_joined = itertools.count()  # groups that this process has joined: a script may train several runs
+
+
+def _store(facts: RankFacts, timeout: timedelta) -> td.Store | None:
+    """Where the ranks find each other; None: where the launcher says."""
+    number = next(_joined)
+    if number == 0:
+        return None
+    # The launcher's store still has the addresses of the group before, where nobody listens now.
+    store, _, _ = next(iter(rendezvous("env://", facts.rank, facts.world, timeout=timeout)))
+    return td.PrefixStore(f"group-{number}", store)
+
+
 @contextmanager
 def process_group(device: str = "cpu", timeout_seconds: float = 1800) -> Iterator[RankFacts]:
     """Joins the process group (if there is more than one process) and leaves it in order.
@@ -128,11 +143,13 @@ def process_group(device: str = "cpu", timeout_seconds: float = 1800) -> Iterato
         return
     if facts.launcher == "srun":
         set_srun_rendezvous()
+    timeout = timedelta(seconds=timeout_seconds)
     td.init_process_group(
         "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo",
+        store=_store(facts, timeout),
         rank=facts.rank,
         world_size=facts.world,
-        timeout=timedelta(seconds=timeout_seconds),
+        timeout=timeout,
     )
     try:
         yield facts

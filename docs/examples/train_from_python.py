@@ -13,10 +13,8 @@ CONFIG = "configs/demo/image_adrpo.toml"
 
 def main(config=CONFIG, run_dir="runs/from-python", overrides=("iterations=20",)):
     run = adrpo_scale.train(config, run_dir=run_dir, overrides=overrides)
-    first, *_, last = run.metrics()
-    print(
-        f"reward {first['reward']:.2f} → {last['reward']:.2f}, checkpoints {[*run.checkpoints()]}"
-    )
+    rewards = [row["reward"] for row in run.metrics()]
+    print(f"reward {rewards[0]:.2f} → {rewards[-1]:.2f}, checkpoints {[*run.checkpoints()]}")
     return run
 
 

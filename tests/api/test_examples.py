@@ -6,6 +6,7 @@ import importlib
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pandas
 import pytest
@@ -32,10 +33,18 @@ def carry_out(script: str, run: Path, overrides: list[str], rank: int) -> None:
     main(DEMO, run_dir=run, overrides=overrides)
 
 
-def finished(folder: Path, world: int, script: str, overrides: list[str]) -> adrpo_scale.Run:
+def carry_out_twice(script: str, run: Path, overrides: list[str], rank: int) -> None:
+    """One iteration, then, by a second call in the same processes, the other."""
+    carry_out(script, run, [*overrides, "iterations=1"], rank)
+    carry_out(script, run, overrides, rank)
+
+
+def finished(
+    folder: Path, world: int, script: str, overrides: list[str], how: Any = carry_out
+) -> adrpo_scale.Run:
     """The run of a script in `world` processes, once they have ended."""
     run = folder / "run"
-    prepare = partial(carry_out, script, run, [*SHORT, *overrides])
+    prepare = partial(how, script, run, [*SHORT, *overrides])
     start = Started(folder, world, ["inspect", str(run)], prepare)
     assert start.wait(240) == [0] * world, start.text()
     return adrpo_scale.open_run(run)
@@ -43,17 +52,20 @@ def finished(folder: Path, world: int, script: str, overrides: list[str]) -> adr
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> adrpo_scale.Run:
-    """By `train_from_python` in two processes, as torchrun starts them."""
-    return finished(tmp_path_factory.mktemp("python"), 2, "train_from_python", [])
+    """By `train_from_python` in two processes, as torchrun starts them, which resume it once."""
+    folder = tmp_path_factory.mktemp("python")
+    return finished(folder, 2, "train_from_python", [], carry_out_twice)
 
 
 def test_a_script_trains_in_two_processes_and_a_run_tells_of_it(trained):
     assert [row["iteration"] for row in trained.metrics()] == [1, 2]
     assert {row["iteration"] for row in trained.evaluations()} == {0, 1, 2}
     assert trained.config.iterations == 2
-    assert [*trained.checkpoints()] == [2] and trained.checkpoints()[2].is_dir()
-    (start,) = trained.starts()
-    assert start["outcome"] == "done" and start["world_size"] == 2
+    assert [*trained.checkpoints()] == [1, 2] and trained.checkpoints()[2].is_dir()
+    starts = trained.starts()
+    assert [start["outcome"] for start in starts] == ["done", "done"]
+    assert [start["resumed_from"] for start in starts] == [None, 1]
+    assert {start["world_size"] for start in starts} == {2}
     assert trained.name == "run"
 
 
@@ -63,7 +75,7 @@ def test_curves_are_frames_by_iteration(trained, monkeypatch, capsys):
     curves, evaluations = script.main(trained.folder)
     assert isinstance(curves, pandas.DataFrame) and [*curves.index] == [1, 2]
     assert evaluations["train"]["reward"].notna().all() and [*evaluations.index] == [0, 1, 2]
-    assert "adrpo of 1 starts" in capsys.readouterr().out
+    assert "adrpo of 2 starts" in capsys.readouterr().out
 
 
 def test_the_reward_with_state_counts_the_prompts_of_the_run(tmp_path, monkeypatch):
