@@ -1,6 +1,10 @@
-"""The reference is there before the pages are listed: other pages link to it."""
+"""The reference is there before the pages are listed, because other pages link to it; and the
+examples can be imported, because commands of the pages name them."""
+
+import sys
 
 from docs.generate import write
 from tests.support.pages import ROOT
 
 write(ROOT / "docs/reference")
+sys.path.append(str(ROOT / "docs/examples"))
