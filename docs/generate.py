@@ -46,6 +46,9 @@ def write(folder: Path) -> None:
     """Writes every page of the reference that is not what lies there, so that Sphinx reads again
     only those that have changed."""
     folder.mkdir(exist_ok=True)
+    for path in folder.glob("*.md"):
+        if path.name not in PAGES:  # of another version, and in no table of contents
+            path.unlink()
     for name, page in PAGES.items():
         text, path = page(), folder / name
         if not path.is_file() or path.read_text() != text:

@@ -17,6 +17,7 @@ from adrpo_scale.core.settings import walk
 from adrpo_scale.run.load import load_config
 from docs import generate
 from tests.support.pages import ROOT, pages
+from tests.test_layers import FOLDERS
 
 
 def leaves_of(command, words=()):
@@ -88,6 +89,12 @@ def test_every_example_stands_on_a_page():
     assert [
         e.name for e in examples if f"{{literalinclude}} ../examples/{e.name}\n" not in shown
     ] == []
+
+
+def test_the_layers_are_shown_in_their_order():
+    page = (ROOT / "docs/internals/layers.md").read_text()
+    shown = re.findall(r"^\| `(\w+)/` \|", page.partition("Beside the package")[0], re.M)
+    assert tuple(shown) == FOLDERS
 
 
 def test_every_module_is_there():
