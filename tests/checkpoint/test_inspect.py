@@ -27,7 +27,7 @@ def make_run(rank, world, folder):
 def whole(tmp_path_factory):
     """A run with checkpoints of iterations 1 and 2, of two ranks."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
-    run_ranks(make_run, 2, folder, timeout=120)
+    run_ranks(make_run, 2, folder)
     return folder
 
 

@@ -96,7 +96,7 @@ def started(cache, tmp_path_factory):
         env=os.environ | FORKSERVER_ENV | {"ADRPO_CACHE": str(cache), "COLUMNS": "200"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -192,7 +192,7 @@ def test_a_second_start_goes_on_and_a_limit_ends_with_code_3(started, cache, tmp
     fresh = [*again, "--fresh"]
     other_maths = [*again, "--set", "optimizer.learning_rate=1.0"]
     lines = [again, longer, fresh, other_maths]
-    main, other = run_ranks(commands, 2, cache, lines, timeout=120)
+    main, other = run_ranks(commands, 2, cache, lines)
     assert [code for code, _, _ in main] == [code for code, _, _ in other] == [0, 3, 2, 2]
     assert "resuming from iteration 2 (the last one)" in main[0][1]
     assert "changed since: iterations: 2 → 4" in main[1][1]
@@ -231,7 +231,7 @@ def test_sample_from_a_run_its_average_and_a_model(started, cache, tmp_path):
             ("model", MODEL, ["--per-prompt", "3", *given(plain)]),
         ]
     ]
-    ((*answers,),) = run_ranks(commands, 1, cache, lines, timeout=120)
+    ((*answers,),) = run_ranks(commands, 1, cache, lines)
     assert [code for code, _, _ in answers] == [0] * 5, answers
     made = {p.name: pictures(p) for p in tmp_path.iterdir() if p.is_dir()}
     assert all(images.shape == (6, 20, 20, 3) for images in made.values())
@@ -288,7 +288,7 @@ def test_errors_are_one_message_without_a_traceback_and_code_2(cache, tmp_path):
         "needs a CONFIG": ["config"],
         "known: image": ["demo", "build", "sound"],
     }
-    (answers,) = run_ranks(commands, 1, cache, list(stated.values()), timeout=120)
+    (answers,) = run_ranks(commands, 1, cache, list(stated.values()))
     for expected, (code, out, err) in zip(stated, answers, strict=True):
         assert code == 2, (expected, out, err)
         assert expected in err

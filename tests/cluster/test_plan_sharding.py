@@ -113,7 +113,7 @@ def test_bytes_per_rank_are_the_real_ones(engine, world):
     variants = [name for name in VARIANTS if name.startswith(engine)]
     dtype = "float32" if world == 2 else "bfloat16"  # with masters, and without
     cases = [(variant, kind, dtype) for variant in variants for kind in ("lora", "full")]
-    by_rank = run_ranks(live, world, cases, timeout=120)
+    by_rank = run_ranks(live, world, cases)
     for place, case in enumerate(cases):
         real = [found[place] for found in by_rank]
         assert real == [planned(rank, world, *case) for rank in range(world)], case
@@ -125,7 +125,7 @@ def test_bytes_per_rank_of_a_thinker_are_the_real_ones(tmp_path):
     save_prompts(tmp_path / "m" / "prompts.jsonl")
     cases = [("fsdp2-1", "lora", "bfloat16"), ("fsdp2-all", "lora", "bfloat16")]
     cases += [("fsdp2-all", "full", "float32"), ("zero3-all", "lora", "bfloat16")]
-    by_rank = run_ranks(live, 2, cases, folder, timeout=120)
+    by_rank = run_ranks(live, 2, cases, folder)
     for place, case in enumerate(cases):
         real = [found[place] for found in by_rank]
         assert real == [planned(rank, 2, *case, folder) for rank in range(2)], case

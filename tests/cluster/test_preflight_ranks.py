@@ -42,7 +42,7 @@ def one_process(rank, world, per_node, folder, changes, options):
     return code, json.loads(stated.getvalue() or "null")
 
 
-def start(tmp_path, world, per_node=1, changes=None, timeout=60, **options):
+def start(tmp_path, world, per_node=1, changes=None, timeout=240, **options):
     """(exit codes, rank 0's JSON, the bad nodes as they were written down)"""
     folder = tmp_path / "shared"
     (folder / "runs").mkdir(parents=True)

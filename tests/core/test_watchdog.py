@@ -28,7 +28,7 @@ def outcome(folder, body, seconds=0.5):
         [sys.executable, "-c", textwrap.dedent(script), str(folder)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
     )
     stacks = folder / "stacks/rank-0007.txt"
     return done, stacks.read_text() if stacks.exists() else ""

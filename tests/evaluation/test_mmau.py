@@ -234,7 +234,7 @@ def ranked(rank, world, url, data, to):
 
 def test_two_processes_ask_every_question_once(server, tmp_path):
     data, to = make_data(tmp_path / "data", count=11), tmp_path / "out"
-    first, second = run_ranks(ranked, 2, server.url, str(data), str(to), timeout=60)
+    first, second = run_ranks(ranked, 2, server.url, str(data), str(to))
     assert sorted(server.asked) == list(range(11))
     assert "table.md" in first and first == second
     assert [row["id"] for row in rows_of(to / "questions.jsonl")] == [
@@ -252,7 +252,7 @@ def fails_on_one_rank(rank, world, url, data, to):
 def test_an_error_of_one_process_ends_all_and_keeps_the_others_answers(server, tmp_path):
     data, to = make_data(tmp_path / "data"), tmp_path / "out"
     server.replies = {7: [fails(401)]}  # the second of the second rank
-    assert run_ranks(fails_on_one_rank, 2, server.url, str(data), str(to), timeout=60) == [True] * 2
+    assert run_ranks(fails_on_one_rank, 2, server.url, str(data), str(to)) == [True] * 2
     assert sorted(row["id"] for row in rows_of(to / "answers.jsonl")) == [
         f"id-{n:02d}" for n in range(7)
     ]
@@ -341,7 +341,7 @@ def test_a_runs_checkpoint_answers_the_same_on_two_processes(tmp_path, monkeypat
     row = rows_of(here / "eval.jsonl")[0]
     assert (row["run"], row["algorithm"], row["iteration"]) == ("run", "adrpo", 1)
     assert "# MMAU test-mini, revision v05.15.25: run@1" in (here / "table.md").read_text()
-    run_ranks(on_ranks, 2, f"{run}@1", str(data), str(tmp_path / "two"), timeout=90)
+    run_ranks(on_ranks, 2, f"{run}@1", str(data), str(tmp_path / "two"))
     assert answers_in(tmp_path / "two") == answers_in(here)
 
 

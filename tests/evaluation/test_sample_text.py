@@ -92,7 +92,7 @@ def sample_on(rank, world, root):
 
 
 def test_two_ranks_write_what_one_does(root):
-    assert run_ranks(sample_on, 2, root, timeout=100) == [1, 0]
+    assert run_ranks(sample_on, 2, root) == [1, 0]
     sample_on(0, 1, root)
     written = [(root / f"ranks-{world}" / COMPLETIONS).read_text() for world in (1, 2)]
     assert written[0] == written[1]

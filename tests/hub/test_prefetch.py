@@ -272,10 +272,10 @@ def test_train_from_a_read_only_cache_without_the_hub(hub, place, published):
     train = command(place, hub, "train", "run.toml", before=inside, HF_HUB_OFFLINE="1")
     other = ["--set", "domain.model=own/new"]
     more = command(place, hub, "prefetch", "run.toml", *other, before=inside)
-    stated, complaint = train.communicate(timeout=200)
+    stated, complaint = train.communicate(timeout=240)
     assert train.returncode == 0, stated + complaint
     assert "iteration 1/1" in stated
-    stated, complaint = more.communicate(timeout=200)
+    stated, complaint = more.communicate(timeout=240)
     assert more.returncode == 2 and complaint.count("error: ") == 1
     assert f"the cache {cache} cannot be written to: set HF_HOME" in complaint
     assert "Traceback" not in complaint

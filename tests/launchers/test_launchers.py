@@ -34,7 +34,7 @@ def node(script: str, **env: str) -> subprocess.CompletedProcess[str]:
     """node.sh with `bash -c script` for a rank."""
     command = [str(NODE), "-c", script]
     return subprocess.run(
-        command, env=environment(**env), capture_output=True, text=True, timeout=60
+        command, env=environment(**env), capture_output=True, text=True, timeout=240
     )
 
 
@@ -142,7 +142,7 @@ def test_a_signal_reaches_every_rank_also_one_that_is_still_starting(name, tmp_p
     wait_until(lambda: len(list(tmp_path.glob("starting-*"))) == 2, "two ranks that start")
     process.send_signal(getattr(signal, name))
     (tmp_path / "sent").touch()
-    text, _ = process.communicate(timeout=30)
+    text, _ = process.communicate(timeout=240)
     assert process.returncode == 85
     assert text.splitlines() == ["told", "told"]
 
@@ -153,7 +153,7 @@ def test_local_starts_as_many_processes_as_asked_for(tmp_path):
     rank.chmod(0o755)
     command = [str(ROOT / "launchers/local.sh"), "-n", "2", "some.toml", "--set", "seed=1"]
     env = environment(ADRPO_PYTHON=str(rank), OMP_NUM_THREADS="1")
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     lines = sorted(done.stdout.splitlines())
     assert (

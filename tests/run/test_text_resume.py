@@ -34,7 +34,7 @@ def train(folder, world, *settings, config="text_adrpo"):
     arguments = ["train", str(path), "--run-dir", str(folder / "run")]
     sets = [part for setting in [*SETTINGS, *settings] for part in ("--set", setting)]
     start = starts.Started(folder, world, [*arguments, *sets])
-    assert start.wait(150) == [0] * world, start.text()
+    assert start.wait() == [0] * world, start.text()
     return folder / "run"
 
 

@@ -20,7 +20,13 @@ from mdit_py_plugins.deflist import deflist_plugin
 
 ROOT = Path(__file__).parents[2]
 SHELL = {"sh", "console", "bash", ""}  # an indented block has no language
-OUTSIDE = ("README.md", "CONTRIBUTING.md", "benchmarks/README.md", "tests/gpu/README.md")
+OUTSIDE = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "benchmarks/README.md",
+    "tests/README.md",
+    "tests/gpu/README.md",
+)
 MADE = {"slurm/site.env", "docs/reference/"}  # by a command that the pages show
 SEPARATORS = {"&&", "||", "|", ";"}
 

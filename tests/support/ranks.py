@@ -71,6 +71,7 @@ FORKSERVER_ENV = {
     "CUDA_VISIBLE_DEVICES": "",
     "GLOO_SOCKET_IFNAME": "lo" if sys.platform == "linux" else "lo0",
 }
+LONGEST = 240.0  # seconds: what hangs, hangs longer; what is slow on a busy machine is no failure
 LAST_WORDS_SECONDS = 0.5  # what hung ranks have to write down where they are
 
 
@@ -79,7 +80,7 @@ class RankError(Exception):
 
 
 def run_ranks(
-    function: Callable[..., Any], world: int, *args: Any, timeout: float = 60
+    function: Callable[..., Any], world: int, *args: Any, timeout: float = LONGEST
 ) -> list[Any]:
     """`function(rank, world, *args)` in `world` processes; the results in rank order.
 

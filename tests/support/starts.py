@@ -23,7 +23,7 @@ from adrpo_scale.checkpoint.reader import Reader
 from adrpo_scale.checkpoint.shelf import CHECKPOINTS, committed
 from adrpo_scale.run.starts import records as start_records
 from tests.support.closeness import assert_adam_near, drifted
-from tests.support.ranks import forkserver, prepare_process
+from tests.support.ranks import LONGEST, forkserver, prepare_process
 from tests.support.shared import CACHE
 from tests.support.tiny import CONFIGS, SMALL, records
 
@@ -100,7 +100,7 @@ class Started:
         self.signal(signal.SIGKILL)
         self.wait(10)
 
-    def wait(self, timeout: float = 90) -> list[int]:
+    def wait(self, timeout: float = LONGEST) -> list[int]:
         """Exit codes (negative: of a signal). When one process dies the others are ended after ten
         seconds, as a launcher does."""
         deadline = time.monotonic() + timeout

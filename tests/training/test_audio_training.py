@@ -207,7 +207,7 @@ CASES = [("lora", "adrpo"), ("lora", "grpo"), ("full", "adrpo")]
 )
 def test_an_iteration_of_three_updates_equals_the_plain_loop(variant, world):
     folder = str(model_and_rows()[0])
-    by_rank = run_ranks(trains, world, folder, variant, CASES, timeout=120)
+    by_rank = run_ranks(trains, world, folder, variant, CASES)
     for place, case in enumerate(CASES):
         _, loss, norm, parameters, moments = plain_loop(*case)
         record, found, _ = by_rank[0][place]
@@ -267,14 +267,14 @@ def alone():
     for name, seconds in WITHOUT.items():
         (folder / name).mkdir()
         save_prompts(folder / name / "prompts.jsonl", PROMPTS[: len(seconds)], seconds)
-    return run_ranks(goes_on, 1, str(folder), "fsdp2-1", timeout=120)[0]
+    return run_ranks(goes_on, 1, str(folder), "fsdp2-1")[0]
 
 
 @pytest.mark.parametrize("variant", ["fsdp2-all", "zero3-all"])
 def test_ranks_with_less_to_hear_do_not_hang_and_change_nothing(variant):
     """Three ranks against one: clips differ in length, ranks have no row, or no clip."""
     expected = alone()
-    together = run_ranks(goes_on, 3, str(model_and_rows()[0]), variant, timeout=120)
+    together = run_ranks(goes_on, 3, str(model_and_rows()[0]), variant)
     for place, name in enumerate(LESS):
         loss, norm, masked, updates = expected[place]
         assert updates == 1, name
@@ -327,7 +327,7 @@ def test_ranks_that_see_different_clips_train_on_the_same_prompts():
     rows = [json.loads(line) for line in (folder / "prompts.jsonl").read_text().splitlines()]
     lines = [json.dumps(row | {"audio_folder": "."}) + "\n" for row in rows]
     (folder / "relative.jsonl").write_text("".join(lines))
-    both = run_ranks(sees, 2, str(folder), list(VIEWS.values()), timeout=120)
+    both = run_ranks(sees, 2, str(folder), list(VIEWS.values()))
     assert both[0] == both[1]
     later, earlier, deaf, none = both[0]
     assert later[0] == EVERY and later[2] == pytest.approx(1 / CHOSEN)  # rank 1's last prompt

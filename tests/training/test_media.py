@@ -71,7 +71,7 @@ def written(rank: int, world: int, folder: str) -> list[str]:
 
 @pytest.mark.parametrize("world", [1, 2])
 def test_what_is_written_does_not_depend_on_the_ranks(world: int, tmp_path: Any) -> None:
-    names = run_ranks(written, world, str(tmp_path), timeout=60)[0]
+    names = run_ranks(written, world, str(tmp_path))[0]
     files = [f"{p:05d}-{g:03d}.png" for p in range(2) for g in range(2)]
     assert names == sorted([*files, COMPLETIONS, "grid.png", "samples.jsonl"])
     assert np.asarray(Image.open(tmp_path / files[2])).tolist() == painted(4)[2].tolist()

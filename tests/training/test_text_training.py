@@ -220,8 +220,8 @@ def test_ranks_with_less_to_do_do_not_hang_and_change_nothing(variant):
     folder, *_ = plain_loop("full")
     names = [name for name in LESS if variant == "fsdp2-all" or name not in ALIKE]
     settings = [LESS[name] for name in names]
-    alone = run_ranks(goes_on, 1, str(folder), "fsdp2-1", settings, timeout=120)[0]
-    together = run_ranks(goes_on, 4, str(folder), variant, settings, timeout=120)
+    alone = run_ranks(goes_on, 1, str(folder), "fsdp2-1", settings)[0]
+    together = run_ranks(goes_on, 4, str(folder), variant, settings)
     for place, name in enumerate(names):
         loss, norm, masked, updates = alone[place]
         for found in together:

@@ -36,9 +36,9 @@ def runs(rank, world, folder, variations):
         demo_trainer(folder / str(place), demo_config(algorithm, given)).train()
 
 
-def train(folder, world, variations, timeout=100):
+def train(folder, world, variations):
     """metrics.jsonl of each variation; one may begin with an algorithm, otherwise it is ADRPO."""
-    run_ranks(runs, world, folder, variations, timeout=timeout)
+    run_ranks(runs, world, folder, variations)
     return [records(folder / str(place)) for place in range(len(variations))]
 
 
