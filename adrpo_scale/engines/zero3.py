@@ -11,23 +11,24 @@ a trained parameter without a gradient is stepped with a zero one, so that all s
 
 from __future__ import annotations
 
-import atexit
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, ClassVar, Literal
 
 import torch
-import torch.distributed as td
 from pydantic import field_validator
 from torch import Tensor, nn
 
 from adrpo_scale.core import dist
-from adrpo_scale.core.errors import ConfigError
 from adrpo_scale.core.settings import setting
 from adrpo_scale.core.types import FlatRange
 from adrpo_scale.engines.adapters import original_name
 from adrpo_scale.engines.base import Engine, EngineConfig, OptimizerConfig, StepResult
+from adrpo_scale.engines.deepspeed_start import (
+    secondary_degree,
+    secondary_group,
+    start_deepspeed,
+)
 from adrpo_scale.engines.loading import (
     begin_moments,
     build_adamw,
@@ -284,63 +285,6 @@ class Zero3Engine(Engine):
     def set_optimizer_steps(self, steps: Mapping[str, int]) -> None:
         for state in self._adamw.state.values():
             state["step"].fill_(max(steps[name] for name in self._trained))
-
-
-def secondary_degree(shard: Literal[1, "node", "all"]) -> int:
-    """Over how many ranks hpZ's second copy is sharded; 1: there is none.
-
-    Raises ConfigError if nodes hold different numbers of ranks.
-    """
-    world, local = dist.world_size(), dist.rank_facts().local_world
-    if shard == "all" or local in (1, world):
-        return 1
-    if world % local:
-        raise ConfigError(
-            f'engine.shard = "node" with {world} ranks and {local} on this node: every node must '
-            'run the same number of ranks; use engine.shard = "all" or ask for equal nodes'
-        )
-    return local
-
-
-def secondary_group() -> Any:
-    """The ranks that share hpZ's second copy, once they have met: a second model would else have
-    them meet again, which DeepSpeed refuses."""
-    from deepspeed.utils import groups
-
-    return groups._get_zero_param_intra_parallel_group()
-
-
-def start_deepspeed(device: str) -> Any:
-    """The deepspeed package, joined to the process group that is there.
-
-    Imported here: it takes seconds, which runs with another engine shall not wait for.
-    """
-    if device == "cpu":
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read once, at import
-    import deepspeed
-    from deepspeed.accelerator import get_accelerator
-
-    found = get_accelerator().device_name()
-    if found != device:
-        raise ConfigError(
-            f'engine.device is "{device}", but DeepSpeed has chosen {found}; unset DS_ACCELERATOR'
-        )
-    # Or it compiles a collective for shared memory, a minute and a half, when it joins the group.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    os.environ.setdefault("LOCAL_RANK", str(dist.rank_facts().local_rank))  # DeepSpeed reads it
-    if not td.is_initialized():
-        single_process_group(device)
-    deepspeed.init_distributed(
-        get_accelerator().communication_backend_name(), auto_mpi_discovery=False, verbose=False
-    )
-    return deepspeed
-
-
-def single_process_group(device: str) -> None:
-    """A group of this process alone: DeepSpeed calls collectives also where there is one rank."""
-    backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
-    td.init_process_group(backend, store=td.HashStore(), rank=0, world_size=1)
-    atexit.register(lambda: td.destroy_process_group() if td.is_initialized() else None)
 
 
 def flat_range(parameter: Any) -> FlatRange:
