@@ -1,1 +1,1 @@
-"""Engines: how a model is sharded, and nothing else of it. One file a back-end."""
+"""Engines: how a model is sharded over processes. One file per sharding library."""

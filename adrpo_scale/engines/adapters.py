@@ -1,4 +1,4 @@
-"""LoRA adapters through peft, on the real library's classes; off, they leave the reference."""
+"""LoRA adapters (peft). With them switched off, the policy is the reference."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def add_adapters(model: nn.Module, config: LoraConfig, targets: tuple[str, ...] 
     lora = peft.LoraConfig(
         r=config.rank, lora_alpha=config.alpha, target_modules=config.targets or usual
     )
-    # On the meta device like the model: the engine gives them memory and values.
+    # The adapters stay on the meta device like the model; the engine loads their values.
     peft.inject_adapter_in_model(lora, model, low_cpu_mem_usage=True)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(is_adapter(name))
 
 
 def is_adapter(name: str) -> bool:
-    """Whether a parameter's name is one of an adapter's."""
+    """True for the name of an adapter's parameter."""
     return ".lora_A." in name or ".lora_B." in name
 
 
@@ -39,14 +39,17 @@ def original_name(name: str) -> str:
 
 @contextmanager
 def adapters_off(model: nn.Module) -> Iterator[None]:
-    """Inside, forward passes use the base weights alone.
+    """A context in which forward passes use the base weights alone.
 
-    peft's own switch also flips requires_grad of every adapter parameter, which would invalidate
-    what a sharding engine recorded of it; only the flag that forward reads is set here.
+    peft's own switch also flips requires_grad of every adapter parameter, which a sharding engine
+    has already recorded. This one sets only the flag that forward reads.
+    Raises ValueError for a model without adapters.
     """
     layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
     if not layers:
-        raise ValueError("adapters_off() on a model without adapters would change nothing")
+        raise ValueError(
+            "adapters_off() needs a model with adapters: without them it would change nothing"
+        )
     before = [layer._disable_adapters for layer in layers]
     for layer in layers:
         layer._disable_adapters = True

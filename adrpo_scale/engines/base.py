@@ -1,8 +1,8 @@
-"""The contract of an engine: everything that differs between sharding back-ends stays behind it.
+"""The contract of an engine: everything that differs between sharding libraries.
 
-A domain says what to build (`ModelSpec`); an engine decides where each parameter lives, gathers
-parameters for sampling, runs backward and the optimizer step, and hands out local slices. Neither
-domains nor algorithms ever ask which engine they have.
+A domain describes the model (`ModelSpec`). An engine decides where each parameter lives, gathers
+parameters for sampling, runs backward and the optimizer step, and returns local slices. Domains
+and algorithms never ask which engine they have.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from adrpo_scale.engines.spec import ModelSpec
 
 
 class EngineConfig(Section):
-    """What every engine has."""
+    """The settings that every engine has."""
 
-    name: str = setting(REQUIRED, "which engine; your own by import path", effect="rounding")
+    name: str = setting(REQUIRED, "the engine: fsdp2, zero3, or an import path", effect="rounding")
     device: Literal["auto", "cpu", "cuda"] = setting(
         "auto", "auto: CUDA where there is one", effect="rounding"
     )
@@ -47,6 +47,7 @@ class EngineConfig(Section):
     timeout_seconds: float = setting(1800.0, "how long a collective may wait", effect="none", gt=0)
 
     def torch_device(self) -> str:
+        """ "cuda" or "cpu". ConfigError where "cuda" is set and torch sees no CUDA device."""
         if self.device == "auto":
             return "cuda" if torch.cuda.is_available() else "cpu"
         if self.device == "cuda" and not torch.cuda.is_available():
@@ -58,7 +59,7 @@ class EngineConfig(Section):
 
 
 class OptimizerConfig(Section):
-    """AdamW, and how a rollout is cut into optimizer steps."""
+    """AdamW, and the division of a rollout into optimizer steps."""
 
     learning_rate: float = setting(1e-4, "peak learning rate", gt=0)
     beta1: float = setting(0.9, "AdamW's first moment decay", ge=0, lt=1)
@@ -66,10 +67,10 @@ class OptimizerConfig(Section):
     eps: float = setting(1e-8, "AdamW's epsilon", gt=0)
     weight_decay: float = setting(0.0, "decoupled weight decay", ge=0)
     schedule: Literal["constant", "linear", "cosine"] = setting(
-        "constant", "learning rate after the warm-up: constant, or down to 0 at the last step"
+        "constant", "learning rate after the warm-up: constant, or falling to 0 at the last step"
     )
     warmup_steps: int = setting(0, "optimizer steps of linear warm-up", ge=0)
-    max_grad_norm: float = setting(1.0, "global gradient norm is clipped to this", gt=0)
+    max_grad_norm: float = setting(1.0, "gradients are clipped to this global norm", gt=0)
     updates: int = setting(1, "passes over each rollout", ge=1)
     minibatches: int = setting(1, "optimizer steps per pass", ge=1)
     micro_batch: int = setting(
@@ -80,7 +81,7 @@ class OptimizerConfig(Section):
     )
 
     def rate_at(self, step: int, total: int) -> float:
-        """Learning rate of optimizer step `step` (from 0) of `total`."""
+        """Learning rate of optimizer step `step` (counted from 0) of `total`."""
         if step < self.warmup_steps:
             return self.learning_rate * (step + 1) / self.warmup_steps
         if self.schedule == "constant":
@@ -92,18 +93,19 @@ class OptimizerConfig(Section):
 
 @dataclass(frozen=True)
 class StepResult:
-    """grad_norm: global norm before clipping. skipped: it was not finite, nothing was changed."""
+    """grad_norm: global norm before clipping. skipped: the norm was not finite, so no parameter
+    was changed."""
 
     grad_norm: float
     skipped: bool
 
 
 class Engine(ABC):
-    """See the module docstring. One engine holds one policy and any number of frozen models."""
+    """One policy and any number of frozen models, sharded; contract: the module docstring."""
 
     Config: ClassVar[Any]  # the engine's config class
-    # "module:Class", an `engines.planning.EnginePlan`: the engine's answers to `plan`, which
-    # refuses an engine without any.
+    # "module:Class" of a subclass of `engines.planning.EnginePlan`; `plan` refuses an engine
+    # without one.
     planned_by: ClassVar[str] = ""
     device: torch.device
     dtype: torch.dtype
@@ -114,49 +116,55 @@ class Engine(ABC):
 
     @abstractmethod
     def build_frozen(self, spec: ModelSpec) -> nn.Module:
-        """A second model without gradients, sharded and loaded: the reference of full training."""
+        """A further model without gradients, sharded and loaded: the reference of full training."""
 
     @abstractmethod
     def sampling(self, *models: nn.Module) -> AbstractContextManager[None]:
-        """Inside, the models' parameters are whole on every rank: gathered once, freed after.
+        """A context in which every rank holds the models' parameters whole.
 
-        Gradients are off; ranks may call forward a different number of times.
+        They are gathered once at entry and freed at exit. Gradients are off. Ranks may call
+        forward a different number of times.
         """
 
     @abstractmethod
     def backward(self, loss: Tensor, *, last: bool) -> None:
-        """Adds the gradients of `loss`, already divided by the global count.
+        """Adds the gradients of `loss`, a sum already divided by the global count of rows.
 
-        last: True at the last micro-batch of an optimizer step; until then no rank communicates.
+        last: True at the last micro-batch of an optimizer step. Before it an engine need not
+        communicate.
         """
 
     @abstractmethod
     def step(self, learning_rate: float) -> StepResult:
-        """Sums gradients over ranks, clips, steps, clears gradients. A global norm that is not
-        finite skips the step on every rank alike."""
+        """Sums gradients over ranks, clips them, steps the optimizer and clears gradients.
+
+        Where the global norm is not finite, every rank skips the optimizer step.
+        """
 
     @abstractmethod
     def trained_slices(self) -> dict[str, Tensor]:
-        """This rank's float32 part of every trained parameter, by name; writing to it in place
-        and calling `publish` changes the model."""
+        """This rank's float32 part of every trained parameter, by name.
+
+        The model takes in-place changes over at the next `publish`.
+        """
 
     @abstractmethod
     def publish(self) -> None:
-        """Makes in-place changes of `trained_slices` take effect in the forward pass."""
+        """Copies in-place changes of `trained_slices` to the parameters of the forward pass."""
 
     @abstractmethod
     def places(self) -> dict[str, FlatRange]:
-        """Where each of `trained_slices` lies in its whole tensor, by name."""
+        """The range of each of `trained_slices` in its whole flattened tensor, by name."""
 
     @abstractmethod
     def moments(self) -> dict[str, dict[str, Tensor]]:
-        """`exp_avg` and `exp_avg_sq`: Adam's moments by name, laid out like `trained_slices` and
-        written to in place. They exist from the start."""
+        """Adam's moments `exp_avg` and `exp_avg_sq`, each by parameter name and shaped like
+        `trained_slices`. Callers write to them in place. They exist before the first step."""
 
     @abstractmethod
     def optimizer_steps(self) -> dict[str, int]:
-        """How often Adam has stepped each trained parameter, by name."""
+        """Adam's number of steps of each trained parameter, by name."""
 
     @abstractmethod
     def set_optimizer_steps(self, steps: Mapping[str, int]) -> None:
-        """The reverse of `optimizer_steps`."""
+        """Sets the numbers that `optimizer_steps` returns."""

@@ -1,4 +1,4 @@
-"""DeepSpeed's package, joined to the processes that are there, and the ranks that share a copy."""
+"""The start of DeepSpeed: its package, its process group, and the ranks of hpZ's second copy."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from adrpo_scale.core.errors import ConfigError
 
 
 def secondary_degree(shard: Literal[1, "node", "all"]) -> int:
-    """Over how many ranks hpZ's second copy is sharded; 1: there is none.
+    """Ranks over which hpZ's second copy of the parameters is sharded; 1 means no second copy.
 
     Raises ConfigError if nodes hold different numbers of ranks.
     """
@@ -29,17 +29,20 @@ def secondary_degree(shard: Literal[1, "node", "all"]) -> int:
 
 
 def secondary_group() -> Any:
-    """The ranks that share hpZ's second copy, once they have met: a second model would else have
-    them meet again, which DeepSpeed refuses."""
+    """The process group that shares hpZ's second copy; None before the first model.
+
+    DeepSpeed refuses to create it again for a second model.
+    """
     from deepspeed.utils import groups
 
     return groups._get_zero_param_intra_parallel_group()
 
 
 def start_deepspeed(device: str) -> Any:
-    """The deepspeed package, joined to the process group that is there.
+    """The deepspeed package, joined to the existing process group, or to one of this process alone.
 
-    Imported here: it takes seconds, which runs with another engine shall not wait for.
+    Imported here, because the import takes seconds that runs with another engine need not wait for.
+    Raises ConfigError where DeepSpeed has chosen another device than `device`.
     """
     if device == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read once, at import
@@ -51,7 +54,7 @@ def start_deepspeed(device: str) -> Any:
         raise ConfigError(
             f'engine.device is "{device}", but DeepSpeed has chosen {found}; unset DS_ACCELERATOR'
         )
-    # Or it compiles a collective for shared memory, a minute and a half, when it joins the group.
+    # Otherwise DeepSpeed compiles a collective for shared memory, for a minute and a half.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     os.environ.setdefault("LOCAL_RANK", str(dist.rank_facts().local_rank))  # DeepSpeed reads it
     if not td.is_initialized():
@@ -63,7 +66,7 @@ def start_deepspeed(device: str) -> Any:
 
 
 def single_process_group(device: str) -> None:
-    """A group of this process alone: DeepSpeed calls collectives also where there is one rank."""
+    """Starts a process group of this process alone: DeepSpeed calls collectives on one rank too."""
     backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
     td.init_process_group(backend, store=td.HashStore(), rank=0, world_size=1)
     atexit.register(lambda: td.destroy_process_group() if td.is_initialized() else None)

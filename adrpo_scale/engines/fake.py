@@ -1,4 +1,4 @@
-"""Tensors without memory, groups without processes: what `plan` rehearses engines on."""
+"""Fake tensors and fake process groups, on which `plan` rehearses engines."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from adrpo_scale.engines.planning import Ranks
 
 @contextmanager
 def without_memory() -> Iterator[None]:
-    """Tensors made inside are fake; real ones that meet them (buffers) are taken for fake."""
+    """A context of fake tensors; real ones (buffers) that meet them are treated as fake."""
     with FakeTensorMode(allow_non_fake_inputs=True):
         yield
 
 
 def with_memory() -> Any:
-    """Inside `without_memory()`, for code that builds models on the meta device."""
+    """A context of real tensors inside `without_memory()`, for building on the meta device."""
     return unset_fake_temporarily()
 
 
 @contextmanager
 def fake_ranks(ranks: Ranks) -> Iterator[None]:
-    """Inside, this process is rank `ranks.rank`, with collectives that do nothing.
+    """A context in which this process is rank `ranks.rank` and collectives do nothing.
 
     Raises ConfigError inside a real process group.
     """
     if td.is_initialized():
-        raise ConfigError("plan was called inside a process group; it needs a process of its own")
+        raise ConfigError("plan was called inside a process group; call it where there is none")
     rank, world, per_node = ranks.rank, ranks.world, ranks.per_node
     facts = {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": rank % per_node}
     facts |= {"LOCAL_WORLD_SIZE": min(per_node, world)}

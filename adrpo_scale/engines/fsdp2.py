@@ -1,14 +1,14 @@
-"""PyTorch FSDP2: shard degree 1 (replicate), `node` (shard inside the node, replicate across) or
-`all`.
+"""PyTorch FSDP2: replicated (`shard = 1`), sharded inside each node and replicated across nodes
+(`node`), or sharded over all ranks (`all`).
 
-Sharded (`node`, `all`): every block and the root are `fully_shard` units; trained parameters are
-float32, cast to the compute dtype when gathered, gradients reduced in float32. FSDP averages
-gradients over ranks and the loss is already divided by the global count, so backward multiplies
-by the number of ranks.
+Sharded: every block and the root are `fully_shard` units. Trained parameters are float32 and are
+cast to the compute dtype when gathered; gradients are reduced in float32. FSDP averages gradients
+over ranks, but the loss is already divided by the global count, so backward multiplies by the
+number of ranks.
 
-Replicated (1): the model is left as it is, without FSDP's hooks and copies, and `step` sums the
-gradients once, in one flat float32 buffer. With bfloat16 compute a float32 master copy of each
-trained parameter collects the gradients and is what the optimizer steps.
+Replicated: the model has none of FSDP's hooks and copies, and `step` sums the gradients once, in
+one flat float32 buffer. With bfloat16 compute, a float32 master copy of each trained parameter
+collects the gradients, and the optimizer steps the masters.
 """
 
 from __future__ import annotations
@@ -51,12 +51,14 @@ class Fsdp2Config(EngineConfig):
     )
     reduce_every_micro_batch: bool = setting(
         False,
-        "sharded: hold only sharded gradients while accumulating; more communication",
+        "sharded: reduce gradients after every micro-batch: less memory, more communication",
         effect="rounding",
     )
 
 
 class Fsdp2Engine(Engine):
+    """The engine `fsdp2`; the module docstring describes it."""
+
     Config: ClassVar[Any] = Fsdp2Config
     planned_by: ClassVar[str] = "adrpo_scale.engines.fsdp2_plan:Fsdp2Plan"
 
@@ -83,7 +85,7 @@ class Fsdp2Engine(Engine):
         return self._build(spec, trained=False)
 
     def _build(self, spec: ModelSpec, *, trained: bool) -> nn.Module:
-        """Meta model with adapters → dtypes → shards → memory → weights, in this order."""
+        """Model on the meta device, with adapters → dtypes → shards → memory → weights."""
         model = self._sharded_on_meta(spec, trained=trained)
         model._apply(self._materialised)
         spec.tie(model)
@@ -91,7 +93,7 @@ class Fsdp2Engine(Engine):
         return model.train(trained)
 
     def _sharded_on_meta(self, spec: ModelSpec, *, trained: bool) -> nn.Module:
-        """Everything that needs no memory; `plan` stops here."""
+        """The steps of `_build` that need no memory; `plan` runs these on real meta tensors."""
         model = build_on_meta(spec, trained=trained)
         for parameter in model.parameters():
             keep_float32 = parameter.requires_grad and self.mesh is not None
@@ -103,7 +105,7 @@ class Fsdp2Engine(Engine):
         return model
 
     def _shard(self, model: nn.Module, spec: ModelSpec) -> None:
-        # Inputs are not cast: a timestep of 1000·sigma in bfloat16 would be off by up to 4.
+        # Cast to bfloat16, a timestep of 1000·sigma would be off by up to 4.
         policy = MixedPrecisionPolicy(
             param_dtype=self.dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
         )
@@ -112,7 +114,7 @@ class Fsdp2Engine(Engine):
             fully_shard(unit, mesh=self.mesh, reshard_after_forward=True, mp_policy=policy)
 
     def _materialised(self, tensor: Tensor) -> Tensor:
-        """Memory for a meta parameter; buffers, which are real already, move to the device."""
+        """Uninitialised memory for a meta parameter; a buffer, moved to the device."""
         if tensor.is_meta:
             return torch.empty_like(tensor, device=self.device)
         return tensor.to(self.device)
@@ -128,8 +130,10 @@ class Fsdp2Engine(Engine):
         assert self.mesh is None or not plain, f"trained but not sharded: {plain[:3]}"
 
     def _add_masters(self, spec: ModelSpec) -> None:
-        """The trained parameters in float32, as they are stored; gradients are moved to them as
-        they appear, so that accumulation over micro-batches happens in float32."""
+        """Creates float32 masters from the stored weights.
+
+        A hook moves each gradient to its master, so that micro-batches accumulate in float32.
+        """
         for name, parameter in self._trained.items():
             values = first_values(name, tuple(parameter.shape), spec, self.seed, 0, None)
             master = self._masters[name] = values.to(self.device, torch.float32, copy=True)
@@ -143,7 +147,7 @@ class Fsdp2Engine(Engine):
             parameter.register_post_accumulate_grad_hook(collect)
 
     def _stepped(self) -> dict[str, Tensor]:
-        """What the optimizer steps, by name."""
+        """The tensors that the optimizer steps, by name: masters, or trained parameters."""
         return dict(self._masters) if self._masters else dict(self._trained)
 
     @contextmanager
@@ -228,7 +232,7 @@ class Fsdp2Engine(Engine):
 
 
 def build_mesh(shard: Literal[1, "node", "all"], device: str) -> DeviceMesh | None:
-    """(replicate, shard) mesh of all ranks, or None where nothing is sharded.
+    """Mesh of all ranks: ("shard",) or ("replicate", "shard"); None where nothing is sharded.
 
     Raises ConfigError if nodes hold different numbers of ranks.
     """
@@ -251,7 +255,10 @@ def build_mesh(shard: Literal[1, "node", "all"], device: str) -> DeviceMesh | No
 
 
 def local_rows(tensor: Tensor) -> tuple[Tensor, int, int | None]:
-    """(this rank's part, first row, row after the last) of a parameter sharded on dim 0."""
+    """(this rank's part, first row, row after the last) of a parameter sharded on dim 0.
+
+    The last is None for a tensor that is not sharded.
+    """
     if not isinstance(tensor, DTensor):
         return tensor, 0, None
     shape, offset = compute_local_shape_and_global_offset(

@@ -1,6 +1,8 @@
-"""FSDP2's answers to `plan`, by the real engine on a fake process group of the real size: its own
-`build_policy` and `build_frozen` run, with shapes in place of weights and fake tensors in place of
-memory."""
+"""FSDP2's answers to `plan`, measured on the engine itself.
+
+`build_policy` and `build_frozen` run in a fake process group of the real size, on fake tensors,
+with shapes in place of weights.
+"""
 
 from __future__ import annotations
 
@@ -33,8 +35,8 @@ FLOAT32 = 4  # bytes
 
 
 class RehearsedFsdp2(Fsdp2Engine, Rehearsed):
-    """The engine, on the CPU and inside `without_memory()`. Models are built on the meta device,
-    where no tensor needs to be fake."""
+    """The engine on the CPU, inside `without_memory()`. The steps on the meta device run on real
+    meta tensors."""
 
     def __init__(self, config: Fsdp2Config, optimizer: OptimizerConfig) -> None:
         safe = {"device": "cpu", "deterministic": False}
@@ -45,7 +47,7 @@ class RehearsedFsdp2(Fsdp2Engine, Rehearsed):
             return super()._sharded_on_meta(spec, trained=trained)
 
     def _materialised(self, tensor: Tensor) -> Tensor:
-        """Buffers too: one with memory would be counted as new by whoever meets it first."""
+        """Fake memory, also for buffers: a real one would be counted as new at its first use."""
         return torch.empty_like(tensor, device=self.device)
 
     def _load(self, model: nn.Module, spec: ModelSpec) -> None:
@@ -87,10 +89,10 @@ class Fsdp2Plan(EnginePlan):
         return shards_of(engine, policy, trained=True)
 
     def update_memory(self, policy: Shards, peak: int, gradients: int, world: int) -> Working:
-        # The peak has those that wait for the next micro-batch in it, and those that are made.
+        # The peak includes gradients that wait for the next micro-batch and new ones.
         waiting = min(max(gradients, policy.gradients), peak)
         working = peak - waiting
-        if policy.degree == 1 and world > 1:  # summed in one flat buffer
+        if policy.degree == 1 and world > 1:  # the flat buffer of `sum_gradients`
             working = max(working, FLOAT32 * policy.trained)
         return Working(waiting, working)
 
@@ -106,8 +108,10 @@ class Fsdp2Plan(EnginePlan):
 
 
 def shards_of(engine: Fsdp2Engine, model: nn.Module, *, trained: bool) -> Shards:
-    """What this rank holds of a model that `engine` has built. Call it outside of
-    `without_memory()`: where slices begin is computed on tensors."""
+    """Shards of a model that `engine` has built, on this rank.
+
+    To be called outside of `without_memory()`: the offsets of slices are computed on real tensors.
+    """
     slices = engine.trained_slices() if trained else {}
     gathered = [unit_bytes(unit, engine.dtype.itemsize) for unit in units_of(model)]
     moments = [t for part in engine.moments().values() for t in part.values()] if trained else []
@@ -135,9 +139,9 @@ def units_of(model: nn.Module) -> list[Any]:
 
 
 def unit_bytes(unit: Any, width: int) -> int:
-    """Of one unit's parameters gathered, `width` bytes each."""
+    """Bytes of one unit's gathered parameters, `width` bytes per element."""
     group = unit._get_fsdp_state()._fsdp_param_group
-    if group is None:  # a unit that shares another's
+    if group is None:  # the unit has no parameters of its own
         return 0
     size = sum(p.padded_sharded_param_size.numel() for p in group.fsdp_params)
     return size * group.mesh_info.shard_mesh_size * width

@@ -1,5 +1,5 @@
-"""What engines do alike before they shard and step: the device, the model on the meta device with
-its adapters, every tensor's first values by rows, and AdamW."""
+"""Steps that engines share: choosing the device, building the model on the meta device with its
+adapters, reading initial values by rows, and AdamW."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from adrpo_scale.hub.weights import check_coverage, initial_uniform
 
 
 def prepare_device(config: EngineConfig) -> torch.device:
-    """This rank's device; threads and determinism of the process are set on the way."""
+    """This rank's device. Also sets the process's CPU threads and deterministic kernels."""
     kind = config.torch_device()
     if kind == "cpu":
         torch.set_num_threads(config.threads)
     if config.deterministic:
-        # cuBLAS reads this when its first handle is made; unset, matmuls would raise.
+        # cuBLAS reads this at its first handle; deterministic matmuls raise without it.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     return (
@@ -33,10 +33,10 @@ def prepare_device(config: EngineConfig) -> torch.device:
 
 
 def build_on_meta(spec: ModelSpec, *, trained: bool) -> nn.Module:
-    """The model with its adapters, parameters on the meta device. Adapters come before sharding:
-    parameters that are added later would be plain tensors whose gradients nobody reduces.
+    """The model with its adapters, parameters on the meta device.
 
-    Raises WeightsError unless `spec.weights` are exactly its tensors, in names and shapes.
+    Adapters are added before sharding: the gradients of later ones would not be reduced.
+    Raises WeightsError unless `spec.weights` has exactly the model's tensors, in names and shapes.
     """
     with init_empty_weights(include_buffers=False):
         model = spec.build()
@@ -49,18 +49,18 @@ def build_on_meta(spec: ModelSpec, *, trained: bool) -> nn.Module:
 
 
 def stored_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters (tied ones once) and persistent buffers, by name."""
+    """Parameters and persistent buffers, by name; tied parameters appear once."""
     persistent = set(model.state_dict())
     buffers = {n: b for n, b in model.named_buffers() if n in persistent}
     return {**dict(model.named_parameters()), **buffers}
 
 
 def check_weights(model: nn.Module, spec: ModelSpec) -> None:
-    """Raises WeightsError, on every rank alike, where weights are not the model's."""
+    """Raises WeightsError on every rank where names or shapes of weights are not the model's."""
     tensors = {original_name(n): t for n, t in stored_tensors(model).items() if not is_adapter(n)}
     check_coverage(tensors, spec.weights.names(), spec.weights.folder)
     for name, tensor in tensors.items():
-        # Read by rows, a larger tensor would pass for one of the model's.
+        # Loading reads rows, so it would accept a tensor with too many of them.
         expected = tensor[-1:] if tensor.ndim else tensor
         last = spec.weights.read(name, max(0, len(tensor) - 1) if tensor.ndim else 0)
         if last.shape != expected.shape:
@@ -73,7 +73,10 @@ def check_weights(model: nn.Module, spec: ModelSpec) -> None:
 def first_values(
     name: str, shape: tuple[int, ...], spec: ModelSpec, seed: int, start: int, stop: int | None
 ) -> Tensor:
-    """Rows [start, stop) of a tensor of the built model as training begins, on the CPU."""
+    """Rows [start, stop) of a tensor of the built model before training, on the CPU.
+
+    Adapters begin as peft's do: A uniform, seeded by name and `seed`, and B zero.
+    """
     if not is_adapter(name):
         return spec.weights.read(original_name(name), start, stop)
     if ".lora_A." in name:
@@ -82,10 +85,13 @@ def first_values(
 
 
 def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """By name. Raises ConfigError where there are none."""
+    """Parameters that require a gradient, by name. ConfigError where there are none."""
     trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
     if not trained:
-        raise ConfigError("nothing to train: no parameter of the model requires a gradient")
+        raise ConfigError(
+            "no parameter of the model requires a gradient, so nothing can be trained: check "
+            "train and lora.targets in [domain]"
+        )
     return trained
 
 
@@ -100,8 +106,10 @@ def build_adamw(parameters: Iterable[Tensor], config: OptimizerConfig) -> torch.
 
 
 def begin_moments(optimizer: torch.optim.AdamW, parameters: Iterable[Tensor]) -> None:
-    """Adam's state as its first step would begin it: so that every checkpoint has it, and that
-    memory is what it will be before the first rollout."""
+    """Allocates Adam's state, zero, before the first step.
+
+    Every checkpoint then has it, and memory is at its full size before the first rollout.
+    """
     for parameter in parameters:
         optimizer.state[parameter] = {
             "step": torch.zeros((), device=parameter.device),

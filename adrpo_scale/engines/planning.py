@@ -1,8 +1,8 @@
-"""What an engine answers `plan`: what a rank holds, what travels, and what would need less memory.
+"""The contract between an engine and `plan`: memory of a rank, communication, and advice.
 
-`Engine.planned_by` names the class that answers by its import path: it needs things (fake tensors,
-a fake process group) that no training run should load. An engine that names none is refused there
-(`engine_plan`), because any other engine's answers would be wrong without a word.
+`Engine.planned_by` names an engine's `EnginePlan` by import path, because it needs modules (fake
+tensors, a fake process group) that a training run should not load. `engine_plan` refuses an engine
+that names none: another engine's numbers would be wrong without notice.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ RUNNING = EVERY[1:]
 
 
 class Price(IntEnum):
-    """What a change costs, from cheap to dear: nothing but a little speed (smaller pieces), things
-    computed again, more that travels, precision, host memory at every step, more nodes."""
+    """The cost of a change, ascending: smaller pieces (a little speed), recomputation, more
+    communication, lower precision, host memory used at every step, more nodes."""
 
     PIECES = 0
     AGAIN = 1
@@ -40,8 +40,11 @@ class Price(IntEnum):
 
 @dataclass(frozen=True)
 class Rung:
-    """A change that may help where a run does not fit, and that changes nothing that is learned.
-    settings: of `--set`; phases: whose memory it lowers; nodes: how many times as many."""
+    """One step of advice: a change of settings that may make a run fit, with the same learning.
+
+    settings: arguments of `--set`. phases: those whose memory it lowers. nodes: factor on the
+    number of nodes.
+    """
 
     settings: tuple[str, ...]
     phases: tuple[Phase, ...]
@@ -50,14 +53,14 @@ class Rung:
 
 
 def halves(setting: str, size: int, *phases: Phase) -> list[Rung]:
-    """Half of a number of things worked on at once, and one of them."""
+    """Rungs that lower `setting`, a number of items worked on at once, to its half and to 1."""
     sizes = [size // 2, 1] if size > 3 else [1] if size > 1 else []
     return [Rung((f"{setting}={each}",), phases, Price.PIECES) for each in sizes]
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """world processes, per_node of them on a node, seen by `rank`."""
+    """A launch of `world` processes, `per_node` on each node, seen from `rank`."""
 
     world: int
     per_node: int
@@ -66,14 +69,15 @@ class Ranks:
 
 @dataclass(frozen=True)
 class Shards:
-    """What the fullest rank holds of one model, in bytes.
+    """The part of one model on the fullest rank; bytes, except for the last three.
 
-    parameters: what forward computes with, and of FSDP2's sharded trained parameters the float32
-    ones that it is cast from. masters: further float32 copies. gradients: after a backward that
-    communicates. moments: Adam's. slices: what is trained, once, in float32. whole: the model
-    gathered, in the compute precision. largest: its largest sharding unit gathered. trained:
-    elements that are trained, of the whole model. degree: over how many ranks a parameter is
-    spread; copies: how many times.
+    parameters: those that forward computes with; FSDP2's sharded trained parameters in the float32
+    from which forward casts them.
+    masters: further float32 copies. gradients: after a backward that communicates.
+    moments: Adam's. slices: this rank's trained parameters, once, in float32.
+    whole: the gathered model, in the compute precision. largest: its largest gathered unit.
+    trained: trained elements of the whole model. degree: ranks over which a parameter is sharded.
+    copies: replicas of the sharded model.
     """
 
     parameters: int
@@ -89,7 +93,7 @@ class Shards:
 
 
 class Rehearsed(ABC):
-    """What an engine does with a model, on tensors without memory (`fake.without_memory`)."""
+    """An engine on fake tensors (`fake.without_memory`)."""
 
     @abstractmethod
     def build_policy(self, spec: ModelSpec) -> nn.Module:
@@ -101,58 +105,59 @@ class Rehearsed(ABC):
 
     @abstractmethod
     def drop_gradients(self) -> None:
-        """As after an optimizer step."""
+        """Clears gradients, as an optimizer step does."""
 
 
 class EnginePlan(ABC):
-    """The answers of one engine, for one run's settings."""
+    """One engine's answers to `plan`, for one run's settings."""
 
     def __init__(self, config: Any, optimizer: OptimizerConfig) -> None:
-        """config: the engine's."""
+        """config: the engine's, an instance of its `Config`."""
         self.config, self.optimizer = config, optimizer
 
     @property
     def sharding(self) -> str:
-        """How parameters are spread, for the plan's reader; "" where there is one way alone."""
+        """The sharding as `plan` prints it; "" for an engine with one way only."""
         return ""
 
     @property
     @abstractmethod
     def spreads_over_all(self) -> bool:
-        """Whether more nodes leave each rank with less of the model."""
+        """True where each rank holds less of the model with more nodes."""
 
     @property
     @abstractmethod
     def reduces_every_micro_batch(self) -> bool:
-        """Whether gradients travel after every micro-batch, not once for an optimizer step."""
+        """True where gradients are reduced after every micro-batch, not once per step."""
 
     @abstractmethod
     def shards(self, spec: ModelSpec, ranks: Ranks, *, trained: bool) -> Shards:
-        """Of the policy (trained), or of a frozen model. Outside of `fake.without_memory`."""
+        """Shards of the policy (trained) or of a frozen model; called outside of
+        `fake.without_memory`."""
 
     @abstractmethod
     def rehearsal(self, ranks: Ranks) -> AbstractContextManager[Rehearsed]:
-        """With whose update activations and operators are counted."""
+        """A context with the engine on whose update `plan` counts activations and operators."""
 
     @abstractmethod
     def rehearsed_shards(self, engine: Rehearsed, policy: nn.Module) -> Shards | None:
-        """The policy's, where its rehearsal has found them out already; else None."""
+        """The policy's shards, where its rehearsal has already measured them; else None."""
 
     @abstractmethod
     def update_memory(self, policy: Shards, peak: int, gradients: int, world: int) -> Working:
-        """Of the rehearsed update. peak: its bytes; gradients: those of them that wait for the next
-        micro-batch."""
+        """Memory of the rehearsed update. peak: its bytes. gradients: bytes among them that wait
+        for the next micro-batch."""
 
     @abstractmethod
     def sharding_rungs(self) -> Iterator[Rung]:
-        """Other ways to shard, from cheap to dear."""
+        """Other ways to shard, the cheapest first."""
 
     def host_rungs(self) -> Iterator[Rung]:
-        """What can lie in host memory."""
+        """Settings that move memory to the host."""
         yield from ()
 
     def rungs(self) -> Iterator[Rung]:
-        """Everything of the engine's own section that would need less memory."""
+        """All changes of the section [engine] that lower memory."""
         config: EngineConfig = self.config
         if not config.activation_checkpointing:
             yield Rung(("engine.activation_checkpointing=true",), ("update",), Price.AGAIN)
@@ -162,7 +167,7 @@ class EnginePlan(ABC):
         yield from self.host_rungs()
 
     def __str__(self) -> str:
-        """For the plan's reader."""
+        """The engine as `plan` prints it."""
         config = self.config
         shard = f", {self.sharding}" if self.sharding else ""
         checkpointing = ", activation checkpointing" if config.activation_checkpointing else ""
@@ -171,8 +176,8 @@ class EnginePlan(ABC):
 
 @dataclass(frozen=True)
 class Working:
-    """Bytes of an update. waiting: gradients between micro-batches; working: everything else that
-    comes and goes."""
+    """Bytes of an update. waiting: gradients between micro-batches. working: other temporary
+    memory, mostly activations."""
 
     waiting: int
     working: int
@@ -181,7 +186,7 @@ class Working:
 def engine_plan(
     engine: type[Engine], config: EngineConfig, optimizer: OptimizerConfig
 ) -> EnginePlan:
-    """Raises ConfigError for an engine that gives `plan` no answers."""
+    """The `EnginePlan` of an engine. Raises ConfigError where `planned_by` is empty."""
     module, _, name = engine.planned_by.partition(":")
     if not name:
         raise ConfigError(

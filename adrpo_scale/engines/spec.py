@@ -1,4 +1,4 @@
-"""What a domain asks an engine to build: the model's class, its weights, its adapters."""
+"""A model as a domain describes it to an engine: its class, its weights, its adapters."""
 
 from __future__ import annotations
 
@@ -20,31 +20,33 @@ class LoraConfig(Section):
     """Low-rank adapters (peft). The reference is then the same model with adapters off."""
 
     rank: int = setting(32, "rank r of the adapters", ge=1)
-    alpha: float = setting(32.0, "scaling is alpha / rank", gt=0)
-    targets: list[str] = setting([], "module names to adapt; empty: the domain's attention layers")
-    dropout: float = setting(0.0, "refused above 0", ge=0)
+    alpha: float = setting(32.0, "the adapters' output is scaled by alpha / rank", gt=0)
+    targets: list[str] = setting([], "names of the adapted modules; empty: the domain's choice")
+    dropout: float = setting(0.0, "dropout of the adapters; only 0 is accepted", ge=0)
 
     @model_validator(mode="after")
     def _dropout_is_zero(self) -> LoraConfig:
         if self.dropout > 0:
             raise ValueError(
-                f"dropout = {self.dropout}: policy and reference must see the same function, and a "
-                "resumed run the same randomness; set it to 0"
+                f"dropout = {self.dropout}: policy and reference must be the same function, and a "
+                "resumed run must draw the same numbers; set it to 0"
             )
         return self
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What a domain asks an engine to build.
+    """A model for an engine to build, load and shard.
 
-    build: makes the model of the real library's class; called with parameters on the meta device.
-    weights: where its tensors are read from. blocks: class names of the repeated blocks, each a
-    sharding unit. units: further sharding units, each one module or several that share weights.
-    tie: makes modules share the weights that they share; called whenever parameters were replaced.
-    lora: settings of adapters, or None for full training. lora_targets: names of the modules that
-    are adapted, or one pattern of their whole names.
-    checkpoint_activations: switches the library's own activation checkpointing on.
+    build: constructs the model of the library's own class; called with parameters on the meta
+    device.
+    weights: the source of its tensors.
+    blocks: class names of the repeated blocks; each block is a sharding unit.
+    units: further sharding units, each a list of one module, or of several that share weights.
+    tie: ties shared weights again; called whenever parameters were replaced.
+    lora: settings of adapters, or None for full training.
+    lora_targets: names of the adapted modules, or one regular expression for their full names.
+    checkpoint_activations: switches on the library's own activation checkpointing.
     """
 
     build: Callable[[], nn.Module]

@@ -1,7 +1,7 @@
-"""What a run computes: models, and calls of them on N rows, from shapes alone.
+"""The workload of a run, from shapes alone: its models, and calls of them on N rows.
 
 A domain and the rewards state it (`Domain.workload`, `Reward.models`), and `plan` rehearses it. A
-call does what the domain or reward does with a model, without what costs nothing.
+call repeats the domain's or reward's use of a model, without the parts of negligible cost.
 """
 
 from __future__ import annotations
@@ -25,11 +25,15 @@ Call = Callable[[Any, int], Any]  # (model, rows)
 
 @dataclass(frozen=True)
 class Frozen:
-    """A model beside the policy. rows: how many at once, at most. phase: when it works; in a
-    rollout after the samples are made, and before them with per_clip. placement: "rank 0" holds it
-    while embeddings are made, before there is a policy. per_clip: its rows are clips, each encoded
-    once where it is sampled from or trained on. host_seconds: of one core for a row, before the
-    model sees it."""
+    """A frozen model beside the policy.
+
+    dtype: of its parameters. placement: on every rank whole, sharded like the policy, or on rank 0
+    while embeddings are computed, before the policy exists.
+    phase: the phase in which it runs: in a rollout after sampling, or before it with per_clip.
+    rows: largest number of rows of one call.
+    per_clip: its rows are clips, each encoded once on every rank that samples or trains on it.
+    host_seconds: CPU seconds of one core to prepare a row for the model.
+    """
 
     name: str
     spec: ModelSpec
@@ -44,8 +48,8 @@ class Frozen:
 
 @dataclass(frozen=True)
 class Clips:
-    """What is heard. tokens, seconds, bytes: of one clip, encoded. kept: bytes of them that a rank
-    keeps, at most, by which setting."""
+    """Encoded audio clips. tokens, seconds, bytes: of one clip. kept: largest number of bytes of
+    clips that a rank keeps, limited by `setting`."""
 
     tokens: int
     seconds: float
@@ -56,9 +60,11 @@ class Clips:
 
 @dataclass(frozen=True)
 class Step:
-    """One kind of pass of a rollout; times: how often for each chunk of samples. per_group: its
-    rows are the chunk's different prompts. has_cache: what its call returns is a cache that grows
-    with the sample."""
+    """One kind of forward pass of a rollout.
+
+    times: passes for each chunk of samples. per_group: its rows are the chunk's different prompts.
+    has_cache: its call returns a cache that grows with the sample.
+    """
 
     name: str
     call: Call
@@ -69,8 +75,8 @@ class Step:
 
 @dataclass(frozen=True)
 class Sampler:
-    """Another program that samples in the policy's place. share: of the GPU's memory, which it
-    takes for good."""
+    """Another program that draws the samples. share: the part of the GPU's memory that it takes
+    at its start and keeps."""
 
     name: str
     share: float
@@ -78,12 +84,14 @@ class Sampler:
 
 @dataclass(frozen=True)
 class Workload:
-    """spec, reference: as the domain gives them. train: the pass that is differentiated, a scalar.
-    rollout: its steps. frozen: the domain's models beside the policy.
+    """The models and passes of a run.
 
-    evaluation: how many times as long sampling takes in an evaluation as in a rollout of as many
-    samples. tokens: of one row, 0 where there are none. sampler: of rollouts, where the policy does
-    not sample itself. assumptions: sentences for the plan's reader.
+    spec, reference: the domain's models. train: the differentiated pass; returns a scalar.
+    rollout: its passes. frozen: the domain's models beside the policy.
+    evaluation: time of sampling in an evaluation, relative to a rollout of as many samples.
+    tokens: of one row; 0 for a domain without tokens.
+    sampler: the program that draws rollouts, where it is not the policy.
+    assumptions: sentences that `plan` prints.
     """
 
     spec: ModelSpec
@@ -99,25 +107,25 @@ class Workload:
 
 
 def spec_of(base: ModelSpec) -> ModelSpec:
-    """The same, with shapes in place of weights."""
+    """The spec with shapes in place of weights."""
     return replace(base, weights=ShapesOnly(base))
 
 
-NO_WEIGHTS: Any = None  # replaced by `spec_of` before anyone reads it
+NO_WEIGHTS: Any = None  # `spec_of` replaces it before it is read
 
 
 def plain_spec(build: Callable[[], nn.Module]) -> ModelSpec:
-    """A model that is never sharded."""
+    """The spec of a model that is never sharded."""
     return ModelSpec(build, NO_WEIGHTS, ())
 
 
 def lora_of(config: Any) -> LoraConfig | None:
-    """Of a domain's config: its adapters, None for full training."""
+    """The adapters of a domain's config; None for full training."""
     return (config.lora or LoraConfig()) if config.train == "lora" else None
 
 
 class ShapesOnly:
-    """A `WeightSource` that has every tensor of a model, and nothing in them."""
+    """A `WeightSource` of a model's names and shapes, whose values are undefined."""
 
     def __init__(self, spec_or_build: ModelSpec) -> None:
         self.folder = SHAPES
@@ -143,7 +151,7 @@ class ShapesOnly:
         return tuple(self._shapes[name])
 
     def sha256(self) -> str:
-        """Of names and shapes."""
+        """Hash of names and shapes."""
         parts = sorted((name, self.shape(name)) for name in self.names())
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 

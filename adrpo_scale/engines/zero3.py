@@ -1,12 +1,13 @@
 """DeepSpeed ZeRO-3: parameters, gradients and Adam's moments sharded over all ranks.
 
-A parameter is cut as its row-major flattened tensor, into equal parts of which the last may be
-shorter or empty; what DeepSpeed pads them with is never handed out. DeepSpeed gathers a module's
+Each parameter, flattened in row-major order, is cut into equal parts, of which the last ones may be
+shorter or empty; DeepSpeed's padding is never part of a slice. DeepSpeed gathers a module's
 parameters before its forward and backward, reduces gradients in float32 in every micro-batch, and
-keeps float32 masters and AdamW (torch's) on this rank's parts.
+keeps float32 masters and the state of torch's AdamW for this rank's parts.
 
-Departures from FSDP2: gradients are reduced in every micro-batch, not in the last one alone, and
-a trained parameter without a gradient is stepped with a zero one, so that all step equally often.
+Departures from FSDP2: gradients are reduced in every micro-batch, not in the last one only, and a
+trained parameter without a gradient is stepped with a zero gradient, so that all parameters have
+the same number of steps.
 """
 
 from __future__ import annotations
@@ -40,9 +41,9 @@ from adrpo_scale.engines.loading import (
 )
 from adrpo_scale.engines.spec import DTYPES, ModelSpec
 
-REDUCE_BUCKET = 50_000_000  # elements; DeepSpeed's own 500 million are 2 GB on every rank
+REDUCE_BUCKET = 50_000_000  # elements; DeepSpeed's default of 500 million takes 2 GB on every rank
 MOMENTS = ("exp_avg", "exp_avg_sq")
-MASTER = "master"  # among what is handed out, beside MOMENTS
+MASTER = "master"  # a kind of slice, like MOMENTS
 
 
 class Zero3Config(EngineConfig):
@@ -57,7 +58,7 @@ class Zero3Config(EngineConfig):
         False, "Adam's moments and float32 masters in host memory", effect="rounding"
     )
     offload_parameters: bool = setting(
-        False, "parameters' shards in host memory while not in use", effect="rounding"
+        False, "shards of parameters in host memory while not in use", effect="rounding"
     )
 
     @field_validator("shard")
@@ -72,6 +73,8 @@ class Zero3Config(EngineConfig):
 
 
 class Zero3Engine(Engine):
+    """The engine `zero3`; the module docstring describes it."""
+
     Config: ClassVar[Any] = Zero3Config
     planned_by: ClassVar[str] = "adrpo_scale.engines.zero3_plan:Zero3Plan"
 
@@ -102,7 +105,7 @@ class Zero3Engine(Engine):
         return model.eval()
 
     def _build(self, spec: ModelSpec, *, trained: bool) -> nn.Module:
-        """Meta model with adapters → shards without values, in this order."""
+        """Model on the meta device, with adapters → shards without values."""
         model = build_on_meta(spec, trained=trained)
         if trained and self.config.activation_checkpointing:
             spec.checkpoint_activations(model)
@@ -111,25 +114,25 @@ class Zero3Engine(Engine):
         return model
 
     def _partition(self, model: nn.Module) -> None:
-        """Replaces every meta parameter by a sharded one, one after the other: on no rank does
-        the whole model ever exist. A parameter of two modules stays one."""
+        """Replaces meta parameters by sharded ones, one at a time, so that no rank ever holds the
+        whole model. A parameter shared by two modules stays shared."""
         sharded: dict[nn.Parameter, nn.Parameter] = {}
         for module in model.modules():
             for name, meta in list(module.named_parameters(recurse=False)):
                 if meta not in sharded:
                     sharded[meta] = self._sharded(meta, next(iter(sharded.values()), None))
                 setattr(module, name, sharded[meta])
-        # Buffers are real already and only move.
+        # Buffers have values already.
         for module in model.modules():
             for name, buffer in list(module.named_buffers(recurse=False)):
                 module._buffers[name] = buffer.to(self.device)
 
     def _sharded(self, meta: nn.Parameter, other: Any) -> nn.Parameter:
-        """A ZeRO parameter like `meta`. other: one that is there already, whose settings hold."""
+        """A ZeRO parameter like `meta`. other: an existing one with the same settings, or None."""
         whole = torch.zeros(meta.shape, dtype=self.dtype, device=self.device)
         parameter = nn.Parameter(whole, requires_grad=meta.requires_grad)
         if other is None:
-            # Not as a context: that would partition whatever module is built inside it.
+            # As a context, it would also partition every module built inside.
             self._deepspeed.zero.Init(
                 module=nn.ParameterList([parameter]),
                 config_dict_or_path=self._settings(0),
@@ -140,7 +143,7 @@ class Zero3Engine(Engine):
         return parameter
 
     def _settings(self, trained: int) -> dict[str, Any]:
-        """DeepSpeed's configuration. trained: how many numbers are trained."""
+        """DeepSpeed's configuration. trained: number of trained elements."""
         on_host = {"device": "cpu", "pin_memory": self.device.type == "cuda"}
         zero: dict[str, Any] = {
             "stage": 3,
@@ -148,7 +151,7 @@ class Zero3Engine(Engine):
             # Small parameters would otherwise stay whole between steps and be gathered in `step`.
             "stage3_param_persistence_threshold": 0,
             "zero_hpz_partition_size": self._secondary,
-            "memory_efficient_linear": False,  # it replaces torch.nn.functional.linear for good
+            "memory_efficient_linear": False,  # True replaces torch.nn.functional.linear globally
         }
         if self.config.offload_optimizer:
             zero["offload_optimizer"] = on_host
@@ -163,14 +166,14 @@ class Zero3Engine(Engine):
             "communication_data_type": "fp32",
             "data_types": {"grad_accum_dtype": "fp32"},
             "zero_allow_untested_optimizer": True,
-            "zero_force_ds_cpu_optimizer": False,  # it would be compiled first, for minutes
+            "zero_force_ds_cpu_optimizer": False,  # True compiles one first, for minutes
             "steps_per_print": None,
             "timers": {"throughput": {"enabled": False}},
             "zero_optimization": zero,
         }
 
     def _initialize(self, model: nn.Module, spec: ModelSpec, optimizer: Any) -> Any:
-        """The DeepSpeedEngine of a sharded model, loaded. optimizer: None for a frozen one."""
+        """The DeepSpeedEngine of a sharded model, loaded. optimizer: None for a frozen model."""
         trained = sum(p.ds_numel for p in self._trained.values())  # type: ignore[attr-defined]
         engine, *_ = self._deepspeed.initialize(
             model=model, optimizer=optimizer, config=self._settings(trained)
@@ -181,14 +184,14 @@ class Zero3Engine(Engine):
 
     @torch.no_grad()
     def _load(self, model: nn.Module, spec: ModelSpec) -> None:
-        """This rank's part of every parameter; trained ones also in float32, as they are stored."""
+        """Fills this rank's part of every parameter, and the float32 masters of trained ones."""
         parameters: Iterator[tuple[str, Any]] = model.named_parameters()
         for name, parameter in parameters:
             padded = torch.zeros(parameter.ds_tensor.numel(), device=parameter.ds_tensor.device)
             place = flat_range(parameter)
             padded[: place.stop - place.start] = self._first_values(name, place, spec)
             parameter.ds_tensor.copy_(padded)
-            parameter.ds_secondary_tensor = None  # hpZ's copy is of the zeros before
+            parameter.ds_secondary_tensor = None  # hpZ's copy still has the zeros
             if parameter.requires_grad:
                 self._deepspeed.utils.safe_set_local_fp32_param(parameter, padded)
         for name, buffer in stored_tensors(model).items():
@@ -196,7 +199,7 @@ class Zero3Engine(Engine):
                 buffer.copy_(spec.weights.read(original_name(name)))
 
     def _first_values(self, name: str, place: FlatRange, spec: ModelSpec) -> Tensor:
-        """Elements [start, stop), of which only the rows that they lie in are read."""
+        """Elements [start, stop) of the flattened tensor. Reads only the rows that hold them."""
         row = max(1, torch.Size(place.shape[1:]).numel())
         first, end = place.start // row, -(-place.stop // row)
         rows = first_values(name, place.shape, spec, self.seed, first, end).flatten()
@@ -209,7 +212,7 @@ class Zero3Engine(Engine):
         gathered = self._deepspeed.zero.GatheredParameters
         with torch.no_grad(), ExitStack() as stack:
             for engine in {id(self._engines[m]): self._engines[m] for m in models}.values():
-                # What a forward pass without backward has left whole would stay so afterwards.
+                # Parameters that a forward without backward left gathered would stay gathered.
                 engine.optimizer.empty_partition_cache()
                 stack.enter_context(hooks_off(engine))
                 stack.enter_context(gathered(list(engine.module.parameters())))
@@ -217,7 +220,7 @@ class Zero3Engine(Engine):
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         self._zero.set_gradient_accumulation_boundary(False)
-        # What DeepSpeedEngine.forward would do; the domain calls the model, not that engine.
+        # DeepSpeedEngine.forward clears it, but the domain calls the model itself.
         self._zero.clear_backward_seen_flag()
         self._policy.backward(loss * dist.world_size())  # DeepSpeed averages over ranks
 
@@ -231,14 +234,14 @@ class Zero3Engine(Engine):
         return StepResult(norm, skipped=not self._policy.was_step_applied())
 
     def _clear_gradients(self) -> None:
-        """DeepSpeed overwrites the last gradient with the next. Where there is no next one it
-        would step with the old one once more, and a NaN of a skipped step would stay."""
+        """Zeros the gradients. DeepSpeed only overwrites them: a parameter without a new gradient
+        would be stepped with its old one again, and the NaN of a skipped step would stay."""
         self._zero.grad_partitions_flat_buffer.zero_()
         for part in self._zero.fp32_partitioned_groups_flat:
             if part.grad is not None:
                 part.grad.zero_()
 
-    # ---- what this rank holds ------------------------------------------------------------------
+    # ---- this rank's slices --------------------------------------------------------------------
 
     def trained_slices(self) -> dict[str, Tensor]:
         return {name: self._hand_out(MASTER, name) for name in self._trained}
@@ -247,8 +250,11 @@ class Zero3Engine(Engine):
         return {kind: {n: self._hand_out(kind, n) for n in self._trained} for kind in MOMENTS}
 
     def _hand_out(self, kind: str, name: str) -> Tensor:
-        """This rank's part without padding. With offload on GPUs DeepSpeed gives copies: what is
-        handed out stays the same, in host memory, until `step`, and `publish` writes it back."""
+        """This rank's part of one parameter, without padding. kind: MASTER, or one of MOMENTS.
+
+        With offload on GPUs, DeepSpeed returns copies. They are kept in host memory until `step`,
+        and `publish` writes them back.
+        """
         if (kind, name) not in self._handed_out:
             padded = self._local(kind, self._trained[name]).detach()
             self._handed_out[kind, name] = padded.cpu() if self.config.offload_optimizer else padded
@@ -256,7 +262,7 @@ class Zero3Engine(Engine):
         return self._handed_out[kind, name][: place.stop - place.start]
 
     def _local(self, kind: str, parameter: nn.Parameter) -> Tensor:
-        """This rank's part with padding: of the float32 master, or of a moment."""
+        """This rank's part of the float32 master, or of a moment, with padding."""
         utils = self._deepspeed.utils
         if kind == MASTER:
             return utils.safe_get_local_fp32_param(parameter)
@@ -272,7 +278,7 @@ class Zero3Engine(Engine):
                 utils.safe_set_local_optimizer_state(self._trained[name], padded, kind)
         for parameter in self._trained.values():
             parameter.ds_tensor.copy_(self._local(MASTER, parameter))  # type: ignore[attr-defined]
-        # hpZ's second copy inside the node is the one that forward would gather.
+        # Forward would otherwise gather hpZ's outdated copy inside the node.
         self._zero.invalidate_secondary_tensor()
 
     def places(self) -> dict[str, FlatRange]:
@@ -288,7 +294,7 @@ class Zero3Engine(Engine):
 
 
 def flat_range(parameter: Any) -> FlatRange:
-    """Where this rank's part of a ZeRO parameter lies, without padding."""
+    """The range of this rank's part in a flattened ZeRO parameter, without padding."""
     numel, size = parameter.ds_numel, parameter.ds_tensor.ds_numel
     start = min(dist.rank() * size, numel)
     return FlatRange(tuple(parameter.ds_shape), start, min(start + size, numel))
@@ -296,8 +302,11 @@ def flat_range(parameter: Any) -> FlatRange:
 
 @contextmanager
 def hooks_off(engine: Any) -> Iterator[None]:
-    """Inside, forward passes run without DeepSpeed's hooks, which gather each module's parameters
-    and give them back: a rank that runs one more pass would wait for the others."""
+    """A context in which forward passes run without DeepSpeed's hooks.
+
+    The hooks gather and free each module's parameters, so a rank with one more pass than the others
+    would wait for them forever.
+    """
     zero = engine.optimizer
     offload = getattr(zero, "parameter_offload", zero)
     handles = [*offload.forward_hooks, *offload.backward_hooks, offload.fwd_pre_hook]
@@ -312,7 +321,7 @@ def hooks_off(engine: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        for table, all_of_it in zip(tables, before, strict=True):
-            added = {k: hook for k, hook in table.items() if k not in all_of_it}
+        for table, original in zip(tables, before, strict=True):
+            added = {k: hook for k, hook in table.items() if k not in original}
             table.clear()
-            table.update({**all_of_it, **added})
+            table.update({**original, **added})

@@ -1,6 +1,7 @@
-"""ZeRO-3's answers to `plan`. It partitions real memory, so a model of billions would need it: its
-rule (each parameter padded to a multiple of the ranks) is written down here, and a test holds it
-against the engine.
+"""ZeRO-3's answers to `plan`, computed from its partitioning rule.
+
+DeepSpeed cannot be rehearsed on fake tensors: it partitions real memory. Its rule (each parameter
+is padded to a multiple of the ranks) is repeated here, and a test compares it with the engine.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class Zero3Plan(EnginePlan):
 
     @contextmanager
     def rehearsal(self, ranks: Ranks) -> Iterator[Rehearsed]:
-        """On one rank: its activations are those of the plain model."""
+        """FSDP2 on one rank, unsharded: the activations are those of the plain model."""
         plain = {name: getattr(self.config, name) for name in ("dtype", "activation_checkpointing")}
         with fake_ranks(Ranks(1, 1)):
             yield RehearsedFsdp2(Fsdp2Config(shard=1, device="cpu", **plain), self.optimizer)
@@ -77,9 +78,9 @@ class Zero3Plan(EnginePlan):
 
 
 def shards_of(spec: ModelSpec, config: Zero3Config, ranks: Ranks, *, trained: bool) -> Shards:
-    """What a rank holds under ZeRO-3. gradients: DeepSpeed's flat buffer of this rank's parts.
+    """Shards of a rank under ZeRO-3, in GPU memory; offloaded parts are not counted.
 
-    With offloading, what lies in host memory counts nothing here.
+    gradients: DeepSpeed's flat buffer of this rank's parts.
     """
     world, per_node = ranks.world, ranks.per_node
     model = build_on_meta(spec, trained=trained)
@@ -92,7 +93,7 @@ def shards_of(spec: ModelSpec, config: Zero3Config, ranks: Ranks, *, trained: bo
     inside = sum(-(-size * world // second) for size in parts.values()) if second else 0
     on_gpu = 0 if config.offload_parameters else part
     states = 0 if config.offload_optimizer else FLOAT32 * mine
-    # The float32 masters of float32 parameters are copies too.
+    # DeepSpeed keeps separate masters also where the parameters are float32.
     return Shards(
         parameters=width * (on_gpu + inside) + buffers,
         masters=states,
