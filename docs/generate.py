@@ -99,13 +99,9 @@ def command_line() -> str:
 
 
 def _help(command: Any) -> str:
-    """The text of `--help`, its example as a block."""
-    text, _, example = (command.help or "").partition("Example:")
-    text = re.sub(r"\[/?\w+\]", "", text).strip()
-    if not example:
-        return text + "\n"
-    line = " ".join(re.sub(r"\[/?\w+\]", "", example).split())
-    return f"{text}\n\n```sh\n{line}\n```\n"
+    """The text of `--help`, its examples as a block."""
+    text, _, examples = (command.help or "").partition("\f")
+    return f"{text}\n" + (f"\n```sh\n{examples}\n```\n" if examples else "")
 
 
 def _name(parameter: Any) -> str:
@@ -308,7 +304,7 @@ def errors() -> str:
         ["1", "A fault of this package, with a traceback; `inspect`: a hash does not hold."],
         ["2", "An error of the user's to fix; `plan`: the run does not fit."],
         ["3", "A limit of `[limits]` was reached."],
-        ["4", "A node is unfit or absent, and others would do."],
+        ["4", "A node is unfit or absent; exclude it, and other nodes work."],
         [str(named_errors.STOPPED), "Stopped by a signal: start the same command again."],
         [str(named_errors.LOST), "Another process or the network was lost."],
     ]

@@ -13,15 +13,17 @@ from adrpo_scale.core.errors import ConfigError
 
 
 def show_config(
-    config: Annotated[Path | None, typer.Argument(help="TOML file of a run.")] = None,
-    diff: Annotated[Path | None, typer.Option(help="Show only what differs from this one.")] = None,
+    config: Annotated[Path | None, typer.Argument(help="TOML file of the run.")] = None,
+    diff: Annotated[
+        Path | None, typer.Option(help="Second TOML file: show only the settings that differ.")
+    ] = None,
     schema: Annotated[bool, typer.Option(help="Print the JSON schema for editors.")] = False,
     set_: SetOption = [],  # noqa: B006
 ) -> None:
-    """Show every setting: value, where it comes from, what it means.
+    """Show every setting: its value, its source and its meaning.
 
     Example:
-        [cyan]adrpo-scale config configs/sd3/adrpo.toml --diff configs/sd3/grpo.toml[/cyan]
+        adrpo-scale config configs/sd3/adrpo.toml --diff configs/sd3/grpo.toml
     """
     from adrpo_scale.core.console import console
     from adrpo_scale.run import config_view
@@ -31,7 +33,7 @@ def show_config(
         print(json.dumps(config_view.schema(), indent=2))
         return
     if config is None:
-        raise ConfigError("adrpo-scale config needs a CONFIG, or --schema")
+        raise ConfigError("adrpo-scale config: expected a CONFIG or --schema; name a TOML file")
     loaded = load_config(config, set_)
     if diff is not None:
         console.print(config_view.difference_table(loaded, load_config(diff)))

@@ -1,6 +1,6 @@
-"""`adrpo-scale demo build`: the demos' models and prompts, made again.
+"""The command `demo build`: rebuilds the demos' models and prompts.
 
-The builders are named by import path: nothing of the library imports the demos.
+The builders are named by import path, because nothing of the library imports the demos.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from adrpo_scale.cli.help import Commands
 from adrpo_scale.core.errors import ConfigError
 
 BUILDERS = {
@@ -19,28 +20,31 @@ BUILDERS = {
     "audio": "adrpo_scale.demo.audio.build:build_audio",
 }
 
-app = typer.Typer(
-    no_args_is_help=True,
-    rich_markup_mode="rich",
-    help="The small demos that ship with the package.\n\n"
-    "Example:\n    [cyan]adrpo-scale demo build image --to /tmp/image-demo[/cyan]",
+app = Commands(
+    """Rebuild the small demos that ship with the package.
+
+    Example:
+        adrpo-scale demo build image --to /tmp/image-demo
+    """
 )
 
 
 @app.callback()
 def demo() -> None:
-    """Keeps `build` a command of its own while it is the only one."""
+    """Keeps `build` a command: typer would merge a single one into its group."""
 
 
-@app.command()
+@app.add
 def build(
-    name: Annotated[str, typer.Argument(help="image, text, text_rm or audio")],
-    to: Annotated[Path | None, typer.Option(help="Folder; default: the shipped assets.")] = None,
+    name: Annotated[str, typer.Argument(help="The demo: image, text, text_rm or audio.")],
+    to: Annotated[
+        Path | None, typer.Option(help="Folder to write; default: the shipped assets.")
+    ] = None,
 ) -> None:
-    """Build a demo's small models and prompts again, from code and pinned seeds.
+    """Rebuild a demo's small models and prompts from code and pinned seeds.
 
     Example:
-        [cyan]adrpo-scale demo build image --to /tmp/image-demo[/cyan]
+        adrpo-scale demo build image --to /tmp/image-demo
     """
     from adrpo_scale.core.components import imported
     from adrpo_scale.core.paths import ASSETS

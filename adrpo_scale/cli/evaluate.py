@@ -11,37 +11,45 @@ from adrpo_scale.cli.options import SetOption
 
 
 def evaluate(
-    config: Annotated[Path, typer.Argument(help="TOML file, e.g. configs/omni/mmau.toml")],
+    config: Annotated[
+        Path, typer.Argument(help="TOML file of the evaluation, e.g. configs/omni/mmau.toml.")
+    ],
     model: Annotated[
-        str | None, typer.Option(help="RUN, RUN@iteration, a checkpoint, or a model.")
+        str | None,
+        typer.Option(help="RUN, RUN@iteration, a checkpoint, a model's folder or a hub id."),
     ] = None,
     endpoint: Annotated[
         str | None,
-        typer.Option(help="Model's name at OPENAI_BASE_URL, with the key OPENAI_API_KEY."),
+        typer.Option(help="Name of a model at OPENAI_BASE_URL; the key is OPENAI_API_KEY."),
     ] = None,
     data: Annotated[
         Path | None, typer.Option(help="Folder that `prepare mmau` wrote; default: the config's.")
     ] = None,
     to: Annotated[
-        Path | None, typer.Option(help="Folder of the results; default: in the run, or in runs/.")
+        Path | None,
+        typer.Option(help="Folder of the results; default: one in the run, or in runs/."),
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(help="Ask so many questions, spread over all.", min=1)
+        int | None,
+        typer.Option(help="Number of questions to ask, spread evenly; default: all.", min=1),
     ] = None,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Count what --endpoint would be sent; send nothing."),
+        typer.Option("--dry-run", help="With --endpoint: measure the requests; send nothing."),
     ] = False,
     set_: SetOption = [],  # noqa: B006 (typer copies it)
 ) -> None:
-    """Judge an audio model on MMAU test-mini: strict exact match, the benchmark's own scorer, and
-    how many answers name no option. One process, or as many as torchrun or srun start; started
-    again, it asks the questions without an answer. Weights of a run are those trained, not their
-    average. Other weights behind the same address and name go unnoticed: name another folder --to
-    for them.
+    """Judge an audio model on the benchmark MMAU test-mini.
+
+    The tables show strict exact match, the benchmark's own scorer, and how many answers name no
+    option. The same command resumes: it asks the questions that have no answer yet. It runs in
+    one process, or in as many as torchrun or srun start.
+
+    A run is judged by its trained weights, not by their moving average (EMA). An endpoint does not
+    tell which weights it serves: for other weights at the same address, choose another --to.
 
     Example:
-        [cyan]adrpo-scale evaluate configs/omni/mmau.toml --model runs/avqa --data data/mmau[/cyan]
+        adrpo-scale evaluate configs/omni/mmau.toml --model runs/avqa --data data/mmau
     """
     from adrpo_scale.evaluation.mmau import evaluate as evaluating
 

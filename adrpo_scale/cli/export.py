@@ -9,31 +9,44 @@ import typer
 
 
 def export(
-    run_or_checkpoint: Annotated[str, typer.Argument(help="RUN, RUN@iteration or a checkpoint.")],
-    to: Annotated[Path, typer.Option(help="Folder to make.")],
-    as_: Annotated[str, typer.Option("--as", help="adapter, merged, full or whole.")],
-    ema: Annotated[bool, typer.Option("--ema", help="The moving average of the weights.")] = False,
+    run_or_checkpoint: Annotated[
+        str, typer.Argument(help="RUN, RUN@iteration or a checkpoint's folder.")
+    ],
+    to: Annotated[Path, typer.Option(help="Folder to write; it must be new or empty.")],
+    as_: Annotated[str, typer.Option("--as", help="Form: adapter, merged, full or whole.")],
+    ema: Annotated[
+        bool, typer.Option("--ema", help="Export the moving average (EMA) of the weights.")
+    ] = False,
     dtype: Annotated[
         str | None,
-        typer.Option(help="float32, bfloat16 or float16; default: float32 (adapter), the base's."),
+        typer.Option(
+            help="float32, bfloat16 or float16; default: float32 for an adapter, else the base's."
+        ),
     ] = None,
-    max_shard_size: Annotated[str, typer.Option(help="Of one weight file.")] = "5GB",
+    max_shard_size: Annotated[str, typer.Option(help="Largest size of one weight file.")] = "5GB",
     verify: Annotated[
         str,
-        typer.Option(help="outputs: run it; tensors: compare, with little memory; none."),
+        typer.Option(
+            help="outputs: run the export; tensors: compare values in little memory; none."
+        ),
     ] = "outputs",
     link: Annotated[
-        bool, typer.Option("--link", help="Hard links, not copies, of what the base has.")
+        bool,
+        typer.Option("--link", help="Hard-link the base's other files instead of copying them."),
     ] = False,
     base: Annotated[
-        str | None, typer.Option(help="Where the base model is now, if it has moved.")
+        str | None,
+        typer.Option(help="Folder or hub id of the base model, if it has moved since training."),
     ] = None,
 ) -> None:
-    """Export trained weights for diffusers or transformers and peft, without a GPU, and verify
-    them.
+    """Export trained weights for diffusers, transformers and peft, and verify them.
+
+    Neither the conversion nor the verification needs a GPU. The forms: adapter (the trained LoRA
+    alone), merged (the base model with the LoRA merged in), full (the model after full training),
+    whole (the base's complete folder with the trained part in it, e.g. of Qwen2.5-Omni).
 
     Example:
-        [cyan]adrpo-scale export runs/demo --to my-lora --as adapter[/cyan]
+        adrpo-scale export runs/demo --to my-lora --as adapter
     """
     from adrpo_scale.export import exporter
     from adrpo_scale.export.base import parse_request

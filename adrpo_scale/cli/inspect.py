@@ -11,13 +11,17 @@ from adrpo_scale.cli.options import JsonOption
 
 
 def inspect(
-    run_or_checkpoint: Annotated[str, typer.Argument(help="RUN, RUN@iteration or a checkpoint.")],
+    run_or_checkpoint: Annotated[
+        str, typer.Argument(help="RUN, RUN@iteration or a checkpoint's folder.")
+    ],
     as_json: JsonOption = False,
 ) -> None:
-    """Show what is in a checkpoint and whether every hash holds; exit code 1 if not.
+    """Show the contents of a checkpoint and verify every hash.
+
+    The exit code is 1 where a hash does not match or a file is missing.
 
     Example:
-        [cyan]adrpo-scale inspect runs/demo@60[/cyan]
+        adrpo-scale inspect runs/demo@60
     """
     from adrpo_scale.checkpoint import inspect as inspection
 

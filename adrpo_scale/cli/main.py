@@ -1,4 +1,4 @@
-"""The command `adrpo-scale`: one file a command, and errors as one message without a traceback."""
+"""The command `adrpo-scale`: joins the commands; errors become one message and an exit code."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ import os
 import sys
 import traceback
 
-import typer
-
 from adrpo_scale.cli import demo, prepare
 from adrpo_scale.cli.config import show_config
 from adrpo_scale.cli.evaluate import evaluate
 from adrpo_scale.cli.export import export
+from adrpo_scale.cli.help import Commands
 from adrpo_scale.cli.inspect import inspect
 from adrpo_scale.cli.plan import plan
 from adrpo_scale.cli.prefetch import prefetch
@@ -33,35 +32,35 @@ from adrpo_scale.core.errors import (
     exit_code,
 )
 
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
-    help="Fine-tune generative models with ADRPO and its baselines, sharded over many GPUs.\n\n"
-    "Example:\n    [cyan]adrpo-scale train configs/demo/image_adrpo.toml[/cyan]",
+app = Commands(
+    """Fine-tune generative models with ADRPO and its baselines, sharded over many GPUs.
+
+    Example:
+        adrpo-scale train configs/demo/image_adrpo.toml
+    """
 )
-app.command()(train)
-app.command()(sample)
-app.command()(export)
-app.command()(inspect)
-app.command("config")(show_config)
-app.command()(report)
-app.command()(plan)
-app.command()(prefetch)
-app.command()(preflight)
-app.command()(status)
-app.command()(evaluate)
+app.add(train)
+app.add(sample)
+app.add(export)
+app.add(inspect)
+app.add(show_config, "config")
+app.add(report)
+app.add(plan)
+app.add(prefetch)
+app.add(preflight)
+app.add(status)
+app.add(evaluate)
 app.add_typer(demo.app, name="demo")
 app.add_typer(prepare.app, name="prepare")
 
-# Raised alike on every rank wherever they rise, so rank 0's message is enough.
+# Raised alike on every rank, so rank 0's message is enough.
 _AGREED = (ConfigError, PromptError, GroupError, LimitReached, NonFiniteError)
 
 
 def main() -> None:
     """Runs the command. Exit codes: 0 done, 2 an error that the user fixes, 3 a limit reached,
-    4 a node is unfit and others would do, 85 stopped by a signal, 86 another process was lost."""
+    4 a node is unfit and should be excluded, 85 stopped by a signal, 86 another process was lost.
+    """
     if not {"", os.getcwd()} & {*sys.path}:
         sys.path.append(os.getcwd())  # components of the user's own, as with python -m adrpo_scale
     try:

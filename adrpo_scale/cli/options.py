@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 
 ConfigPath = Annotated[
-    Path, typer.Argument(help="TOML file of the run, e.g. configs/sd3/adrpo.toml")
+    Path, typer.Argument(help="TOML file of the run, e.g. configs/sd3/adrpo.toml.")
 ]
 SetOption = Annotated[
     list[str], typer.Option("--set", help="Override a setting: section.key=value; repeatable.")
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="For programs.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]

@@ -18,26 +18,31 @@ if TYPE_CHECKING:
 
 def plan(
     config: ConfigPath,
-    nodes: Annotated[int, typer.Option(help="Nodes of the job.")] = 1,
-    gpus_per_node: Annotated[int, typer.Option(help="GPUs of a node.")] = 8,
-    gpu: Annotated[str, typer.Option(help="a6000, l40s, a100-40, a100-80, h100, h200.")] = "a6000",
-    network_gbit: Annotated[float, typer.Option(help="Gb/s of a node to others.")] = 100,
+    nodes: Annotated[int, typer.Option(help="Number of nodes.")] = 1,
+    gpus_per_node: Annotated[int, typer.Option(help="GPUs in each node.")] = 8,
+    gpu: Annotated[
+        str, typer.Option(help="GPU: a6000, l40s, a100-40, a100-80, h100 or h200.")
+    ] = "a6000",
+    network_gbit: Annotated[float, typer.Option(help="Network of one node, in Gb/s.")] = 100,
     time_limit: Annotated[
-        float | None, typer.Option(help="Hours that a job may take: how many jobs it needs.")
+        float | None,
+        typer.Option(help="Hours that one job may take; plan then counts the jobs of the run."),
     ] = None,
     trial: Annotated[
-        Path | None, typer.Option(help="trial.json of `train --trial`: measured, not assumed.")
+        Path | None,
+        typer.Option(help="trial.json of `train --trial`: plan scales by its measurements."),
     ] = None,
     set_: SetOption = [],  # noqa: B006 (typer copies it)
     as_json: JsonOption = False,
 ) -> None:
-    """Plan a run before it is queued: memory of every phase, traffic, time, and whether it fits;
-    exit code 2 with the cheapest change that would, where it does not. Needs no GPU, no network
-    and no weights.
+    """Predict whether a run fits: memory of every phase, traffic and time.
+
+    Plan needs no GPU, no network and no weights. Where the run does not fit, the exit code is 2
+    and the message names the cheapest change that makes it fit.
 
     Example:
-        [cyan]adrpo-scale plan configs/sd3/adrpo.toml --nodes 10 --gpus-per-node 8 --gpu
-        a6000[/cyan]
+        adrpo-scale plan configs/sd3/adrpo.toml --nodes 10 --gpus-per-node 8 \\
+            --gpu a6000
     """
     from transformers.utils import logging
 
@@ -48,7 +53,7 @@ def plan(
     from adrpo_scale.core.console import console
     from adrpo_scale.run.load import load_config
 
-    logging.set_verbosity_error()  # its warnings about a config say nothing of the plan
+    logging.set_verbosity_error()  # transformers warns of configs; no warning concerns the plan
     loaded = load_config(config, set_)
     hardware = build_hardware(gpu, nodes, gpus_per_node, network_gbit)
     measured = None if trial is None else read_trial(trial)

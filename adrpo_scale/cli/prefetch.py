@@ -11,24 +11,30 @@ from adrpo_scale.cli.options import SetOption
 
 
 def prefetch(
-    configs: Annotated[list[Path], typer.Argument(help="TOML files of runs.")],
+    configs: Annotated[list[Path], typer.Argument(help="TOML files of the runs.")],
     set_: SetOption = [],  # noqa: B006 (typer copies it)
     lock: Annotated[
         Path | None,
-        typer.Option(help="The lock; default $ADRPO_PREFETCH_LOCK, or ./prefetch.lock."),
+        typer.Option(help="Lock file; default: $ADRPO_PREFETCH_LOCK, or ./prefetch.lock."),
     ] = None,
     upgrade: Annotated[
-        bool, typer.Option("--upgrade", help="Newest revisions of what is locked, too.")
+        bool,
+        typer.Option(
+            "--upgrade", help="Fetch the newest revisions of locked models and datasets, too."
+        ),
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Ask and show; download nothing.")
+        bool, typer.Option("--dry-run", help="Show what would be downloaded; download nothing.")
     ] = False,
 ) -> None:
-    """Bring the models and datasets of runs into the hub's cache, on a login node, and pin their
-    revisions in prefetch.lock. Access, licence terms and room are checked first.
+    """Download the models and datasets of runs, and pin their revisions.
+
+    Run it on a node with internet, e.g. a login node: compute nodes then read the hub's cache
+    (HF_HOME). Access, licence terms and disk space are checked before the download. The revisions
+    are written into prefetch.lock.
 
     Example:
-        [cyan]HF_HOME=/scratch/$USER/hf adrpo-scale prefetch configs/sd3/adrpo.toml[/cyan]
+        HF_HOME=/scratch/$USER/hf adrpo-scale prefetch configs/sd3/adrpo.toml
     """
     from adrpo_scale.hub import prefetch as prefetching
     from adrpo_scale.run.load import load_config

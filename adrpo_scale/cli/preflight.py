@@ -13,22 +13,22 @@ from adrpo_scale.cli.options import ConfigPath, JsonOption, SetOption
 def preflight(
     config: ConfigPath,
     set_: SetOption = [],  # noqa: B006
-    run_dir: Annotated[Path | None, typer.Option(help="Run folder, as `train` has it.")] = None,
+    run_dir: Annotated[Path | None, typer.Option(help="Run folder, as in `train`.")] = None,
     as_json: JsonOption = False,
     seconds: Annotated[
-        float, typer.Option(help="How long to wait for every process of every node.", min=1)
+        float, typer.Option(help="Time to wait for all processes of all nodes.", min=1)
     ] = 120.0,
-    skip: Annotated[
-        list[str], typer.Option(help="A check to leave out, by its name; repeatable.")
-    ] = [],  # noqa: B006
+    skip: Annotated[list[str], typer.Option(help="Name of a check to leave out; repeatable.")] = [],  # noqa: B006
 ) -> None:
-    """Check nodes, run folder, models, room, versions, GPUs and network before a run, started as
-    the run will be; on one machine also alone. Exit code 0: fit; 4: the nodes named are unfit,
-    others would do; 2: something that no other node would fix.
+    """Check nodes, run folder, models, disk space, versions, GPUs and network.
+
+    Start it in the same way as the run; on one machine it may also run in one process. Exit codes:
+    0, the nodes are fit; 4, the named nodes are unfit and must be excluded; 2, a fault that no
+    other node would fix.
 
     Example:
-        [cyan]srun --ntasks-per-node=1 launchers/node.sh -m adrpo_scale preflight
-        configs/sd3/adrpo.toml --seconds 60[/cyan]
+        srun --ntasks-per-node=1 launchers/node.sh -m adrpo_scale preflight \\
+            configs/sd3/adrpo.toml --seconds 60
     """
     import os
     import sys
@@ -41,15 +41,15 @@ def preflight(
     )
     sys.stdout.flush()
     if rank_facts().world > 1:
-        # Threads of gloo and NCCL abort a process now and then while it takes them down, and would
-        # spoil the exit code; a thread that a broken network holds would never let it end.
+        # Without it, threads of gloo and NCCL now and then abort the process while it ends, which
+        # changes the exit code; and a thread that a broken network blocks keeps it from ending.
         os._exit(code)
     raise typer.Exit(code)
 
 
 def preflight_apart(config: Path, overrides: list[str], run_dir: Path | None) -> None:
-    """`preflight` in a process of its own, before this one joins the others: its groups, its
-    threads and its memory on the GPU end with it. Exits with its code if that is not 0."""
+    """Runs `preflight` in a subprocess, before this process joins the others: the process groups,
+    threads and GPU memory of the checks end with it. Exits with its code if that is not 0."""
     import os
     import subprocess
     import sys
@@ -60,7 +60,7 @@ def preflight_apart(config: Path, overrides: list[str], run_dir: Path | None) ->
     command += ["--run-dir", str(run_dir)] if run_dir is not None else []
     env = dict(os.environ)
     if env.get("MASTER_PORT", "").isdigit() and "TORCHELASTIC_USE_AGENT_STORE" not in env:
-        # A slow rank must not take the one store for the other.
+        # A store of its own: a slow rank would take this store for that of the training.
         env["MASTER_PORT"] = str(int(env["MASTER_PORT"]) + 1)
     code = subprocess.run(command, env=env).returncode
     if code:

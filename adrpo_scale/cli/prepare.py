@@ -8,56 +8,61 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(
-    no_args_is_help=True,
-    rich_markup_mode="rich",
-    help="Prepare data sets as their authors publish them for training and evaluation.\n\n"
-    "Example:\n    [cyan]adrpo-scale prepare avqa --videos videos --rows train_qa.json "
-    "--to data/avqa[/cyan]",
+from adrpo_scale.cli.help import Commands
+
+app = Commands(
+    """Convert published datasets into prompt files for training and evaluation.
+
+    Example:
+        adrpo-scale prepare avqa --videos videos --rows train_qa.json --to data/avqa
+    """
 )
 
 
-@app.command()
+@app.add
 def avqa(
     rows: Annotated[Path, typer.Option(help="AVQA's questions: train_qa.json, or JSON lines.")],
     to: Annotated[Path, typer.Option(help="Folder for the clips and rows.")],
     videos: Annotated[
-        Path | None, typer.Option(help="Folder of the videos, searched with what is below it.")
+        Path | None, typer.Option(help="Folder of the videos; subfolders are searched, too.")
     ] = None,
     audio: Annotated[
-        Path | None, typer.Option(help="Folder of sound that is extracted already.")
+        Path | None, typer.Option(help="Folder of audio files, where they are extracted already.")
     ] = None,
     shard_megabytes: Annotated[int, typer.Option(help="Size of one tar file.", min=1)] = 1024,
     workers: Annotated[
-        int | None, typer.Option(help="Processes that decode; default: every core.", min=1)
+        int | None, typer.Option(help="Processes that decode; default: one per core.", min=1)
     ] = None,
 ) -> None:
-    """Extract the sound of AVQA's videos, 16 kHz mono, into a few tar files, and write the
-    questions that refer to them. Stopped at any moment, the same command resumes. What is missing
-    or broken is named in skipped.jsonl.
+    """Extract the sound of AVQA's videos, and write the questions about it.
+
+    The clips are 16 kHz mono, in a few tar files. The same command resumes after a stop. The file
+    skipped.jsonl names missing and broken videos.
 
     Example:
-        [cyan]adrpo-scale prepare avqa --videos videos --rows train_qa.json
-        --to data/avqa --workers 16[/cyan]
+        adrpo-scale prepare avqa --videos videos --rows train_qa.json \\
+            --to data/avqa --workers 16
     """
     from adrpo_scale.data.prepare.avqa import AvqaOptions, prepare_avqa
 
     prepare_avqa(AvqaOptions(rows, to, videos, audio, shard_megabytes, workers or _cores()))
 
 
-@app.command()
+@app.add
 def mmau(
     rows: Annotated[Path, typer.Option("--json", help="The benchmark's mmau-test-mini.json.")],
     audio: Annotated[Path, typer.Option(help="Folder of its audio files.")],
     to: Annotated[Path, typer.Option(help="Folder for the rows.")],
     revision: Annotated[str, typer.Option(help="The benchmark's revision, e.g. v05.15.25.")],
 ) -> None:
-    """Check MMAU test-mini, rows and audio, and write the rows that evaluation reads, its revision
-    stamped.
+    """Check the benchmark MMAU test-mini, and write the rows that `evaluate` reads.
+
+    The revision is recorded with the rows and stands in every table: answers to questions of
+    another revision are not comparable.
 
     Example:
-        [cyan]adrpo-scale prepare mmau --json mmau-test-mini.json --audio test-mini-audios
-        --to data/mmau --revision v05.15.25[/cyan]
+        adrpo-scale prepare mmau --json mmau-test-mini.json --audio test-mini-audios \\
+            --to data/mmau --revision v05.15.25
     """
     from adrpo_scale.data.prepare.mmau import MmauOptions, prepare_mmau
 
@@ -65,7 +70,7 @@ def mmau(
 
 
 def _cores() -> int:
-    """Of this process: a Slurm step has fewer than its node."""
+    """Cores of this process: a Slurm step has fewer than its node."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -9,14 +9,16 @@ import typer
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders.")],
-    curves: Annotated[Path | None, typer.Option(help="Also draw the curves into this PNG.")] = None,
+    runs: Annotated[list[Path], typer.Argument(help="Folders of the runs.")],
+    curves: Annotated[Path | None, typer.Option(help="PNG file to draw the curves into.")] = None,
 ) -> None:
-    """Compare runs: a Markdown table of the means of their last three evaluations. Runs that differ
-    in their seed alone are one line, labelled by the settings that differ between lines.
+    """Compare runs in a Markdown table of their last evaluations.
+
+    Values are means of the last three evaluations. Runs that differ in their seed alone share one
+    row; its label names the settings that differ between rows.
 
     Example:
-        [cyan]adrpo-scale report runs/image_adrpo-* runs/image_grpo-* --curves curves.png[/cyan]
+        adrpo-scale report runs/image_adrpo-* runs/image_grpo-* --curves curves.png
     """
     from adrpo_scale.run import figures
     from adrpo_scale.run.comparison import comparison, read_run

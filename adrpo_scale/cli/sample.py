@@ -12,20 +12,25 @@ from adrpo_scale.core.errors import ConfigError
 
 
 def sample(
-    run_or_model: Annotated[str, typer.Argument(help="RUN, RUN@iteration, model or hub id.")],
-    prompts: Annotated[Path, typer.Option(help="Prompt file, in any format that training takes.")],
+    run_or_model: Annotated[
+        str, typer.Argument(help="RUN, RUN@iteration, a model's folder or a hub id.")
+    ],
+    prompts: Annotated[Path, typer.Option(help="Prompt file, in any format that training reads.")],
     to: Annotated[Path, typer.Option(help="Folder for the samples.")],
     per_prompt: Annotated[int, typer.Option(help="Samples per prompt.", min=1)] = 4,
     seed: Annotated[int, typer.Option(help="Seed of the samples.", min=0, max=2**63 - 1)] = 0,
-    weights: Annotated[str, typer.Option(help="trained or ema (of a run).")] = "trained",
+    weights: Annotated[
+        str, typer.Option(help="Weights of a run: trained, or ema (their moving average).")
+    ] = "trained",
     set_: SetOption = [],  # noqa: B006
 ) -> None:
-    """Sample pictures or completions from a run's checkpoint, or from a model as it is, with the
-    settings of evaluations.
+    """Sample pictures or completions from a run or a published model.
+
+    The settings are those of the run's evaluations; --set overrides them.
 
     Example:
-        [cyan]adrpo-scale sample runs/demo --prompts my_prompts.txt --to samples
-        --set domain.evaluation.temperature=0[/cyan]
+        adrpo-scale sample runs/demo --prompts my_prompts.txt --to samples \\
+            --set domain.evaluation.temperature=0
     """
     from adrpo_scale.evaluation import sample as sampler
 

@@ -11,15 +11,17 @@ from adrpo_scale.cli.options import JsonOption
 
 
 def status(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders.")],
+    runs: Annotated[list[Path], typer.Argument(help="Folders of the runs.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Show where runs are: state, iteration, reward, time left, last checkpoint and the work at
-    risk since, starts, work done again, hours; and the queue's answer, where Slurm answers. Reads
-    the folders alone; exit code 2 where one is no run.
+    """Show the state of runs: iteration, reward, time left, last checkpoint.
+
+    Further: the work since that checkpoint, which a kill would undo; the starts; repeated work;
+    GPU-hours; and the job's entry in Slurm's queue. Status only reads the run folders. The exit
+    code is 2 where a folder is not that of a run.
 
     Example:
-        [cyan]adrpo-scale status runs/*[/cyan]
+        adrpo-scale status runs/*
     """
     from adrpo_scale.cluster.status import view
 

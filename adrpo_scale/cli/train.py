@@ -15,33 +15,41 @@ from adrpo_scale.core.errors import ConfigError
 def train(
     config: ConfigPath,
     run_dir: Annotated[
-        Path | None, typer.Option(help="Run folder; default runs/<config>-<hash of settings>.")
+        Path | None, typer.Option(help="Run folder; default: runs/<config>-<hash of settings>.")
     ] = None,
     set_: SetOption = [],  # noqa: B006 (typer copies it)
     fresh: Annotated[bool, typer.Option("--fresh", help="Refuse to resume a checkpoint.")] = False,
     allow_change: Annotated[
-        list[str], typer.Option(help="A setting or section that may change in mid-run; repeatable.")
+        list[str],
+        typer.Option(help="Setting or section that may differ from the run's so far; repeatable."),
     ] = [],  # noqa: B006
     init_from: Annotated[
         str | None, typer.Option(help="Start from the weights of RUN or RUN@iteration.")
     ] = None,
     rebase_reference: Annotated[
-        bool, typer.Option("--rebase-reference", help="... which become the reference too.")
+        bool,
+        typer.Option(
+            "--rebase-reference", help="With --init-from: these weights become the reference, too."
+        ),
     ] = False,
     trial: Annotated[
         bool,
-        typer.Option("--trial", help="Two iterations in a folder of their own, measured."),
+        typer.Option("--trial", help="Measure two iterations, in a folder of their own."),
     ] = False,
     preflight: Annotated[
-        bool, typer.Option("--preflight", help="Check all nodes first, as `preflight` does.")
+        bool,
+        typer.Option("--preflight", help="Check all nodes first, as the command preflight does."),
     ] = False,
 ) -> None:
-    """Train: one process, or as many as torchrun or srun start. Resumes at the run folder's
-    newest checkpoint. Exit code 85: stopped by a signal, start it again to resume.
+    """Train a model, or resume its training at the run folder's newest checkpoint.
+
+    Training runs in one process, or in as many as torchrun or srun start. Exit code 85: a signal
+    stopped the training; the same command resumes it.
 
     Example:
-        [cyan]torchrun --standalone --nproc-per-node 2 -m adrpo_scale
-        train configs/demo/image_adrpo.toml --set seed=1[/cyan]
+        adrpo-scale train configs/demo/image_adrpo.toml --set seed=1
+        torchrun --standalone --nproc-per-node 2 -m adrpo_scale \\
+            train configs/demo/image_adrpo.toml --set seed=1
     """
     fork = [f'init_from="{init_from}"'] if init_from is not None else []
     fork += ["rebase_reference=true"] if rebase_reference else []

@@ -285,7 +285,7 @@ def test_errors_are_one_message_without_a_traceback_and_code_2(cache, tmp_path):
         "has no checkpoint; committed iterations: none": ["sample", str(unfinished), *to],
         "expected trained or ema": ["sample", str(unfinished), *to, "--weights", "best"],
         "eval.jsonl is not there": ["report", str(foreign)],
-        "needs a CONFIG": ["config"],
+        "expected a CONFIG": ["config"],
         "known: image": ["demo", "build", "sound"],
     }
     (answers,) = run_ranks(commands, 1, cache, list(stated.values()))

@@ -16,6 +16,7 @@ from adrpo_scale.cli.main import app
 from adrpo_scale.core.errors import AdrpoError
 from adrpo_scale.evaluation.mmau.evaluate import load_settings
 from adrpo_scale.run.load import load_config
+from docs import generate
 from tests.docs.test_settings import is_known
 from tests.support.pages import (
     ROOT,
@@ -121,6 +122,13 @@ def test_every_command_that_a_page_mentions_exists(page):
 @pytest.mark.parametrize("page", pages(), ids=name_of)
 def test_every_command_line_of_a_page_exists(page):
     assert [found for words in command_lines(page) if (found := fault(words))] == []
+
+
+def test_every_example_of_help_exists():
+    examples = [command.help.partition("\f")[2] for _, command in generate.commands()]
+    lines = [line for text in examples for line in text.replace("\\\n", " ").splitlines()]
+    assert len(lines) >= len(examples) > 10
+    assert [found for line in lines for words in commands_of(line) if (found := fault(words))] == []
 
 
 def test_the_pages_show_every_command_and_both_job_scripts():
