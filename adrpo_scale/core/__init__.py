@@ -1,1 +1,1 @@
-"""The ground floor: errors, types, settings, processes, files."""
+"""The lowest layer: errors, types, settings, processes and files."""

@@ -1,9 +1,8 @@
-"""Components by the name that a config gives them: a table per kind, and the section of a config
-whose class that name decides.
+"""Tables of components by name, and the config sections whose class is decided by such a name.
 
-A name is one of the table's, or the import path of a class of the user's own,
-`"my_package.mine:MyAlgorithm"`, imported when it is asked for. Either way the class carries the
-class of its settings as `Config`, and that class alone decides which keys its section has.
+A name is an entry of the table, or the import path of a user's own class,
+`"my_package.mine:MyAlgorithm"`, which is imported at the look-up. In both cases the component
+carries the class of its settings as `Config`; that class alone decides the keys of the section.
 """
 
 from __future__ import annotations
@@ -26,8 +25,8 @@ T = TypeVar("T")
 
 
 def imported(path: str) -> Any:
-    """What `module:attribute` names. ImportError, with the remedy, whatever went wrong on the way:
-    a module of the user's own can fail in any way."""
+    """The object that `module:attribute` names. Every failure, also one of the module's own code,
+    is raised as ImportError with the remedy."""
     module, _, attribute = path.partition(":")
     try:
         found = importlib.import_module(module)
@@ -43,9 +42,9 @@ def imported(path: str) -> Any:
 class Table(Generic[T]):
     """The components of one kind.
 
-    what: the kind, in words. tag: the key of its section that names the component. base: what every
-    component derives from; section: what every `Config` derives from. entries: class by name; an
-    import path in place of a class is resolved when it is asked for.
+    what: the kind, in words. tag: the key of the section that names the component. base: the base
+    class of every component; section: the base class of every `Config`. entries: class by name; an
+    import path in place of a class is resolved at the look-up.
     """
 
     what: str
@@ -55,8 +54,8 @@ class Table(Generic[T]):
     entries: dict[str, type[T] | str]
 
     def __getitem__(self, name: str) -> type[T]:
-        """The class; ConfigError with the value, the expectation and the remedy if there is
-        none."""
+        """The class of that name. Raises ConfigError for an unknown name, and for an import path
+        that fails or misses the contract."""
         found = self.entries.get(name, name) if isinstance(name, str) else str(name)
         if not isinstance(found, str):
             return found
@@ -76,7 +75,7 @@ class Table(Generic[T]):
         return iter(self.entries)
 
     def config_of(self, name: str) -> type[Section]:
-        """The class of a component's section."""
+        """The class of a component's section. Raises ConfigError as the look-up does."""
         component: Any = self[name]
         return component.Config
 
@@ -90,7 +89,7 @@ class Table(Generic[T]):
         return f"{name!r} is not known; {hint}known: {self.known()}, {own}"
 
     def _check(self, path: str, component: Any) -> None:
-        """Raises ConfigError where a class of the user's own misses the contract."""
+        """Raises ConfigError unless the object at an import path meets the contract."""
         base = f"adrpo_scale.{self.base.__name__}"
         if not (isinstance(component, type) and issubclass(component, self.base)):
             raise ConfigError(
@@ -114,15 +113,19 @@ class Table(Generic[T]):
 
 
 def _described(thing: Any) -> str:
-    return f"the class {thing.__qualname__}" if isinstance(thing, type) else f"a {type(thing)!r}"
+    return (
+        f"the class {thing.__qualname__}"
+        if isinstance(thing, type)
+        else f"of type {type(thing).__name__}"
+    )
 
 
 @dataclass(frozen=True)
 class OneOf:
     """Annotates a field that holds the section of one of a table's components.
 
-    Not a pydantic union: which classes there are is known only when the tag is read, and errors
-    carry the path of keys that the file has. default: the component where the tag is not given.
+    It is no pydantic union: a user's class is known only when the tag is read, and errors carry the
+    path of keys that the file has. default: the component where the tag is not given.
     """
 
     table: Table[Any]
@@ -139,7 +142,7 @@ class OneOf:
         return self.table.config_of(name)
 
     def validate(self, value: Any) -> Section:
-        """The section that `value` holds: a mapping as a file has it, or a section as it is."""
+        """The section of `value`, which is a mapping of keys or already a section."""
         table = self.table
         if isinstance(value, table.section):
             return value
@@ -152,7 +155,7 @@ class OneOf:
         return config.model_validate(value)
 
     def _fault(self, value: Mapping[str, Any], message: str) -> ValidationError:
-        """A fault of the tag's value."""
+        """A validation error at the key `tag`."""
         # The message is no template: braces in it would be read as one.
         error = PydanticCustomError("component", "{message}", {"message": message})
         details = InitErrorDetails(type=error, loc=(self.table.tag,), input=value)

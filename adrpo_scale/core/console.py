@@ -1,4 +1,4 @@
-"""The terminal: one console for everything that is printed, and warnings on it."""
+"""The terminal: one console for all output, and a handler that prints warnings."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ console = Console()
 
 
 def warnings_on_screen() -> logging.Handler:
-    """Warnings for the person who watches; unwrapped where nobody does, so that they can be
-    searched for."""
+    """A handler for warnings. Outside a terminal their lines are not wrapped, so that a log can be
+    searched for them."""
     screen: logging.Handler
     if console.is_terminal:
         screen = RichHandler(console=console, show_path=False, show_time=False, markup=False)

@@ -1,8 +1,8 @@
-"""Whether there is room: by the disk, and by a quota where the site has a command that says it.
+"""Free room of a folder: of its filesystem and, where the site has a command for it, of the quota.
 
-No system call says what a quota leaves on a shared filesystem, so each site brings its command,
-`checkpoint.quota_command`: the shell runs it with ADRPO_RUN_DIR set to a folder that exists and is
-to be written to, and it prints the free bytes, or the free bytes and the free number of files.
+No system call states what a quota leaves on a shared filesystem, so each site names its command in
+`checkpoint.quota_command`. The shell runs it with ADRPO_RUN_DIR set to an existing folder on the
+filesystem; it prints the free bytes, or the free bytes and the free number of files.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ _ANSWER = re.compile(r"\s*(-?[0-9]+)(?:\s+(-?[0-9]+))?\s*")
 
 @dataclass(frozen=True)
 class Space:
-    """free_files: None where nothing limits their number. source: `disk` or `quota`, whichever has
-    fewer bytes left."""
+    """Free room. free_files: None where nothing limits their number. source: `disk` or `quota`,
+    whichever has fewer bytes left."""
 
     free_bytes: int
     free_files: int | None
@@ -37,27 +37,33 @@ def size_text(count: float) -> str:
         return f"{count:.0f} bytes"
     for unit in ("kB", "MB", "GB"):
         count /= 1000
-        if count < 999.95:  # what is above is rounded to 1000.0
+        if count < 999.95:  # a larger count would be rounded to 1000.0
             return f"{count:.1f} {unit}"
     return f"{count / 1000:.1f} TB"
 
 
 def disk_space(folder: Path) -> Space:
-    """Room on the filesystem of `folder`, which need not exist yet. DiskSpaceError if unknown."""
+    """Free room of the filesystem of `folder`, which need not exist yet.
+
+    Raises DiskSpaceError where the filesystem does not answer.
+    """
     try:
         facts = os.statvfs(_nearest(folder))
     except OSError as error:
         raise DiskSpaceError(
             f"cannot find out how much room there is in {folder} ({error}); choose another folder"
         ) from error
-    files = facts.f_favail if facts.f_files else None  # btrfs and others count none
+    files = facts.f_favail if facts.f_files else None  # btrfs and others report 0
     return Space(facts.f_bavail * facts.f_frsize, files, "disk")
 
 
 def free_space(folder: Path, quota_command: str | None = None) -> Space:
-    """The room left in `folder`, which need not exist yet: of disk and quota the
-    smaller, bytes and files each. Raises ConfigError where the command does not answer as expected,
-    DiskSpaceError where the disk does not."""
+    """Free room of `folder`, which need not exist yet: the smaller of disk and quota, for bytes and
+    for files separately.
+
+    Raises ConfigError where the quota's command fails or prints anything else, DiskSpaceError where
+    the filesystem does not answer.
+    """
     limits = _limits(folder, quota_command)
     files = [limit.free_files for limit in limits if limit.free_files is not None]
     fewest = min(limits, key=lambda limit: limit.free_bytes)
@@ -101,7 +107,7 @@ def _quota(folder: Path, command: str) -> Space:
         raise _not_an_answer(
             command, f"exited with {code} and printed {_short(output)}, {_short(complaint)}"
         )
-    # Whoever is over a soft limit has less than nothing left.
+    # The number is negative for a user who is over a soft limit.
     count, files = max(0, int(found[1])), found[2]
     return Space(count, None if files is None else max(0, int(files)), "quota")
 
@@ -109,8 +115,8 @@ def _quota(folder: Path, command: str) -> Space:
 def _run(command: str, folder: Path) -> tuple[int, str, str]:
     """(exit code, standard output, standard error) of a shell command.
 
-    In a session of its own: at the time limit not only the shell must end, but also what it waits
-    for, which would hold the pipes open.
+    The command has a session of its own: at the time limit the shell's children must end with it,
+    because they hold the pipes open.
     """
     process = subprocess.Popen(
         command,
@@ -127,7 +133,7 @@ def _run(command: str, folder: Path) -> tuple[int, str, str]:
         output, complaint = process.communicate(timeout=QUOTA_SECONDS)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
-        with suppress(subprocess.TimeoutExpired):  # not even a kill ends a wait for a dead server
+        with suppress(subprocess.TimeoutExpired):  # SIGKILL ends no wait for a dead server
             process.communicate(timeout=1)
         raise _not_an_answer(command, f"has not answered in {QUOTA_SECONDS:g} s") from None
     return process.returncode, output, complaint
@@ -137,7 +143,7 @@ def _not_an_answer(command: str, what: str) -> ConfigError:
     return ConfigError(
         f"checkpoint.quota_command = {command!r} {what}; expected the free bytes, or the free "
         "bytes and the free number of files, as integers on standard output. Try it in a shell "
-        "with ADRPO_RUN_DIR set to the run folder, or leave it out"
+        "with ADRPO_RUN_DIR set to the run folder, or leave the setting out"
     )
 
 

@@ -1,11 +1,11 @@
-"""Rank facts and a handful of collectives that also work without a process group.
+"""Rank facts, and collectives that also work without a process group.
 
-Facts come, in this order, from `torchrun`'s variables (which `launchers/node.sh` sets too), from
-those of a Slurm *step* (`srun`), or are those of a single process. Slurm's job variables alone do
-not count: in a bare `salloc` shell or a batch script SLURM_NTASKS may say 8 while one process runs.
+The facts come from `torchrun`'s variables (which `launchers/node.sh` sets too), else from those of
+a Slurm *step* (`srun`), else they are those of a single process. Slurm's job variables alone do not
+count: in a bare `salloc` shell or a batch script SLURM_NTASKS may be 8 while one process runs.
 
-Small things (ids, rewards, counts) travel as CPU tensors over gloo, also on a GPU cluster, so
-that float64 and int64 arrive as they were sent; rows of samples travel on the device they lie on.
+Small values (ids, rewards, counts) travel as CPU tensors over gloo, also on a GPU cluster, so that
+float64 and int64 arrive as they were sent; rows of samples travel on the device that holds them.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ _FIRST_PSEUDO_STEP = 0xFFFFFFF0
 
 @dataclass(frozen=True)
 class RankFacts:
-    """Who this process is. local_*: inside its node."""
+    """Rank of this process and number of processes, over all nodes and (local_*) inside its node.
+    launcher: torchrun, node.sh, srun or single."""
 
     rank: int = 0
     world: int = 1
@@ -49,10 +50,8 @@ class RankFacts:
 
 
 def rank_facts(env: Mapping[str, str] = os.environ) -> RankFacts:
-    """Rank facts from the environment; `launcher` is torchrun, node.sh, srun or single.
-
-    Raises ConfigError where the variables contradict each other.
-    """
+    """Rank facts from the environment. Raises ConfigError where its variables contradict each
+    other."""
     if "RANK" in env and "WORLD_SIZE" in env:
         world = int(env["WORLD_SIZE"])
         facts = RankFacts(
@@ -105,9 +104,9 @@ def first_host(nodelist: str) -> str:
 
 
 def set_srun_rendezvous() -> None:
-    """MASTER_ADDR and MASTER_PORT from the step, unless the user set them.
+    """Sets MASTER_ADDR and MASTER_PORT from the Slurm step, unless the user has set them.
 
-    The port depends on job and step, so that two jobs on one node do not meet.
+    The port depends on job and step, so that two jobs on one node use different ones.
     """
     env = os.environ
     hosts = env.get("SLURM_STEP_NODELIST", "localhost")
@@ -120,18 +119,18 @@ _joined = itertools.count()  # groups that this process has joined: a script may
 
 
 def _store(facts: RankFacts, timeout: timedelta) -> td.Store | None:
-    """Where the ranks find each other; None: where the launcher says."""
+    """The store through which the ranks find each other; None for the launcher's own."""
     number = next(_joined)
     if number == 0:
         return None
-    # The launcher's store still has the addresses of the group before, where nobody listens now.
+    # The launcher's store still has the addresses of the previous group, where nothing listens.
     store, _, _ = next(iter(rendezvous("env://", facts.rank, facts.world, timeout=timeout)))
     return td.PrefixStore(f"group-{number}", store)
 
 
 @contextmanager
 def process_group(device: str = "cpu", timeout_seconds: float = 1800) -> Iterator[RankFacts]:
-    """Joins the process group (if there is more than one process) and leaves it in order.
+    """Joins the process group, if there is more than one process, and leaves it at the end.
 
     device: "cpu" (gloo) or "cuda" (NCCL for CUDA tensors, gloo for CPU tensors).
     """
@@ -153,23 +152,23 @@ def process_group(device: str = "cpu", timeout_seconds: float = 1800) -> Iterato
     )
     try:
         yield facts
-        # Without this barrier a rank with gloo sub-groups aborts now and then while the others
-        # are still leaving, and spoils the exit code.
+        # Without this barrier a rank with gloo sub-groups sometimes aborts while the others are
+        # still leaving, and its exit code is wrong.
         td.barrier()
     finally:
         td.destroy_process_group()
 
 
 def is_lost(error: BaseException) -> bool:
-    """Whether a collective failed because another process, or the network, is gone; or this
-    process's own GPU, which the next preflight will name."""
+    """Whether an error comes from the loss of another process, of the network, or of this process's
+    GPU, which the next preflight will name."""
     gone = isinstance(error, td.DistError | torch.AcceleratorError)
     return gone or (isinstance(error, RuntimeError) and says_lost(str(error)))
 
 
 def says_lost(text: str) -> bool:
-    """Whether an error's text is of a connection to another process. gloo's errors have no class:
-    they say in which of its files they arose."""
+    """Whether an error's text is that of a lost connection to another process. gloo's errors have
+    no class of their own; their text names gloo's source file."""
     return "gloo/transport" in text
 
 
@@ -191,7 +190,7 @@ def barrier() -> None:
 
 
 def new_group(timeout_seconds: float) -> Any:
-    """A gloo group of all ranks of its own, for collectives that run beside the loop's (in another
+    """A separate gloo group of all ranks, for collectives that run beside the loop's (in another
     thread, or between any two of them); None in a single process. Collective."""
     if world_size() == 1:
         return None
@@ -240,7 +239,7 @@ def gather_rows(rows: Tensor) -> Tensor:
 
 
 def gather_objects(value: Any, group: Any = None) -> list[Any]:
-    """The picklable `value` of every rank, in rank order, on every rank. For small things."""
+    """The picklable `value` of every rank, in rank order, on every rank. For small values."""
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()
@@ -273,19 +272,20 @@ def exchange_rows(rows: Tensor, sources: Sequence[Tensor], counts: Sequence[int]
 
 
 def run_on_main(build: Any, group: Any = None) -> Any:
-    """Rank 0's `build()` on every rank; an exception on rank 0 rises on every rank.
+    """The result of rank 0's `build()`, on every rank.
 
-    Without this the other ranks would wait in the next collective until the timeout.
+    An exception on rank 0 is raised on every rank: the others would otherwise wait in the next
+    collective until the timeout.
     """
     result, error = _tried(build) if is_main() else (None, None)
     return _settled(broadcast_object((result, _portable(error)), group), error)
 
 
 def lead(work: Callable[[Ask], Any], serve: Callable[[Any], Any]) -> Any:
-    """Rank 0's `work(ask)` on every rank, like `run_on_main`, for work that needs all ranks now and
-    then: `ask(question)` is what `serve(question)` gives on each of them, in rank order.
+    """The result of rank 0's `work(ask)`, on every rank, like `run_on_main`, for work that needs
+    all ranks at times: `ask(question)` returns every rank's `serve(question)`, in rank order.
 
-    Questions and answers are picklable. serve must not raise: the ranks would be out of step.
+    Questions and answers must be picklable. `serve` must not raise: the ranks would be out of step.
     """
     if not is_main():
         while True:
@@ -300,7 +300,7 @@ def lead(work: Callable[[Ask], Any], serve: Callable[[Any], Any]) -> Any:
 
     result, error = _tried(lambda: work(ask))
     if error is not None and is_lost(error):
-        raise error  # nobody is there to be told
+        raise error  # a broadcast would fail: another rank is gone
     told = (result, _portable(error))
     broadcast_object((False, told))
     return _settled(told, error)
@@ -314,7 +314,7 @@ def _tried(build: Callable[[], Any]) -> tuple[Any, Exception | None]:
 
 
 def _settled(told: tuple[Any, Exception | None], error: Exception | None) -> Any:
-    """The result that rank 0 told, or its exception. error: rank 0's own, None elsewhere."""
+    """The result that rank 0 sent; raises its exception. error: rank 0's own, None elsewhere."""
     result, portable = told
     if portable is None:
         return result
@@ -324,8 +324,8 @@ def _settled(told: tuple[Any, Exception | None], error: Exception | None) -> Any
 
 
 def _portable(error: Exception | None) -> Exception | None:
-    """The error that other ranks raise: our own as they are, of any other the text. Exceptions of
-    other libraries (HTTP clients') may not survive the way, and the ranks would hang."""
+    """The error for the other ranks: an AdrpoError itself, of any other the text. Exceptions of
+    other libraries (HTTP clients') may not be picklable, and the ranks would hang."""
     if error is None or isinstance(error, AdrpoError):
         return error
     return RuntimeError(f"{type(error).__name__} on rank 0: {error}")

@@ -1,17 +1,17 @@
-"""Named errors. Each message gives the value, what was expected and what to do about it.
+"""Named errors. Each message gives the value, the expectation and the remedy.
 
-The command line prints the message alone, without a traceback, and exits with 2; anything that is
-not an `AdrpoError` is a fault of this package and keeps its traceback.
+The command line prints the message alone, without a traceback, and exits with `exit_code`. An
+exception that is not an `AdrpoError` is a fault of this package and keeps its traceback.
 """
 
-STOPPED = 85  # exit code: a signal asked for it; start the same command again to resume
-LOST = 86  # exit code: another process has ended, or the network; this one has done nothing wrong
+STOPPED = 85  # exit code: stopped by a signal or a hang; the same command resumes the run
+LOST = 86  # exit code: another process or the network failed; this process made no error
 
 
 class AdrpoError(Exception):
     """Base of every error that a user can cause and fix.
 
-    agreed: whether every rank raises it alike, so that one of them may print it for all.
+    agreed: whether every rank raises the same error, so that one of them prints it for all.
     """
 
     agreed = False
@@ -44,7 +44,7 @@ class WeightsError(AdrpoError):
 
 
 class RewardError(AdrpoError):
-    """A reward cannot be built, or answered with something that is not one number per sample."""
+    """A reward cannot be built, or did not return one number per sample."""
 
 
 class GroupError(AdrpoError):
@@ -52,7 +52,7 @@ class GroupError(AdrpoError):
 
 
 class EndpointError(AdrpoError):
-    """An endpoint gives no answers: it is not there, refuses the key, or fails again and again."""
+    """An endpoint gives no answers: it is absent, refuses the key, or fails repeatedly."""
 
 
 class RunFolderError(AdrpoError):
@@ -64,7 +64,7 @@ class NonFiniteError(AdrpoError):
 
 
 class LimitReached(AdrpoError):
-    """A limit of the section [limits] was crossed; the run stopped on purpose."""
+    """A limit of the section [limits] was crossed, and the run was ended for it."""
 
 
 class CheckpointError(AdrpoError):
@@ -72,7 +72,7 @@ class CheckpointError(AdrpoError):
 
 
 class DiskSpaceError(AdrpoError):
-    """There is too little room, by the disk or by a quota."""
+    """The disk or a quota leaves too little room."""
 
 
 class ExportError(AdrpoError):
@@ -80,11 +80,11 @@ class ExportError(AdrpoError):
 
 
 class NodeError(AdrpoError):
-    """A node is unfit or absent; the same job on other nodes would do."""
+    """A node is unfit or absent; the same job can run on other nodes."""
 
 
 class TrialError(AdrpoError):
-    """A trial did not come to its end: it was stopped, or needs more memory than there is."""
+    """A trial did not finish: it was stopped, or needs more memory than there is."""
 
 
 class StopRequested(Exception):
@@ -100,6 +100,6 @@ class StopRequested(Exception):
 
 
 def exit_code(error: AdrpoError) -> int:
-    """4: a node is unfit, others would do; 3: a limit of the config was reached; 2: anything else
-    that a user can fix."""
+    """4: a node is unfit, and the job can run on others; 3: a limit of the config was reached; 2:
+    any other error that a user can fix."""
     return 4 if isinstance(error, NodeError) else 3 if isinstance(error, LimitReached) else 2

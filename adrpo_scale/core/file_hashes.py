@@ -1,4 +1,4 @@
-"""SHA-256 of large files, remembered: reading 9 GB at every start takes longer than loading."""
+"""SHA-256 of large files, cached: hashing 9 GB at every start takes longer than loading them."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def cache_root() -> Path:
 
 
 def file_hashes(paths: Iterable[Path]) -> dict[Path, str]:
-    """SHA-256 in hex by path. Remembered in the cache under path, size and modification time; the
-    hub's own cache names a large file by its hash already."""
+    """SHA-256 in hex by path. Cached under path, size and modification time; a large file of the
+    hub's cache carries its hash as its name."""
     memory = cache_root() / "embeddings" / "file-hashes.json"
     known: dict[str, str] = json.loads(memory.read_text()) if memory.is_file() else {}
     before, found = len(known), {}
@@ -40,7 +40,8 @@ def file_hashes(paths: Iterable[Path]) -> dict[Path, str]:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Another process never sees half a file. For what can be computed again: not synced."""
+    """Writes a file that no other process sees half-written. It is not synced to the disk: only for
+    data that can be computed again."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     part.write_bytes(data)

@@ -37,11 +37,12 @@ def replace_file(path: Path, data: bytes) -> None:
 
 
 def replace_json(path: Path, value: Any) -> None:
+    """Puts `value` at `path` as indented JSON, in one step. Raises ValueError for nan and inf."""
     replace_file(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
 
 def sync_folder(folder: Path) -> None:
-    """Waits until the names in a folder are on the disk; a file's own fsync does not cover them."""
+    """Waits until the names in a folder are on the disk: a file's own fsync does not cover them."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -50,13 +51,14 @@ def sync_folder(folder: Path) -> None:
 
 
 def sync_file(path: Path) -> None:
-    """Waits until what other code wrote to a file is on the disk."""
+    """Waits until a file that other code has written is on the disk."""
     sync_folder(path)  # the same calls: open, fsync, close
 
 
 def remove_folder(folder: Path) -> None:
-    """Removes a folder of files and folders. What is gone already is no error: a removal may have
-    been cut short, or a shared filesystem may show a name that it no longer has."""
+    """Removes a folder with its files and folders. A name that is gone already is no error: a
+    removal may have been cut short, or a shared filesystem may list a name that it no longer has.
+    """
     try:
         names = sorted(os.listdir(folder))
     except FileNotFoundError:

@@ -1,15 +1,15 @@
 """One writer per run folder: `lock.json`, made by an exclusive create, with its owner's heartbeat.
 
-No flock: shared filesystems do not keep it, or keep it after its owner's node has died. Whether an
-owner is dead is found by what can be known of it, in this order:
+flock is not used: shared filesystems drop it, or keep it after its owner's node has died. An owner
+counts as dead by the first of these rules that applies:
 
-    the same Slurm job, in an earlier start          Slurm never runs a job twice at a time
-    this machine, and its process has ended
-    no heartbeat for `expiry_seconds`                by the file server's clock, or by our own watch
+    it is the same Slurm job, in an earlier start    Slurm never runs a job twice at a time
+    it is on this machine, and its process has ended
+    it had no heartbeat for `expiry_seconds`         by the file server's clock, or by our own watch
 
-Any other owner is watched until it shows a heartbeat (then it is alive and we are refused) or has
-been silent for too long. An owner that was only suspended finds out at its next `check`.
-"""
+Any other owner is watched until it shows a heartbeat (it is alive, and the folder is refused) or
+has been silent for too long. An owner that was only suspended learns of its loss at its next
+`check`."""
 
 from __future__ import annotations
 
@@ -18,70 +18,36 @@ import hashlib
 import json
 import logging
 import os
-import socket
 import threading
 import time
-import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, fields
-from datetime import datetime
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from adrpo_scale.core.errors import RunFolderError
+from adrpo_scale.core.files import write_all
+from adrpo_scale.core.lock_owner import (
+    Owner,
+    has_ended,
+    parse_owner,
+    process_facts,
+    this_machine,
+    this_process,
+)
 
 log = logging.getLogger(__name__)
 
 LOCK = "lock.json"
 _LARGEST = 65536  # bytes read of a lock; a real one has some hundreds
 _MOMENT = 0.02  # seconds between looks at something that takes another process milliseconds
-_GONE = (errno.ENOENT, errno.ESTALE)  # ESTALE: NFS for a file that was there when we looked it up
+_GONE = (errno.ENOENT, errno.ESTALE)  # ESTALE: on NFS, a file removed after its name was found
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
 @dataclass(frozen=True)
-class Owner:
-    """Who holds a run folder; None: not known.
-
-    process_start: in clock ticks since boot, because process ids are used again. machine: the boot
-    and the namespace within which `pid` means something.
-    """
-
-    token: str | None = None
-    cluster: str | None = None
-    job_id: str | None = None
-    restart_count: str | None = None
-    host: str | None = None
-    pid: int | None = None
-    process_start: int | None = None
-    machine: str | None = None
-    started: str | None = None
-    heartbeat_seconds: float | None = None
-
-    def __str__(self) -> str:
-        facts = {"job": self.job_id, "host": self.host, "process": self.pid, "since": self.started}
-        known = (f"{name} {fact}" for name, fact in facts.items() if fact is not None)
-        return ", ".join(known) or "an owner of whom nothing is known"
-
-    @property
-    def remedy(self) -> str:
-        if self.job_id is not None:
-            return f"Stop that job first (scancel {self.job_id})"
-        if self.pid is not None:
-            return f"Stop that process first (kill {self.pid} on {self.host})"
-        return "Find what writes there and stop it"
-
-
-_KINDS: dict[str, type] = {field.name: str for field in fields(Owner)} | {
-    "pid": int,
-    "process_start": int,
-    "heartbeat_seconds": float,
-}
-
-
-@dataclass(frozen=True)
 class _Seen:
-    """A lock at one moment. content: b"" where it may not be read; modified: nanoseconds."""
+    """A lock at one moment. content: b"" where it is not readable; modified: in nanoseconds."""
 
     content: bytes
     modified: int
@@ -91,73 +57,9 @@ class _Seen:
         return parse_owner(self.content)
 
 
-def this_process(heartbeat_seconds: float, env: Mapping[str, str] = os.environ) -> Owner:
-    """This process as an owner, with a token of its own."""
-    found = _process(os.getpid())
-    return Owner(
-        token=uuid.uuid4().hex,
-        cluster=env.get("SLURM_CLUSTER_NAME"),
-        job_id=env.get("SLURM_JOB_ID"),  # of an array's task its own, not the array's
-        restart_count=env.get("SLURM_RESTART_COUNT") or "0",
-        host=socket.gethostname(),
-        pid=os.getpid(),
-        process_start=found[1] if found else None,
-        machine=_machine(),
-        started=datetime.now().astimezone().isoformat(timespec="seconds"),
-        heartbeat_seconds=heartbeat_seconds,
-    )
-
-
-def parse_owner(content: bytes) -> Owner:
-    """The owner that a lock names. Of an empty, damaged or foreign file nothing is known."""
-    try:
-        stated = json.loads(content)
-    except ValueError:
-        return Owner()
-    if not isinstance(stated, dict):
-        return Owner()
-    known = {name: stated[name] for name, kind in _KINDS.items() if type(stated.get(name)) is kind}
-    return Owner(**known)
-
-
-def _machine() -> str | None:
-    """This boot of this machine and the namespace of its process ids; None where nobody knows."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return None
-
-
-def _process(pid: int | None) -> tuple[str, int] | None:
-    """(state, start) of a process of this machine; None where that cannot be read."""
-    try:
-        # The name in parentheses may hold anything, also spaces and parentheses.
-        after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return after_name[0], int(after_name[19])
-
-
-def _has_ended(owner: Owner) -> bool:
-    """Whether an owner's process, on this machine, is certainly no more."""
-    pid = owner.pid or 0
-    if not 0 < pid < 2**31:
-        return False  # 0 and -1 would ask about other processes
-    found = _process(pid)
-    if found is not None:
-        state, start = found
-        return state in "ZX" or owner.process_start not in (None, start)
-    try:
-        os.kill(pid, 0)  # /proc may hide other users' processes
-    except OSError as error:
-        return error.errno == errno.ESRCH
-    return False
-
-
 def _look(path: Path) -> _Seen | None:
-    """Content and time of a lock; None where there is none. Opened, not only asked for its time: on
-    NFS that makes the client ask the server, instead of a cache that is up to a minute old."""
+    """Content and time of a lock; None where there is none. The file is opened, because on NFS a
+    `stat` alone may be answered by a cache that is up to a minute old."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except PermissionError:
@@ -177,11 +79,10 @@ def _look(path: Path) -> _Seen | None:
 
 
 def _write_new(path: Path, content: bytes) -> None:
-    """Makes a file that must not exist; half a file is not left behind."""
+    """Creates a file that must not exist; removes it again where it cannot be written whole."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
     try:
-        while content:  # near a limit of the disk `os.write` may stop early
-            content = content[os.write(descriptor, content) :]
+        write_all(descriptor, content)
         os.fsync(descriptor)
     except OSError:
         path.unlink(missing_ok=True)
@@ -191,8 +92,9 @@ def _write_new(path: Path, content: bytes) -> None:
 
 
 def _create(path: Path, source: Path) -> bool:
-    """Puts `source` at `path` too, unless something is there: the one step that decides between
-    processes. By a link, so that nobody reads half a lock; where there are no links, as a copy."""
+    """Puts `source` also at `path`, unless something is there: the one step that decides between
+    processes. It is a link, so that no process reads half a lock; a copy where the filesystem has
+    no links."""
     content = source.read_bytes()
     try:
         try:
@@ -202,7 +104,7 @@ def _create(path: Path, source: Path) -> bool:
                 raise
             _write_new(path, content)
     except FileExistsError:
-        # Also the answer to a link that was made, when a file server's first answer got lost.
+        # Also the answer to a link that was made, where the file server's first answer was lost.
         seen = _look(path)
         return seen is not None and seen.content == content
     return True
@@ -212,7 +114,8 @@ class RunLock:
     """Held by rank 0 alone, from `acquire` to `release` or inside a `with` block.
 
     expiry_seconds: silence after which an owner counts as dead. heartbeat_seconds: between
-    heartbeats; at most a quarter of the expiry, so that one that comes late kills nobody.
+    heartbeats; lowered to a quarter of the expiry, so that a late heartbeat costs no owner its
+    lock.
     """
 
     def __init__(
@@ -251,8 +154,8 @@ class RunLock:
         self._thread.start()
 
     def release(self) -> None:
-        """Removes the lock if it is still ours. A disk error is only logged: nothing is lost by it,
-        the next owner finds that this process has ended."""
+        """Removes the lock if it is still ours. A disk error is only logged: the next owner sees
+        that this process has ended."""
         if self._thread is None:
             return
         self._stop.set()
@@ -266,10 +169,10 @@ class RunLock:
             log.warning("%s could not be removed (%s); it expires by itself", self.path, error)
 
     def check(self) -> None:
-        """Raises RunFolderError unless the lock is still ours. To be called before anything is
-        committed: whoever was silent for too long may have been replaced, and must not write."""
+        """Raises RunFolderError unless the lock is still ours. Call it before every commit: a
+        process that was silent for too long may have been replaced, and must not write."""
         seen, trouble = None, "it is gone: somebody deleted it"
-        for pause in (0.0, 0.1, 0.3, 1.0):  # a file server's hiccup is not the end of a run
+        for pause in (0.0, 0.1, 0.3, 1.0):  # a short failure of the file server must end no run
             time.sleep(pause)
             try:
                 seen = _look(self.path)
@@ -328,11 +231,11 @@ class RunLock:
                 time.sleep(min(0.5, self._beat))
 
     def _check_patience(self, waited: float) -> None:
-        """A name that can neither be made nor read does not become a lock by waiting."""
+        """Raises RunFolderError for a name that can neither be created nor read for too long."""
         if waited > self._expiry:
             raise RunFolderError(
-                f"{self.path} can neither be made nor read (for {waited:.0f} s): is it a link to "
-                "nowhere? Remove it if so; otherwise choose another --run-dir"
+                f"{self.path} can neither be created nor read (for {waited:.0f} s): is it a link "
+                "to nowhere? Remove it if so; otherwise choose another --run-dir"
             )
 
     def _refusal(self, owner: Owner, age: float) -> RunFolderError:
@@ -342,12 +245,13 @@ class RunLock:
         )
 
     def _why_dead(self, owner: Owner, silence: float) -> str | None:
-        """silence: seconds since the last heartbeat. None where the owner may be alive."""
+        """The reason to count an owner as dead; None where it may be alive. silence: seconds since
+        its last heartbeat."""
         if self._is_earlier_start(owner):
             return "the job was requeued"
-        if self._is_here(owner) and _has_ended(owner):
+        if self._is_here(owner) and has_ended(owner):
             return "its process has ended"
-        # It may run with other settings than we do.
+        # The owner's settings may differ from ours.
         expiry = max(self._expiry, 3 * (owner.heartbeat_seconds or 0.0))
         return f"its last heartbeat was {silence:.1f} s ago" if silence > expiry else None
 
@@ -357,7 +261,7 @@ class RunLock:
             owner.job_id is not None and owner.job_id == me.job_id and owner.cluster == me.cluster
         )
         theirs, ours = owner.restart_count or "", me.restart_count or ""
-        # Lower, not only other: what a lost node still runs of an earlier start must not come back.
+        # Lower, not only different: an earlier start, which a lost node still runs, must not win.
         return same and theirs.isdecimal() and ours.isdecimal() and int(theirs) < int(ours)
 
     def _is_here(self, owner: Owner) -> bool:
@@ -365,16 +269,16 @@ class RunLock:
         return owner.machine is not None and owner.machine == self._me.machine
 
     def _is_alive_here(self, owner: Owner, age: float) -> bool:
-        """Whether the process table says what watching would only say later."""
-        found = _process(owner.pid) if self._is_here(owner) else None
+        """Whether the process table shows, without a wait for a heartbeat, that the owner runs."""
+        found = process_facts(owner.pid) if self._is_here(owner) else None
         running = found is not None and found[0] not in "Tt"  # stopped: it may never run again
         return running and age < 2 * (owner.heartbeat_seconds or 0.0)
 
     def _take_over(self, dead: _Seen, private: Path, reason: str) -> None:
         """Removes a dead owner's lock, or lets another process do it.
 
-        Several may judge the same lock dead. Without the claim, the slower would move away what the
-        faster has made in the meantime, and in that gap a third could make its own.
+        Several processes may judge the same lock dead. Without the claim, the slower one would move
+        away the lock that the faster one has made since, and a third could create its own.
         """
         digest = hashlib.sha256(dead.content).hexdigest()[:32]
         claim = self.path.with_name(f"{LOCK}.{digest}.claim")
@@ -395,7 +299,7 @@ class RunLock:
         if _look(self.path) != expected:
             return False
         aside = self.path.with_name(f"{LOCK}.{self._me.token}.aside")
-        with suppress(FileNotFoundError):  # or the answer to a rename that was made
+        with suppress(FileNotFoundError):  # also where the answer to the rename was lost
             os.rename(self.path, aside)
         found = _look(aside)
         if found is not None and found != expected:
@@ -404,7 +308,7 @@ class RunLock:
         return found == expected
 
     def _keep_alive(self) -> None:
-        """The heartbeat's thread. It outlives what a file server does now and then."""
+        """The heartbeat's thread. Failures of the file server are logged and do not end it."""
         stop, content = self._stop, self._content
         while not stop.wait(self._beat):
             try:
@@ -416,14 +320,15 @@ class RunLock:
 
 
 def _touch(path: Path) -> int:
-    """The file server's clock, in nanoseconds: nodes' clocks differ by more than a heartbeat."""
+    """Sets a file's time and returns it, in nanoseconds: the file server's clock, since those of
+    nodes differ by more than a heartbeat."""
     os.utime(path)
     return os.stat(path).st_mtime_ns
 
 
 def _renew(path: Path, content: bytes) -> bool:
-    """A heartbeat, unless the lock is another's. By descriptor: by name it would renew the lock of
-    whoever came between the look and the renewal."""
+    """Writes a heartbeat; False where the lock is another's. By descriptor: by name it would renew
+    a lock that another process made between the look and the renewal."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         if os.read(descriptor, _LARGEST) != content:
@@ -435,11 +340,11 @@ def _renew(path: Path, content: bytes) -> bool:
 
 
 def holder_of(run: Path) -> tuple[Owner, float, bool] | None:
-    """For onlookers, who write nothing: (owner, seconds since its heartbeat by this machine's
-    clock, whether its process is known to have ended). None: nobody holds the folder."""
+    """(owner, seconds since its heartbeat by this machine's clock, whether its process is known to
+    have ended) of a run folder; None where no process holds it. Writes nothing."""
     seen = _look(run / LOCK)
     if seen is None:
         return None
     owner = seen.owner
-    is_here = owner.machine is not None and owner.machine == _machine()
-    return owner, time.time() - seen.modified / 1e9, is_here and _has_ended(owner)
+    is_here = owner.machine is not None and owner.machine == this_machine()
+    return owner, time.time() - seen.modified / 1e9, is_here and has_ended(owner)

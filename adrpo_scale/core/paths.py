@@ -20,9 +20,9 @@ _LISTED = 40
 def resolve_path(name: str) -> Path:
     """The path that `name` stands for.
 
-    A `demo:` name is a file or folder of the shipped assets and must exist, else ConfigError lists
-    what there is. Any other name is returned as it is (`~` expanded) and need not exist: whoever
-    reads it knows better what to say when it does not.
+    A `demo:` name is a file or folder of the shipped assets. Raises ConfigError, which lists the
+    assets, where there is no such asset. Any other name is returned as it is (`~` expanded) and
+    need not exist: its reader reports a missing file with its own remedy.
     """
     if not name.startswith(DEMO_PREFIX):
         return Path(os.path.expanduser(name))
@@ -31,10 +31,10 @@ def resolve_path(name: str) -> Path:
     # "demo:../.." would otherwise read whatever lies beside the package.
     if asset and path.is_relative_to(ASSETS.resolve()) and path.exists():
         return path
-    raise ConfigError(f"{name}: no such demo asset. {_what_there_is(asset)}")
+    raise ConfigError(f"{name}: no such demo asset. {_known_assets(asset)}")
 
 
-def _what_there_is(asset: str) -> str:
+def _known_assets(asset: str) -> str:
     known = sorted(
         file.relative_to(ASSETS).as_posix() for file in ASSETS.rglob("*") if file.is_file()
     )

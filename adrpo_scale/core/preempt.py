@@ -2,8 +2,9 @@
 
 SIGUSR1, SIGTERM and SIGINT only set a flag: Slurm sends several, to some ranks earlier than to
 others, and an exception in the middle of a collective would leave the other ranks waiting. At safe
-points, which every rank passes equally often, the flags are put together over a group of their own
-and all ranks stop at the same one. Only a second SIGINT on a terminal ends at once.
+points, which every rank passes equally often, the flags are combined over a process group of their
+own, and all ranks stop at the same point. Only a second SIGINT on a terminal ends the process at
+once.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ SIGNALS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
 
 
 class Signals:
-    """Catches SIGNALS inside a `with` block, in the main thread. name: of the first that came, None
-    before; at: when (time.monotonic); count: how many came."""
+    """Catches SIGNALS inside a `with` block, in the main thread. name: of the first signal, at: its
+    time (time.monotonic), both None before it; count: number of signals so far."""
 
     def __init__(self) -> None:
         self.name: str | None = None
@@ -52,13 +53,13 @@ class Signals:
 
     @property
     def seconds(self) -> float | None:
-        """Since the first signal; None before."""
+        """Seconds since the first signal; None before it."""
         return None if self.at is None else time.monotonic() - self.at
 
 
 class Stop:
-    """The safe points. Every collective method is called equally often on every
-    rank. Without signals it never stops."""
+    """The safe points of a run. Every rank calls the collective methods equally often. Without
+    signals the run never stops."""
 
     def __init__(
         self,
@@ -66,7 +67,8 @@ class Stop:
         grace_seconds: float = 120.0,
         timeout_seconds: float = 1800.0,
     ) -> None:
-        """grace_seconds: from a signal to the kill that follows."""
+        """grace_seconds: time from a signal to the kill that follows. timeout_seconds: of the
+        agreement between ranks."""
         self.signals = signals or Signals()
         self.grace_seconds = grace_seconds
         self._group = dist.new_group(timeout_seconds)
@@ -75,7 +77,7 @@ class Stop:
         self._warned = False
 
     def check(self) -> None:
-        """A safe point where nothing of the iteration has been applied yet: raises StopRequested if
+        """A safe point before the first update of an iteration: raises StopRequested, saveable, if
         any rank was signalled. Collective."""
         now = time.monotonic()
         if self._clean_since is not None:
@@ -86,9 +88,9 @@ class Stop:
             raise StopRequested(saveable=True)
 
     def check_unfinished(self, seconds_needed: float) -> None:
-        """A safe point in the middle of an iteration's updates: raises StopRequested, not saveable,
-        if any rank was signalled and `seconds_needed` (to finish the updates and save) are more
-        than the grace that is left. Collective."""
+        """A safe point between the updates of an iteration: raises StopRequested, not saveable, if
+        any rank was signalled and `seconds_needed` (to finish the updates and save) exceed the
+        grace that is left. Collective."""
         self._clean_since = None
         asked, late = self._agreed(seconds_needed)
         if asked and late > 0:
@@ -105,8 +107,8 @@ class Stop:
         return bool(asked), late
 
     def warn_if_slow(self, update_seconds: float, save_seconds: float) -> None:
-        """Says once if a stop would take longer than the grace: the longest stretch between two
-        safe points, the updates of an iteration, and a save."""
+        """Warns once if a stop can take longer than the grace: the longest time between two safe
+        points, plus the updates of an iteration, plus a save."""
         total = self._longest + update_seconds + save_seconds
         if total > self.grace_seconds and not self._warned:
             self._warned = True

@@ -34,8 +34,8 @@ class Purpose(IntEnum):
 def derive_seed(*integers: int, text: str = "") -> int:
     """A 63-bit seed from integers (each within int64) and an optional text; stable over versions.
 
-    Python's own hash() would differ between processes, and adding seeds up would make the draws
-    of (seed 1, sample 2) and (seed 2, sample 1) the same.
+    Python's own hash() differs between processes, and a sum of seeds would give (seed 1, sample 2)
+    and (seed 2, sample 1) the same draws.
     """
     packed = struct.pack(f"<{len(integers)}q", *integers) + text.encode()
     return int.from_bytes(hashlib.blake2b(packed, digest_size=8).digest(), "little") >> 1
@@ -56,11 +56,11 @@ def normal(
 
 
 def uniform(key: DrawKey, sample_ids: Iterable[int], purpose: Purpose) -> Tensor:
-    """One number of [0, 1) per sample, float32 [N] on the CPU."""
+    """One uniform number in [0, 1) per sample, float32 [N] on the CPU."""
     rows = [torch.rand((), generator=generator(key, int(s), purpose)) for s in sample_ids]
     return torch.stack(rows) if rows else torch.empty(0)
 
 
 def permutation(n: int, *integers: int) -> Tensor:
-    """A permutation of range(n), int64 [n], that depends on `integers` alone."""
+    """A permutation of range(n), int64 [n], that depends on n and `integers` alone."""
     return torch.randperm(n, generator=torch.Generator().manual_seed(derive_seed(*integers)))

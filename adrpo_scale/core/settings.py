@@ -1,4 +1,4 @@
-"""The base of every config class, and how a setting says what it means and where it comes from.
+"""The base of every config class, and the function that declares a setting with its meaning.
 
 A component's config class stands beside the component, derives from `Section` and declares its
 fields with `setting(default, meaning, paper=...)`. Unknown keys and wrong types are errors: a
@@ -17,9 +17,9 @@ from pydantic.fields import FieldInfo
 Effect = Literal["maths", "content", "rounding", "none"]
 """The effect of a setting on a run that resumes with another value of it.
 
-maths: what is learned; refused at a resume. content: the name of something whose content is
-compared instead (a model, a prompt file). rounding: only the order of sums. none: nothing that is
-trained.
+maths: changes the training; refused at a resume. content: names something whose content is compared
+instead (a model, a prompt file). rounding: changes only the order of sums. none: changes nothing
+that is trained.
 """
 
 REQUIRED: Any = ...
@@ -31,7 +31,7 @@ class Section(BaseModel):
     model_config = ConfigDict(
         extra="forbid", strict=True, frozen=True, validate_default=True, allow_inf_nan=False
     )
-    EFFECT: ClassVar[Effect] = "maths"  # of the settings that do not say it themselves
+    EFFECT: ClassVar[Effect] = "maths"  # of the settings that state none
 
 
 _ALWAYS: Any = object()  # runs have had the setting from the beginning
@@ -51,9 +51,9 @@ def setting(
 
     default: the value when the TOML file is silent; `REQUIRED` if it may not be.
     meaning: one line that `adrpo-scale config` shows.
-    paper: where the paper (arXiv 2510.18053) states the default, e.g. "Algorithm 1"; None where
-    it does not.
-    effect: what changing it in the middle of a run does; the section's EFFECT by default.
+    paper: the place in the paper (arXiv 2510.18053) that states the default, e.g. "Algorithm 1";
+    None where there is none.
+    effect: of another value in the middle of a run; the section's EFFECT by default.
     before: for a setting that is added to a section which runs already have: the value that those
     runs had without it. The run's identity leaves the setting out at that value, and the default is
     that value too: otherwise the command of an older run would start another run.
@@ -74,7 +74,7 @@ def setting(
 
 
 def notes_of(info: FieldInfo) -> dict[str, Any]:
-    """What `setting` was told beside default, meaning and limits, by the names of its arguments."""
+    """The arguments of `setting` other than default, meaning and limits, by name."""
     notes: Any = info.json_schema_extra
     return notes if isinstance(notes, dict) else {}
 
@@ -96,7 +96,7 @@ class Leaf:
 
     @property
     def is_as_before(self) -> bool:
-        """Whether runs that did not have the setting yet are as if they had this value."""
+        """Whether the value is that of runs from before the setting existed."""
         notes = notes_of(self.info)
         return "before" in notes and self.value == notes["before"]
 
@@ -119,7 +119,7 @@ def walk(
 
 
 def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted path, value) of everything that is not itself a section."""
+    """(dotted path, value) of every entry of nested dicts and lists that is no section itself."""
     if isinstance(value, dict):
         for key, item in value.items():
             yield from leaves(item, f"{path}.{key}" if path else key)

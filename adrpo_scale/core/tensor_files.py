@@ -38,6 +38,7 @@ _NAMES = {
 
 
 def can_write(dtype: torch.dtype) -> bool:
+    """Whether `TensorFileWriter` writes this type."""
     return dtype in _NAMES
 
 
@@ -65,7 +66,7 @@ class TensorHeader:
 
 class TensorFileWriter:
     """One safetensors file. Use as a context manager: `write` each tensor in the order of
-    `headers`, then `finish`. Raises OSError as the disk does; an unfinished file is not valid."""
+    `headers`, then `finish`. Raises the disk's OSError; an unfinished file is not valid."""
 
     def __init__(
         self, path: Path, headers: Sequence[TensorHeader], metadata: Mapping[str, str] | None = None
@@ -108,12 +109,12 @@ class TensorFileWriter:
         write_all(self._descriptor, data)
         self._bytes += len(data)
         if len(data) == CHUNK and (self._flushing is None or self._flushing.done()):
-            # The disk is to work while the next chunks are hashed, not only at the end.
+            # Otherwise the disk would be idle while chunks are hashed and write all at the end.
             self._check_flushed()
             self._flushing = self._flusher.submit(os.fdatasync, self._descriptor)
 
     def _check_flushed(self) -> None:
-        """Raises what an earlier flush has raised: the kernel tells of a lost page only once."""
+        """Raises the error of an earlier flush: the kernel reports a lost page only once."""
         if self._flushing is not None:
             self._flushing.result()
 

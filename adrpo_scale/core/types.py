@@ -1,4 +1,4 @@
-"""What flows through the loop: frozen dataclasses, no behaviour beyond looking things up.
+"""The data of the training loop: frozen dataclasses without behaviour beyond look-ups.
 
 Legend of shape suffixes, used everywhere:
 
@@ -30,10 +30,10 @@ from torch import Tensor
 class Prompt:
     """One prompt of a prompt file.
 
-    id: its place in the file (int64); text: what the model is given; metadata: whatever else the
-    file says of it (GenEval's `include`, DrawBench's category, a reference answer, ...).
-    messages: a conversation of several turns, `{"role": ..., "content": ...}` each; `text` then
-    only shows it. Empty: the text is one message of the user's.
+    id: its place in the file (int64). text: the model's input. metadata: the other fields of the
+    file's row (GenEval's `include`, DrawBench's category, a reference answer, ...). messages: a
+    conversation of several turns, `{"role": ..., "content": ...}` each, which `text` then only
+    shows; where it is empty, `text` is one message of the user.
     """
 
     id: int
@@ -43,16 +43,16 @@ class Prompt:
 
     @property
     def conversation(self) -> list[dict[str, str]]:
-        """The messages that a chat model is given."""
+        """The messages for a chat model."""
         return [dict(m) for m in self.messages] or [{"role": "user", "content": self.text}]
 
 
 @dataclass(frozen=True)
 class Completion:
-    """What a language model wrote: the artifact of the text domain.
+    """One completion of a language model: the artifact of the text domain.
 
-    text: decoded with special tokens shown, without the token that ends it. tokens: all of them.
-    finished: whether it ended by itself and was not cut off.
+    text: decoded with special tokens shown, without the end token. tokens: the token ids. finished:
+    False where it was cut off at the length limit.
     """
 
     text: str
@@ -65,7 +65,7 @@ class Completion:
 
 @dataclass(frozen=True)
 class DrawKey:
-    """Which random numbers a pass uses; with a sample id it names one draw (see `seeding`).
+    """The key of a pass's random numbers; with a sample id it names one draw (see `seeding`).
 
     update: index of the optimizer step inside the iteration; draw: index of the (t, x0) draw.
     """
@@ -80,7 +80,7 @@ class DrawKey:
 class Rows:
     """N samples as a struct of arrays, on one rank.
 
-    sample_ids_N, prompt_ids_N: int64 [N] on the CPU. tensors: the domain's own, dim 0 = N (flow:
+    sample_ids_N, prompt_ids_N: int64 [N] on the CPU. tensors: of the domain, dim 0 = N (flow:
     `x1` [N, C, H, W]; tokens: prompt and completion ids), on the compute device.
     """
 
@@ -111,7 +111,7 @@ class Rewards:
     weights_R: float64 [R]. total_PG: float64 [P, G], the weighted sum.
     mask_PG: bool [P, G], False where a reward raised or was not finite: such a sample counts
     nowhere. kept_PG: bool [P, G], False where the domain keeps a sample out of the loss (a
-    truncated completion) though its reward counts. prompt_ids_P: int64 [P].
+    truncated completion) while its reward counts; None keeps all. prompt_ids_P: int64 [P].
     """
 
     names: Sequence[str]
@@ -130,10 +130,10 @@ class Rewards:
 
 @dataclass(frozen=True)
 class Credit:
-    """What an algorithm decides about S samples (or, after `take`, about N rows); all [S].
+    """An algorithm's decision about S samples (or, after `take`, about N rows); all [S].
 
-    advantage: A, how hard to push the sample up or down (float64). advantage_clipped: A_clip.
-    beta: how hard to hold it to the reference (beta0 - A_clip for ADRPO). pair_id: int64, equal
+    advantage: A, the signed weight of the sample (float64). advantage_clipped: A_clip. beta: the
+    weight of the divergence from the reference (beta0 - A_clip for ADRPO). pair_id: int64, equal
     for the winner and the loser of a pair, -1 elsewhere. include: float64, 1 or 0; a row with 0
     (masked, or filler that keeps ranks in step) adds nothing to the loss.
     """
@@ -157,10 +157,10 @@ class Credit:
 
 @dataclass(frozen=True)
 class FlatRange:
-    """Where one rank's slice lies in a whole tensor, flattened in row-major order.
+    """The place of one rank's slice in a whole tensor, flattened in row-major order.
 
     shape: of the whole tensor. [start, stop): elements of this rank's slice; may be empty.
-    replica of replicas: which of the ranks that hold the very same slice this one is.
+    replicas: number of ranks that hold the same slice; replica: the index of this one among them.
     """
 
     shape: tuple[int, ...]

@@ -1,13 +1,13 @@
-"""Ends a process that makes no progress, after it has written down where it stood.
+"""Ends a process that makes no progress, after its stacks are written down.
 
-A rank that hangs (a dead GPU, a file server, somebody's reward function) makes all ranks hang: they
-wait for it in the next collective. So every rank watches itself, all fire within moments of each
-other, and each writes the stacks of its threads into `RUN/stacks/`. Then the process ends with the
-exit code that asks for a requeue: better than to burn the allocation until the time limit.
+A rank that hangs (a dead GPU, a file server, a user's reward function) makes all ranks hang: they
+wait for it in the next collective. So every rank watches itself, all watchdogs fire within moments
+of each other, and each writes the stacks of its threads into `RUN/stacks/`. Then the process ends
+with the exit code that asks for a requeue; it would otherwise use up the allocation's time.
 
-Progress is what calls `beat`: safe points, chunks, tensors read, and the beginning and the end of a
-`phase`. There is one watch per process, as there is one `faulthandler`; where none is running these
-calls only remember a name.
+Progress is a call of `beat`: at safe points, after chunks, at each tensor that is read, and at the
+beginning and end of a `phase`. A process has one watchdog, because it has one `faulthandler`; where
+none is running, these calls only remember a name.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from adrpo_scale.core.errors import STOPPED
 log = logging.getLogger(__name__)
 
 FOLDER = "stacks"
-_OTHERS = 20.0  # seconds for the other ranks to notice it too, before our end breaks their sockets
-_WRITING = 30.0  # seconds for the stacks to be written, to a disk that may be what hangs
+_OTHERS = 20.0  # seconds for the other ranks to notice the hang before their sockets break
+_WRITING = 30.0  # seconds for the stacks to be written, to a disk that may itself be hanging
 _BACKSTOP = 60.0  # seconds after which C code writes the stacks, should Python itself be stuck
-_MORE = {"load": 3}  # times the seconds: rank 0 may encode every prompt while the others wait
+_MORE = {"load": 3}  # factor on the seconds: rank 0 may encode every prompt while the others wait
 
-_phases: list[str] = ["start"]  # what the main thread is in, the innermost last
-_last = time.monotonic()  # of the newest progress
+_phases: list[str] = ["start"]  # of the main thread, the innermost last
+_last = time.monotonic()  # time of the newest progress
 
 
 def beat() -> None:
-    """Says that there is progress."""
+    """Records progress."""
     global _last
     _last = time.monotonic()
 
@@ -64,9 +64,9 @@ def where() -> str:
 class Watchdog:
     """Watches this process inside a `with` block.
 
-    run: its folder, for the stacks. rank: of this process. seconds: without progress, until it
-    ends. on_hang: called with one line that says what happened, before the end; it may not hang
-    for longer than 30 s, or it is cut off.
+    run: the run folder, for the stacks. rank: of this process. seconds: the longest time without
+    progress. on_hang: called with one line that describes the hang, before the process ends; it is
+    cut off after 30 s.
     """
 
     def __init__(
@@ -104,8 +104,9 @@ class Watchdog:
             faulthandler.unregister(signal.SIGALRM)
 
     def _arm_backstop(self) -> None:
-        """An alarm, put off for as long as this thread runs: its handler in C needs no lock of
-        Python's, writes the stacks, and leaves the end to the signal's own effect."""
+        """Sets an alarm that is put off for as long as this thread runs. Its handler is C code that
+        needs no lock of Python's: it writes the stacks, then the signal's default action ends the
+        process."""
         signal.setitimer(signal.ITIMER_REAL, self._seconds + _BACKSTOP)
 
     def _end(self, silent: float) -> None:
@@ -118,11 +119,11 @@ class Watchdog:
         writer.start()
         writer.join(_WRITING)
         self._done.wait(max(0.0, min(_OTHERS, self._seconds) - (time.monotonic() - begin)))
-        os._exit(STOPPED)  # without clean-up: that is what would hang
+        os._exit(STOPPED)  # without clean-up, which would hang too
 
     def _tell(self, line: str) -> None:
         print(line, file=sys.stderr, flush=True)
-        with suppress(OSError):  # the line above is printed, and the end must come
+        with suppress(OSError):  # the line is printed already; the process must end in any case
             self._file.parent.mkdir(exist_ok=True)
             with self._file.open("a") as file:
                 file.write(f"{time.strftime('%F %T')} {line}\n")

@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 
 from adrpo_scale.core.errors import RunFolderError
-from adrpo_scale.core.folder_lock import LOCK, RunLock, parse_owner, this_process
+from adrpo_scale.core.folder_lock import LOCK, RunLock
+from adrpo_scale.core.lock_owner import parse_owner, this_process
 from tests.support.waiting import wait_until
 
 EXPIRY, BEAT = 0.4, 0.1
@@ -284,7 +285,7 @@ def test_lock_that_says_nothing_readable_is_replaced_after_the_expiry(tmp_path, 
 
 def test_lock_that_says_nothing_readable_but_is_kept_alive_refuses(tmp_path):
     leave_lock(tmp_path, b"{")
-    with heartbeats(tmp_path / LOCK), pytest.raises(RunFolderError, match="nothing is known"):
+    with heartbeats(tmp_path / LOCK), pytest.raises(RunFolderError, match="an unknown process"):
         RunLock(tmp_path, LONG, BEAT).acquire()
 
 
