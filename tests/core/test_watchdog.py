@@ -72,8 +72,8 @@ def test_a_thread_that_never_lets_go_of_pythons_lock_is_ended_too(tmp_path):
 
 
 def test_progress_keeps_it_quiet(tmp_path):
-    body = "[(time.sleep(.25), watchdog.beat()) for _ in range(12)]"
-    done, stacks = outcome(tmp_path, body, seconds=2)
+    body = "[(time.sleep(.25), watchdog.beat()) for _ in range(24)]"
+    done, stacks = outcome(tmp_path, body, seconds=5)
     assert (done.returncode, done.stderr, stacks) == (0, "", "")
 
 
