@@ -4,8 +4,8 @@
 #     launchers/local.sh configs/sd3/adrpo.toml --set seed=1
 #     launchers/local.sh -n 2 configs/demo/image_adrpo.toml
 #
-# What follows is for `adrpo-scale train`. Ctrl-C saves and stops (exit code 85: start it again to go
-# on); a second one ends at once.
+# The script passes its arguments to `adrpo-scale train`. Ctrl-C saves and stops (exit code 85: the
+# same command resumes); a second Ctrl-C ends at once.
 set -u
 processes=${CUDA_VISIBLE_DEVICES+$(tr , '\n' <<<"$CUDA_VISIBLE_DEVICES" | grep -c .)}
 if [[ -z $processes ]]; then
@@ -21,7 +21,7 @@ if (($# == 0)) || [[ ! $processes =~ ^[0-9]+$ ]]; then
     exit 2
 fi
 ((processes > 0)) || processes=1
-# Of no other run on this machine: a port that the system has just had free.
+# A free port, so that several runs fit on one machine.
 read -ra prefix <<<"${ADRPO_PREFIX:-}"
 export MASTER_PORT=${MASTER_PORT:-$(${prefix[@]+"${prefix[@]}"} "${ADRPO_PYTHON:-python}" -c \
     'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')}

@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# The processes of one node: one per GPU, or as many as ADRPO_PROCESSES says. Started once on every
-# node, by srun in slurm/*.sbatch, or by local.sh:
+# Starts the processes of one node: one per GPU, or ADRPO_PROCESSES of them. It runs once on every
+# node, started by srun in slurm/*.sbatch, or by local.sh:
 #
 #     srun --ntasks-per-node=1 launchers/node.sh -m adrpo_scale train configs/sd3/adrpo.toml
 #
-# Why not torchrun: it turns a rank's exit code 85 ("requeue me") into 1, and dies of SIGUSR1.
-# Reads: ADRPO_PROCESSES, ADRPO_NODES (host names, by commas), ADRPO_NODE (this one's number),
-# MASTER_ADDR, MASTER_PORT, ADRPO_PYTHON, ADRPO_PREFIX (put before every process), and
-# ADRPO_PATIENCE (seconds that the other ranks may run on once one has failed; default 60).
+# torchrun does not serve here: it turns a rank's exit code 85 ("requeue me") into 1, and dies of
+# SIGUSR1. Variables: ADRPO_PROCESSES, ADRPO_NODES (host names, separated by commas), ADRPO_NODE
+# (the number of this node), MASTER_ADDR, MASTER_PORT, ADRPO_PYTHON, ADRPO_PREFIX (prefix of every
+# process), ADRPO_PATIENCE (seconds that the other ranks may keep running after one has failed;
+# default 60).
 set -u
 if (($# == 0)); then
     sed -n '2,5s/^# \{0,1\}//p' "$0"
@@ -24,8 +25,8 @@ processes=${ADRPO_PROCESSES:-${SLURM_GPUS_ON_NODE:-1}}
 patience=${ADRPO_PATIENCE:-60}
 read -ra prefix <<<"${ADRPO_PREFIX:-}"
 
-# First of all: Slurm's signal kills a bash that does not expect it. Ranks that are still importing
-# would die of it too, so they begin with it ignored, and it is sent to them again and again.
+# Before anything else: without a trap, Slurm's signal kills bash. It would also kill ranks that are
+# still importing, so they begin with it ignored, and it is sent to them repeatedly.
 stopping=0 interrupts=0
 trap 'stopping=1' USR1 TERM
 trap 'stopping=1 interrupts=$((interrupts + 1))' INT
@@ -34,7 +35,7 @@ export WORLD_SIZE=$((processes * ${#hosts[@]})) LOCAL_WORLD_SIZE=$processes
 export ADRPO_NODES=${ADRPO_NODES:-$host} MASTER_ADDR=${MASTER_ADDR:-${hosts[0]}}
 export ADRPO_LAUNCHER=node.sh # for the record of the start
 if ((processes > 0)) && [[ -z ${OMP_NUM_THREADS:-} ]]; then
-    # Each process would take every core of the node, and they would be in each other's way.
+    # Otherwise each process would start a thread for every core of the node.
     cores=$(nproc)
     export OMP_NUM_THREADS=$((cores > processes ? cores / processes : 1))
 fi
@@ -48,7 +49,7 @@ for ((local = 0; local < processes; local++)); do
     pids+=($!)
 done
 
-# The first bad code decides. 86 is of ranks that have only lost another one.
+# The first failure decides, except 86: such a rank has only lost another one.
 code=0 deadline=0 beat=0
 while ((${#pids[@]})); do
     for local in "${!pids[@]}"; do
