@@ -1,5 +1,5 @@
-"""The trained LoRA alone: peft's adapter_config.json and adapter_model.safetensors, and beside them
-the same tensors in whatever file the base model's own library wants (`Layout.write_adapters`).
+"""Exports of the trained LoRA alone: peft's adapter_config.json and adapter_model.safetensors, and
+the same tensors in the file format of the base model's own library (`Layout.write_adapters`).
 """
 
 from __future__ import annotations
@@ -19,18 +19,19 @@ from adrpo_scale.export.layouts import layout_of
 
 PEFT_FILE = "adapter_model.safetensors"
 _PEFT_PREFIX = "base_model.model."
+_REMEDY = "please open an issue"
 
 
 def adapter_bytes(material: Material, dtype: torch.dtype) -> int:
-    """What `write_adapter` will write, in two files at most."""
+    """Bytes that `write_adapter` writes, in at most two files."""
     shapes = (material.reader.shape(n, material.part) for n in material.reader.names(material.part))
     return 2 * sum(torch.Size(shape).numel() for shape in shapes) * dtype.itemsize
 
 
 def write_adapter(material: Material, dtype: torch.dtype, folder: Path) -> Written:
-    """Every file of the adapters, in `dtype`. They are small, so all are in memory at once.
+    """Writes every file of the adapters, in `dtype`. All of them are in memory at once.
 
-    ExportError where every B is zero in `dtype`: such adapters change nothing.
+    Raises ExportError where every B is zero in `dtype`: such adapters change nothing.
     """
     tensors = _adapters(material, dtype)
     ups = [tensor for name, tensor in tensors.items() if ".lora_B." in name]
@@ -45,12 +46,14 @@ def write_adapter(material: Material, dtype: torch.dtype, folder: Path) -> Writt
 
 
 def _adapters(material: Material, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Tensors by the name that they have in the files, without peft's name of the adapter."""
+    """Tensors by their names in the files, which lack peft's adapter name `default`."""
     reader, part = material.reader, material.part
     names = sorted(reader.names(part))
     strange = [name for name in names if not is_adapter(name)]
     if strange:
-        raise ExportError(f"{reader.folder} holds {strange[:3]}, which are not adapters")
+        raise ExportError(
+            f"{reader.folder} holds {strange[:3]}, expected LoRA adapters alone; {_REMEDY}"
+        )
     return {n.replace(".default.", "."): reader.whole(n, part).to(dtype) for n in names}
 
 
@@ -63,7 +66,7 @@ def _write_peft(
         inference_mode=True,
         **settings,
     )
-    # peft makes a set of it, whose order would differ from one export to the next.
+    # peft turns it into a set, whose order differs from one export to the next.
     config.target_modules = settings["target_modules"]
     config.save_pretrained(str(folder))
     headers = [TensorHeader(_PEFT_PREFIX + n, t.dtype, tuple(t.shape)) for n, t in tensors.items()]
@@ -74,7 +77,7 @@ def _write_peft(
 
 
 def lora_settings(material: Material) -> dict[str, Any]:
-    """What a LoraConfig needs, and nothing that an older peft does not know."""
+    """Arguments of a LoraConfig; only those that older versions of peft know, too."""
     lora, spec = material.reader.manifest.document["lora"], material.spec
     assert spec.lora is not None
     alpha, targets = lora["alpha"], spec.lora.targets or spec.lora_targets

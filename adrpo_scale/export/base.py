@@ -1,12 +1,12 @@
-"""What an export is asked to be, what it is made from, and what was written.
+"""Types of an export: the request, its material, the written files, and the library's layout.
 
-    adapter   the trained LoRA alone: a peft folder, with what else the base's library wants of it
+    adapter   the trained LoRA alone: a peft folder, and the LoRA file of the base's own library
     merged    the base model with W + alpha/rank · B @ A in place of every adapted W
     full      the base model with the parameters of full training in place of its own
-    whole     everything that the base's folder holds, with the trained model put back into it,
-              however it was trained; where the folder holds more than the model
+    whole     everything that the base's folder holds, with the trained model (LoRA or full) put
+              back into it; only where the folder holds more than the model
 
-An export is written to `<to>.tmp` and renamed at its end, so a killed one leaves no half folder.
+An export is written to `<to>.tmp` and renamed at its end, so a kill leaves no half folder.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ _HUB_CACHE = re.compile(r"models--([^/]+)--([^/]+)/snapshots/")
 
 @dataclass(frozen=True)
 class Request:
-    """What is wanted. dtype: None for float32 (adapter), or the base's own, tensor by tensor
-    (any other). max_shard_bytes: of one weight file. link: hard links instead of copies of what
-    the base has beside the trained weights."""
+    """A requested export. dtype: None for float32 (adapter), or for the base's own type of each
+    tensor (other forms). max_shard_bytes: largest size of one weight file. link: hard links instead
+    of copies of the base's other files."""
 
     to: Path
     form: Form
@@ -61,7 +61,7 @@ class Request:
 def parse_request(
     to: Path, form: str, ema: bool, dtype: str | None, max_shard_size: str, verify: str, link: bool
 ) -> Request:
-    """A Request from what the command line says. ExportError for a word that is not known."""
+    """The Request of a command line. Raises ExportError for an unknown form, type or level."""
     check_word("--as", form, get_args(Form))
     check_word("--verify", verify, get_args(Level))
     if dtype is not None:
@@ -78,13 +78,14 @@ def parse_request(
 
 
 def check_word(option: str, word: str, known: object) -> None:
+    """Raises ExportError unless `word` is one of `known`, a tuple or the keys of a dict."""
     assert isinstance(known, tuple | dict)
     if word not in known:
         raise ExportError(f"{option} {word!r}: expected {' or '.join(known)}")
 
 
 def parse_size(text: str) -> int:
-    """Bytes of "5GB" or "500MB": decimal, as on the hub."""
+    """Bytes of "5GB" or "500MB": decimal units, as on the hub. Raises ExportError."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]B)", text.strip().upper())
     size = int(float(match[1]) * _UNITS[match[2]]) if match else 0
     if size <= 0:
@@ -94,7 +95,8 @@ def parse_size(text: str) -> int:
 
 @dataclass(frozen=True)
 class Base:
-    """Which model was trained, without any path. name: hub id, or the last name of a folder."""
+    """The model that was trained, without any path. name: hub id, or the last part of a folder's
+    path."""
 
     name: str
     is_hub_id: bool
@@ -103,7 +105,8 @@ class Base:
 
 
 def base_of(model: str, revision: str | None, sha256: str) -> Base:
-    """model: `domain.model` as the run had it. revision: known for models of the hub's cache."""
+    """The Base of a run. model: the run's `domain.model`. revision: known for models of the hub's
+    cache."""
     cached = _HUB_CACHE.search(model)
     if cached:
         return Base(f"{cached[1]}/{cached[2]}", True, revision, sha256)
@@ -113,18 +116,18 @@ def base_of(model: str, revision: str | None, sha256: str) -> Base:
 
 
 def last_name(path: str) -> str:
-    """What of a path may be told to strangers: its last part."""
+    """The last part of a path: all of it that may be published."""
     return re.split(r"[/\\]", path.rstrip("/\\"))[-1]
 
 
 @dataclass(frozen=True)
 class Material:
-    """What an export is made from.
+    """The inputs of an export.
 
-    reader: the checkpoint, its hashes verified. part: the set of it, `policy` or `ema`.
-    spec: the policy; `spec.weights` are those that training started from, and are not `stored`
-    where the run's reference was rebased on a fork's origin. stored: the base's tensors that a
-    complete export holds, as they lie on the disk. folder: of the base's pipeline or model.
+    reader: the checkpoint, its hashes verified. part: the exported set, `policy` or `ema`.
+    spec: the policy; `spec.weights` are the weights that training started from: other ones than
+    `stored` where the reference was rebased on a fork's origin. stored: the base's tensors that a
+    complete export holds, as they are on the disk. folder: that of the base's pipeline or model.
     """
 
     reader: Reader
@@ -142,13 +145,13 @@ class Material:
         return lora["alpha"] / lora["rank"]
 
     def dtype(self, name: str, wanted: torch.dtype | None) -> torch.dtype:
-        """Of one of the base's tensors, by its stored name, in any export but an adapter. What the
-        policy does without is copied as it is."""
+        """The exported type of a tensor, by its stored name; for all forms but adapter. Tensors
+        that are not the policy's keep their own type."""
         own, is_policy = self.stored.dtype(name), name in self.stored.policy_names
         return wanted if wanted is not None and is_policy and own.is_floating_point else own
 
     def close(self) -> None:
-        """Lets go of mapped files: their pages count as this process's memory."""
+        """Closes mapped files: their pages count as this process's memory."""
         self.spec.weights.close()
         self.stored.close()
         self.reader.close()
@@ -156,8 +159,9 @@ class Material:
 
 @dataclass(frozen=True)
 class Written:
-    """files: the weight files, by path inside the export. trained: how many of the base's tensors
-    training changes; changed: how many of them still differ from the base's in the export."""
+    """The weights of a written export. files: by path inside the export. trained: number of the
+    base's tensors that were trained; changed: number of those that differ from the base's in the
+    export, after rounding."""
 
     files: Mapping[str, FileFacts]
     trained: int
@@ -169,13 +173,13 @@ class Written:
 
 
 def check_changed(written: Written, dtype: torch.dtype | None) -> None:
-    """Raises ExportError where the export is the base model."""
+    """Raises ExportError where no trained tensor differs from the base model's."""
     if not written.changed:
         which = "this type" if dtype is None else str(dtype).removeprefix("torch.")
         raise ExportError(
             f"none of the {written.trained} trained tensors differs from the base model's in "
             f"{which}: the export would be the base model itself. Training has moved them by less "
-            "than their rounding: use --dtype float32, or train longer"
+            "than the rounding to this type: use --dtype float32, or train longer"
         )
 
 
@@ -189,7 +193,7 @@ class Copy:
 
 @dataclass(frozen=True)
 class Use:
-    """What a card's examples depend on. dtype: torch's name of the type that training ran in."""
+    """The facts that a card's examples depend on. dtype: the type of training, e.g. "bfloat16"."""
 
     form: Form
     base: Base
@@ -199,21 +203,21 @@ class Use:
 
 
 class Layout(ABC):
-    """What of an export depends on the library that loads it: the files beside the trained weights,
-    what the second process tries beyond the outputs, and the words of the card."""
+    """The parts of an export that depend on the library that loads it: files beside the trained
+    weights, further checks in the second process, and text of the card."""
 
     peft_settings: Mapping[str, Any] = {}  # of adapter_config.json, beside rank, alpha and targets
 
     def check(self, material: Material, form: Form) -> None:
-        """Raises ExportError where such an export of this base would be another model."""
+        """Raises ExportError where the library would load another model from this export."""
         return None
 
     @abstractmethod
     def copies(self, material: Material, form: Form) -> list[Copy]:
-        """What the export takes over from the base, weights of other components included."""
+        """Files that are copied from the base, weights of other components included."""
 
     def texts(self, material: Material, request: Request) -> dict[str, str]:
-        """Files with a text of their own, by path; they stand in for copies of that name."""
+        """Texts of files by path; they replace copies of the same name."""
         return {}
 
     def write_adapters(
@@ -223,47 +227,47 @@ class Layout(ABC):
         settings: Mapping[str, Any],
         folder: Path,
     ) -> list[str]:
-        """Writes the adapters once more, as the library's own file; the names of such files.
+        """Writes the adapters once more, in the library's own format; returns the files' names.
         settings: rank, alpha and targets, as a LoraConfig takes them."""
         return []
 
     def job(self, target: ExportTarget, form: Form) -> dict[str, Any]:
-        """What `load_check.py` must know of the target, beside what every export has; or instead
-        of it."""
+        """Entries of the job for `load_check.py` that add to, or override, those of every
+        export."""
         return {}
 
     def check_answer(self, target: ExportTarget, answer: Mapping[str, Any]) -> None:
-        """Raises ExportError where something else that `load_check.py` tried is wrong."""
+        """Raises ExportError where a further result of `load_check.py` is wrong."""
         return None
 
     def further_errors(
         self, model: Any, inputs: Mapping[str, Tensor], answer: Mapping[str, Any]
     ) -> dict[str, float]:
-        """Errors of what else it tried, as shares of the outputs' root mean square, by name.
-        model: the policy, rounded as the export is; inputs: what it is given."""
+        """Errors of the further results, by name, as shares of the outputs' root mean square.
+        model: the policy, rounded as the export is; inputs: its keyword arguments."""
         return {}
 
     @abstractmethod
     def summary(self, form: Form, target: ExportTarget) -> str:
-        """What the export is, as the beginning of a sentence."""
+        """A noun phrase for the export: the card's first sentence begins with it."""
 
     @abstractmethod
     def usage(self, use: Use) -> list[str]:
-        """Markdown: Python that runs as it stands inside the export's folder, and words."""
+        """Markdown blocks: text, and Python that runs unchanged inside the export's folder."""
 
 
 def code_block(lines: Sequence[str], language: str = "python") -> str:
-    """Markdown."""
+    """A fenced code block of Markdown."""
     return f"```{language}\n" + "\n".join(lines) + "\n```"
 
 
 def base_lines(base: Base) -> list[str]:
-    """Python that names the base model for the lines after it."""
+    """Lines of Python that set `base`, the name of the base model."""
     remark = "" if base.is_hub_id else "  # the folder of the base model"
     return [f"base = {json.dumps(base.name.removeprefix('demo:'))}{remark}"]
 
 
 def base_arguments(base: Base) -> str:
-    """Of `from_pretrained`, after `base_lines`."""
+    """Arguments of `from_pretrained` for the base model, after `base_lines`."""
     revision = base.revision if base.is_hub_id else None
     return f'base, revision="{revision}"' if revision else "base"

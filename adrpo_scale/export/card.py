@@ -1,7 +1,7 @@
-"""The model card of an export: what it is, where it comes from, how to use it.
+"""The model card of an export: its content, its origin and its use.
 
-Nothing in it says anything of the machine: paths are cut down to their last part, and a shell
-command is left out.
+A card holds no facts about the machine: paths are cut to their last part, and the setting that
+holds a shell command is left out.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from adrpo_scale.export.layouts import layout_of
 from adrpo_scale.export.verify import Verdict
 
 CARD = "README.md"
-_SHELL = ("checkpoint.quota_command",)  # names hosts and users
+_SHELL = ("checkpoint.quota_command",)  # may hold names of hosts and users
 
 Metric = tuple[str, str, float | None, float | None]
-"""(metric, split, of the base model, of the exported one)."""
+"""(metric, split, value of the base model, value of the exported one)."""
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """What a checkpoint and its run's folder say. settings: all, by dotted path. evaluated: the
-    iteration of the metrics, or None without any. rewards: name → count, mean, m2, min, max.
-    origin: which iteration of which run it started from."""
+    """The facts that a checkpoint and its run's folder hold. settings: all, by dotted path.
+    evaluated: the iteration of `metrics`; None without any. rewards: name → count, mean, m2 (sum of
+    squared deviations), min, max. origin: the iteration and run that training started from."""
 
     run: str
     iteration: int
@@ -49,8 +49,8 @@ class Provenance:
 
 @dataclass(frozen=True)
 class Story:
-    """Everything that a card tells. licence: the base card's `license…` fields. rank: of adapters,
-    where there are any."""
+    """The contents of a card. licence: the base card's `license…` fields. rank: the LoRA's; None
+    after full training."""
 
     form: Form
     dtype: str
@@ -64,7 +64,7 @@ class Story:
 
 
 def base_licence(folder: Path) -> dict[str, Any]:
-    """`license`, `license_name` and `license_link` of the base model's card, where they are."""
+    """`license`, `license_name` and `license_link` of the base model's card, as far as stated."""
     try:
         data = ModelCard.load(folder / CARD, ignore_metadata_errors=True).data.to_dict()
     except (OSError, ValueError):
@@ -74,9 +74,9 @@ def base_licence(folder: Path) -> dict[str, Any]:
 
 
 def write_card(story: Story, folder: Path) -> None:
-    """README.md of the export, with the hub's metadata on top."""
+    """Writes the export's README.md, with the hub's metadata on top."""
     algorithm = story.provenance.settings["algorithm.name"]
-    base = story.base.name if story.base.is_hub_id else None  # the hub takes its own ids alone
+    base = story.base.name if story.base.is_hub_id else None  # the hub accepts no other name
     data = ModelCardData(
         base_model=base,
         library_name=story.target.library,
@@ -129,7 +129,7 @@ def _licence(story: Story) -> str:
     if not licence:
         return (
             "Licence: unknown, because the base model's card states none. The base model's terms "
-            "apply to what is derived from it; see where it comes from."
+            "apply to this derivative; look them up where the base model was published."
         )
     named = " ".join(licence[n] for n in ("license", "license_name") if n in licence)
     link = f" ({licence['license_link']})" if "license_link" in licence else ""
@@ -137,7 +137,7 @@ def _licence(story: Story) -> str:
 
 
 def _usage(story: Story) -> str:
-    """Blocks of Python that run as they stand inside the export's folder."""
+    """Markdown: blocks of Python that run unchanged inside the export's folder."""
     settings = story.provenance.settings
     use = Use(
         form=story.form,
@@ -195,7 +195,7 @@ def _training(source: Provenance) -> str:
 
 
 def public(value: Any) -> Any:
-    """A setting without what it says about the machine."""
+    """A setting's value with paths cut to their last part."""
     if isinstance(value, list):
         return [public(item) for item in value]
     return last_name(value) if isinstance(value, str) and is_path(value) else value

@@ -1,4 +1,4 @@
-"""What an export takes over from its base: configs, tokenizers, licences, other components."""
+"""Files that an export copies from its base: configs, tokenizers, licences, other components."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _CONTENT = {"tokenizer.json", "vocab.json", "special_tokens_map.json", "added_to
 
 
 def licence_files(base: Path) -> list[Copy]:
-    """An export is a derivative of the base: the licence's text goes with it."""
+    """The base's licence files: an export is a derivative, so it must carry them."""
     paths = sorted(path for path in base.iterdir() if path.name.upper().startswith(LICENCES))
     return [Copy(path, path.name) for path in paths if path.is_file()]
 
@@ -26,8 +26,8 @@ def bytes_of(copies: list[Copy]) -> int:
 
 
 def write_copies(copies: list[Copy], texts: Mapping[str, str], folder: Path, link: bool) -> None:
-    """Copies the files, or links those that stay as they are, and writes the texts. JSON loses its
-    absolute paths."""
+    """Writes the texts, then copies the other files; link: hard-links them where that is possible.
+    Absolute paths in JSON files are cut to their last part."""
     for name, text in texts.items():
         (folder / name).write_text(text)
     for copy in copies:
@@ -50,12 +50,12 @@ def _place(source: Path, to: Path, link: bool) -> None:
             os.link(source, to)
             return
         except OSError:
-            pass  # another filesystem
+            pass  # source and target are on different filesystems
     shutil.copyfile(source, to)
 
 
 def without_paths(value: Any) -> Any:
-    """A JSON value whose strings that are absolute paths are cut down to their last part."""
+    """A JSON value with absolute paths cut to their last part."""
     if isinstance(value, dict):
         return {key: without_paths(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -64,7 +64,8 @@ def without_paths(value: Any) -> Any:
 
 
 def is_path(text: str) -> bool:
-    """Whether a string is a path that says something about the machine: absolute, or from home."""
+    """True for a path that reveals facts about the machine: absolute, or relative to home or
+    `..`."""
     if len(text) > 4096 or "\n" in text or "://" in text:
         return False
     posix, windows = PurePosixPath(text), PureWindowsPath(text)

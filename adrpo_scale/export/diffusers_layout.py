@@ -1,7 +1,7 @@
 """Exports for diffusers: a whole pipeline folder, or the adapters as a LoRA file beside peft's.
 
-The LoRA file carries rank and alpha in its metadata: without them the loader takes alpha = rank,
-and a run with another alpha comes out with wrong outputs and no message.
+The LoRA file carries rank and alpha in its metadata: without them the loader assumes alpha = rank,
+and silently gives wrong outputs for a run with another alpha.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class DiffusersLayout(Layout):
         metadata = {f"{target.component}_lora_adapter_metadata": dict(settings)}
         pipeline = getattr(diffusers, target.pipeline)
         pipeline.save_lora_weights(folder, weight_name=LORA_FILE, **layers, **metadata)
-        # safetensors writes through a private temporary file: nobody else could read this one.
+        # safetensors creates the file readable by its owner alone.
         shutil.copymode(folder / "adapter_config.json", folder / LORA_FILE)
         return [LORA_FILE]
 
@@ -75,10 +75,10 @@ class DiffusersLayout(Layout):
 
 
 def other_files(material: Material) -> list[Copy]:
-    """What the base's pipeline has beside the trained weights and belongs into a complete folder.
+    """The files of the base's pipeline that a complete folder needs beside the trained weights.
 
-    Components that model_index.json names, licences; no pickles, no other variants of weights.
-    ExportError where a component has its weights as pickles alone.
+    These are the components that model_index.json names, and licences; no pickles, and no other
+    variants of weights. Raises ExportError where a component has its weights as pickles alone.
     """
     base, target = material.folder, material.target
     index = json.loads((base / INDEX).read_text())
@@ -92,15 +92,15 @@ def other_files(material: Material) -> list[Copy]:
             kept = [path for path in kept if ".safetensors" not in path.name]
         elif _has_pickles(files) and not any(path.suffix == ".safetensors" for path in kept):
             raise ExportError(
-                f"{base / part} has its weights as pickles alone, which are not copied; bring the "
-                "variant of the base model that has safetensors"
+                f"{base / part} has its weights as pickles alone, which are not copied; expected "
+                "safetensors: get a version of the base model that has them"
             )
         found += [Copy(path, path.relative_to(base).as_posix()) for path in kept]
     return found
 
 
 def _is_kept(path: Path) -> bool:
-    """Configs, tokenizers, and weights that `from_pretrained` reads when asked for no variant."""
+    """True for configs, tokenizers, and weights that `from_pretrained` reads without a variant."""
     if path.name.startswith(".") or path.suffix not in _KEPT:
         return False
     if path.suffix == ".safetensors":

@@ -1,4 +1,4 @@
-"""The command `export`: finds what is to be exported, has it written, verified and described."""
+"""The command `export`: writes an export of a checkpoint, verifies it and describes it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _RIGHT = {True: "adapter or --as merged", False: "full"}  # by whether adapters 
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export has become. verdict: None where no verification was asked for."""
+    """A finished export. verdict: None where no verification was requested."""
 
     folder: Path
     written: Written
@@ -50,13 +50,13 @@ class Exported:
 
 
 def export(name: str, request: Request, base: str | None = None) -> Exported:
-    """Exports RUN, RUN@iteration or a checkpoint folder. base: where the base model is now, if not
-    where the run found it.
+    """Exports RUN, RUN@iteration or a checkpoint folder. base: folder or hub id of the base model,
+    if it has moved since training.
 
     Needs no GPU and no process group, and holds one tensor at a time, apart from verification.
     Raises CheckpointError for a broken checkpoint, DiskSpaceError before anything is written, and
-    ExportError for what cannot be exported, does not pass its verification or cannot be written;
-    `request.to` is then as it was.
+    ExportError where the request does not fit the checkpoint, the verification fails or a file
+    cannot be written; `request.to` is then unchanged.
     """
     _check_target(request.to)
     reader = open_checkpoint(name)
@@ -87,7 +87,7 @@ def export(name: str, request: Request, base: str | None = None) -> Exported:
 
 
 def show(exported: Exported) -> None:
-    """What a person wants to know after an export."""
+    """Prints sizes, times and the verification's figures."""
     written, verdict = exported.written, exported.verdict
     lines = [
         f"{size_text(written.bytes)} of weights in {exported.seconds_conversion:.1f} s; "
@@ -110,11 +110,11 @@ def _say(text: str) -> None:
 
 def _check_target(to: Path) -> None:
     if to.exists() and not (to.is_dir() and not any(to.iterdir())):
-        raise ExportError(f"--to {to} is there and not an empty folder: choose another --to")
+        raise ExportError(f"--to {to} exists; expected a new or empty folder: choose another --to")
 
 
 def _check_form(reader: Reader, request: Request) -> None:
-    """Whether the checkpoint holds what is asked for."""
+    """Raises ExportError where the checkpoint does not hold the requested form or set."""
     document = reader.manifest.document
     is_lora = document["lora"] is not None
     if request.form != "whole" and is_lora != (request.form in ("adapter", "merged")):
@@ -136,21 +136,21 @@ def _check_form(reader: Reader, request: Request) -> None:
 
 
 def _check_part(material: Material, form: Form) -> None:
-    """Whether the base's folder has the rest of what a whole is made of."""
+    """Raises ExportError where the base's folder lacks the other parts of a whole model."""
     if form != "whole":
         return
     part, folder = material.target.part, material.folder
     if not part.whole:
         raise ExportError(
-            f"--as whole, but {folder} holds nothing beside what --as "
-            f"{'full' if material.spec.lora is None else 'merged'} exports: use that. A whole "
-            "model comes of a run whose domain.model is a full checkpoint of one"
+            f"--as whole, but {folder} holds no other part than --as "
+            f"{'full' if material.spec.lora is None else 'merged'} exports: use that form. --as "
+            "whole needs a run whose domain.model is the complete model"
         )
     missing = [name for name in part.needs if not (folder / name).is_file()]
     if missing:
         raise ExportError(
             f"--as whole, but {folder} lacks {', '.join(missing)}, without which {part.whole} does "
-            "not load: copy it there from where the base model was published"
+            "not load: copy it there from the published base model"
         )
 
 
@@ -164,15 +164,16 @@ def _check_whole(reader: Reader) -> None:
 
 
 def _material(reader: Reader, config: RunConfig, request: Request) -> Material:
-    """Everything that is read. ExportError where the base model is another one by now."""
+    """Opens everything that is read. Raises ExportError where the base model's weights have
+    changed."""
     domain, document = build_domain(config), reader.manifest.document
     weights = domain.policy_spec().weights
     stated, found = document["base"], weights.sha256()
     if found != stated["sha256"]:
         raise ExportError(
             f"{reader.folder} was trained on {stated['model']} with weights of sha256 "
-            f"{stated['sha256'][:12]}…, but {weights.folder} has {found[:12]}…: bring that "
-            "model back, or name its folder with --base"
+            f"{stated['sha256'][:12]}…, but {weights.folder} has {found[:12]}…: restore that "
+            "model, or name its folder with --base"
         )
     origin = None
     if config.rebase_reference:
@@ -194,7 +195,7 @@ def _material(reader: Reader, config: RunConfig, request: Request) -> Material:
 
 
 def _check_room(material: Material, request: Request, copies: list[Copy]) -> None:
-    """Raises DiskSpaceError unless there is room where the export goes."""
+    """Raises DiskSpaceError where the disk of `request.to` has too little space."""
     if request.form == "adapter":
         needed = adapter_bytes(material, request.dtype or torch.float32)
     else:
@@ -211,23 +212,23 @@ def _check_room(material: Material, request: Request, copies: list[Copy]) -> Non
 
 @contextmanager
 def _temporary(to: Path) -> Iterator[Path]:
-    """`<to>.tmp`, which is gone afterwards whatever happens."""
+    """The folder `<to>.tmp`; it is removed afterwards, also after an error."""
     folder = to.with_name(to.name + ".tmp")
     if folder.exists() and not (folder / UNFINISHED).is_file():
-        raise ExportError(f"{folder} is in the way and not a left-over of an export: remove it")
+        raise ExportError(f"{folder} exists and is not left over from an export: remove it")
     try:
         remove_folder(folder)
         folder.mkdir(parents=True)
         (folder / UNFINISHED).touch()
         yield folder
     except (OSError, SafetensorError) as error:
-        raise ExportError(f"the export was not written: {error}. {to} is as it was") from error
+        raise ExportError(f"the export was not written: {error}. {to} is unchanged") from error
     finally:
         remove_folder(folder)
 
 
 def _convert(material: Material, request: Request, copies: list[Copy], folder: Path) -> Written:
-    """The weights, which may be refused, before what only takes time."""
+    """Writes the weights first, because they may be refused, then the copies."""
     if request.form == "adapter":
         written = write_adapter(material, request.dtype or torch.float32, folder)
     else:
@@ -239,7 +240,7 @@ def _convert(material: Material, request: Request, copies: list[Copy], folder: P
 
 
 def _finish(folder: Path, to: Path) -> None:
-    """The export appears under its name, whole."""
+    """Syncs the files and renames the folder to `to`: an export is whole or absent."""
     (folder / UNFINISHED).unlink()
     for path in [*folder.rglob("*"), folder]:
         sync_file(path)
@@ -286,10 +287,10 @@ def _provenance(material: Material, request: Request) -> Provenance:
 
 
 def _metrics(reader: Reader) -> tuple[list[Metric], int | None]:
-    """Rows of the run's eval.jsonl at iteration 0 and at the last one up to the checkpoint's, and
-    that iteration; none where a checkpoint was copied without its run."""
+    """Rows of the run's eval.jsonl at iteration 0 and at the last iteration up to the checkpoint's,
+    and that iteration; no rows where the checkpoint was copied without its run."""
     path = reader.folder.parent.parent / "eval.jsonl"
-    # Up to its last line end: the run may be writing the line after it.
+    # The last line may be incomplete: the run may be writing it.
     lines = path.read_text().split("\n")[:-1] if path.is_file() else []
     rows = [row for row in map(json.loads, lines) if row["iteration"] <= reader.iteration]
     if not rows:

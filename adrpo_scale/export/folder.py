@@ -1,8 +1,8 @@
 """The trained weights of a complete folder, streamed tensor by tensor.
 
-Weight files are cut and named as diffusers, transformers and huggingface_hub do it. Nothing is ever
-in memory whole, and files are let go of while they are read: mapped pages count as this process's
-memory.
+Weight files are split and named as by diffusers, transformers and huggingface_hub. No model is ever
+in memory as a whole, and mapped files are closed while they are read: their pages count as this
+process's memory.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from adrpo_scale.core.tensor_files import FileFacts, TensorFileWriter, TensorHea
 from adrpo_scale.export.base import Material, Request, Written, check_changed
 from adrpo_scale.export.copies import json_text
 
-HELD = 64 << 20  # bytes read before the files are let go of
+HELD = 64 << 20  # bytes read before mapped files are closed
 
 
 def weight_headers(material: Material, dtype: torch.dtype | None) -> list[TensorHeader]:
-    """Every tensor of the exported component, by its stored name, from the base's headers alone."""
+    """Headers of all tensors of the exported component, by stored name; no tensor is read."""
     stored = material.stored
     names = sorted(stored.names())
     headers = [TensorHeader(n, material.dtype(n, dtype), stored.shape(n)) for n in names]
@@ -32,10 +32,10 @@ def weight_headers(material: Material, dtype: torch.dtype | None) -> list[Tensor
 
 
 def write_weights(material: Material, request: Request, folder: Path) -> Written:
-    """The trained component's weight files and their index, into `folder`/component.
+    """Writes the trained component's weight files and their index into `folder`/component.
 
-    ExportError where no trained tensor differs from the base's in the type that it is written in,
-    or where a number does not fit that type. OSError as the disk does.
+    Raises ExportError where no trained tensor differs from the base's in the written type, or where
+    a value does not fit that type; OSError where the disk fails.
     """
     target, headers = material.target, weight_headers(material, request.dtype)
     split = split_state_dict_into_shards_factory(
@@ -67,7 +67,8 @@ def _write_shard(path: Path, headers: list[TensorHeader], stream: _Stream) -> Fi
 
 
 class _Stream:
-    """Tensors as they are to be written, counting which of the trained ones differ."""
+    """Reads tensors in their exported form, and counts the trained ones that differ from the
+    base's."""
 
     def __init__(self, material: Material) -> None:
         self._reference, self._stored = material.spec.weights, material.stored
@@ -76,7 +77,7 @@ class _Stream:
         self.trained = self.changed = 0
 
     def read(self, header: TensorHeader) -> Tensor:
-        """One tensor. ExportError where its values do not fit the type."""
+        """One tensor, in the header's type. Raises ExportError where a value does not fit it."""
         if self._held > HELD:
             self._weights.close()
             self._stored.close()

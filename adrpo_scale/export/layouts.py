@@ -1,4 +1,4 @@
-"""Which layout an export has: that of the library which loads it, and of what a model is given."""
+"""The layout of an export: by the library that loads it, and by whether the model hears."""
 
 from __future__ import annotations
 
@@ -16,4 +16,5 @@ HEARING = HearingLayout()
 
 
 def layout_of(target: ExportTarget) -> Layout:
+    """The layout of a target; a target with a processor hears."""
     return HEARING if target.processor else LAYOUTS[target.library]

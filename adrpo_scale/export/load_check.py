@@ -1,28 +1,28 @@
-"""Loads an export as a user of its libraries does, and writes down what came of it.
+"""Loads an export as a user of its libraries does, and writes the results to a file.
 
     python -P load_check.py JOB.json
 
-Stands alone: it imports nothing of the package that wrote the export, so it proves that the export
-needs none of it. Reads no network. JOB.json:
+The script imports nothing of the package that wrote the export: this proves that the export does
+not need it. It uses no network. JOB.json:
 
     mode        outputs: run the loaded model on the inputs; tensors: compare every tensor's name,
                 shape and type with the model's class, and every file's hash with the one written
     form        adapter, merged, full or whole
-    library     diffusers or transformers; loader: who loads it, where not by the library's name
-    export      the export's folder; base: that of the base's pipeline or model
-    model, component, stem   the library's class, the model's folder, its files' name
+    library     diffusers or transformers; loader: key of `loaders` below; default: the library
+    export      the export's folder; base: the folder of the base's pipeline or model
+    model, component, stem   the model's class, subfolder, and stem of its weight files
     inputs      safetensors file of keyword arguments of the model's forward
     dtype       of an adapter's tensors
-    dtypes      of the other forms' tensors, by name; names: theirs in the class, by name
-    copied      names of tensors that are the base's: some may be unknown to the class
+    dtypes      of the other forms' tensors, by stored name; names: stored name → name in the class
+    copied      stored names of tensors copied from the base; the class may not know some of them
     files       weight files: path inside the export → SHA-256
-    outputs     where the outputs go (safetensors); answer: where this script's findings go (JSON)
+    outputs     file for the outputs (safetensors); answer: file for this script's findings (JSON)
 
     pipeline    diffusers: the pipeline's class
-    prompt      transformers: a text; is_chat: whether it goes through the chat template, with
+    prompt      transformers: a text; is_chat: it passes through the chat template, with
                 template_arguments
-    processor   hearing: the class that makes inputs of a prompt and the clip in `inputs`;
-                attribute: the thinker's name in a whole model
+    processor   hearing: the class that turns a prompt and the clip in `inputs` into the model's
+                inputs; attribute: the thinker's name in a whole model
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-LIGHT = ("scheduler", "tokenizer")  # components that are loaded too, to see that they can be
-GREEDY = 8  # tokens that a language model continues by
+LIGHT = ("scheduler", "tokenizer")  # further components that are loaded, as a test of their files
+GREEDY = 8  # tokens that a language model generates after the inputs
 
 
 def main(job: dict[str, Any]) -> None:
@@ -65,14 +65,14 @@ def main(job: dict[str, Any]) -> None:
 
 
 class Library:
-    """How one library loads an export. tried: what comes of running it, beside the outputs."""
+    """How one library loads an export. tried: further results of running the model."""
 
     def __init__(self, job: dict[str, Any]) -> None:
         self.job, self.tried = job, dict[str, Any]()
         self.module = importlib.import_module(job["library"])
 
     def further(self) -> dict[str, Any]:
-        """Tries what an export has beside weights; findings by name."""
+        """Tries the files beside the weights; returns findings by name."""
         return {}
 
     def inputs(self) -> dict[str, torch.Tensor]:
@@ -84,18 +84,18 @@ class Library:
         return outputs[0].float().contiguous()
 
     def adapter_outputs(self) -> dict[str, torch.Tensor]:
-        """By how the adapters were loaded."""
+        """Outputs by the way in which the adapters were loaded."""
         raise NotImplementedError
 
     def model_outputs(self) -> dict[str, torch.Tensor]:
         raise NotImplementedError
 
     def empty(self, folder: Path) -> Any:
-        """The model that the config in the folder describes; call it with the meta device on."""
+        """The model of the folder's config; to be called under the meta device."""
         raise NotImplementedError
 
     def other_adapters(self) -> dict[str, str]:
-        """Further files of adapters → what their names begin with."""
+        """Further files of adapters → prefix of their tensors' names."""
         return {}
 
 
@@ -118,7 +118,7 @@ class Diffusers(Library):
         return pipeline_class.from_pretrained(folder, local_files_only=True, **without)
 
     def adapter_outputs(self) -> dict[str, torch.Tensor]:
-        """Through the pipeline's loader, then through peft."""
+        """Outputs after loading by the pipeline, and by peft."""
         export, model = self.job["export"], self._load_model(self.job["base"])
         pipeline = self._load_pipeline(self.job["base"], model)
         pipeline.load_lora_weights(export, local_files_only=True)
@@ -174,10 +174,11 @@ class Transformers(Library):
         return {"from_pretrained": self._run_and_go_on(model.eval())}
 
     def _run_and_go_on(self, model: Any) -> torch.Tensor:
-        """Outputs; the inputs are then gone on with greedily, whatever ends a sequence."""
+        """Outputs on the inputs, after generating GREEDY tokens from them; end tokens do not stop
+        it."""
         inputs = self.inputs()
         ids = inputs["input_ids"]
-        # Else what generation_config.json says of ends and penalties would be mixed in.
+        # Otherwise end tokens and penalties of generation_config.json would apply.
         model.generation_config = self.module.GenerationConfig()
         given = {"attention_mask": torch.ones_like(ids)} | inputs
         tokens = model.generate(**given, do_sample=False, max_new_tokens=GREEDY)
@@ -191,7 +192,7 @@ class Transformers(Library):
 
 
 class Hearing(Transformers):
-    """A model that is given a clip by its processor; alone, or as a part of a whole."""
+    """A model that hears clips through its processor; alone, or as a part of a whole model."""
 
     def further(self) -> dict[str, Any]:
         """The tokens of the prompt with its clip."""
@@ -215,7 +216,7 @@ class Hearing(Transformers):
 
     def model_outputs(self) -> dict[str, torch.Tensor]:
         model = self._load_model(self.job["export"]).eval()
-        # What the library did not find in the files it has made up, with no more than a warning.
+        # transformers initialises tensors that it does not find at random, with only a warning.
         check_loaded(model, Path(self.job["export"]), self.job)
         model = getattr(model, self.job["attribute"]) if "attribute" in self.job else model
         return {"from_pretrained": self._run_and_go_on(model)}
@@ -227,7 +228,7 @@ class Hearing(Transformers):
 
 
 def check_loaded(model: Any, folder: Path, job: dict[str, Any]) -> None:
-    """Asserts that everything in the model is what the files hold."""
+    """Asserts that every tensor of the model has the values in the files."""
     own = dict(model.named_parameters()) | dict(model.named_buffers())
     wanted = {name for name in model.state_dict() if name in own}
     for name, tensor in tensors(folder, weight_files(folder, job["stem"])):
@@ -247,24 +248,25 @@ def check_hashes(job: dict[str, Any]) -> None:
 
 
 def check_model(job: dict[str, Any], library: Library) -> int:
-    """Every tensor against the class that the exported config builds; how many there are."""
+    """Compares every tensor with the class that the exported config builds; returns their
+    number."""
     folder = Path(job["export"], job["component"])
     with torch.device("meta"):
         model = library.empty(folder)
-    # A tied weight is one parameter, and is in the files once.
+    # named_parameters() lists a tied weight once; the files hold it once.
     own = dict(model.named_parameters()) | dict(model.named_buffers())
     shapes = {name: tuple(own[name].shape) for name in model.state_dict() if name in own}
     files, names = weight_files(folder, job["stem"]), job["names"]
     stored = {name: shapes[names[name]] for name in names if names[name] in shapes}
     missing = shapes.keys() - {names[name] for name in stored}
     assert not missing, f"missing {sorted(missing)[:3]}"
-    # Some checkpoints hold what their class does not know.
+    # Some published checkpoints hold tensors that their class does not know.
     unknown = {name for name in job["copied"] if name not in stored}
     return compare(folder, files, stored, job["dtypes"], unknown)
 
 
 def weight_files(folder: Path, stem: str) -> list[str]:
-    """Of a model's folder; asserts that an index is right."""
+    """Names of a model folder's weight files; asserts that an index matches them."""
     index = folder / f"{stem}.safetensors.index.json"
     if not index.is_file():
         return [f"{stem}.safetensors"]
@@ -275,7 +277,7 @@ def weight_files(folder: Path, stem: str) -> list[str]:
 
 
 def check_adapter(job: dict[str, Any], library: Library) -> int:
-    """Every file against the adapters that peft builds from adapter_config.json."""
+    """Compares every file with the adapters that peft builds; returns the number of tensors."""
     folder = Path(job["export"])
     config = peft.LoraConfig.from_pretrained(folder)
     with torch.device("meta"):
@@ -290,6 +292,7 @@ def check_adapter(job: dict[str, Any], library: Library) -> int:
 
 
 def where(folder: Path, files: list[str]) -> dict[str, str]:
+    """Tensor name → name of the file that holds it."""
     found: dict[str, str] = {}
     for name in files:
         with safe_open(folder / name, "pt") as file:
@@ -304,8 +307,8 @@ def compare(
     dtypes: str | dict[str, str],
     unknown: Collection[str] = (),
 ) -> int:
-    """Asserts that the files hold exactly these tensors, finite, and what is unknown; how many
-    they are."""
+    """Asserts that the files hold exactly the tensors of `shapes`, finite and in their types,
+    beside those in `unknown`; returns their number."""
     there = {name: file for name, file in where(folder, files).items() if name not in unknown}
     missing, extra = sorted(shapes.keys() - there), sorted(there.keys() - shapes)
     assert not missing and not extra, f"missing {missing[:3]}, not of the model {extra[:3]}"
@@ -320,7 +323,8 @@ def compare(
 
 
 def tensors(folder: Path, files: list[str]) -> Iterator[tuple[str, torch.Tensor]]:
-    """One at a time, the file opened again for each: mapped pages count as memory."""
+    """(name, tensor), one at a time; each opens its file again, because mapped pages count as
+    memory."""
     for name, file_name in where(folder, files).items():
         with safe_open(folder / file_name, "pt") as file:
             yield name, file.get_tensor(name)

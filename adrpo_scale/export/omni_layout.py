@@ -1,9 +1,9 @@
 """Exports of models that hear, for transformers and peft: the thinker of Qwen2.5-Omni in a folder
 of its own, adapters on it, or the whole model with the trained thinker put back into it.
 
-What a processor needs goes with all of them, so a clip becomes what it was in training. What the
-policy does without (the towers, and in a whole the talker, token2wav and the speakers' file) is the
-base's to the byte.
+All of them hold the processor's files, so that clips are encoded as in training. Parts outside the
+policy (the towers, and in a whole model the talker, token2wav and the speakers' file) are copied
+from the base byte for byte.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from adrpo_scale.export.base import (
 from adrpo_scale.export.copies import licence_files
 from adrpo_scale.export.transformers_layout import TransformersLayout
 
-OLD_TEMPLATE = "chat_template.json"  # a processor's, before there was chat_template.jinja
+OLD_TEMPLATE = "chat_template.json"  # a processor's template before chat_template.jinja
 _PROCESSOR_FILES = (
     "preprocessor_config.json",
     "video_preprocessor_config.json",
@@ -34,7 +34,7 @@ _PROCESSOR_FILES = (
     OLD_TEMPLATE,
 )
 _WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx"}
-_SECONDS = 1  # of silence that the card's example gives
+_SECONDS = 1  # of silence: the clip in the card's example
 
 
 class HearingLayout(TransformersLayout):
@@ -72,8 +72,8 @@ class HearingLayout(TransformersLayout):
 
 
 def _everything_else(material: Material) -> list[Copy]:
-    """The base's files but for weights and its card. What hides itself, a download's or a
-    repository's, is no part of a model."""
+    """The base's files except weights, the card, and hidden files, which belong to a download or
+    a repository."""
     base = material.folder
     found = []
     for path in sorted(path for path in base.rglob("*") if path.is_file()):
@@ -89,7 +89,7 @@ def _is_hidden(name: Path) -> bool:
 
 
 def _is_weights(name: Path) -> bool:
-    """Those of before the training, or a pickle, which may be anything."""
+    """True for weights, which are those before training, and pickles, which may run code."""
     return name.suffix in _WEIGHTS or any(f"{suffix}.index." in name.name for suffix in _WEIGHTS)
 
 
@@ -147,7 +147,7 @@ def _input_lines(target: ExportTarget) -> list[str]:
 
 
 def _call(target: ExportTarget, is_whole: bool) -> Mapping[str, Any]:
-    """The whole model's `generate` gives its parts what begins with their names."""
+    """Arguments of `generate`; a whole model passes those with a part's prefix on to the part."""
     if not is_whole:
         return target.call
     own = {f"{target.part.attribute}_{name}": value for name, value in target.call.items()}

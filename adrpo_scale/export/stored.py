@@ -1,5 +1,5 @@
-"""Which of the base's tensors an export holds, and what they are called: on the disk, by the
-policy, and by the class that loads the export.
+"""The base's tensors that an export holds, and their names: on the disk, in the policy, and in the
+class that loads the export.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from adrpo_scale.hub.weights import SafetensorsFolder
 
 
 class StoredTensors(SafetensorsFolder):
-    """The base's tensors that a complete export holds, by the names that they have on the disk, in
-    the base as in the export.
+    """The base's tensors that a complete export holds, by their stored names: those on the disk,
+    the same in the base and in the export.
 
-    policy: names of the policy's tensors. is_whole: whether an export holds what the base's folder
-    has beside the model. policy_names: stored name → the policy's, where it has the tensor; copied:
-    names of the others. left_out: tensors of the model that neither training nor an export has
-    (second copies of what is tied).
+    policy: names of the policy's tensors. is_whole: the export also holds the parts of the base
+    beside the model. policy_names: stored name → name in the policy. copied: stored names of the
+    tensors that are copied from the base. left_out: tensors of the model that neither training nor
+    an export has (second copies of tied weights).
     """
 
     def __init__(
@@ -45,44 +45,44 @@ class StoredTensors(SafetensorsFolder):
         return self.policy_names.keys() | self.copied
 
     def stored_name(self, policy: str) -> str:
-        """Of a tensor of the policy's."""
+        """The stored name of a tensor of the policy."""
         return self._stored_names[policy]
 
     def class_name(self, stored: str) -> str:
-        """In the class that loads the export."""
+        """The name of a stored tensor in the class that loads the export."""
         return self._class_names.get(stored, stored)
 
 
 def check_copied(stored: StoredTensors, files: Iterable[str], folder: Path) -> int:
-    """Compares every copied tensor in the export's files with the base's, byte for byte; how many
-    they are. ExportError where one differs or is missing."""
+    """Compares every copied tensor in the export's files with the base's, byte for byte; returns
+    their number. Raises ExportError where one differs or is missing."""
     missing = set(stored.copied)
     for path in files:
         for name in sorted(names_in(folder / path) & stored.copied):
             with safe_open(folder / path, "pt") as file:  # again: mapped pages count as memory
                 if not is_same(file.get_tensor(name), stored.read(name)):
                     raise ExportError(
-                        f"{path}: {name} is not what the base model has. The export was removed; "
+                        f"{path}: {name} differs from the base model's. The export was removed; "
                         "please open an issue"
                     )
             missing.remove(name)
             stored.close()
     if missing:
         raise ExportError(
-            f"the export lacks {sorted(missing)[:3]}, which it takes over from the base. It was "
+            f"the export lacks {sorted(missing)[:3]}, which are copied from the base. It was "
             "removed; please open an issue"
         )
     return len(stored.copied)
 
 
 def names_in(path: Path) -> set[str]:
-    """Of the tensors in a safetensors file."""
+    """Names of the tensors in a safetensors file."""
     with safe_open(path, "pt") as file:
         return set(file.keys())
 
 
 def is_same(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors are the same to the byte, NaNs included."""
+    """True where two tensors are equal byte for byte; equal NaNs are equal."""
     if (a.dtype, a.shape) != (b.dtype, b.shape):
         return False
     return torch.equal(*(t.contiguous().flatten().view(torch.uint8) for t in (a, b)))

@@ -1,4 +1,4 @@
-"""Exports for transformers and peft, which vLLM loads too: a whole model folder, or a peft folder.
+"""Exports for transformers and peft: a complete model folder, or a peft folder. vLLM reads both.
 
 Both hold the tokenizer, with the chat template that training used.
 """
@@ -42,24 +42,24 @@ _TOKENIZER_FILES = (
     TEMPLATE,
 )
 _MODEL_FILES = (*_TOKENIZER_FILES, CONFIG, "generation_config.json")
-_DTYPE_KEYS = {"dtype", "torch_dtype"}  # now, and before transformers 4.56
+_DTYPE_KEYS = {"dtype", "torch_dtype"}  # the latter before transformers 4.56
 _TEMPLATES = "additional_chat_templates"
 _GENERIC = {"TokenizersBackend": "PreTrainedTokenizerFast"}  # its name before transformers 5
-_VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes as --max-lora-rank
+_VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # vLLM's choices of --max-lora-rank
 
 
 class TransformersLayout(Layout):
     peft_settings: Mapping[str, Any] = {"task_type": "CAUSAL_LM"}
 
     def check(self, material: Material, form: Form) -> None:
-        """Raises ExportError for adapters where the base's folder holds an untrue copy of a tied
-        weight: transformers takes it as it is, training has passed it over."""
+        """Raises ExportError for adapters where the base's files hold a second, different copy of a
+        tied weight: transformers would use it, training ignored it."""
         untrue = untrue_copies(material) if form == "adapter" else []
         if untrue:
             raise ExportError(
                 f"--as adapter, but {material.folder} stores {', '.join(untrue)} beside the weight "
-                "that it is tied to, with other values. transformers would use both, training has "
-                "not: use --as merged, or take it out of the base's files"
+                "that it is tied to, with other values. transformers would use both, training used "
+                "one: use --as merged, or remove the copy from the base's files"
             )
 
     def copies(self, material: Material, form: Form) -> list[Copy]:
@@ -86,18 +86,18 @@ class TransformersLayout(Layout):
         }
 
     def check_answer(self, target: ExportTarget, answer: Mapping[str, Any]) -> None:
-        """Raises ExportError where the export's tokenizer makes other tokens of a prompt."""
+        """Raises ExportError where the export's tokenizer encodes a prompt differently."""
         ids = list(_chat(target).ids)
         if answer["prompt_ids"] != ids:
             raise ExportError(
-                f"the export's tokenizer makes {answer['prompt_ids'][:20]} of a prompt of which "
-                f"training made {ids[:20]}. It was removed; please open an issue"
+                f"the export's tokenizer encodes a prompt as {answer['prompt_ids'][:20]}, training "
+                f"as {ids[:20]}. The export was removed; please open an issue"
             )
 
     def further_errors(
         self, model: Any, inputs: Mapping[str, Tensor], answer: Mapping[str, Any]
     ) -> dict[str, float]:
-        """How far tokens that the export chose greedily lie under the policy's best ones."""
+        """Largest gap in logits between the policy's best token and the export's greedy one."""
         ids, start = torch.tensor(answer["greedy"]), answer["prompt_length"]
         logits = model(**{**inputs, "input_ids": ids}, return_dict=False)[0].float()
         scale = logits.square().mean().sqrt()
@@ -127,7 +127,7 @@ def _chat(target: ExportTarget) -> ChatTarget:
 
 
 def untrue_copies(material: Material) -> list[str]:
-    """Tensors that training has passed over, and that are equal to none that it has read."""
+    """Stored tensors that training ignored and that equal none of those it read."""
     stored = material.stored
 
     def is_copy(name: str) -> bool:
@@ -140,8 +140,8 @@ def untrue_copies(material: Material) -> list[str]:
 
 
 def config_text(material: Material, wanted: torch.dtype | None) -> str:
-    """The base's config.json, or the model's part of it. Its type is the one that most of the
-    export's numbers have, and the model's in a whole that most of the policy's."""
+    """The base's config.json, or the model's section of it. `dtype` is the type of most of the
+    export's elements; in the model's section of a whole model, of most of the policy's."""
     config = without_paths(json.loads((material.folder / CONFIG).read_text()))
     key, stored = material.target.part.config, material.stored
     if key and stored.is_whole:
@@ -162,10 +162,10 @@ def _main_dtype(material: Material, wanted: torch.dtype | None, names: Collectio
 
 
 def tokenizer_texts(material: Material, *, names_class: bool) -> dict[str, str]:
-    """Files of the tokenizer that must say something else than the base's.
+    """Files of the tokenizer that differ from the base's.
 
-    The chat template of training, where the base has another one. names_class: where no config.json
-    says what model it is for, tokenizer_config.json must name the class that training read it with.
+    The chat template is that of training. names_class: for exports without a config.json, whose
+    tokenizer_config.json must name the tokenizer's class.
     """
     chat, path = _chat(material.target), material.folder / TOKENIZER
     settings = without_paths(json.loads(path.read_text())) if path.is_file() else {}
@@ -179,7 +179,7 @@ def tokenizer_texts(material: Material, *, names_class: bool) -> dict[str, str]:
 
 
 def is_class(found: str, stated: str) -> bool:
-    """Whether a tokenizer's class is the one that a file names; …Fast is a name of old."""
+    """True where a file states a tokenizer's class; old files add "Fast" to the name."""
     return _GENERIC.get(found, found).removesuffix("Fast") == (
         _GENERIC.get(stated, stated).removesuffix("Fast")
     )
@@ -190,7 +190,7 @@ def with_system(template: str, system: str | None) -> str:
     if system is None:
         return template
     text = json.dumps(system, ensure_ascii=False)  # Jinja reads the same escapes
-    # The line's end is the block's own (trim_blocks): the template's text begins as it did.
+    # The newline belongs to the block (trim_blocks), so the template's text is unchanged.
     return (
         "{% if messages[0]['role'] != 'system' %}"
         f"{{% set messages = [{{'role': 'system', 'content': {text}}}] + messages %}}"

@@ -1,21 +1,21 @@
-"""Whether an export is what was trained: judged by another process with the libraries of a user.
+"""Verification of an export: another process loads it with the libraries of a user.
 
-outputs   `load_check.py` loads the export with diffusers or transformers (and peft), runs it in
-          float32 on fixed inputs, and its outputs must be those of the policy rebuilt here from the
-          checkpoint; what a language model generates greedily must be what the policy would.
-tensors   `load_check.py` compares names, shapes, types and hashes; every value is compared here
-          with a merge of its own in float64. For machines that cannot hold the model.
+outputs   `load_check.py` loads the export with diffusers or transformers (and peft) and runs it in
+          float32 on fixed inputs. Its outputs must equal those of the policy, which is rebuilt here
+          from the checkpoint; a language model must also generate the policy's greedy tokens.
+tensors   `load_check.py` compares names, shapes, types and hashes; `values` compares every value
+          with a separate merge in float64. For machines that cannot hold the model.
 
-Either way what is taken over from the base must be the base's to the byte.
+In both cases parts that are copied from the base must equal the base's byte for byte.
 
-The policy is rebuilt as training builds it, adapters beside the base weights, and then brought to
-what the export holds: merged by peft where it is merged, rounded to its types. Nothing of the code
-that wrote the export takes part.
+The policy is rebuilt as in training, adapters beside the base weights; peft then merges them for a
+merged export, and the weights are rounded to the export's types. None of the code that wrote the
+export takes part.
 
-Tolerance, as a share of the outputs' root mean square: 1e-5 in float32, where both sides differ in
-the order of sums at most (1e-6 between one thread and two, and between merged and not, on the demo
-and at 2 B parameters); 1e-4 in lower types, where a weight next to the middle of two values may be
-rounded either way.
+Tolerance, as a share of the outputs' root mean square: 1e-5 in float32, where both sides differ
+only in the order of sums (measured: 1e-6 between one and two threads, and between merged and
+unmerged, on the demo and at 2 B parameters); 1e-4 in lower types, where a weight half-way between
+two values may be rounded either way.
 """
 
 from __future__ import annotations
@@ -34,7 +34,6 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -42,7 +41,8 @@ from adrpo_scale.core.errors import ExportError
 from adrpo_scale.engines.adapters import add_adapters, is_adapter, original_name
 from adrpo_scale.export.base import Material, Request, Written
 from adrpo_scale.export.layouts import layout_of
-from adrpo_scale.export.stored import check_copied, names_in
+from adrpo_scale.export.stored import check_copied
+from adrpo_scale.export.values import compare_values
 from adrpo_scale.hub.weights import check_coverage
 
 SCRIPT = Path(__file__).with_name("load_check.py")
@@ -50,17 +50,16 @@ TOLERANCE, LOW_TOLERANCE = 1e-5, 1e-4
 MOVED = "training moved outputs by"
 LOST = "share of that lost to rounding"
 LOST_LIMIT = 0.2
-PIECE = 1 << 22  # elements compared at once
-HELD = 16  # tensors read before files are let go of: mapped pages count as memory
+HELD = 16  # tensors read before mapped files are closed: their pages count as memory
 LOST_WARNING = (
-    "rounding to this type changes what training did to the outputs by a share of {:.2g}; "
-    "--dtype float32 keeps all of it"
+    "rounding to this type loses a share of {:.2g} of the change that training made to the "
+    "outputs; --dtype float32 keeps all of it"
 )
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a verification found. figures: what was compared → how far it is off, or a count."""
+    """The result of a verification. figures: comparison → its error, or a count."""
 
     level: str
     figures: Mapping[str, float]
@@ -69,7 +68,8 @@ class Verdict:
 
 
 def verify(material: Material, request: Request, written: Written, folder: Path) -> Verdict:
-    """Raises ExportError, with the figures, where the export in `folder` is not the policy."""
+    """Verifies the export in `folder`. Raises ExportError, with figures, where it is not the
+    policy."""
     if request.verify == "outputs":
         return _verify_outputs(material, request, written, folder)
     answer = _run_check(material, request, written, folder)
@@ -101,8 +101,8 @@ def _verify_outputs(
         )
     if any(torch.equal(out, expected.base_rounded) for out in found.values()):
         raise ExportError(
-            "the export's outputs are the base model's, to the bit: what training changed has no "
-            "effect in it. It was removed; use --dtype float32, or train longer"
+            "the export's outputs equal the base model's bit for bit: the training has no effect "
+            "in it. It was removed; use --dtype float32, or train longer"
         )
     figures[MOVED] = distance(expected.exact, expected.base)
     figures[LOST] = expected.lost(next(iter(found.values())))
@@ -112,7 +112,7 @@ def _verify_outputs(
 
 
 def _is_low(material: Material, request: Request) -> bool:
-    """Whether the export holds anything of the policy's in a type lower than float32."""
+    """True where the export holds a tensor of the policy in a lower type than float32."""
     if request.form == "adapter":
         return request.dtype not in (None, torch.float32)
     names = material.stored.policy_names
@@ -135,7 +135,8 @@ def _run_check(
     folder: Path,
     outputs: Path | None = None,
 ) -> dict[str, Any]:
-    """What `load_check.py` answers. ExportError with its last words where it fails."""
+    """Runs `load_check.py`; returns its answer. Raises ExportError, with its stderr, where it
+    fails."""
     target, dtype = material.target, request.dtype
     material.close()
     with tempfile.TemporaryDirectory() as name:
@@ -181,8 +182,8 @@ def _run_check(
 
 @dataclass(frozen=True)
 class Expected:
-    """Outputs on the target's inputs: of the base model and of the policy, each also with its
-    weights rounded as the export's are. further: errors of what else was tried."""
+    """Outputs on the target's inputs: of the base model and of the policy (`exact`), each also with
+    weights rounded as in the export. further: errors of the layout's further results."""
 
     base: Tensor
     base_rounded: Tensor
@@ -191,15 +192,15 @@ class Expected:
     further: Mapping[str, float]
 
     def lost(self, found: Tensor) -> float:
-        """How far `found` is from having moved off the base as the policy did, as a share of that.
-        Against the base in the same type: that the base is rounded too is nobody's loss."""
+        """|moved(found) - moved(policy)| / |moved(policy)|, where `moved` is the difference from
+        the base's outputs; of `found`, from the base's rounded to the same type."""
         moved = self.exact - self.base
         return float(((found - self.base_rounded) - moved).norm() / moved.norm())
 
 
 @torch.no_grad()
 def expected_outputs(material: Material, request: Request, answer: Mapping[str, Any]) -> Expected:
-    """From the base's weights and the checkpoint's alone, in one model in float32."""
+    """Computed from the weights of the base and the checkpoint alone, with one model in float32."""
     target = material.target
     inputs = target.inputs if target.policy_inputs is None else target.policy_inputs()
     model = _empty_policy(material)
@@ -232,14 +233,14 @@ def _empty_policy(material: Material) -> nn.Module:
 
 
 def _state(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers that are in the weights' files."""
+    """The model's parameters and persistent buffers, by name."""
     persistent = set(model.state_dict())
     buffers = {n: b for n, b in model.named_buffers() if n in persistent}
     return {**dict(model.named_parameters()), **buffers}
 
 
 def _load_base(material: Material, state: Mapping[str, Tensor]) -> None:
-    """The weights that training started from; adapters are zero, and so add nothing."""
+    """Copies the weights that training started from; adapters become zero, and so add nothing."""
     weights = material.spec.weights
     own = {original_name(name) for name in state if not is_adapter(name)}
     check_coverage(own, weights.names(), weights.folder)
@@ -264,7 +265,8 @@ def _load_trained(material: Material, state: Mapping[str, Tensor]) -> None:
 def _round(
     model: nn.Module, state: Mapping[str, Tensor], material: Material, request: Request
 ) -> None:
-    """Rounds the weights that the export holds to its types, adapters merged before if it did."""
+    """Rounds the exported weights to the export's types; for merged forms, merges adapters
+    first."""
     if request.form == "adapter":
         for name, tensor in state.items():
             if is_adapter(name):
@@ -291,73 +293,15 @@ def _run(model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
 def _check_taken_over(
     material: Material, request: Request, written: Written, folder: Path
 ) -> dict[str, float]:
-    """How many tensors of the base's the export has as they are; ExportError where one of them, or
-    a file that a whole does not load without, differs from the base's."""
+    """The number of tensors copied from the base. Raises ExportError where one of them, or a file
+    that a whole model needs, differs from the base's."""
     if request.form == "adapter":
         return {}
     for name in material.target.part.needs if request.form == "whole" else ():
         if not filecmp.cmp(folder / name, material.folder / name, shallow=False):
-            raise ExportError(f"{name} is not the base model's. The export was removed")
+            raise ExportError(
+                f"{name} differs from the base model's. The export was removed; please open an "
+                "issue"
+            )
     count = check_copied(material.stored, written.files, folder)
     return {"tensors copied, the same to the byte": count} if count else {}
-
-
-def compare_values(material: Material, request: Request, written: Written, folder: Path) -> float:
-    """The largest error over all values, in units of what rounding may do (at most 1).
-
-    ExportError where a value is further off.
-    """
-    value_of = _adapter_value if request.form == "adapter" else _merged_value
-    worst = 0.0
-    for path in written.files:
-        for name in sorted(names_in(folder / path) - material.stored.copied):
-            with safe_open(folder / path, "pt") as file:  # again: mapped pages count as memory
-                tensor = file.get_tensor(name)
-            off = _off(tensor, *value_of(name, material))
-            if not off <= 1:
-                raise ExportError(
-                    f"{path}: {name} is off by {off:.3g} times what rounding explains. The export "
-                    "was removed; please open an issue"
-                )
-            worst = max(worst, off)
-            material.close()
-    return worst
-
-
-def _off(found: Tensor, expected: Tensor, slack: Tensor) -> float:
-    """Largest |found - expected| in units of the rounding that is allowed; 0 where both agree."""
-    number = torch.finfo(found.dtype)
-    smallest, worst = number.smallest_normal * number.eps, 0.0
-    parts, wanted_parts = found.flatten().split(PIECE), expected.flatten().split(PIECE)
-    slacks = slack.flatten().split(PIECE) if slack.ndim else [slack] * len(parts)
-    for some, wanted, more in zip(parts, wanted_parts, slacks, strict=True):
-        wanted = wanted.double()
-        allowed = number.eps / 2 * wanted.abs() + smallest + more
-        worst = max(worst, float(((some.double() - wanted).abs() / allowed).max()))
-    return worst
-
-
-Value = tuple[Tensor, Tensor]
-NOTHING = torch.zeros(())
-
-
-def _adapter_value(name: str, material: Material) -> Value:
-    bare = name.removeprefix("base_model.model.").removeprefix(f"{material.target.component}.")
-    stored = bare.replace(".lora_A.", ".lora_A.default.").replace(".lora_B.", ".lora_B.default.")
-    return material.reader.whole(stored, material.part), NOTHING
-
-
-def _merged_value(stored: str, material: Material) -> Value:
-    """The value, computed in float64, and what float32 sums of that size may be off by."""
-    reader, part, name = material.reader, material.part, material.stored.policy_names[stored]
-    module, trained = name.removesuffix(".weight"), reader.names(part)
-    if name in trained:
-        return reader.whole(name, part), NOTHING
-    weight = material.spec.weights.read(name)
-    if f"{module}.lora_A.default.weight" not in trained:
-        return weight, NOTHING
-    down = reader.whole(f"{module}.lora_A.default.weight", part).double()
-    up = reader.whole(f"{module}.lora_B.default.weight", part).double()
-    scaling, weight = material.scaling, weight.double()
-    sums = weight.abs() + scaling * (up.abs() @ down.abs())
-    return weight + scaling * (up @ down), (len(down) + 2) * torch.finfo(torch.float32).eps * sums

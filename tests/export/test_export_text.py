@@ -388,7 +388,7 @@ def test_what_training_has_not_changed_is_refused(root, tmp_path):
 def test_another_chat_template_is_found(root, tmp_path, monkeypatch, checked):
     monkeypatch.setattr(transformers_layout, "tokenizer_texts", lambda material, names_class: {})
     for level in ("outputs", "tensors"):
-        message = "the export's tokenizer makes"
+        message = "the export's tokenizer encodes"
         refused(root, "chat", tmp_path / "a", "adapter", message, verify=level)
 
 

@@ -25,7 +25,7 @@ from tests.support.tiny_text import save_tiny, text_config
 
 
 def test_a_whole_needs_the_rest_of_it(root, tmp_path):
-    message = "thinker holds nothing beside what --as merged exports: .* a full checkpoint"
+    message = "thinker holds no other part than --as merged exports: .* the complete model"
     refused(root, "alone", tmp_path / "a", "whole", message)
     (root / "full" / SPEAKERS).rename(root / "speakers")
     try:
@@ -40,7 +40,7 @@ def test_a_language_model_is_no_part(tmp_path):
     (tmp_path / "runs" / "text").mkdir(parents=True)
     trainer = build_trainer(text_config(tmp_path / "text"), tmp_path / "runs" / "text")
     trainer.saver.save_now()
-    refused(tmp_path, "text", tmp_path / "a", "whole", "holds nothing beside what --as full")
+    refused(tmp_path, "text", tmp_path / "a", "whole", "holds no other part than --as full")
 
 
 def test_what_training_has_not_changed_is_refused(root, tmp_path):
@@ -114,10 +114,10 @@ def test_another_voice_or_template_is_found(root, tmp_path, monkeypatch, checked
 
     with monkeypatch.context() as patch:
         patch.setattr(hearing_layout.HearingLayout, "copies", other)
-        message = f"{SPEAKERS} is not the base model's"
+        message = f"{SPEAKERS} differs from the base model's"
         refused(root, "lora", tmp_path / "a", "whole", message, verify="tensors")
     monkeypatch.setattr(transformers_layout, "tokenizer_texts", lambda material, names_class: {})
-    refused(root, "chat", tmp_path / "a", "adapter", "cannot be used|makes", verify="tensors")
+    refused(root, "chat", tmp_path / "a", "adapter", "cannot be used|encodes", verify="tensors")
 
 
 # ---- what an export tells ------------------------------------------------------------------------

@@ -135,11 +135,11 @@ def test_a_broken_checkpoint_is_refused(root, tmp_path):
 def test_the_target_must_be_free(root, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").write_text("precious")
-    with pytest.raises(ExportError, match="not an empty folder"):
+    with pytest.raises(ExportError, match="new or empty folder"):
         quick(root, "lora", tmp_path / "full", "adapter")
     (tmp_path / "a.tmp").mkdir()
     (tmp_path / "a.tmp" / "thesis.tex").write_text("precious")
-    with pytest.raises(ExportError, match="in the way"):
+    with pytest.raises(ExportError, match="not left over from an export"):
         quick(root, "lora", tmp_path / "a", "adapter")
     assert (tmp_path / "a.tmp" / "thesis.tex").read_text() == "precious"
     (tmp_path / "empty").mkdir()

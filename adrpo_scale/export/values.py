@@ -1,0 +1,76 @@
+"""The values of an export against a merge of the base and the checkpoint in float64."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from adrpo_scale.core.errors import ExportError
+from adrpo_scale.export.base import Material, Request, Written
+from adrpo_scale.export.stored import names_in
+
+PIECE = 1 << 22  # elements compared at once
+
+
+def compare_values(material: Material, request: Request, written: Written, folder: Path) -> float:
+    """The largest error over all values, in units of the error that rounding allows.
+
+    Raises ExportError where it is above 1.
+    """
+    value_of = _adapter_value if request.form == "adapter" else _merged_value
+    worst = 0.0
+    for path in written.files:
+        for name in sorted(names_in(folder / path) - material.stored.copied):
+            with safe_open(folder / path, "pt") as file:  # reopened: mapped pages count as memory
+                tensor = file.get_tensor(name)
+            off = _off(tensor, *value_of(name, material))
+            if not off <= 1:
+                raise ExportError(
+                    f"{path}: {name} is off by {off:.3g} times what rounding explains. The export "
+                    "was removed; please open an issue"
+                )
+            worst = max(worst, off)
+            material.close()
+    return worst
+
+
+def _off(found: Tensor, expected: Tensor, slack: Tensor) -> float:
+    """Largest |found - expected| in units of the allowed rounding; 0 where both agree."""
+    number = torch.finfo(found.dtype)
+    smallest, worst = number.smallest_normal * number.eps, 0.0
+    parts, wanted_parts = found.flatten().split(PIECE), expected.flatten().split(PIECE)
+    slacks = slack.flatten().split(PIECE) if slack.ndim else [slack] * len(parts)
+    for some, wanted, more in zip(parts, wanted_parts, slacks, strict=True):
+        wanted = wanted.double()
+        allowed = number.eps / 2 * wanted.abs() + smallest + more
+        worst = max(worst, float(((some.double() - wanted).abs() / allowed).max()))
+    return worst
+
+
+Value = tuple[Tensor, Tensor]
+NOTHING = torch.zeros(())
+
+
+def _adapter_value(name: str, material: Material) -> Value:
+    bare = name.removeprefix("base_model.model.").removeprefix(f"{material.target.component}.")
+    stored = bare.replace(".lora_A.", ".lora_A.default.").replace(".lora_B.", ".lora_B.default.")
+    return material.reader.whole(stored, material.part), NOTHING
+
+
+def _merged_value(stored: str, material: Material) -> Value:
+    """(the value in float64, the possible error of its sums in float32)."""
+    reader, part, name = material.reader, material.part, material.stored.policy_names[stored]
+    module, trained = name.removesuffix(".weight"), reader.names(part)
+    if name in trained:
+        return reader.whole(name, part), NOTHING
+    weight = material.spec.weights.read(name)
+    if f"{module}.lora_A.default.weight" not in trained:
+        return weight, NOTHING
+    down = reader.whole(f"{module}.lora_A.default.weight", part).double()
+    up = reader.whole(f"{module}.lora_B.default.weight", part).double()
+    scaling, weight = material.scaling, weight.double()
+    sums = weight.abs() + scaling * (up.abs() @ down.abs())
+    return weight + scaling * (up @ down), (len(down) + 2) * torch.finfo(torch.float32).eps * sums
