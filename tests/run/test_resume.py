@@ -109,7 +109,7 @@ def test_the_engine_may_change_from_start_to_start(quiet, tmp_path, kind):
 
 PLACES = {
     "rollout": "adrpo_scale.domains.flow:FlowDomain.sample",
-    "reward": "adrpo_scale.training.rollout:score",
+    "reward": "adrpo_scale.training.rollout:rewards_of",
     "update": "adrpo_scale.engines.fsdp2:Fsdp2Engine.backward",
     "save": "adrpo_scale.checkpoint.store:Store._commit",
 }
