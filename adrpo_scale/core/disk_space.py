@@ -75,17 +75,23 @@ def check_space(
 ) -> None:
     """Raises DiskSpaceError unless `folder` has room for `what` by the disk and by the quota."""
     for limit in _limits(folder, quota_command):
-        if limit.free_bytes < needed_bytes:
-            lack = f"{size_text(needed_bytes)}, and {size_text(limit.free_bytes)} are free"
-        elif limit.free_files is not None and limit.free_files < needed_files:
-            lack = f"{needed_files} files, and {limit.free_files} more are allowed"
-        else:
-            continue
-        raise DiskSpaceError(
-            f"no room for {what} in {folder}: it needs {lack} by the {limit.source}. Delete what "
-            "is not needed, keep fewer (checkpoint.keep_last, keep_every, keep_best), or choose "
-            "another --run-dir"
-        )
+        lack = shortage(limit, needed_bytes, needed_files)
+        if lack is not None:
+            raise DiskSpaceError(
+                f"no room for {what} in {folder}: it needs {lack}. Delete what is not needed, keep "
+                "fewer (checkpoint.keep_last, keep_every, keep_best), or choose another --run-dir"
+            )
+
+
+def shortage(space: Space, needed_bytes: int, needed_files: int) -> str | None:
+    """Need and free room, as the end of an error's sentence; None where there is room."""
+    if space.free_bytes < needed_bytes:
+        lack = f"{size_text(needed_bytes)}, and {size_text(space.free_bytes)} are free"
+    elif space.free_files is not None and space.free_files < needed_files:
+        lack = f"{needed_files} files, and {space.free_files} more are allowed"
+    else:
+        return None
+    return f"{lack} by the {space.source}"
 
 
 def _limits(folder: Path, quota_command: str | None) -> list[Space]:

@@ -1,1 +1,1 @@
-"""What is read from the hub: needs, access, download, lock, prefetch, pickles, weights."""
+"""Models and datasets of the hub: needs, access, download, lock, prefetch, pickles, weights."""

@@ -1,7 +1,7 @@
-"""What the hub says of a repository before anything is downloaded: whether it is there and may be
-read, at which commit, under which licence, and how large the files are that are needed.
+"""The hub's answers about a repository before a download: existence, access, commit, licence, and
+the sizes of the needed files.
 
-Every answer that stands in the way becomes one error that names the page or the command that helps.
+Every answer that prevents a download becomes one error that names the page or command that helps.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ from adrpo_scale.hub.needs import (
 )
 from adrpo_scale.hub.pickles import PickledWeights, is_converted, pickled_weights
 
-SECONDS = 20.0  # that the hub has for an answer
+SECONDS = 20.0  # limit for an answer of the hub
 _NETWORK = ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3")
 
 
 class HubUnreachableError(ModelNotFoundError):
-    """Nobody answers: there is no use in asking for the next repository."""
+    """The hub does not answer; a question about another repository would fail as well."""
 
 
 @dataclass(frozen=True)
 class RepoPlan:
-    """What a need comes to at one commit.
+    """The files that a need requires at one commit.
 
-    files: sizes in bytes of the files that are read, by path, pickles apart. pickled: weights that
-    must be converted, and is_converted: whether that was done before. pickles: the sizes of their
-    files, and of their indexes. there: which of all these files are in the cache at this commit;
-    known: whose content is, of another one. is_new: whether the commit was looked up now, not taken
-    from a lock.
+    files: sizes in bytes of the files that are read, by path, without pickles. pickled: weights
+    that must be converted; is_converted: whether they were converted before. pickles: sizes of
+    their files and indexes. there: files of the repository that the cache has at this commit;
+    known: files whose content it has, from any commit. is_new: whether the commit was looked up
+    now, not taken from a lock.
     """
 
     need: HubNeed
@@ -55,29 +55,31 @@ class RepoPlan:
 
     @property
     def to_bring(self) -> dict[str, int]:
-        """Sizes of the files that the hub's client must be asked for."""
+        """Sizes of the files that the hub's client must bring, by path."""
         every = {**self.files, **self.to_convert}
         return {name: size for name, size in every.items() if name not in self.there}
 
     @property
     def bytes_to_fetch(self) -> int:
-        """Of those, what comes over the network."""
+        """Bytes of them that come over the network."""
         return sum(size for name, size in self.to_bring.items() if name not in self.known)
 
     @property
     def to_convert(self) -> Mapping[str, int]:
-        """Sizes of the pickles, where they have not been converted."""
+        """Sizes of the pickles that are yet to be converted, by path."""
         return {} if self.is_converted else self.pickles
 
     @property
     def to_write(self) -> int:
-        """Bytes that the cache will grow by."""
+        """Bytes by which the cache will grow."""
         return self.bytes_to_fetch + sum(self.to_convert.values())
 
 
 def ask(need: HubNeed, locked: LockedRepo | None) -> RepoPlan:
-    """What a need comes to, at the lock's revision or at the newest. Raises ModelNotFoundError
-    where the hub has no such thing or will not give it, HubUnreachableError where nobody answers.
+    """The plan of a need, at the lock's revision or, without one, at the newest.
+
+    Raises ModelNotFoundError where the hub lacks the repository or its files, or refuses access;
+    HubUnreachableError where it does not answer.
     """
     try:
         info = _info(need, locked)
@@ -121,7 +123,7 @@ def _info(need: HubNeed, locked: LockedRepo | None) -> Any:
         files_metadata=True,
         timeout=SECONDS,
     )
-    if info.gated:  # such a repository is shown to everybody, and given to few
+    if info.gated:  # its page is public, its files are not
         api.auth_check(need.name, repo_type=need.type)
     return info
 
@@ -158,20 +160,20 @@ def endpoint() -> str:
 
 
 def answers() -> bool:
-    """Whether somebody is there to be asked. Takes a few seconds where nobody is."""
+    """Whether the hub answers. Takes a few seconds where it does not."""
     from huggingface_hub import constants, get_session
 
     if constants.HF_HUB_OFFLINE:
         return False
     try:
         get_session().head(endpoint(), timeout=5.0)
-    except Exception:  # which one differs between the hub's clients
+    except Exception:  # its class differs between the hub's clients
         return False
     return True
 
 
 def _page(need: HubNeed) -> str:
-    """For people, who cannot accept terms at a mirror."""
+    """The repository's page at huggingface.co: terms cannot be accepted at a mirror."""
     return f"https://huggingface.co/{'datasets/' * (need.type == 'dataset')}{need.name}"
 
 
@@ -181,7 +183,7 @@ def _page(need: HubNeed) -> str:
 def _explained(
     error: Exception, need: HubNeed, locked: LockedRepo | None
 ) -> ModelNotFoundError | None:
-    """What a client's error means for people; None where it is a fault of ours."""
+    """The error with a remedy for a client's error; None where it is a fault of this package."""
     from huggingface_hub import errors
 
     what, page = f"{need.type} {need.name!r}", _page(need)
@@ -204,7 +206,7 @@ def _explained(
         )
     if isinstance(error, errors.OfflineModeIsEnabled):
         return HubUnreachableError(
-            "the hub may not be asked: HF_HUB_OFFLINE is set; unset it for `adrpo-scale prefetch`"
+            "HF_HUB_OFFLINE is set, so the hub is not asked; unset it for `adrpo-scale prefetch`"
         )
     if isinstance(error, errors.HfHubHTTPError):
         return _refused(error, what, page)
@@ -233,22 +235,22 @@ def _refused(error: Any, what: str, page: str) -> ModelNotFoundError:
 
 
 def is_of_the_network(error: Exception) -> bool:
-    """Whether the network failed, not this package: the classes differ between clients."""
+    """Whether an error of a client comes from the network; the classes differ between clients."""
     return isinstance(error, OSError) or type(error).__module__.split(".")[0] in _NETWORK
 
 
 def _as_whom() -> str:
-    """Where a token stands, and how to get one."""
+    """The end of a remedy: the account of the token in use, or the command that logs in."""
     from huggingface_hub import get_token
 
     if get_token() is None:
         return "and log in here with `hf auth login` (there is no token yet)"
     where = "of HF_TOKEN" if os.environ.get("HF_TOKEN") else "of `hf auth login`"
-    return f"with the account of the token that is used here, the one {where}; `hf auth whoami`"
+    return f"with the account of the token that is used here, the one {where} (`hf auth whoami`)"
 
 
 def _nearest(need: HubNeed) -> str:
-    """A hint at the spelling, where the hub knows something like it."""
+    """A hint at a similar name on the hub; empty where there is none."""
     from huggingface_hub import HfApi
 
     owner, _, name = need.name.partition("/")

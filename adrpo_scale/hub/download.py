@@ -1,7 +1,7 @@
 """Brings the files of one repository into the hub's cache, at one commit, by the hub's own client.
 
-The client keeps files that are whole and begins others anew; what it leaves behind, and what it
-would take for whole, is cleared away here.
+The client keeps complete files and starts others again. Its leftovers, and damaged files that it
+would accept, are removed here first.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from adrpo_scale.hub.access import RepoPlan
 from adrpo_scale.hub.lock import size_of
 from adrpo_scale.hub.needs import repo_folder, snapshot_folder
 
-IDLE_SECONDS = 600.0  # after which nobody writes to a file any more: the client gives up earlier
+IDLE_SECONDS = 600.0  # without a write, after which a download is dead: the client gives up earlier
 
 
 def remember_newest(plan: RepoPlan) -> None:
-    """So that tools which ask for no revision in particular are served offline, too: after the
-    download, for they may take half a snapshot for a whole one."""
+    """Points the cache's `main` at the plan's commit, for tools that name no revision and work
+    offline. Call it after the download: they would accept an incomplete snapshot."""
     path = repo_folder(plan.need.key) / "refs" / "main"
     if path.is_file() and path.read_text().strip() == plan.revision:
         return  # the cache may be read-only
@@ -31,7 +31,8 @@ def remember_newest(plan: RepoPlan) -> None:
 
 
 def download(plan: RepoPlan) -> None:
-    """By the hub's client, at the plan's commit; exactly the files that are missing."""
+    """Downloads exactly the missing files of a plan, at its commit. Raises ModelNotFoundError where
+    the network fails or a file is incomplete afterwards."""
     from huggingface_hub import snapshot_download
 
     snapshot = snapshot_folder(plan.need.key, plan.revision)
@@ -51,27 +52,28 @@ def download(plan: RepoPlan) -> None:
         reason = next(iter(str(error).strip().splitlines()), "")
         raise ModelNotFoundError(
             f"the download of {plan.need.type} {plan.need.name!r} stopped ({type(error).__name__}: "
-            f"{reason}). Run the same command again: files that are whole are kept. Where it stops "
-            "again and again, try HF_HUB_DISABLE_XET=1"
+            f"{reason}). Run the same command again: complete files are kept. If it stops "
+            "repeatedly, try HF_HUB_DISABLE_XET=1"
         ) from error
     lost = [name for name, size in plan.to_bring.items() if size_of(snapshot / name) != size]
-    if lost:  # without an answer the client is content with what is in the cache
+    if lost:  # where the hub does not answer, the client accepts an incomplete cache
         raise ModelNotFoundError(
-            f"{plan.need.type} {plan.need.name!r}: {', '.join(lost[:3])} did not come whole; run "
-            "the same command again"
+            f"{plan.need.type} {plan.need.name!r}: {', '.join(lost[:3])} did not arrive complete; "
+            "run the same command again"
         )
 
 
 def _remove_damaged(path: Path) -> None:
-    """The hub's client takes a file of any size for whole, once it has its name."""
+    """Removes a file and its content: the hub's client accepts a file of any size by its name."""
     if path.exists() or path.is_symlink():
         path.resolve().unlink(missing_ok=True)
         path.unlink(missing_ok=True)
 
 
 def _remove_left_overs(blobs: Path) -> None:
-    """Of downloads that were killed: the client begins such a file anew, under another name, and
-    gigabytes would count against the quota for ever. What was written to lately is another's."""
+    """Removes files of killed downloads: the client starts such a file again under another name, so
+    gigabytes would count against the quota for ever. A file that was written to within IDLE_SECONDS
+    belongs to another process."""
     for path in blobs.glob("*.incomplete"):
         with suppress(OSError):
             if time.time() - path.stat().st_mtime > IDLE_SECONDS:

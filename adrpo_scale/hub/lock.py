@@ -1,7 +1,7 @@
-"""`prefetch.lock`, which pins what a run reads from the hub: at which revision, and which files.
+"""`prefetch.lock`, which pins the repositories that a run reads from the hub: revisions and files.
 
-`adrpo-scale prefetch` writes the lock on a login node; everything that loads a model goes by it, so
-that every start of a run, on every node, reads the same files of the cache without asking the hub.
+`adrpo-scale prefetch` writes the lock on a login node. Every loader of a model follows it, so that
+every start of a run, on every node, reads the same files of the cache without asking the hub.
 Nothing is written here at training time, so the cache may be read-only. Files are compared by size
 alone: hashing gigabytes at every requeue would cost more than the check is worth.
 
@@ -40,9 +40,9 @@ REMEDY = "run `adrpo-scale prefetch CONFIG` on a login node"
 class LockedRepo:
     """One repository of the lock.
 
-    revision: its commit. licence: what its card says, None if nothing. allow, ignore: what was
-    prefetched. files: sizes in bytes by path, as they lie in `folder`. converted: where in the
-    cache the folder lies whose pickles were converted; None for the hub's own snapshot.
+    revision: its commit. licence: that of its card, None if it states none. allow, ignore: the
+    patterns of the files that were prefetched. files: sizes in bytes by path inside `folder`.
+    converted: the folder of converted pickles, relative to the cache; None for the hub's snapshot.
     """
 
     type: RepoType
@@ -64,7 +64,7 @@ class LockedRepo:
 
     @property
     def folder(self) -> Path:
-        """Where it lies on this machine."""
+        """Its folder on this machine."""
         if self.converted is not None:
             return cache_folder() / self.converted
         return snapshot_folder(self.key, self.revision)
@@ -74,6 +74,7 @@ class LockedRepo:
 
 
 def lock_path() -> Path:
+    """$ADRPO_PREFETCH_LOCK, else `prefetch.lock` in the current folder."""
     return Path(os.environ.get("ADRPO_PREFETCH_LOCK") or "prefetch.lock").expanduser()
 
 
@@ -104,7 +105,7 @@ def _read(path: Path, *version: int) -> Mapping[Key, LockedRepo]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelNotFoundError(
             f"{path.absolute()} is no prefetch lock ({type(error).__name__}: {error}); expected "
-            "what `adrpo-scale prefetch` writes: delete it and prefetch again"
+            "a file written by `adrpo-scale prefetch`: delete it and prefetch again"
         ) from error
     return {repo.key: repo for repo in repos}
 
@@ -142,22 +143,22 @@ def write_lock(path: Path, repos: Iterable[LockedRepo]) -> None:
     replace_json(path, {"format": FORMAT, "repos": entries})
 
 
-# ---- what is here --------------------------------------------------------------------------------
+# ---- files on this machine -----------------------------------------------------------------------
 
 
 class NotCachedError(ModelNotFoundError):
-    """Not pinned, and not in the cache: the hub may still have it."""
+    """A repository is not pinned and not in the cache: the hub may have it."""
 
 
 class PinnedError(ModelNotFoundError):
-    """Pinned, and not there as it was pinned: nothing else will do."""
+    """A repository is pinned, and its pinned files are not there: no others may be read."""
 
 
 def find_here(need: HubNeed) -> Path:
     """The folder of a need on this machine, without asking the hub.
 
     A hub id is at the lock's revision where the lock names it, else at the cache's newest. Raises
-    ModelNotFoundError with what is missing: a PinnedError or a NotCachedError for a hub id.
+    ModelNotFoundError that names the missing files: PinnedError or NotCachedError for a hub id.
     """
     if need.name.startswith(DEMO_PREFIX):
         return resolve_path(need.name)
@@ -176,7 +177,7 @@ def find_here(need: HubNeed) -> Path:
 
 
 def check_locked(need: HubNeed, locked: LockedRepo) -> None:
-    """Raises PinnedError unless every file that the need covers is there in its size."""
+    """Raises PinnedError unless every file that the need covers is there with its pinned size."""
     where = f"{need.type} {need.name!r}"
     pinned = f"{lock_path()} at revision {locked.revision[:12]}"
     if not (set(need.allow) <= set(locked.allow) and set(locked.ignore) <= set(need.ignore)):
@@ -194,11 +195,11 @@ def check_locked(need: HubNeed, locked: LockedRepo) -> None:
             faults.append(f"{name} has {sizes[name]} bytes instead of {size}")
     if faults:
         shown = "; ".join(faults[:4]) + (f"; and {len(faults) - 4} more" if faults[4:] else "")
-        raise PinnedError(f"{where} is in {pinned}, but half there in {locked.folder}: {shown}")
+        raise PinnedError(f"{where} is in {pinned}, but incomplete in {locked.folder}: {shown}")
 
 
 def size_of(path: Path) -> int | None:
-    """In bytes; None where there is no such file, or a link that leads nowhere."""
+    """Size in bytes; None where there is no such file, or a broken link."""
     try:
         return path.stat().st_size
     except OSError:
@@ -206,7 +207,7 @@ def size_of(path: Path) -> int | None:
 
 
 def _find_cached(need: HubNeed) -> Path:
-    """The newest snapshot of the hub's cache, where it is known to be whole."""
+    """The newest snapshot of the hub's cache. Raises NotCachedError unless it is complete."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
@@ -224,27 +225,26 @@ def _find_cached(need: HubNeed) -> Path:
         ) from error
     except LocalEntryNotFoundError as error:
         partly = getattr(error, "snapshot_path", None)
-        state = f"half there in {partly}" if partly else f"not in the cache {cache_folder()}"
+        state = f"incomplete in {partly}" if partly else f"not in the cache {cache_folder()}"
         raise NotCachedError(f"{need.type} {need.name!r} is {state}") from error
     folder = Path(found)
     lost = [path for path in folder.rglob("*") if path.is_symlink() and not path.exists()]
     if lost:
         raise NotCachedError(
-            f"{need.type} {need.name!r} is half there in {folder}: {lost[0].name} is a link to "
-            "nothing"
+            f"{need.type} {need.name!r} is incomplete in {folder}: {lost[0].name} is a broken link"
         )
     converted = cache_folder() / converted_name(need.key, folder.name)
     return converted if need.type == "model" and converted.is_dir() else folder
 
 
 def check(needs: Sequence[HubNeed]) -> list[str]:
-    """What is missing on this machine, a line each; empty where everything is there. Looks at names
-    and sizes alone and never asks the hub."""
+    """A line for every need that is missing on this machine; looks at names and sizes alone and
+    never asks the hub."""
     return [line for line, _ in missing(needs)]
 
 
 def missing(needs: Sequence[HubNeed]) -> list[tuple[str, bool]]:
-    """The lines of `check`, and for each whether the hub might still have it (it is not pinned)."""
+    """(line of `check`, whether the hub may have it: it is not pinned) of each missing need."""
     found = []
     for need in needs:
         try:
@@ -256,9 +256,9 @@ def missing(needs: Sequence[HubNeed]) -> list[tuple[str, bool]]:
 
 
 def fingerprint(needs: Sequence[HubNeed]) -> str:
-    """Revision and sizes of everything the needs cover, as this machine sees them, as 16 hex
-    digits: two nodes with the same one read the same files. By `stat` alone; what is not there
-    counts as such, and a folder that is no hub id by its path and its files' sizes."""
+    """16 hex digits over the revisions and file sizes of everything that the needs cover, as this
+    machine sees them: two nodes with equal digits read the same files. No file is opened; a missing
+    need counts by its error, and a folder that is no hub id by its name and its files' sizes."""
     lines = []
     for need in sorted(needs, key=lambda need: (need.key, need.allow)):
         try:

@@ -1,7 +1,7 @@
-"""What components read from the hub, and where the hub's cache keeps it.
+"""Models and datasets that components read from the hub, and their folders in the hub's cache.
 
-A component declares its models and datasets once, as `HubNeed`s of its config
-(`needs_from_hub`), for loading as for `prefetch`: whoever lists files a second time forgets one.
+A component declares its models and datasets once, as `HubNeed`s of its config (`needs_from_hub`),
+for loading as for `prefetch`: a second list of files would miss one.
 """
 
 from __future__ import annotations
@@ -39,25 +39,25 @@ class HubNeed:
 
     @property
     def is_hub_id(self) -> bool:
-        """By its form, where there is no such folder."""
+        """Whether the name has the form of a hub id and there is no such folder."""
         name = self.name
         if name.startswith((DEMO_PREFIX, ".", "/", "~")) or name.count("/") != 1:
             return False
         return not Path(name).is_dir()
 
     def covers(self, file: str) -> bool:
-        """Whether a file of the repository, by its path there, is one that is read."""
+        """Whether a file, by its path in the repository, is read."""
         picked = any(fnmatchcase(file, _whole(pattern)) for pattern in self.allow)
         return picked and not any(fnmatchcase(file, _whole(pattern)) for pattern in self.ignore)
 
 
 def _whole(pattern: str) -> str:
-    """A folder's pattern, "vae/", means what is in it."""
+    """A pattern that names a folder, "vae/", matches the folder's files."""
     return pattern + "*" if pattern.endswith("/") else pattern
 
 
 def joined(needs: Iterable[HubNeed]) -> list[HubNeed]:
-    """One need a repository, that covers all that several read of it; in the order given."""
+    """One need per repository, which covers the files of all its needs; in the order given."""
     found: dict[Key, HubNeed] = {}
     for need in needs:
         other = found.get(need.key)
@@ -84,15 +84,16 @@ def cache_folder() -> Path:
 
 
 def repo_folder(key: Key) -> Path:
-    """Where the hub's cache keeps all revisions of a repository."""
+    """The folder of all revisions of a repository in the hub's cache."""
     type, name = key
     return cache_folder() / f"{type}s--{name.replace('/', '--')}"
 
 
 def snapshot_folder(key: Key, revision: str) -> Path:
+    """The folder of one revision of a repository in the hub's cache."""
     return repo_folder(key) / "snapshots" / revision
 
 
 def converted_name(key: Key, revision: str) -> str:
-    """Where converted weights lie, inside the cache."""
+    """The folder of a repository's converted weights, relative to the hub's cache."""
     return f"{CONVERTED}/{key[1].replace('/', '--')}/{revision}"

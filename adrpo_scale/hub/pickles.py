@@ -1,12 +1,12 @@
 """Weights that were published as pickles alone, converted once to safetensors.
 
-The one module that opens a pickle, with `torch.load(weights_only=True)`: nothing but tensors comes
-out of it, and a file that asks for anything else is refused before it is run. Mapped and streamed
-tensor by tensor, so a model needs no more memory than its largest tensor. What was written is read
-back and compared, name by name and byte by byte, before it is put in its place.
+The one module that opens a pickle, with `torch.load(weights_only=True)`: it returns nothing but
+tensors, and a file that asks for anything else is refused before any of its code runs. Files are
+mapped and streamed tensor by tensor, so a model needs no more memory than its largest tensor. The
+result is read back and compared, name by name and byte by byte, before it is put in its place.
 
-Tensors that share memory (tied weights) are written out one by one: every name that the pickle has
-is in the result with its values, whatever the model's config says about tying.
+Tensors that share memory (tied weights) are written out one by one: the result has every name of
+the pickle with its values, whatever the model's config states about tying.
 """
 
 from __future__ import annotations
@@ -64,7 +64,8 @@ def _path(folder: str, name: str) -> str:
 
 
 def pickled_weights(need: HubNeed, files: Iterable[str]) -> list[PickledWeights]:
-    """What a need reads that is among a repository's files as pickles and not as safetensors."""
+    """Weights of a need that a repository has as pickles and not as safetensors. files: all paths
+    of the repository."""
     names: dict[str, list[str]] = {}
     for file in sorted(files):
         path = PurePosixPath(file)
@@ -79,7 +80,7 @@ def pickled_weights(need: HubNeed, files: Iterable[str]) -> list[PickledWeights]
             if any(re.fullmatch(rf"{safe}{_SHARD}\.safetensors", name) for name in there):
                 continue
             pickles = [name for name in there if re.fullmatch(rf"{stem}{_SHARD}\.bin", name)]
-            if f"{stem}.bin" in pickles:  # some have the same weights in shards, too
+            if f"{stem}.bin" in pickles:  # some repositories have the same weights in shards, too
                 pickles = [f"{stem}.bin"]
             if pickles:
                 paths = tuple(_path(folder, name) for name in pickles)
@@ -93,7 +94,7 @@ def convert_snapshot(
     """Makes the folder `to`: links to the `files` of a snapshot, and its pickled weights as
     safetensors.
 
-    `to` is there afterwards, whole, or not at all. Raises WeightsError for a pickle that holds
+    Afterwards `to` is complete, or does not exist. Raises WeightsError for a pickle that holds
     anything but tensors, or cannot be read.
     """
     building = to.with_name(f"{to.name}.tmp")
@@ -110,13 +111,13 @@ def convert_snapshot(
 
 
 def is_converted(folder: Path, pickled: Sequence[PickledWeights], files: Iterable[str]) -> bool:
-    """Whether `convert_snapshot` has made `folder` of these before, and it still is whole."""
+    """Whether `convert_snapshot` has made `folder` from these files, and it is still complete."""
     safe = [folder / weights.converted(file) for weights in pickled for file in weights.files]
     return all(map(_is_whole, safe)) and (not safe or all((folder / f).is_file() for f in files))
 
 
 def _is_whole(path: Path) -> bool:
-    """The library compares the file's length with its header."""
+    """Whether a safetensors file is complete: the library compares its length with its header."""
     try:
         with safe_open(path, "pt"):
             return True
@@ -125,7 +126,7 @@ def _is_whole(path: Path) -> bool:
 
 
 def contents(folder: Path) -> dict[str, int]:
-    """Sizes in bytes of everything in a folder, by path."""
+    """Sizes in bytes of all files in a folder, by path."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths}
 
@@ -161,7 +162,7 @@ def _convert(snapshot: Path, weights: PickledWeights, to: Path) -> None:
 
 
 def _check_index(index: Path, names: Set[str]) -> None:
-    """Raises WeightsError where a list of the pickles' tensors says something else."""
+    """Raises WeightsError where the pickles' index lists other tensors."""
     if not index.is_file():
         return
     differ = set(json.loads(index.read_text())["weight_map"]) ^ names
@@ -178,8 +179,8 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         content = _load(path)
     except pickle.UnpicklingError as error:
         raise WeightsError(
-            f"{path} is refused ({_reason(error)}): it is not known to hold tensors alone, and to "
-            "read more could run code of whoever made it. Use a model that is published as "
+            f"{path} is refused ({_reason(error)}): it is not known to hold tensors alone, and "
+            "reading anything else could run its author's code. Use a model that is published as "
             "safetensors"
         ) from error
     except (RuntimeError, ValueError, EOFError, OSError, KeyError, TypeError) as error:
@@ -188,7 +189,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         ) from error
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
-    wrong = _what_is_no_tensor(content)
+    wrong = _other_than_tensors(content)
     if wrong is not None:
         raise WeightsError(
             f"{path} holds {wrong} where tensors by name are expected; convert it by hand and give "
@@ -208,15 +209,16 @@ def _load(path: Path) -> Any:
 
 
 def _reason(error: Exception) -> str:
-    """What an error of torch says about the file; the rest is advice to trust it."""
+    """The part of torch's message that describes the file; the rest advises to trust it."""
     text = str(error)
     named = re.search(r"GLOBAL [\w.]*\w|Unsupported [^.\n]*", text)
     return named[0] if named else (text.splitlines() or [type(error).__name__])[0][:200]
 
 
-def _what_is_no_tensor(content: object) -> str | None:
+def _other_than_tensors(content: object) -> str | None:
+    """The first part of a pickle's content that is not a named tensor; None if there is none."""
     if not isinstance(content, dict) or not content:
-        return f"{type(content).__name__} of nothing" if not content else type(content).__name__
+        return f"an empty {type(content).__name__}" if not content else type(content).__name__
     for name, value in content.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             return f"{name!r}: {type(value).__name__}"
@@ -235,7 +237,7 @@ def _write(path: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def compare(path: Path, tensors: dict[str, Tensor], source: Path) -> None:
-    """Raises WeightsError unless the safetensors file at `path` is the tensors, bit by bit."""
+    """Raises WeightsError unless the safetensors file at `path` holds exactly these tensors."""
     with safe_open(path, "pt") as file:
         if set(file.keys()) != tensors.keys():
             raise WeightsError(

@@ -1,10 +1,10 @@
-"""The command `prefetch`: brings what runs read from the hub into its cache, and pins it.
+"""The command `prefetch`: brings the repositories of runs into the hub's cache, and pins them.
 
-For a login node: no GPU, no process group. Everything that could go wrong is asked first, of all
-repositories together: access, existence, room. Only then is anything downloaded, each repository at
-one commit, by the hub's own client, which keeps whole files; so the same command after an
-interruption resumes with the missing files. Weights that exist as pickles alone are converted to
-safetensors. `prefetch.lock` is written after each repository.
+For a login node: no GPU, no process group. All problems of all repositories (access, existence,
+room) are looked for first. Then each repository is downloaded at one commit by the hub's own
+client, which keeps complete files, so the same command resumes after an interruption with the
+missing files. Weights that exist as pickles alone are converted to safetensors. `prefetch.lock` is
+written after each repository.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from rich.table import Column, Table
 
 from adrpo_scale.core.console import console
-from adrpo_scale.core.disk_space import free_space, size_text
+from adrpo_scale.core.disk_space import free_space, shortage, size_text
 from adrpo_scale.core.dist import rank_facts
 from adrpo_scale.core.errors import AdrpoError, ModelNotFoundError, WeightsError
 from adrpo_scale.hub import access as hub_access
@@ -46,10 +46,10 @@ from adrpo_scale.hub.pickles import contents, convert_snapshot
 
 
 def require_models(needs: Sequence[HubNeed]) -> None:
-    """Raises ModelNotFoundError, naming everything at once, where a run cannot have what it reads.
+    """Raises ModelNotFoundError, which names all missing needs, unless a run can read its models.
 
-    For the start of a run, before a process group: looks at names and sizes alone. Where something
-    is in no lock and not in the cache, the hub is asked whether it is there to be asked.
+    For the start of a run, before a process group: looks at names and sizes alone. A need that is
+    neither locked nor cached counts as missing only where the hub does not answer.
     """
     found = missing(needs)
     if any(is_on_hub for _, is_on_hub in found) and hub_access.answers():
@@ -58,11 +58,11 @@ def require_models(needs: Sequence[HubNeed]) -> None:
         return
     lines = list(dict.fromkeys(line for line, _ in found))
     error = ModelNotFoundError(
-        _listed(f"{_things(len(lines))} that this run reads cannot be had here:", lines)
+        _listed(f"{_things(len(lines))} that this run reads cannot be found here:", lines)
         + f"\n{REMEDY[0].upper()}{REMEDY[1:]}, and give the job the same cache by "
         f"HF_HOME; here it is {cache_folder()}"
     )
-    error.agreed = rank_facts().local_rank > 0  # a node sees one cache: one of its ranks says it
+    error.agreed = rank_facts().local_rank > 0  # ranks of a node share the cache: one prints it
     raise error
 
 
@@ -76,8 +76,9 @@ def prefetch(
     """The command. Raises ModelNotFoundError, with every problem of every repository, before
     anything is downloaded.
 
-    needs: of all runs together. quota_command: prints what a quota leaves, where one is the limit.
-    upgrade: take the newest revisions of what is locked, too.
+    needs: of all runs together. quota_command: see `core.disk_space`. lock: the file, `lock_path()`
+    by default. upgrade: takes the newest revision of locked repositories, too. dry_run: only shows
+    the plan.
     """
     path = lock or lock_path()
     locked = read_lock(path)
@@ -115,8 +116,8 @@ def _widened(needs: Sequence[HubNeed], locked: Mapping[Key, LockedRepo]) -> list
 def _plans(
     needs: Sequence[HubNeed], pinned: Mapping[Key, LockedRepo]
 ) -> tuple[list[RepoPlan], list[str]]:
-    """What must be asked of the hub, and what stands in the way. What the lock names and the cache
-    has needs nobody's answer."""
+    """(plans of the needs that are not complete here, problems). The hub is not asked about a need
+    that is locked and cached."""
     plans, problems = [], []
     for need in needs:
         try:
@@ -126,7 +127,7 @@ def _plans(
                 plans.append(hub_access.ask(need, pinned.get(need.key)))
         except HubUnreachableError as error:
             problems.append(str(error))
-            break  # the others would wait as long, and say the same
+            break  # every other question would wait as long and fail the same way
         except AdrpoError as error:
             problems.append(f"{need.what}: {error}")
     return plans, problems
@@ -144,7 +145,7 @@ def _is_there(need: HubNeed, pinned: Mapping[Key, LockedRepo]) -> bool:
 
 
 def _room(plans: Sequence[RepoPlan], quota_command: str | None) -> list[str]:
-    """What speaks against writing the plans' files into the cache."""
+    """Problems of writing the plans' files into the cache: none, or one."""
     cache = cache_folder()
     needed = sum(plan.to_write for plan in plans)
     count = sum(2 * len(plan.to_bring) + len(plan.to_convert) for plan in plans)  # files and names
@@ -154,24 +155,21 @@ def _room(plans: Sequence[RepoPlan], quota_command: str | None) -> list[str]:
     if not os.access(existing, os.W_OK) or _is_read_only(existing):
         return [f"the cache {cache} cannot be written to: set HF_HOME to one that can"]
     space = free_space(cache, quota_command)
-    if space.free_bytes < needed:
-        lack = f"{size_text(needed)}, and {size_text(space.free_bytes)} are free"
-    elif space.free_files is not None and space.free_files < count:
-        lack = f"{count} files, and {space.free_files} more are allowed"
-    else:
+    lack = shortage(space, needed, count)
+    if lack is None:
         return []
     return [
-        f"no room in the cache {cache}: it needs {lack} by the {space.source}. Set HF_HOME to a "
-        "larger filesystem, or delete what is not needed (`hf cache ls`, `hf cache rm`)"
+        f"no room in the cache {cache}: it needs {lack}. Set HF_HOME to a larger filesystem, or "
+        "delete what is not needed (`hf cache ls`, `hf cache rm`)"
     ]
 
 
 def _is_read_only(folder: Path) -> bool:
-    return bool(os.statvfs(folder).f_flag & os.ST_RDONLY)  # root may write anywhere else
+    return bool(os.statvfs(folder).f_flag & os.ST_RDONLY)  # os.access grants root everything
 
 
 def _fetch(plan: RepoPlan) -> LockedRepo:
-    """Downloads and converts what a plan needs, and checks that it is there."""
+    """Downloads and converts the files of a plan."""
     need = plan.need
     if plan.to_bring:
         console.print(f"{need.name} at {plan.revision[:12]}", highlight=False)
@@ -195,7 +193,7 @@ def _fetch(plan: RepoPlan) -> LockedRepo:
 
 
 def _converted(plan: RepoPlan, folder: Path) -> dict[str, int]:
-    """The files of the folder of converted weights, which is made where it is not there."""
+    """Files of the folder of converted weights, which is made if it does not exist."""
     if not plan.is_converted:
         name = plan.need.name
         console.print(f"converting the pickles of {name} to safetensors", highlight=False)
@@ -209,7 +207,7 @@ def _converted(plan: RepoPlan, folder: Path) -> dict[str, int]:
     return contents(folder)
 
 
-# ---- what is shown -------------------------------------------------------------------------------
+# ---- output --------------------------------------------------------------------------------------
 
 
 def _show(
@@ -244,7 +242,7 @@ def _show(
 def _conclude(path: Path, needs: Sequence[HubNeed], locked: Mapping[Key, LockedRepo]) -> None:
     mine = [locked[need.key] for need in needs if need.is_hub_id]
     if not mine:
-        console.print("nothing of these configs is on the hub: nothing to fetch", highlight=False)
+        console.print("these configs read nothing from the hub: nothing to fetch", highlight=False)
         return
     total = size_text(sum(repo.bytes for repo in mine))
     console.print(f"cache:  {cache_folder()} ({total} of these configs)", highlight=False)

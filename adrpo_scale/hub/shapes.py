@@ -1,6 +1,7 @@
-"""Where a model's shape is read from: its own folder or the hub's cache where it is there, else the
-published configuration values of the paper's models, which lie beside this module in the layout of
-real model folders. No weights and no network are needed.
+"""The configuration files that state a model's shape, found without weights and without network.
+
+They come from the model's folder or the hub's cache where it is there, else from the published
+values of the paper's models, stored beside this module as model folders.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ SAME_SHAPE = {  # another name for the same shape
 
 
 def config_folder(name: str, what: str, needed: str = "config.json") -> Path:
-    """A folder in which `needed` is. name: as a config has it; what: the setting.
+    """A folder that holds a model's file `needed`. name: as a config has it; what: its setting.
 
-    Raises ModelNotFoundError, with the shapes that are known, where there is none.
+    Raises ModelNotFoundError, which lists the known shapes, where there is none.
     """
     try:
         folder = find_here(HubNeed(name, what, ("*.json", "*/*.json")))

@@ -28,8 +28,8 @@ from adrpo_scale.hub.needs import CONVERTED, HubNeed
 class WeightSource(Protocol):
     """Tensors by name, read in rows of dim 0.
 
-    shape: without reading the tensor. sha256: of everything that may be read, so that two sources
-    with one hash are one model, wherever they lie. close: lets go of open files.
+    shape: without reading the tensor. sha256: of everything that may be read; sources with equal
+    hashes are the same model, in whichever folder. close: closes open files.
     """
 
     folder: Path
@@ -49,8 +49,8 @@ class SafetensorsFolder:
     """The tensors of all safetensors files of one folder, by name.
 
     stem: the file name without suffix, e.g. "diffusion_pytorch_model"; `stem.safetensors` or the
-    files that `stem.safetensors.index.json` lists are read. unwanted: tensors that are passed over
-    where they are there. Raises ModelNotFoundError where neither file is there.
+    files that `stem.safetensors.index.json` lists are read. unwanted: tensors to ignore. Raises
+    ModelNotFoundError where neither file, or not every listed file, is there.
     """
 
     def __init__(self, folder: Path, stem: str, unwanted: Sequence[str] = ()) -> None:
@@ -71,7 +71,7 @@ class SafetensorsFolder:
         missing = {name for name in self._file_of.values() if not (folder / name).is_file()}
         if missing:
             raise ModelNotFoundError(
-                f"{folder} is half there: {index.name} lists {', '.join(sorted(missing))}, which "
+                f"{folder} is incomplete: {index.name} lists {', '.join(sorted(missing))}, which "
                 "is missing; bring it here with `adrpo-scale prefetch CONFIG`"
             )
         for name in unwanted:
@@ -82,20 +82,20 @@ class SafetensorsFolder:
         return set(self._file_of)
 
     def sha256(self) -> str:
-        """One hash over all files, by name: what identifies a base model wherever it lies."""
+        """One hash over all files and their names: the identity of a base model in any folder."""
         paths = [self.folder / name for name in sorted(set(self._file_of.values()))]
         return combined_sha256(paths, self.folder)
 
     def close(self) -> None:
-        """Lets go of the files: mapped pages that were read count as this process's memory."""
+        """Closes the files: mapped pages that were read count as this process's memory."""
         self._open.clear()
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """From the file's header. Raises WeightsError for an unknown name."""
+        """The shape in the file's header. Raises WeightsError for an unknown name."""
         return tuple(self._file(name).get_slice(name).get_shape())
 
     def dtype(self, name: str) -> torch.dtype:
-        """As it lies on the disk. Raises WeightsError for an unknown name."""
+        """The type in the file. Raises WeightsError for an unknown name."""
         return self.read(name, 0, 0).dtype
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
@@ -112,7 +112,7 @@ class SafetensorsFolder:
         if name not in self._file_of:
             raise WeightsError(
                 f"{self.folder} has no tensor {name!r} among its {len(self._file_of)}; "
-                "is it the weights of another architecture?"
+                "are these the weights of another architecture?"
             )
         file_name = self._file_of[name]
         if file_name not in self._open:
@@ -138,9 +138,9 @@ def check_coverage(expected: Iterable[str], available: Iterable[str], where: Pat
 def find_model(need: HubNeed | str) -> Path:
     """The local folder of a model or dataset: of a folder, `demo:NAME`, or a hub id.
 
-    What `prefetch.lock` names is read from the cache at exactly that revision; any other hub id is
-    looked up in the cache first and downloaded only if the hub may be reached. Raises
-    ModelNotFoundError, with how to bring the model here, where it cannot be had.
+    A repository in `prefetch.lock` is read from the cache at exactly the locked revision. Any other
+    hub id is looked up in the cache first, and downloaded if it is not there and the hub answers.
+    Raises ModelNotFoundError, which tells how to bring the model here.
     """
     need = HubNeed(need) if isinstance(need, str) else need
     try:
@@ -152,7 +152,7 @@ def find_model(need: HubNeed | str) -> Path:
 
 
 def _download(need: HubNeed, reason: NotCachedError) -> Path:
-    """Brings a need into the cache. reason: why it is needed."""
+    """Downloads a need into the cache. reason: the error of the look-up there."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -173,13 +173,13 @@ def _download(need: HubNeed, reason: NotCachedError) -> Path:
 
 
 def hf_command(need: HubNeed) -> str:
-    """What brings a need here by the hub's own command."""
+    """The hub's own command that downloads a need."""
     return f"`hf download {need.name}{' --repo-type dataset' * (need.type == 'dataset')}`"
 
 
 def combined_sha256(paths: Sequence[Path], root: Path) -> str:
-    """One hash over the contents of files and their names inside `root`; of a file that lies
-    elsewhere the last part of its name."""
+    """One hash over the contents of files and their names inside `root`; a file outside `root`
+    counts by the last part of its path."""
     hashes = file_hashes(paths)
     names = [path.relative_to(root) if path.is_relative_to(root) else path.name for path in paths]
     lines = "".join(f"{name} {hashes[p]}\n" for name, p in zip(names, paths, strict=True))
@@ -194,10 +194,10 @@ def revision_of(folder: Path) -> str | None:
 
 
 def initial_uniform(name: str, shape: Sequence[int], fan_in: int, seed: int) -> Tensor:
-    """Kaiming-uniform values (a = √5) of a whole tensor, float32, from a seed of its own.
+    """Kaiming-uniform values (a = √5) of a whole tensor, float32 `shape`, seeded by seed and name.
 
-    Initialised whole and cut afterwards: random values drawn shard by shard would depend on the
-    number of ranks (and repeat on every rank where the shards' generators agree).
+    The caller cuts its shard out of it: values drawn shard by shard would depend on the number of
+    ranks (and repeat on every rank where the shards' generators agree).
     """
     generator = torch.Generator().manual_seed(
         derive_seed(seed, int(Purpose.PARAMETER_INIT), text=name)

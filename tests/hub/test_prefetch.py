@@ -193,7 +193,7 @@ def test_all_problems_of_all_repositories_are_told_at_once(hub):
     ("access", "token", "says"),
     [
         ("gated", None, "there is no token yet"),
-        ("gated", "hf_of_somebody_else", "the one of HF_TOKEN; `hf auth whoami`"),
+        ("gated", "hf_of_somebody_else", "the one of HF_TOKEN (`hf auth whoami`)"),
         ("gated", TOKEN, None),
         ("private", "hf_of_somebody_else", "is private"),
         ("private", TOKEN, None),

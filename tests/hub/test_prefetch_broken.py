@@ -23,7 +23,7 @@ from adrpo_scale.rewards.reward_model import RewardModel
 from tests.support.hub import FAILS
 from tests.support.published import POLICY, REWARD, bring, config
 
-# ---- interruptions, and what is half there -------------------------------------------------------
+# ---- interruptions, and incomplete folders -------------------------------------------------------
 
 
 def test_a_connection_that_breaks_is_taken_up_where_it_broke(hub, monkeypatch):
@@ -69,12 +69,12 @@ def test_what_is_missing_is_named_at_once_and_mended(hub):
     with pytest.raises(ModelNotFoundError) as caught:
         require_models(config().needs_from_hub())
     head, policy, reward, remedy = str(caught.value).splitlines()
-    assert head == "2 things that this run reads cannot be had here:"
+    assert head == "2 things that this run reads cannot be found here:"
     assert "tokenizer.json is missing" in policy
     assert "model.safetensors has 1000 bytes instead of" in policy
     assert "own/reward" in reward and "has 0 bytes instead of" in reward
     assert "adrpo-scale prefetch CONFIG" in remedy and "HF_HOME" in remedy
-    with pytest.raises(ModelNotFoundError, match=r"half there .*adrpo-scale prefetch CONFIG"):
+    with pytest.raises(ModelNotFoundError, match=r"incomplete .*adrpo-scale prefetch CONFIG"):
         find_model(config().needs_from_hub()[0])
     hub.down = False
     bring()
@@ -90,7 +90,7 @@ def test_without_a_lock_the_cache_and_then_the_hub_are_asked_as_ever(hub):
     hub.down = True
     assert find_model(need) == folder
     (folder / "config.json").unlink()
-    with pytest.raises(ModelNotFoundError, match="half there"):
+    with pytest.raises(ModelNotFoundError, match="incomplete"):
         find_model(need)
 
 
