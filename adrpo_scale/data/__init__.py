@@ -1,1 +1,1 @@
-"""Prompts, their file formats, audio clips; and how data sets are prepared."""
+"""Prompts, their file formats, audio clips, and the preparation of data sets."""

@@ -1,4 +1,4 @@
-"""The clips of prompts before any is heard: what their headers say, the same on every rank."""
+"""Checks of the prompts' clips by their headers, before a run: the same result on every rank."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from adrpo_scale.data.clips import duration, optional
 log = logging.getLogger(__name__)
 
 PACKAGES = ("soundfile", "soxr")  # the second for clips that are not at 16 kHz
-PART = 1000  # headers between two beats of the watchdog: seconds, on a slow filesystem too
-_THREADS = 16  # looking at headers waits for the disk and nothing else
+PART = 1000  # headers between two beats of the watchdog: takes seconds, on a slow filesystem too
+_THREADS = 16  # a look at a header only waits for the disk
 
 Clip = tuple[str, str]  # (reference, folder)
-Header = float | str  # seconds of a clip, or what is wrong with it
+Header = float | str  # seconds of a clip, or its fault
 
 
 def check_packages() -> None:
-    """ConfigError on every rank where one of them cannot read audio. Collective: otherwise it would
-    rise at that rank's first clip, and the others would wait for it."""
+    """Raises ConfigError on every rank where one of them lacks a package that reads audio.
+    Collective: that rank would fail alone at its first clip, and the others would wait for it."""
     faults = dist.gather_objects(_missing_package())
     for rank, fault in enumerate(faults):
         if fault is not None:
@@ -42,19 +42,18 @@ def _missing_package() -> str | None:
 
 
 def clip_faults(prompts: Sequence[Prompt]) -> Mapping[int, str]:
-    """What is wrong with the clips of prompts (`metadata`: audio, audio_folder), by prompt id:
-    missing, not audio by its header, empty, too short, too long. Prompts without audio have none.
-    """
+    """Faults of the clips of prompts (`metadata`: audio, audio_folder), by prompt id: missing, not
+    audio by its header, empty, too short, too long. A prompt without audio has no fault."""
     return _faults(prompts, _look_at(_clips_of(prompts)))
 
 
 def agreed_headers(prompts: Sequence[Prompt]) -> dict[Clip, Header]:
-    """What the headers of the prompts' clips say, by clip, the same on every rank. Collective.
+    """The headers of the prompts' clips, by clip, the same on every rank. Collective.
 
-    Rank 0 alone looks: a look of 80 ranks at 40,000 headers each is what a shared filesystem
-    breaks down under, and ranks of which one has a stale view would train on different prompts and
-    wait for each other for ever. It looks at a part of them at a time, and every part is progress
-    for the watchdogs of all ranks. An error on rank 0 rises on every rank.
+    Rank 0 alone reads them: 80 ranks with 40,000 headers each would overload a shared filesystem,
+    and a rank with a stale view would train on other prompts and wait for the others for ever. The
+    headers are read in parts, each of which is progress for the watchdogs of all ranks. An error on
+    rank 0 is raised on every rank.
     """
     clips, found = _clips_of(prompts), dict[Clip, Header]()
     for start in range(0, len(clips), PART):
@@ -65,7 +64,7 @@ def agreed_headers(prompts: Sequence[Prompt]) -> dict[Clip, Header]:
 
 
 def without_broken(prompts: Sequence[Prompt], headers: Mapping[Clip, Header]) -> list[Prompt]:
-    """The prompts whose clips are there and have a sound header. headers: of all their clips.
+    """The prompts without a clip or whose clip has no fault. headers: of all their clips. Raises
     ClipError if none is left."""
     faults = warn_of_broken(prompts, headers, "are left out")
     return [prompt for prompt in prompts if prompt.id not in faults]
@@ -74,8 +73,8 @@ def without_broken(prompts: Sequence[Prompt], headers: Mapping[Clip, Header]) ->
 def warn_of_broken(
     prompts: Sequence[Prompt], headers: Mapping[Clip, Header], consequence: str
 ) -> dict[int, str]:
-    """What is wrong with the clips of prompts, by prompt id: counted in one warning and named in
-    the log, as `chat.without_long` does. ClipError where no prompt has its clip."""
+    """Faults of the clips of prompts, by prompt id: counted in one warning, each named in the log.
+    consequence: ends the warning's sentence. Raises ClipError where no prompt has its clip."""
     faults = _faults(prompts, headers)
     for place, fault in faults.items():
         log.info("prompt %d: %s: left out", place, fault)
@@ -93,7 +92,7 @@ def warn_of_broken(
 
 
 def _clips_of(prompts: Sequence[Prompt]) -> list[Clip]:
-    """Each once: several questions may ask about one."""
+    """The prompts' clips, each once: several questions may ask about one clip."""
     heard = [prompt for prompt in prompts if prompt.metadata.get("audio")]
     return list(dict.fromkeys(map(_clip_of, heard)))
 

@@ -1,4 +1,4 @@
-"""Audio clips as models hear them: mono float32 at 16 kHz, out of files of any rate, or of shards.
+"""Audio clips as models take them: mono float32 at 16 kHz, from files of any rate or from shards.
 
 Contract: a clip is named by a reference, relative to a folder (that of the rows that name it):
 
@@ -6,10 +6,10 @@ Contract: a clip is named by a reference, relative to a folder (that of the rows
     clips-00003.tar:1049088:81234  bytes of one FLAC file inside a plain tar, read by offset: no
                                    index in memory, no list of 40,000 names on a shared filesystem
 
-A clip is whole or a ClipError: none is cut, padded or repeated here. Channels are averaged. Clips
-longer than `LONGEST_SECONDS` are refused, because Qwen2.5-Omni's feature extractor would cut them
-off without a word; those shorter than `SHORTEST_SECONDS`, because its audio tower makes no token of
-them.
+A clip is complete, or raises ClipError: none is cut, padded or repeated here. Channels are
+averaged. Clips longer than `LONGEST_SECONDS` are refused, because Qwen2.5-Omni's feature extractor
+would cut them off silently; those shorter than `SHORTEST_SECONDS`, because its audio tower makes no
+token of them.
 
 soundfile and soxr are optional packages, so they are imported where they are used.
 """
@@ -34,8 +34,8 @@ from adrpo_scale.core.errors import ClipError, ConfigError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-SAMPLE_RATE = 16_000  # Hz: what Qwen2.5-Omni's feature extractor takes
-LONGEST_SECONDS = 300.0  # its window
+SAMPLE_RATE = 16_000  # Hz: of Qwen2.5-Omni's feature extractor
+LONGEST_SECONDS = 300.0  # window of the feature extractor
 SHORTEST_SECONDS = 0.1
 AUDIO_SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus")
 PACKAGES = "adrpo_scale[audio]"
@@ -43,9 +43,9 @@ PACKAGES = "adrpo_scale[audio]"
 _IN_SHARD = re.compile(r"(?P<shard>.+\.tar):(?P<offset>[0-9]+):(?P<length>[0-9]+)")
 _CUT_WAV = re.compile(r"^data : ([0-9]+) \(should be ([0-9]+)\)", re.MULTILINE)
 _STREAMED = 0x7FFF_0000  # and above: the length in a wav that was written to a pipe
-_FLAC_HEADER = 4096  # bytes of a member that its header is in; the first 42 would do
+_FLAC_HEADER = 4096  # bytes that hold a member's header, of which the first 42 are needed
 _WHOLE = 0.98  # of the length in the header: that of an mp3 is a frame or two off
-# A network filesystem that stumbles, and when to ask it again, in seconds.
+# Passing errors of a network filesystem, and the seconds before each new attempt.
 _STUMBLES = {errno.EIO, errno.ESTALE, errno.EAGAIN, errno.ETIMEDOUT}
 _WAITS = (0.5, 2.0, 5.0)
 
@@ -73,8 +73,8 @@ def read_clip(reference: str, folder: Path, longest: float = LONGEST_SECONDS) ->
 
 
 def duration(reference: str, folder: Path) -> float:
-    """Seconds of a clip, from its header alone. Raises as `read_clip` does, but for what only
-    decoding finds."""
+    """Seconds of a clip, from its header alone. Raises as `read_clip` does, except for faults that
+    only decoding finds."""
     name = clip_name(reference, folder)
     with _opened(reference, folder, _FLAC_HEADER) as stream, _sound_file(stream, name) as sound:
         seconds = _seconds(sound, name)
@@ -83,18 +83,19 @@ def duration(reference: str, folder: Path) -> float:
 
 
 def clip_name(reference: str, folder: Path) -> str:
-    """How an error names a clip."""
+    """The name of a clip in errors."""
     return f"clip {str(folder / reference)!r}"
 
 
 def check_length(seconds: float, name: str, longest: float = LONGEST_SECONDS) -> None:
-    """Raises ClipError for an empty clip, and one too short or too long for the model."""
+    """Raises ClipError for a clip that is empty, or too short or too long for the model."""
     if seconds == 0:
         raise ClipError(f"{name} is empty: it has no sample; extract it again or take it out")
     if not SHORTEST_SECONDS <= seconds <= longest:
         raise ClipError(
             f"{name} has {seconds:.3g} s, expected {SHORTEST_SECONDS:g} to {longest:g} s: a model "
-            "would hear nothing of it, or only its beginning; cut it into parts or take it out"
+            "hears nothing of a shorter clip, and only the beginning of a longer one; cut it into "
+            "parts or take it out"
         )
 
 
@@ -106,12 +107,12 @@ def to_mono_16k(samples: Samples, rate: int, name: str) -> Samples:
         raise ClipError(f"{name} has samples that are not finite; extract it again or take it out")
     if rate != SAMPLE_RATE:
         mono = optional("soxr").resample(mono, rate, SAMPLE_RATE)
-    # Resampling overshoots at a clipped peak, and float files may hold anything.
+    # Resampling overshoots at a clipped peak, and float files may hold larger values.
     return np.clip(mono, -1.0, 1.0).astype(np.float32, copy=False)
 
 
 def optional(package: str) -> Any:
-    """A package of the group `audio`; ConfigError with the line that installs it."""
+    """Imports a package of the group `audio`. Raises ConfigError with the command that installs it."""
     try:
         return import_module(package)
     except (ImportError, OSError) as error:  # OSError: soundfile without its libsndfile
@@ -126,7 +127,7 @@ def optional(package: str) -> Any:
 
 @contextmanager
 def _opened(reference: str, folder: Path, most: int | None = None) -> Iterator[BinaryIO]:
-    """The file of a clip; of one in a shard, `most` bytes of it, all by default."""
+    """The file of a clip, or the bytes of one in a shard: the first `most`, all by default."""
     inside = _IN_SHARD.fullmatch(reference)
     name = clip_name(reference, folder)
     path = folder / (inside["shard"] if inside else reference)
@@ -157,8 +158,8 @@ def _member(path: Path, offset: int, length: int, most: int | None, name: str) -
 
 
 def patiently(action: Callable[[], Result]) -> Result:
-    """`action()`, again after a while where a network filesystem stumbled over it: in weeks of
-    training it does, and what could not be heard would be left out."""
+    """The result of `action()`, repeated after passing errors of a network filesystem: these occur
+    in weeks of training, and a clip that cannot be read would be left out."""
     for seconds in _WAITS:
         try:
             return action()
@@ -175,7 +176,7 @@ def _sound_file(stream: BinaryIO, name: str) -> Iterator[Any]:
     try:
         with soundfile.SoundFile(stream) as sound:
             yield sound
-    except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: what it takes for raw PCM
+    except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: a file taken for raw PCM
         raise ClipError(
             f"{name} is broken or no audio ({error}); expected wav, flac, mp3 or ogg. Copy or "
             "extract it again, or take it out"
@@ -183,7 +184,7 @@ def _sound_file(stream: BinaryIO, name: str) -> Iterator[Any]:
 
 
 def _seconds(sound: Any, name: str) -> float:
-    """By the header; ClipError for a wav whose header promises more than the file holds."""
+    """Length by the header. Raises ClipError for a wav that is shorter than its header states."""
     cut = _CUT_WAV.search(sound.extra_info)
     if cut and int(cut[2]) < int(cut[1]) < _STREAMED:
         raise ClipError(
@@ -194,6 +195,6 @@ def _seconds(sound: Any, name: str) -> float:
 
 
 def _decoded(sound: Any, name: str) -> Samples:
-    """[frames, channels]; every frame there is."""
+    """All frames, [frames, channels]."""
     samples: Samples = sound.read(dtype="float32", always_2d=True)
     return samples

@@ -1,9 +1,8 @@
-"""Prompt formats: one reader a format (path → rows), and which format a file has.
+"""Prompt formats: one reader per format (path → rows), and the guess of a file's format.
 
 Columns of tables become metadata under their name in lower case (`Category` → `category`), keys
-of JSON under their own. Files are UTF-8 with or without a byte order mark, lines end in LF or
-CRLF. A file that cannot be read is a `PromptError` that gives file, line, value, expectation and
-remedy.
+of JSON under their own. Files are UTF-8 with or without a byte order mark; lines end in LF or CRLF.
+A file that cannot be read raises a `PromptError` with file, line, value, expectation and remedy.
 
 A new format is one reader and one entry of `READERS`; a new suffix, one of `SUFFIXES`.
 """
@@ -31,8 +30,8 @@ QUOTED = re.compile(r'"([^"]+)"|“([^”]+)”')
 
 @dataclass(frozen=True)
 class Row:
-    """One row before it is checked. where: "line 7" or "entry 7"; prompt: None if it has none;
-    messages: what stands where a conversation may stand, None if nothing does."""
+    """One row before it is checked. where: "line 7" or "entry 7"; prompt: its value, None if there
+    is none; messages: the value of a key that holds a conversation, None if there is none."""
 
     where: str
     prompt: Any
@@ -44,7 +43,7 @@ Reader = Callable[[Path], Iterator[Row]]
 
 
 def guess_format(path: Path) -> str:
-    """The format of a file by its suffix and first row; PromptError if the suffix is unknown."""
+    """The format of a file by its suffix and first row. Raises PromptError for an unknown suffix."""
     if path.is_dir():
         return "folder"
     guess = SUFFIXES.get(path.suffix.lower())
@@ -60,7 +59,7 @@ def guess_format(path: Path) -> str:
 
 
 def read_txt(path: Path) -> Iterator[Row]:
-    """One prompt a line; the first string in double quotes is what an OCR reward looks for."""
+    """One prompt per line; its first text in double quotes becomes `target`, for an OCR reward."""
     for number, line in lines(path):
         quoted = QUOTED.search(line)
         metadata = {"target": quoted[1] or quoted[2]} if quoted else {}
@@ -75,7 +74,7 @@ def _is_header(cells: list[str]) -> bool:
 
 
 def _table(path: Path, quoting: Any, delimiter: str, example: str) -> Iterator[Row]:
-    """The rows of a table with a header; `where` is the line a row ends at."""
+    """The rows of a table with a header; `where` is the last line of a row."""
     # strict: otherwise one quote that is never closed swallows the rest of the file as one prompt.
     lines = io.StringIO(read_text(path), newline="")
     reader = csv.reader(
@@ -108,7 +107,7 @@ def _table(path: Path, quoting: Any, delimiter: str, example: str) -> Iterator[R
 
 
 def read_drawbench(path: Path) -> Iterator[Row]:
-    """CSV with the header `Prompts,Category` (or `Prompt`), or, without a header, as txt."""
+    """CSV with the header `Prompts,Category` (or `Prompt`); a .txt file without a header as txt."""
     if path.suffix.lower() == ".txt" and not _starts_with_csv_header(path):
         yield from read_txt(path)
     else:
@@ -185,7 +184,7 @@ def _is_object(entry: Any) -> bool:
 def _json_list(path: Path, expected: str) -> Iterator[tuple[str, dict[str, Any]]]:
     text = read_text(path)
     if not text.strip():
-        return  # an empty file: load_prompts says so
+        return  # an empty file, which load_prompts refuses
     try:
         entries = json.loads(text)
     except json.JSONDecodeError as error:
@@ -209,7 +208,7 @@ def read_imagereward(path: Path) -> Iterator[Row]:
 
 
 def json_entries(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(where, object) of a JSON list, or of JSON lines, whatever the file's suffix is."""
+    """(where, object) of a JSON list or of JSON lines, with any suffix."""
     if read_text(path).lstrip().startswith("["):
         return _json_list(path, "a JSON list of objects")
     return _json_lines(path)
@@ -235,7 +234,7 @@ def read_avqa_think(path: Path) -> Iterator[Row]:
 
 
 def read_parquet(path: Path) -> Iterator[Row]:
-    """Rows of a parquet file, with the columns that a JSON line would have as keys."""
+    """Rows of a parquet file; its columns are the keys that a JSON line has."""
     import pyarrow
     from pyarrow import parquet
 
@@ -252,7 +251,7 @@ def read_parquet(path: Path) -> Iterator[Row]:
 
 
 def split_of(file: Path) -> str:
-    """train, test or validation, if a data file's path says so; else "unnamed"."""
+    """train, test or validation, if a word of the data file's path names it; else "unnamed"."""
     words = re.split(r"[^a-z]+", file.as_posix().lower())
     names = {"val": "validation", "valid": "validation", "dev": "validation", "eval": "test"}
     known = [names.get(word, word) for word in words]
@@ -260,9 +259,9 @@ def split_of(file: Path) -> str:
 
 
 def read_folder(path: Path) -> Iterator[Row]:
-    """Every parquet and jsonl file below a folder, by name: a dataset as it is downloaded.
+    """Rows of every parquet and jsonl file below a folder, by name: a dataset as downloaded.
 
-    PromptError where they are of several splits: nobody wants to train on a test set."""
+    Raises PromptError for files of several splits: the test set must not be trained on."""
     files = sorted(file for pattern in DATA_FILES for file in path.rglob(pattern))
     if not files:
         raise PromptError(f"{path}: no {' or '.join(DATA_FILES)} in this folder; name a file")
@@ -293,7 +292,7 @@ def _guess_json(path: Path) -> str:
     try:
         first = next(json_entries(path), None)
     except PromptError:
-        return "imagereward"  # which says what is wrong with the file
+        return "imagereward"  # its reader reports the fault of the file
     return "avqa" if first is not None and questions.is_question(first[1]) else "imagereward"
 
 

@@ -1,4 +1,4 @@
-"""The text of a prompt file, line by line, and errors that name the place in it."""
+"""The text of a prompt file, line by line, and errors that name the place in the file."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from adrpo_scale.core.errors import PromptError
 
 
 def row_error(path: Path, where: str, value: object, expected: str, remedy: str) -> PromptError:
-    """The error about one row; its value is cut to 100 characters."""
+    """The error about one row, with its value cut to 100 characters."""
     shown = repr(value)
     shown = shown if len(shown) <= 100 else shown[:97] + "..."
     return PromptError(f"{path}, {where}: got {shown}, expected {expected}; {remedy}")
 
 
 def read_text(path: Path) -> str:
-    """The whole file, with LF as its line end. PromptError if it cannot be read or is no UTF-8."""
+    """The whole file, with LF as line end. Raises PromptError unless it is readable UTF-8 text."""
     try:
         raw = path.read_bytes()
     except FileNotFoundError:
@@ -43,7 +43,7 @@ def read_text(path: Path) -> str:
 
 
 def lines(path: Path) -> Iterator[tuple[int, str]]:
-    """(line number from 1, line) of the lines that are not blank."""
+    """(line number from 1, line) of every line that is not blank."""
     # str.splitlines would also break at U+2028 and the like, which may stand inside a prompt.
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         if line.strip():

@@ -1,12 +1,12 @@
 """Prompt files: `load_prompts` over the readers of `formats`.
 
-Contract: the order of the file is kept and a prompt's id is its place among the prompts of the
-file, so ids are the same on every rank, at every start and at any number of processes. Nothing is
-dropped but blank lines; equal prompts stay, each with its own id. Whatever else a file tells about
-a prompt goes into `Prompt.metadata`.
+Contract: the order of the file is kept, and a prompt's id is its place among the prompts of the
+file, so ids are the same on every rank, at every start and at any number of processes. Only blank
+lines are dropped; equal prompts stay, each with its own id. The other fields of a row go into
+`Prompt.metadata`.
 
 A prompt may be a conversation: `[{"role": "user", "content": ...}, ...]` under `context_messages`,
-`messages` or `prompt`, in JSON lines or in parquet. It ends with a message of the user's.
+`messages` or `prompt`, in JSON lines or in parquet. It ends with a message of the user.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ def load_prompts(path: str | Path, format: str = "auto") -> list[Prompt]:
 
 
 def needs_from_hub(name: str, what: str) -> list[HubNeed]:
-    """The dataset on the hub that `load_prompts` reads for a name that the setting `what` has."""
+    """The dataset on the hub that `load_prompts` reads for `name`, if it is one. what: the setting
+    of the name."""
     if not name.startswith(HUB):
         return []
     return [HubNeed(name.removeprefix(HUB), what, DATA_FILES, type="dataset")]
@@ -71,7 +72,7 @@ def _checked_messages(path: Path, row: Row) -> tuple[dict[str, str], ...]:
     if not (isinstance(messages, list) and messages and all(_is_message(m) for m in messages)):
         raise row_error(path, row.where, messages, expected, "fix the row or delete it")
     if messages[-1]["role"] != "user":
-        remedy = "take the answer out: the model is to write it"
+        remedy = "delete that message: the model writes the answer"
         raise row_error(path, row.where, messages[-1], expected, remedy)
     return tuple({"role": m["role"], "content": m["content"]} for m in messages)
 
@@ -83,7 +84,7 @@ def _is_message(entry: Any) -> bool:
 
 
 def shown(messages: Sequence[Mapping[str, str]]) -> str:
-    """A conversation as one text, for people and for telling prompts apart."""
+    """A conversation as one text, for logs and to tell prompts apart."""
     if len(messages) == 1:
         return messages[0]["content"]
     return "\n".join(f"{m['role']}: {m['content']}" for m in messages)

@@ -1,9 +1,9 @@
-"""Which prompts an iteration works on: the section [prompts], the split and the stream.
+"""The prompts of an iteration: the section [prompts], the split and the stream.
 
 Contract: the prompts of an iteration are a pure function of (prompts, seed, cursor), where the
 cursor is the number of prompts consumed since the run began. So the stream is the same on every
-rank without a word between them, does not depend on the number of ranks, and is resumed from one
-integer: no prompt is skipped or repeated by a restart.
+rank without communication, does not depend on the number of ranks, and resumes from one integer: a
+restart neither skips nor repeats a prompt.
 
 Epoch e is its own permutation of all prompts. An iteration may cross from one epoch into the next:
 nothing is skipped there and nothing is repeated within an epoch, so the same prompt may stand twice
@@ -82,7 +82,7 @@ class PromptsConfig(Section):
         return value
 
     def needs_from_hub(self) -> list[HubNeed]:
-        """The datasets that `build_prompts` reads, where they are the hub's."""
+        """The datasets of the hub that `build_prompts` reads."""
         held_out = self.held_out or ""
         return [
             *needs_from_hub(self.train, "prompts.train"),
@@ -105,11 +105,11 @@ class PromptsConfig(Section):
 
 
 def build_prompts(config: PromptsConfig) -> tuple[list[Prompt], list[Prompt]]:
-    """(train, held_out) as `config` says; held_out is [] if it names neither file nor share.
+    """(train, held_out) of `config`; held_out is [] if it names neither file nor share.
 
-    Ids are those of one list, `train` first: with a file of their own, held-out ids go on where
-    those of `train` end, so that an id names one prompt of the run. Raises PromptError, or
-    ConfigError for an unknown `demo:` name.
+    Ids count through both lists, `train` first: those of a held-out file follow those of `train`,
+    so that an id names one prompt of the run. Raises PromptError, or ConfigError for an unknown
+    `demo:` name.
     """
     prompts = load_prompts(config.train, config.format)
     if config.held_out is not None:
@@ -121,9 +121,9 @@ def build_prompts(config: PromptsConfig) -> tuple[list[Prompt], list[Prompt]]:
 def split(prompts: Sequence[Prompt], share: float, seed: int) -> tuple[list[Prompt], list[Prompt]]:
     """(train, held_out): a seeded `share` of the prompts held out, the rest to train on.
 
-    Every prompt is in exactly one part, in the order it came in and with its id. The share counts
-    different texts, rounded, but with share > 0 each part has at least one; share 0 holds out none.
-    Raises ConfigError if share is not in [0, 1), PromptError if there are not two texts to part.
+    Every prompt is in exactly one part, in its old order and with its id. The share is of the
+    different texts, rounded; with share > 0 each part has at least one, share 0 holds out none.
+    Raises ConfigError if share is not in [0, 1), PromptError for fewer than two different texts.
     """
     if not 0 <= share < 1:
         raise ConfigError(f"held_out_share is {share}, expected a number in [0, 1)")
@@ -133,8 +133,8 @@ def split(prompts: Sequence[Prompt], share: float, seed: int) -> tuple[list[Prom
     texts = list(dict.fromkeys(prompt.text for prompt in prompts))
     if len(texts) < 2:
         raise PromptError(
-            f"held_out_share is {share}, but there is nothing to part: {len(prompts)} prompts with "
-            f"{len(texts)} different texts, expected at least 2; add prompts or set it to 0"
+            f"held_out_share is {share}, but there is nothing to split: {len(prompts)} prompts "
+            f"with {len(texts)} different texts, expected at least 2; add prompts or set it to 0"
         )
     count = min(max(round(share * len(texts)), 1), len(texts) - 1)
     order = permutation(len(texts), seed, Purpose.SPLIT).tolist()
@@ -152,8 +152,8 @@ class PromptStream:
     ) -> None:
         """prompts: n of them, at least one. per_iteration: P, may be larger than n.
 
-        seed: the run's; decides every epoch's order. shuffle: False keeps the given order in every
-        epoch. Raises PromptError without prompts, ConfigError if per_iteration < 1.
+        seed: of the run; decides the order of every epoch. shuffle: False keeps the given order in
+        every epoch. Raises PromptError without prompts, ConfigError if per_iteration < 1.
         """
         if not prompts:
             raise PromptError("got no prompts, expected at least one; look at [prompts] train")

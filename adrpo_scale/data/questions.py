@@ -1,16 +1,16 @@
-"""Multiple-choice questions about audio: AVQA's rows, and the prompts that are made of them.
+"""Multiple-choice questions about audio: AVQA's rows, and the prompts made from them.
 
 Rows in two forms are read:
 
     AVQA's own    {"id", "video_name", "question_text", "multi_choice": [4 texts], "answer": 0 .. 3,
-                   "question_type", ..., "audio_path" where somebody has extracted the sound}
+                   "question_type", ..., "audio_path" where the sound was extracted}
     prepared      {"id", "question", "choices", "answer": text, "audio": reference, ...}, written by
                    `adrpo-scale prepare avqa` and `prepare mmau`
 
-A prompt is the question, one line with the options and one with what to write, worded as R1-AQA
-words it (github.com/xiaomi-research/r1-aqa), so that models trained by either can be compared.
-AVQA asks about videos; a model that only hears is asked about audio: `about_audio`, which R1-AQA
-applies to parts of words too, and we do not ("videotape" stays).
+A prompt is the question, the options and the form of the answer, in the words of R1-AQA
+(github.com/xiaomi-research/r1-aqa), so that models trained by either can be compared. AVQA asks
+about videos; `about_audio` turns that into audio. R1-AQA replaces parts of words too, this module
+does not ("videotape" stays).
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ _PREPARED = ("question", "choices", "answer", "audio")
 
 @dataclass(frozen=True)
 class Question:
-    """One question. answer: the text of the right option. clip: a reference as `audio_clips` takes
-    it; of a row of AVQA's that names no audio, None. video: the name of the video, without suffix;
-    None where the row has none. others: whatever else the row says."""
+    """One question. answer: the text of the right option. clip: a reference (see `data.clips`);
+    None where a row of AVQA names no audio. video: the name of the video, without suffix; None
+    where the row has none. others: the other fields of the row."""
 
     id: int | str | None
     text: str
@@ -54,12 +54,12 @@ class Question:
 
 
 def is_question(entry: Mapping[str, Any]) -> bool:
-    """Whether a row has one of the two forms, right or wrong."""
+    """Whether a row has the keys of one of the two forms; their values may be wrong."""
     return all(key in entry for key in _OWN) or all(key in entry for key in _PREPARED)
 
 
 def parse_question(entry: Mapping[str, Any]) -> Question:
-    """A row of either form. Raises ValueError that says what is wrong with it."""
+    """The question of a row of either form. Raises ValueError that names the fault of the row."""
     return _own(entry) if _OWN[0] in entry else _prepared(entry)
 
 
@@ -117,26 +117,25 @@ def _choices(entry: Mapping[str, Any], key: str) -> tuple[str, ...]:
 
 
 def about_audio(question: str) -> str:
-    """The question with "audio" and "audios" in place of "video" and "videos": whole words, in the
-    case they have."""
+    """The question with "audio(s)" in place of every whole word "video(s)", in the same case."""
     return _VIDEO.sub(lambda found: _CASES.get(found[0], "audio" + found[1].lower()), question)
 
 
 def prompt_text(question: str, choices: Sequence[str], think: bool) -> str:
-    """What the model is asked. think: it is to reason in <think> before the <answer>.
+    """The prompt of a question. think: asks for reasoning in <think> before the <answer>.
 
-    The options are written as Python writes a list, which is what R1-AQA's prompts have.
+    The options are written as a Python list, as in R1-AQA's prompts.
     """
     options = OPTIONS.format(options=list(choices))
     return f"{about_audio(question)} {options} {THINK_FIRST if think else ANSWER_ONLY}"
 
 
 def prompt_row(entry: Mapping[str, Any], folder: str, think: bool) -> tuple[str, dict[str, Any]]:
-    """(text, metadata) of the prompt of a row; folder: that of the file it is from.
+    """(text, metadata) of the prompt of a row; folder: that of the row's file.
 
-    metadata: answer (the right option's text), choices, audio (a reference), audio_folder (what it
-    is relative to), id, question, and what else the row says. ValueError as `parse_question`, and
-    for a row that has no audio yet.
+    metadata: answer (the right option's text), choices, audio (a reference), audio_folder (the
+    folder of the reference), id, question, and the other fields of the row. Raises ValueError as
+    `parse_question` does, and for a row that has no audio yet.
     """
     question = parse_question(entry)
     if question.clip is None:

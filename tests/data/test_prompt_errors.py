@@ -159,7 +159,7 @@ def test_split_depends_on_the_seed() -> None:
 def test_split_never_parts_equal_texts(texts: list[str], seed: int) -> None:
     prompts = [Prompt(i, text) for i, text in enumerate(texts)]
     if len(set(texts)) < 2:
-        with pytest.raises(PromptError, match="nothing to part"):
+        with pytest.raises(PromptError, match="nothing to split"):
             split(prompts, 0.3, seed)
         return
     train, held_out = split(prompts, 0.3, seed)

@@ -1,16 +1,16 @@
 """`prepare avqa`: AVQA's rows and videos → clips in a few tar shards and `train.jsonl`.
 
     OUT/clips-00000.tar ...   the clips, each once however many questions ask about it
-    OUT/journal.jsonl         where each is; by it a stopped start resumes (see `shards`)
+    OUT/journal.jsonl         their places, from which a stopped start resumes (see `shards`)
     OUT/train.jsonl           a row per usable question: id, question, choices, answer (the text of
                               the right option), audio (a reference), seconds, video, type
     OUT/skipped.jsonl         every row and clip that is left out, with the reason
     OUT/report.json           counts, seconds, versions of the decoders, SHA-256 of the rows
 
 The order of clips is that of the rows; it and every byte are the same for any number of workers. A
-clip that is in the journal is not looked at again; one that was missing or broken is tried again
-at the next start, so more videos can be added later. The rows are read whole before anything is
-written, and a row that is wrong, a missing or a broken video cost that row and nothing else.
+clip in the journal is not read again; one that was missing or broken is tried again at the next
+start, so that videos can be added later. All rows are read before anything is written. A wrong row,
+a missing or a broken video costs its rows alone.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ LINE_EVERY = 30.0  # seconds between lines of progress where there is no termina
 
 @dataclass(frozen=True)
 class AvqaOptions:
-    """What the command line asks for."""
+    """Arguments of the command. rows: AVQA's file. to: the folder of the results. videos, audio:
+    folders of the media, at least one."""
 
     rows: Path
     to: Path
@@ -67,8 +68,8 @@ class AvqaOptions:
 
 @dataclass
 class Tally:
-    """How it goes. faults: clip → what ("missing" or "broken") and why, of clips that are left out;
-    rows: what is wrong with rows, as lines of skipped.jsonl; done, reused: counts of clips."""
+    """Progress of the command. faults: clip → ("missing" or "broken", reason), of clips that are
+    left out; rows: lines of skipped.jsonl about wrong rows; done, reused: counts of clips."""
 
     faults: dict[str, tuple[str, str]] = field(default_factory=dict)
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -82,12 +83,12 @@ class Tally:
 
 
 def prepare_avqa(options: AvqaOptions) -> dict[str, Any]:
-    """Does it, and returns the content of report.json.
+    """The command; returns the content of report.json.
 
-    Raises ConfigError for folders that are not there or packages that are not installed,
-    PromptError for a file that holds no rows, DiskSpaceError before the first clip or when the disk
-    is full, RunFolderError while another process prepares the same folder, and ClipError, after
-    everything is written, where not one question is usable.
+    Raises ConfigError for missing folders or packages, PromptError for a file that holds no rows,
+    DiskSpaceError before the first clip or when the disk is full, RunFolderError while another
+    process prepares the same folder, and ClipError, after everything is written, where no question
+    is usable.
     """
     _check(options)
     tally = Tally()
@@ -104,7 +105,7 @@ def prepare_avqa(options: AvqaOptions) -> dict[str, Any]:
     if record["rows"]["usable"] == 0:
         raise ClipError(
             f"none of the {record['rows']['total']} questions has a clip; {options.to / SKIPPED} "
-            "says why of each: are the names of the files those of the column video_name?"
+            "gives each reason: are the names of the files those of the column video_name?"
         )
     return record
 
@@ -117,7 +118,7 @@ def _check(options: AvqaOptions) -> None:
 
 
 def _questions(rows: Path, tally: Tally) -> Iterator[Question]:
-    """The rows that are right, in their order; the others go into the tally."""
+    """The questions of all valid rows, in their order; the others go into the tally."""
     for where, entry in json_entries(rows):
         try:
             yield parse_question(entry)
@@ -133,7 +134,7 @@ def _clip(question: Question) -> str:
 def _sources(
     options: AvqaOptions, questions: Iterable[Question], tally: Tally
 ) -> dict[str, Source]:
-    """clip → its source, in the order in which the rows name them first."""
+    """Clip → source, in the order in which the rows first name the clips."""
     audio = index(options.audio, AUDIO_SUFFIXES) if options.audio else {}
     videos = index(options.videos, VIDEO_SUFFIXES) if options.videos else {}
     folders = [*([options.audio] if options.audio else []), options.rows.parent]
@@ -157,11 +158,11 @@ def _sources(
 def _extract_all(
     options: AvqaOptions, sources: Mapping[str, Source], tally: Tally
 ) -> Mapping[str, Entry]:
-    """Every clip that is in the shards in the end, by its name."""
+    """Extracts the sources that are not in the shards; returns all clips of the shards by name."""
     with Shards(options.to, options.shard_megabytes * 10**6) as shards:
         tally.reused = sum(clip in shards.entries for clip in (*sources, *tally.faults))
         for clip in shards.entries:
-            tally.faults.pop(clip, None)  # extracted once, its video deleted since
+            tally.faults.pop(clip, None)  # extracted earlier; its video was deleted since
         todo = [source for clip, source in sources.items() if clip not in shards.entries]
         _check_room(options.to, len(todo))
         with _progress(len(todo), tally) as show:
@@ -191,8 +192,8 @@ def _check_room(to: Path, clips: int) -> None:
 
 @contextmanager
 def _progress(total: int, tally: Tally) -> Iterator[Callable[[], None]]:
-    """A function to call after every clip: a live line on a terminal, a line now and then in a
-    job's log."""
+    """A function to call after every clip: it shows a live line on a terminal, and a line every
+    LINE_EVERY seconds in a job's log."""
     is_live = console.is_terminal
     bar = Progress(
         TextColumn("clips {task.completed}/{task.total}"),
@@ -225,7 +226,7 @@ def _progress(total: int, tally: Tally) -> Iterator[Callable[[], None]]:
 def _write(
     options: AvqaOptions, questions: list[Question], entries: Mapping[str, Entry], tally: Tally
 ) -> dict[str, Any]:
-    """Writes the rows, what is left out, and the record of it, which it returns."""
+    """Writes the rows, the list of everything left out, and the record, which it returns."""
     rows = [_row(place, q, entries) for place, q in enumerate(questions) if _clip(q) in entries]
     write_lines(options.to / ROWS, rows)
     asking: dict[str, list[Any]] = {clip: [] for clip in tally.faults}
@@ -275,4 +276,4 @@ def _show(to: Path, record: Mapping[str, Any]) -> None:
     )
     say(f"rows:  {rows['usable']:,} of {rows['total']:,} usable → {to / ROWS}")
     if rows["usable"] < rows["total"]:
-        say(f"       {to / SKIPPED} names what is left out, and why")
+        say(f"       {to / SKIPPED} names everything that is left out, with its reason")

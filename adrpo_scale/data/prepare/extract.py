@@ -1,7 +1,7 @@
 """One file → one clip: its sound at 16 kHz, mono, as the bytes of a FLAC file.
 
 Runs in the processes of a pool, so nothing here imports torch. The same file gives the same bytes
-with the same versions of the decoders, whichever process it is.
+with the same versions of the decoders, in any process.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ _SCALE = 32768  # 16 bits
 
 @dataclass(frozen=True)
 class Extracted:
-    """flac: None where nothing can be heard of the source; fault says why."""
+    """The result of one source. flac: None where no sound could be read; fault: the reason.
+    samples: at 16 kHz."""
 
     clip: str
     flac: bytes | None = None
@@ -42,8 +43,8 @@ class Extracted:
 
 
 def extract(source: Source) -> Extracted:
-    """The clip of a source. Only an error that concerns all of them is raised, such as a package
-    that is not installed: one odd file among 40,000 must not end the work on the others."""
+    """The clip of a source. Only an error that concerns all sources is raised, such as a missing
+    package: one bad file among 40,000 must not end the work on the others."""
     try:
         if source.is_video:
             samples = video_sound(source.path)
@@ -69,9 +70,9 @@ def flac_bytes(samples: Samples) -> bytes:
 def video_sound(path: Path) -> Samples:
     """The first audio track of a video, as `read_clip` gives it.
 
-    A packet that the decoder refuses is passed over, as players do. Raises ClipError without an
-    audio track, where the file is no video, and where less than 90 % of the length that its header
-    promises can be decoded.
+    A packet that the decoder refuses is skipped, as players do. Raises ClipError for a file that is
+    no video or has no audio track, and where less than 90 % of the length in its header can be
+    decoded.
     """
     av = optional("av")
     name = clip_name(path.name, path.parent)
@@ -101,7 +102,7 @@ def video_sound(path: Path) -> Samples:
 
 
 def _promised_seconds(container: Any, stream: Any) -> float:
-    """Of the track, of the file where the track does not say (webm); 0: neither does."""
+    """Length of the track, else of the file (webm tracks state none); 0 where neither states it."""
     if stream.duration is not None and stream.time_base is not None:
         return float(stream.duration * stream.time_base)
     return (container.duration or 0) / 1e6  # FFmpeg's microseconds
@@ -110,7 +111,7 @@ def _promised_seconds(container: Any, stream: Any) -> float:
 def _decoded(av: Any, container: Any, stream: Any) -> tuple[list[Samples], int]:
     """([channels, samples] a frame, sample rate); stops where the clip is too long anyway."""
     rate = int(stream.rate)
-    # Planar float at the rate and with the channels of the beginning: both may change on the way.
+    # Planar float with the rate and channels of the beginning: both may change inside a track.
     planar = av.AudioResampler(format="fltp", layout=stream.layout, rate=rate)
     most = math.ceil(LONGEST_SECONDS * rate) + 1
     parts: list[Samples] = []
@@ -130,4 +131,4 @@ def _frames(av: Any, packet: Any) -> list[Any]:
     try:
         return list(packet.decode())
     except av.FFmpegError:
-        return []  # what is lost by it shows in the length
+        return []  # the loss shows in the length

@@ -1,15 +1,14 @@
 """`prepare mmau`: MMAU test-mini's rows and audio → `mmau.jsonl`, checked, its revision stamped.
 
-A quarter of the questions changed with revision v05.15.25, so a figure without its revision says
-nothing: `report.json` has it, and the SHA-256 of the file that was read. Rows: id, question,
-choices, answer, audio, task, category, sub_category, difficulty, and original, the benchmark's
-row as it was: what is handed in to the benchmark is that row. The audio stays where it is; `audio`
-is its path, relative to the folder of the rows where it lies inside, absolute otherwise.
+A quarter of the questions changed with revision v05.15.25, so a figure has no meaning without its
+revision: `report.json` has it, and the SHA-256 of the file that was read. Rows: id, question,
+choices, answer, audio, task, category, sub_category, difficulty, and original: the unchanged row,
+in the form that is submitted to the benchmark. The audio stays in its place; `audio` is its path,
+relative to the folder of the rows where it lies inside, absolute otherwise.
 
-A row is left out, and named in `skipped.jsonl`, where it is wrong, its id was there before, or its
-audio is missing or broken. What only makes a question odd, an answer that is not among the choices
-or a choice that stands there twice, is counted and named there, and the row stays: the
-benchmark asks it.
+A row is left out, and named in `skipped.jsonl`, where it is wrong, repeats the id of an earlier
+row, or its audio is missing or broken. A question whose answer is not among its choices, or that
+has a choice twice, stays, because the benchmark asks it; `report.json` warns of it.
 """
 
 from __future__ import annotations
@@ -42,7 +41,8 @@ EXPECTED = {"sound": 333, "music": 334, "speech": 333}  # questions of test-mini
 
 @dataclass(frozen=True)
 class MmauOptions:
-    """What the command line asks for. revision: of the benchmark's repository or release."""
+    """Arguments of the command. json: the benchmark's file. audio: the folder of its clips. to: the
+    folder of the results. revision: of the benchmark's repository or release."""
 
     json: Path
     audio: Path
@@ -51,10 +51,10 @@ class MmauOptions:
 
 
 def prepare_mmau(options: MmauOptions) -> dict[str, Any]:
-    """Does it, and returns the content of report.json.
+    """The command; returns the content of report.json.
 
-    Raises PromptError for a file that holds no rows, ConfigError without the folder of the audio,
-    ClipError where no row is usable.
+    Raises PromptError for a file that holds no rows, ConfigError for a missing folder of audio,
+    DiskSpaceError when the disk is full, ClipError where no row is usable.
     """
     optional("soundfile")
     rows, skipped, names = [], [], index(options.audio, AUDIO_SUFFIXES)
@@ -76,14 +76,16 @@ def prepare_mmau(options: MmauOptions) -> dict[str, Any]:
         raise disk_is_full(options.to, error) from error
     _show(options.to, record)
     if not rows:
-        raise ClipError(f"no row of {options.json} is usable; {options.to / SKIPPED} says why")
+        raise ClipError(
+            f"no row of {options.json} is usable; {options.to / SKIPPED} gives each reason"
+        )
     return record
 
 
 def _row(
     options: MmauOptions, entry: Mapping[str, Any], names: dict[str, Path], seen: set[str]
 ) -> dict[str, Any]:
-    """The row as it is written. ValueError for a wrong row, ClipError for its audio."""
+    """The row to write. Raises ValueError for a wrong row, ClipError for its audio."""
     for key in ("id", "audio_id", "question", "answer", "task"):
         if not isinstance(entry.get(key), str) or not entry[key].strip():
             raise ValueError(f"{key!r} is {entry.get(key)!r}, expected a text")
@@ -91,7 +93,7 @@ def _row(
     if not isinstance(choices, list) or not all(isinstance(c, str) for c in choices):
         raise ValueError(f"'choices' is {choices!r}, expected a list of texts")
     if entry["id"] in seen:
-        raise ValueError("its id stands in an earlier row too")
+        raise ValueError("an earlier row has the same id")
     seen.add(entry["id"])
     return {
         "id": entry["id"],

@@ -1,8 +1,8 @@
-"""Tasks to processes: results in the order of the tasks, however many processes there are.
+"""Runs tasks in processes; results come in the order of the tasks, for any number of processes.
 
-A decoder that takes its process down with it (they are large C libraries, and files come from the
-web) costs the clip that it fell over and nothing else: the pool is started again, and whatever was
-under way is done once more, the first of them alone.
+Decoders are large C libraries that read files from the web, and one may crash its process. That
+costs its own clip alone: the pool is started again, and the tasks under way are repeated, the first
+of them in a pool of its own.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def in_order(
     died: Callable[[Task], Result],
 ) -> Iterator[Result]:
     """`function(task)` of every task, in their order. `died(task)` is the result of a task that
-    ends its process. function, tasks and results are pickled: functions of modules, plain data."""
+    ends its process. function, tasks and results must be picklable."""
     rest = iter(tasks)
     window: deque[tuple[Task, Future[Result]]] = deque()
     pool = _pool(workers)
@@ -57,7 +57,7 @@ def in_order(
 def _submit(
     pool: ProcessPoolExecutor, workers: int, function: Callable[[Task], Result], task: Task
 ) -> tuple[ProcessPoolExecutor, Future[Result]]:
-    """The pool, a new one if that has lost a process, and the future of the task."""
+    """(the pool, or a new one if it has lost a process; the future of the task)."""
     try:
         return pool, pool.submit(function, task)
     except BrokenProcessPool:
@@ -88,13 +88,13 @@ def _alone(
 
 
 def _pool(workers: int) -> ProcessPoolExecutor:
-    # spawn: a fork would take the threads' locks of whatever is loaded here along.
+    # spawn: a fork would copy locks that other threads of this process hold.
     return ProcessPoolExecutor(workers, get_context("spawn"), initializer=_end_with_parent)
 
 
 def _end_with_parent() -> None:
-    """A process of a pool waits for tasks for ever, and does not notice that nobody gives any.
-    Ctrl-C is the parent's to answer."""
+    """Ends this process of a pool when its parent ends: it would wait for tasks for ever. Ctrl-C is
+    left to the parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = parent_process()
     if parent is not None:

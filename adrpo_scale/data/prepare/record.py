@@ -1,4 +1,4 @@
-"""What the commands of `prepare` leave beside their rows: `skipped.jsonl` and `report.json`."""
+"""Records that the commands of `prepare` write: `skipped.jsonl` and `report.json`; and output."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DECODERS = ("soundfile", "soxr", "av")
 
 
 def versions() -> dict[str, str | None]:
-    """Of this package and of everything that decodes; None: not installed."""
+    """Versions of this package and of all decoders; None for one that is not installed."""
     found: dict[str, str | None] = {"python": platform.python_version()}
     for package in ("adrpo_scale", *DECODERS):
         try:
@@ -37,11 +37,13 @@ def versions() -> dict[str, str | None]:
 
 
 def make_folder(to: Path) -> None:
-    """The folder of the results. ConfigError where it cannot be."""
+    """Makes the folder of the results. Raises ConfigError where that fails."""
     try:
         to.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"--to {to}: no folder can be made ({error.strerror})") from None
+        raise ConfigError(
+            f"--to {to}: no folder can be made ({error.strerror}); choose another --to"
+        ) from None
 
 
 def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -51,16 +53,18 @@ def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def write_record(to: Path, content: Mapping[str, Any]) -> None:
+    """Writes report.json into the folder `to`."""
     replace_json(to / RECORD, dict(content))
 
 
 def disk_is_full(to: Path, error: OSError) -> DiskSpaceError:
+    """The error for a failed write into the folder `to`."""
     return DiskSpaceError(
         f"{to} cannot be written ({error.strerror}); make room or check the quota, and start the "
-        "same command again: it resumes where it was"
+        "same command again: it resumes there"
     )
 
 
 def say(text: str) -> None:
-    """A line for people; paths and counts are not taken for markup."""
+    """Prints a line; brackets in paths are not read as markup."""
     console.print(text, highlight=False, soft_wrap=True, markup=False)

@@ -1,12 +1,12 @@
-"""Clips in a few plain tar files, and the journal that says where each is.
+"""Clips in a few plain tar files, and the journal of their places.
 
     clips-00000.tar    FLAC members one after the other; `tar -xf` reads it
     journal.jsonl      a line per committed clip: name, shard, offset and length of the FLAC bytes
 
-Contract: a clip is committed when its line is in the journal, and its bytes are on the disk before
-that. After a kill at any moment the next `Shards` cuts off what comes after the last committed
-clip, half members and half lines included, so that work that is stopped and begun again leaves the
-same bytes as work that is not. Names, owners and times in the tars are constant.
+Contract: a clip is committed when its line is in the journal; its bytes are on the disk before
+that. After a kill at any moment, the next `Shards` cuts off everything after the last committed
+clip, half members and half lines included, so that interrupted work leaves the same bytes as
+uninterrupted work. Owners and times in the tars are constant.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from pathlib import Path
 from adrpo_scale.core.files import sync_folder, write_all
 
 JOURNAL = "journal.jsonl"
-COMMIT_EVERY = 32  # clips: waiting for the disk after each would take longer than decoding
+COMMIT_EVERY = 32  # clips: a wait for the disk after each would take longer than decoding
 BLOCK = tarfile.BLOCKSIZE
-END = bytes(2 * BLOCK)  # of every tar
+END = bytes(2 * BLOCK)  # the end of every tar
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,12 @@ class Entry:
 
     @property
     def reference(self) -> str:
-        """As `audio_clips.read_clip` takes it."""
+        """The clip's reference for `data.clips.read_clip`."""
         return f"{shard_name(self.shard)}:{self.offset}:{self.length}"
 
     @property
     def end(self) -> int:
-        """Where the next member begins."""
+        """Offset of the next member."""
         return self.offset + _padded(self.length)
 
 
@@ -51,8 +51,8 @@ def shard_name(number: int) -> str:
 
 
 class Shards:
-    """The one writer of a folder's shards. Use it as a context manager: at the end of the block
-    what was appended is committed, and the last tar gets its end."""
+    """The one writer of a folder's shards. Use it as a context manager: the end of the block
+    commits the appended clips and ends the last tar."""
 
     def __init__(self, folder: Path, limit: int) -> None:
         """limit: bytes of a shard; one with a single larger clip is larger."""
@@ -72,7 +72,7 @@ class Shards:
             self._finish()
             self._remove_later_shards()
         if self._file is not None:
-            os.close(self._file)  # what is not committed is cut off by the next start
+            os.close(self._file)  # the next start cuts off uncommitted clips
 
     def append(self, clip: str, flac: bytes, samples: int) -> Entry:
         """Adds a clip that is not in `entries`, to be committed within `COMMIT_EVERY` more."""
@@ -92,7 +92,7 @@ class Shards:
         return entry
 
     def _opened(self) -> int:
-        """The file of the last shard, cut off behind its last member and open at that place."""
+        """The descriptor of the last shard, cut off after its last member and open there."""
         if self._file is None:
             path = self.folder / shard_name(self._number)
             self._file = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
@@ -115,7 +115,7 @@ class Shards:
         self._waiting.clear()
 
     def _finish(self) -> None:
-        """Commits, and ends the last shard as a tar ends; touches nothing where that is so."""
+        """Commits, and writes the end of the last tar; does nothing where it is there already."""
         path = self.folder / shard_name(self._number)
         if self._file is None and (not self._end or _size(path) == self._end + len(END)):
             return
@@ -128,7 +128,7 @@ class Shards:
         sync_folder(self.folder)
 
     def _remove_later_shards(self) -> None:
-        """Those that were begun before a kill, of which nothing was committed."""
+        """Removes shards that were begun before a kill and hold no committed clip."""
         for path in self.folder.glob("clips-*.tar"):
             number = path.name.removeprefix("clips-").removesuffix(".tar")
             if number.isdecimal() and int(number) > self._number - (not self._end):
@@ -147,7 +147,7 @@ def _committed(folder: Path) -> list[Entry]:
             break
         size = sizes.setdefault(entry.shard, _size(folder / shard_name(entry.shard)))
         if entry.end > size:
-            break  # a shard that somebody deleted, or a disk that forgot
+            break  # a deleted shard, or one that lost data
         entries.append(entry)
         good += len(line)
     if good < len(raw):

@@ -1,4 +1,4 @@
-"""Which file has the sound of which clip: ready audio where there is some, the video otherwise."""
+"""The file that has the sound of a clip: ready audio where there is some, the video otherwise."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ VIDEO_SUFFIXES = (".mp4", ".webm", ".mkv", ".mov", ".avi", ".flv", ".m4v", ".m4a
 
 @dataclass(frozen=True)
 class Source:
-    """clip: its name, that of the video. is_video: decoded by PyAV and not by soundfile."""
+    """The file of a clip. clip: the clip's name, that of the video. is_video: decoded by PyAV, not
+    by soundfile."""
 
     clip: str
     path: Path
@@ -24,8 +25,9 @@ class Source:
 
 
 def index(folder: Path, suffixes: Iterable[str]) -> dict[str, Path]:
-    """name without suffix → file, of all files below `folder` with one of the suffixes. Of several
-    the earliest suffix in the list, then the first path. ConfigError without such a folder."""
+    """Name without suffix → file, of all files below `folder` with one of the suffixes. Among files
+    of one name the earliest suffix wins, then the first path. Raises ConfigError for a missing
+    folder."""
     if not folder.is_dir():
         raise ConfigError(f"{folder}: no such folder; correct the path")
     rank = {suffix: place for place, suffix in enumerate(suffixes)}
@@ -49,9 +51,10 @@ def find(
 ) -> Source | None:
     """The source of `clip`; None if there is none.
 
-    named: the file that the row names (`audio_path`), relative to one of `folders`; it counts where
-    it is. audio, videos: what `index` found; looked up in it are the clip's name, as R1-AQA has
-    it too, and at last the name of the file that the row names, whose folder is another machine's.
+    named: the file that the row names (`audio_path`), relative to one of `folders`; it is taken
+    where it exists. audio, videos: results of `index`, in which the clip's name is looked up, then
+    its name in R1-AQA, and in `audio` last the name of the file that the row names, because its
+    folder may be of another machine.
     """
     for folder in folders if named is not None else ():
         path = folder / str(named)
@@ -69,12 +72,12 @@ def find(
 
 
 def _stem(file: str) -> str:
-    """Its name, without the folder and without a suffix of audio or video; ids may have dots."""
+    """A file's name without folder and without a suffix of audio or video; ids may have dots."""
     stem, suffix = os.path.splitext(os.path.basename(file))
     return stem if suffix.lower() in (*VIDEO_SUFFIXES, *AUDIO_SUFFIXES) else stem + suffix
 
 
 def short_name(video: str) -> str:
-    """`-HG3Omg_89c_000030` → `-HG3Omg_89c_30`: AVQA writes the second at which a clip begins with
-    zeros before it, and the files of R1-AQA (github.com/xiaomi-research/r1-aqa) are without."""
+    """`-HG3Omg_89c_000030` → `-HG3Omg_89c_30`: AVQA pads the second at which a clip begins with
+    zeros, the files of R1-AQA (github.com/xiaomi-research/r1-aqa) do not."""
     return re.sub(r"_0+(?=[0-9]+$)", "_", video)
