@@ -1,1 +1,1 @@
-"""Algorithms: what a sample is worth (credit), which rows are trained on (select), the loss."""
+"""Algorithms: the credit of samples, the selection of rows to train on, and the loss."""

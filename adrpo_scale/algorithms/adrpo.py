@@ -1,5 +1,5 @@
-"""ADRPO (arXiv 2510.18053, eq. 4-7, Algorithm 1): the divergence penalty of each sample is
-beta0 - A_clip, weaker where the sample was good, stronger where it was bad.
+"""ADRPO (arXiv 2510.18053, eq. 4-7, Algorithm 1): the coefficient of each sample's divergence is
+beta0 - A_clip, lower for a sample above its baseline, higher for one below it.
 
 Flow matching (eq. 6): A_clip · |v - u|² + (beta0 - A_clip) · |v - v_ref|², which equals, up to a
 constant, beta0 · |v - v*|² with v* = v_ref + (A_clip / beta0) · (u - v_ref): the policy is pulled

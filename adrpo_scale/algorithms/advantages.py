@@ -1,8 +1,9 @@
-"""From rewards to advantages and pairs, in float64 on the gathered rewards of all samples, so every
+"""Advantages and pairs from rewards, in float64 on the gathered rewards of all samples, so every
 rank computes the same bits.
 
-A masked sample leaves its group's mean and standard deviation and gets advantage 0; so does every
-sample of a group with fewer than two samples left or with equal rewards. Nothing here is NaN.
+A masked sample does not count in its group's mean and standard deviation, and its advantage is 0.
+The advantage is also 0 for every sample of a group with fewer than two unmasked samples or with
+equal rewards. No result is NaN.
 """
 
 from __future__ import annotations
@@ -22,19 +23,21 @@ EPS = 1e-4  # added to standard deviations (GRPO)
 
 
 def masked_mean(values: Tensor, mask: Tensor, dim: int | tuple[int, ...]) -> Tensor:
-    """Mean of the unmasked values along `dim`, kept as size 1; 0 where none is left."""
+    """Mean of the unmasked values along `dim`, kept as size 1; 0 where all are masked."""
     kept = torch.where(mask, values, 0.0)
     return kept.sum(dim, keepdim=True) / mask.sum(dim, keepdim=True).clamp(min=1)
 
 
 def masked_std(values: Tensor, mask: Tensor, dim: int | tuple[int, ...]) -> Tensor:
-    """Standard deviation (ddof 1) of the unmasked values along `dim`; 0 below two of them."""
+    """Standard deviation (ddof 1) of the unmasked values along `dim`, kept as size 1; 0 for fewer
+    than two of them."""
     squares = torch.where(mask, (values - masked_mean(values, mask, dim)) ** 2, 0.0)
     return (squares.sum(dim, keepdim=True) / (mask.sum(dim, keepdim=True) - 1).clamp(min=1)).sqrt()
 
 
 def is_degenerate(values: Tensor, mask: Tensor, dim: int | tuple[int, ...]) -> Tensor:
-    """Whether fewer than two values are left along `dim` or all of them are equal (kept dim)."""
+    """True where fewer than two values along `dim` are unmasked, or all of them are equal; bool,
+    `dim` kept as size 1."""
     high = torch.where(mask, values, -torch.inf).amax(dim, keepdim=True)
     low = torch.where(mask, values, torch.inf).amin(dim, keepdim=True)
     return (mask.sum(dim, keepdim=True) < 2) | (high <= low)
@@ -49,9 +52,9 @@ def advantages(
 ) -> Tensor:
     """A = (R - V(c)) / scale, float64 [P, G] (Algorithm 1; GRPO).
 
-    rewards_PG: float64 [P, G]; mask_PG: bool [P, G].
-    baseline: V(c) is the mean of the prompt's group, or of the whole batch (Algorithm 1's formula
-    can be read so).
+    rewards_PG: float64 [P, G]; mask_PG: bool [P, G], False for masked samples.
+    baseline: V(c) is the mean of the prompt's group, or of the whole batch (the other reading of
+    Algorithm 1's formula).
     scale: "none" (the paper's text for flow matching), "group_std" (GRPO's, std + 1e-4), or
     "global_std" (one std over the batch).
     """
@@ -60,8 +63,8 @@ def advantages(
     if scale != "none":
         spread_over: int | tuple[int, ...] = 1 if scale == "group_std" else (0, 1)
         centred = centred / (masked_std(rewards_PG, mask_PG, spread_over) + EPS)
-    # An exact 0 for equal rewards: rounding in the mean, or with the batch's mean a real distance,
-    # would otherwise be scaled up by 1 / eps.
+    # An exact 0 for equal rewards: a rounding error of the mean, or with baseline "batch" a real
+    # distance from it, would otherwise be scaled up by 1 / EPS.
     degenerate = is_degenerate(rewards_PG, mask_PG, over)
     if scale == "group_std":
         degenerate = degenerate | is_degenerate(rewards_PG, mask_PG, 1)
@@ -69,7 +72,7 @@ def advantages(
 
 
 def combined(rewards: Rewards, how: Combine = "sum") -> Tensor:
-    """One reward per sample out of R weighted ones, float64 [P, G].
+    """One reward per sample from R weighted ones, float64 [P, G].
 
     "sum": the weighted sum. "normalise_each": each reward is first centred and scaled by its
     group's std, so that weights compare rewards of different size.
@@ -83,10 +86,10 @@ def combined(rewards: Rewards, how: Combine = "sum") -> Tensor:
 
 
 def best_with_worst(rewards_PG: Tensor, mask_PG: Tensor, per_group: int) -> Tensor:
-    """Sample ids of pairs, (winner, loser) each, int64 [M, 2].
+    """Pairs as (winner's sample id, loser's sample id), int64 [M, 2].
 
-    The k-th best unmasked sample of a group with its k-th worst, for k up to `per_group`; equal
-    rewards give no pair, and of equal ones the first ranks higher.
+    A pair is the k-th best unmasked sample of a group with its k-th worst, for k up to `per_group`.
+    Two equal rewards give no pair; in the ranking the first of equal ones is higher.
     """
     pairs = []
     for p, (row, mask) in enumerate(zip(rewards_PG, mask_PG, strict=True)):

@@ -1,18 +1,18 @@
 """The contract of an algorithm: one file, a config class and two or three short methods.
 
-    credit(rewards)          what each of the S samples is worth, computed alike on every rank
-    select(rewards, credit)  which samples are trained on, in which order; pairs adjacent
-    loss(terms, credit)      the sum over rows, by the questions that `Terms` answers
+    credit(rewards)          the credit of each of the S samples, the same on every rank
+    select(rewards, credit)  the samples to train on, in order; pairs adjacent
+    loss(terms, credit)      the sum over rows, from the quantities that `Terms` computes
 
-An algorithm knows nothing of models, engines or ranks, and not which terms it is given: whatever
-depends on that (a squared error or a ratio of probabilities) is asked of the terms. The shortest
-one is RAFT (`raft.py`); to write your own,
+An algorithm does not depend on models, engines or ranks, nor on the kind of its terms: everything
+that differs between kinds (a squared error or a ratio of probabilities) is a method of the terms.
+The shortest algorithm is RAFT (`raft.py`). To write your own,
 
 1. derive a config class from `AlgorithmConfig` and give it your settings;
-2. derive the algorithm from `Algorithm` (from `GroupRelative` if it is advantages in a group and
-   another beta), name the config class in `Config`, and write `credit` and `loss`;
-3. narrow `takes` if the loss has a meaning for one kind of terms alone, and set `asks_surrogate` to
-   False if it does not ask for the surrogate.
+2. derive the algorithm from `Algorithm` (from `GroupRelative` if it only needs another beta), name
+   the config class in `Config`, and write `credit` and `loss`;
+3. narrow `takes` if the loss is meaningful for one kind of terms alone, and set `asks_surrogate` to
+   False if it does not use the surrogate.
 
 The trainer divides the loss by the global count (`row_counts` summed over all ranks), so loss and
 gradients depend neither on the number of processes nor on the micro-batch size: a loss must be a
@@ -37,7 +37,7 @@ from adrpo_scale.core.types import Credit, Rewards
 
 
 class AlgorithmConfig(Section):
-    """What every algorithm has."""
+    """Settings of every algorithm."""
 
     name: str = setting(REQUIRED, "which algorithm; your own by import path")
     combine: Combine = setting(
@@ -49,7 +49,7 @@ class AlgorithmConfig(Section):
 class Stated:
     """Settings that a config must state because their defaults are meant for other terms.
 
-    names: of the settings. instead: the values to state, and whose they are.
+    names: of the settings. instead: the values to state, with their source.
     """
 
     names: tuple[str, ...]
@@ -57,22 +57,22 @@ class Stated:
 
 
 class Algorithm(ABC):
-    """See the module docstring.
+    """Base class of algorithms; see the module docstring.
 
-    config: an instance of `Config`. gives: the terms that the domain measures, best first; the
-    first that the algorithm takes is `terms`. Raises ConfigError where there is none, and where
-    the config is silent on a setting that `must_state` names.
+    config: an instance of `Config`. gives: the kinds of terms that the domain measures, best first;
+    the first that the algorithm takes becomes `terms`. Raises ConfigError where it takes none, and
+    where the config does not state a setting that `must_state` names.
     """
 
     Config: ClassVar[type[AlgorithmConfig]]
     takes: ClassVar[tuple[type[Terms], ...]] = (RegressionTerms, LikelihoodTerms)
     must_state: ClassVar[Mapping[type[Terms], Stated]] = {}
     asks_surrogate: ClassVar[bool] = True  # False spares a pass: see `needs_old`
-    small_advantage: ClassVar[float] = 0.0  # a run is warned where the mean |A| is below
+    small_advantage: ClassVar[float] = 0.0  # a run warns of a mean |A| below it
 
     rows_per_unit: int = 1  # rows that must stay together: 2 where pairs are trained on
-    rollouts: Literal["policy", "reference"] = "policy"  # who generates the samples
-    rollout_pool: int = 0  # iterations of rollouts made once and used again; 0 = always afresh
+    rollouts: Literal["policy", "reference"] = "policy"  # the model that generates the samples
+    rollout_pool: int = 0  # iterations of rollouts made once and reused; 0: new ones every time
 
     def __init__(self, config: AlgorithmConfig, *gives: type[Terms]) -> None:
         self.config = config
@@ -103,8 +103,8 @@ class Algorithm(ABC):
 
     @property
     def needs_old(self) -> bool:
-        """Whether rows that are used for several steps must be measured before the first of them:
-        a surrogate that is a ratio to the old policy would be constant 1 without that."""
+        """Whether rows that are used for several updates must be measured before the first: a
+        surrogate that is a ratio to the old policy would otherwise be constant 1."""
         return self.asks_surrogate and self.terms.compares_with_old
 
     @abstractmethod
@@ -112,27 +112,28 @@ class Algorithm(ABC):
         """Credit of all S samples, the same on every rank."""
 
     def select(self, rewards: Rewards, credit: Credit) -> Tensor:
-        """Ids of the samples to train on, int64 [M]: here every unmasked one, in order."""
+        """Ids of the samples to train on, int64 [M]; by default every included one, in order."""
         return credit.include.nonzero().flatten()
 
     def needs_reference(self, credit: Credit) -> bool:
-        """Whether the loss of these samples needs the reference measured: a pass that is left out
-        where every beta is 0."""
+        """Whether the loss of these samples needs the reference's pass; by default unless every
+        beta is 0."""
         return bool(credit.beta.any())
 
     @abstractmethod
     def loss(self, terms: Terms, credit: Credit) -> Tensor:
-        """Scalar: the sum over included rows (not yet divided by the global count).
+        """Scalar sum over the included rows (not divided by the global count).
 
         terms: of type `self.terms`. credit: of the same N rows, on the CPU."""
 
     def row_counts(self, credit: Credit, segments_N: Tensor) -> Tensor:
-        """What each row adds to the global count, float64 [N]; segments_N: of each row, int64."""
+        """Contribution of each row to the global count, float64 [N]. segments_N: int64, number of
+        segments of each row."""
         return credit.include / self.rows_per_unit
 
 
 def plain_credit(advantage_S: Tensor, beta: Tensor | float, rewards: Rewards) -> Credit:
-    """Credit where nothing is clipped and nothing is paired."""
+    """Credit without clipping and without pairs. advantage_S: float64 [S]; beta: scalar or [S]."""
     return Credit(
         advantage=advantage_S,
         advantage_clipped=advantage_S,

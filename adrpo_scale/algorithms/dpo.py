@@ -5,9 +5,9 @@ the log-likelihood under the policy less that under the reference,
 
     loss of a pair = -log sigmoid(beta · (log_ratio of the winner - log_ratio of the loser))
 
-On tokens that is a sum of log-probabilities, on flow matching -1/2 of the mean squared error;
-winner and loser share t and x0. Online: pairs of fresh rollouts. Offline: pairs rolled out once
-from the reference (`rollouts = "reference"`, a pool of `pool` iterations used again and again).
+The log-likelihood is a sum of log-probabilities on tokens, and -1/2 of the mean squared error on
+flow matching; winner and loser share t and x0. Online: pairs of new rollouts. Offline: pairs rolled
+out once from the reference (`rollouts = "reference"`, a pool of `pool` iterations that is reused).
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Dpo(Algorithm):
         return dataclasses.replace(credit, pair_id=pair_id_S)
 
     def select(self, rewards: Rewards, credit: Credit) -> Tensor:
-        """Winner, loser, winner, loser, ..."""
+        """Ids of winner, loser, winner, loser, ..., int64 [2 · pairs]."""
         winners = (credit.advantage > 0).nonzero().flatten()
         losers = (credit.advantage < 0).nonzero().flatten()
         by_pair = losers[credit.pair_id[losers].argsort()]

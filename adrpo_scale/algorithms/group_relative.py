@@ -1,9 +1,9 @@
-"""Advantages within a group and a divergence held by beta: ADRPO and GRPO, its fixed-beta control.
+"""Advantages within a group and a divergence with coefficient beta: the family of ADRPO and GRPO.
 
-    loss = surrogate(A) + beta · divergence          (eq. 3, 6, 7)
+    loss = surrogate(A) + beta · divergence          (arXiv 2510.18053, eq. 3, 6, 7)
 
 A = (R - V(c)) / scale and A_clip = clip(A, advantage_min, advantage_max). An algorithm of this
-family is one method, `beta`: how hard a sample of a given A_clip is held to the reference.
+family defines one method, `beta`: the coefficient of a sample with a given A_clip.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from adrpo_scale.core.types import Credit, Rewards
 
 
 class CreditConfig(AlgorithmConfig):
-    """How rewards become credit. Defaults: the paper's for flow matching."""
+    """Settings of the credit. Their defaults are the paper's for flow matching."""
 
     beta0: float = setting(
         1.0,
@@ -50,7 +50,7 @@ class CreditConfig(AlgorithmConfig):
         "group", "V(c): mean reward of the prompt's group, or of the batch"
     )
     scale: Scale = setting(
-        "none", "what the advantage is divided by (tokens: group_std)", paper="Algorithm 1"
+        "none", "divisor of the advantage (tokens: group_std)", paper="Algorithm 1"
     )
 
     @model_validator(mode="after")
@@ -65,7 +65,7 @@ class CreditConfig(AlgorithmConfig):
 
 
 class GroupRelativeConfig(LikelihoodSettings, CreditConfig):
-    """`CreditConfig`, then what matters for tokens alone (`LikelihoodSettings`)."""
+    """The settings of the credit, then those for tokens alone (`LikelihoodSettings`)."""
 
 
 class GroupRelative(Algorithm):
@@ -86,8 +86,8 @@ class GroupRelative(Algorithm):
         self._check_bounds()
 
     def _check_bounds(self) -> None:
-        """Where the loss of some sample has no lower bound: refused if the advantage is 0, as it
-        is in every group of equal rewards, and warned of at the ends of the clip range."""
+        """Raises ConfigError where the loss of a sample with advantage 0, as in a group of equal
+        rewards, has no lower bound; warns where it has none at an end of the clip range."""
         for name in ("", "advantage_min", "advantage_max"):
             advantage = getattr(self.config, name) if name else 0.0
             beta = float(self.beta(torch.tensor(advantage, dtype=torch.float64)))
@@ -108,7 +108,7 @@ class GroupRelative(Algorithm):
 
     @abstractmethod
     def beta(self, advantage_clipped: Tensor) -> Tensor:
-        """Per-sample regularisation coefficient from the clipped advantage; same shape."""
+        """Coefficient of each sample's divergence, of the shape of `advantage_clipped`."""
 
     def credit(self, rewards: Rewards) -> Credit:
         config = self.config

@@ -2,9 +2,9 @@
 
     loss = w · supervised + beta · divergence,   w = exp(tau · R) >= 0
 
-The w of a group are normalised to mean 1 (neither paper says so: without it the step size follows
-the reward's offset), so only differences of rewards within the group matter; they take the place of
-advantages. tau = 0 is plain online flow matching plus W2.
+The w of a group are normalised to mean 1, so only differences of rewards within the group matter;
+`Credit.advantage` holds them. Neither this paper nor ADRPO's states the normalisation: without it
+the step size depends on the reward's offset. tau = 0 is plain online flow matching plus W2.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class OrwCfmW2Config(AlgorithmConfig):
     name: str = setting("orw_cfm_w2", "online reward-weighted flow matching + W2")
     tau: float = setting(1.0, "inverse temperature of the weights exp(tau * R)", ge=0)
     beta: float = setting(1.0, "coefficient of the divergence", ge=0)
-    scale: Scale = setting("none", "what R is divided by before tau: nothing or a std")
+    scale: Scale = setting("none", "divisor of R before tau: none, or a standard deviation")
 
 
 class OrwCfmW2(Algorithm):

@@ -1,6 +1,6 @@
 """RAFT (arXiv 2304.06767): supervised training on the best sample of each group, no divergence.
 
-A group whose samples are all masked has no winner; of equal winners the first is taken.
+A group whose samples are all masked has no winner; among equal rewards the first sample wins.
 """
 
 from __future__ import annotations

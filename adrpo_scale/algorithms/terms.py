@@ -1,10 +1,10 @@
-"""Terms: the numbers of the N rows of a micro-batch that a domain measures and a loss is made of.
+"""Terms: the numbers that a domain measures of the N rows of a micro-batch, for the loss.
 
 There are two kinds. A domain names those that it gives (`Domain.gives`), an algorithm those that it
-takes (`Algorithm.takes`), and a run uses the first that both name. Each kind answers the same
-questions about every row, so a loss is written once and never asks which kind it has:
+takes (`Algorithm.takes`), and a run uses the first that both name. Both kinds compute the same
+quantities of every row, so a loss is written once for both:
 
-    question [N]    RegressionTerms                     LikelihoodTerms
+    quantity [N]    RegressionTerms                     LikelihoodTerms
                     squared errors: flow matching       log-probabilities of segments: tokens
 
     surrogate       A_clip · |v - u|²                   clipped ratio with A, mean of tokens
@@ -13,9 +13,9 @@ questions about every row, so a loss is written once and never asks which kind i
     log_ratio       - (|v - u|² - |v_ref - u|²) / 2     log p - log p_ref, sum of tokens
 
 v is the policy's prediction, u its target, v_ref the reference's prediction; |.|² is a mean over
-elements. Surrogate and penalty are eq. 6 on the left, eq. 3 and 7 on the right. A segment is a part
-of a sample that was drawn by itself: a token of a completion. K counts the segments of all rows,
-packed one after the other; there is no padding. Gradients flow into the policy's numbers alone.
+elements. Surrogate and penalty are eq. 6 of arXiv 2510.18053 on the left, eq. 3 and 7 on the right.
+A segment is a part of a sample that was drawn on its own: a token of a completion. K counts the
+segments of all rows, packed without padding. Gradients flow into the policy's numbers alone.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ from adrpo_scale.core.types import Credit
 
 
 class LikelihoodSettings(Section):
-    """How log-probabilities of segments become numbers of rows. Squared errors leave nothing to
-    choose: `RegressionTerms` is given these settings too and uses none."""
+    """Settings by which log-probabilities of segments become numbers of rows. `RegressionTerms`
+    takes them too and uses none."""
 
     clip_low: float = setting(0.2, "tokens: the ratio is clipped below 1 - clip_low", ge=0, lt=1)
     clip_high: float = setting(0.2, "tokens: the ratio is clipped above 1 + clip_high", ge=0)
@@ -64,29 +64,29 @@ DEFAULTS = LikelihoodSettings()
 
 
 class Terms(ABC):
-    """The questions that a loss may ask; the table is in the module docstring."""
+    """The quantities of a loss; see the table in the module docstring."""
 
-    name: ClassVar[str]  # as errors call them
-    bound: ClassVar[str]  # when `is_bounded`, and why
+    name: ClassVar[str]  # in errors
+    bound: ClassVar[str]  # the condition of `is_bounded`, and its reason
     compares_with_old: ClassVar[bool]  # whether `surrogate` needs the policy of the rollout
 
     @classmethod
     def check(cls, settings: LikelihoodSettings) -> None:
-        """Warns of settings that do not do what they seem to."""
+        """Warns of settings whose effect differs from what their names suggest."""
         return None
 
     @classmethod
     @abstractmethod
     def is_bounded(cls, advantage: float, beta: float) -> bool:
         """Whether surrogate + penalty of a row with this clipped advantage and this beta has a
-        lower bound; without one, enough updates drive the policy anywhere."""
+        lower bound; without one, the loss diverges after enough updates."""
 
     @classmethod
     @abstractmethod
     def counts(cls, include_N: Tensor, segments_N: Tensor, settings: LikelihoodSettings) -> Tensor:
-        """What each row adds to the number that the sum of surrogates is divided by; float64 [N].
+        """Contribution of each row to the divisor of the sum of surrogates; float64 [N].
 
-        include_N: `Credit.include`. segments_N: int64, how many segments each row has."""
+        include_N: `Credit.include`. segments_N: int64, number of segments of each row."""
 
     @abstractmethod
     def surrogate(self, credit: Credit, settings: LikelihoodSettings = DEFAULTS) -> Tensor:
@@ -94,25 +94,25 @@ class Terms(ABC):
 
     @abstractmethod
     def divergence(self, settings: LikelihoodSettings = DEFAULTS) -> Tensor | None:
-        """[N]: policy against reference; None where the reference was not measured. With the
-        default settings it is what is logged."""
+        """[N]: divergence of the policy from the reference; None where the reference was not
+        measured. The log has it with the default settings."""
 
     @abstractmethod
     def supervised(self) -> Tensor:
-        """[N]: the loss of plain supervised training on the rows, the same whatever they are
-        worth."""
+        """[N]: the loss of plain supervised training on the rows, independent of their credit."""
 
     @abstractmethod
     def log_ratio(self) -> Tensor:
         """[N]: log-likelihood of the row under the policy less that under the reference. A squared
-        error is that of a normal distribution with variance 1."""
+        error counts as that of a normal distribution with variance 1."""
 
     @abstractmethod
     def entropies(self) -> tuple[Tensor, Tensor] | None:
-        """(entropy_K, segment_K) of the policy's distributions, to be logged; None without any."""
+        """(entropy_K, segment_K) of the policy's distributions, for the log; None without any."""
 
     def penalty(self, credit: Credit, settings: LikelihoodSettings = DEFAULTS) -> Tensor:
-        """[N]: beta · divergence; 0 where the reference was not measured, as every beta is 0."""
+        """[N]: beta · divergence; the scalar 0 where the reference was not measured, because every
+        beta is 0."""
         divergence_N = self.divergence(settings)
         if divergence_N is None:
             return torch.zeros(())
@@ -124,7 +124,7 @@ class RegressionTerms(Terms):
     """Mean squared errors of a prediction, [N] each (flow matching; eq. 5, 6).
 
     error_N: policy against target. divergence_N: policy against reference. reference_error_N:
-    reference against target. The last two are None where the reference was not asked.
+    reference against target. The last two are None where the reference was not measured.
     """
 
     name = "squared errors"
@@ -144,11 +144,11 @@ class RegressionTerms(Terms):
 
     @classmethod
     def counts(cls, include_N: Tensor, segments_N: Tensor, settings: LikelihoodSettings) -> Tensor:
-        """Every included row counts 1: its error is a mean already."""
+        """1 for every included row: its error is a mean already."""
         return include_N
 
     def surrogate(self, credit: Credit, settings: LikelihoodSettings = DEFAULTS) -> Tensor:
-        """A_clip · error. The clipped advantage, or eq. 6 would not be convex."""
+        """A_clip · error. With the unclipped advantage eq. 6 would not be convex."""
         return credit.advantage_clipped.to(self.error_N) * self.error_N
 
     def divergence(self, settings: LikelihoodSettings = DEFAULTS) -> Tensor | None:
@@ -170,8 +170,9 @@ class LikelihoodTerms(Terms):
 
     logp_K: under the policy. logp_old_K: under the policy before the iteration's first step.
     segment_K: int64, the row that each segment belongs to. logp_ref_K: under the reference; None
-    where it was not asked. logp_rollout_K: under whatever else drew the segments; None where the
-    policy did. entropy_K: of the policy's distributions; None where the domain does not measure it.
+    where it was not measured. logp_rollout_K: under another program that drew the segments (vLLM);
+    None where the policy drew them. entropy_K: of the policy's distributions; None where the domain
+    does not measure it.
     """
 
     name = "log-probabilities"
@@ -205,7 +206,7 @@ class LikelihoodTerms(Terms):
 
     @classmethod
     def counts(cls, include_N: Tensor, segments_N: Tensor, settings: LikelihoodSettings) -> Tensor:
-        """1 for a row's mean, or its segments where all of them are summed up at once."""
+        """1 for each included row, or its number of segments with aggregation "token"."""
         by_token = settings.aggregation == "token"
         return include_N * segments_N.to(include_N) if by_token else include_N
 
@@ -248,7 +249,7 @@ def measured(values: Tensor | None, name: str) -> Tensor:
     """The values; ValueError where the domain did not measure them."""
     if values is None:
         raise ValueError(
-            f"the loss asks for {name}, which was not measured: what is of the reference is where "
-            "`Algorithm.needs_reference` says so, entropies are where the domain has them"
+            f"the loss asks for {name}, which was not measured: the reference is measured where "
+            "`Algorithm.needs_reference` returns True, entropies where the domain has them"
         )
     return values

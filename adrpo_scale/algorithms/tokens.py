@@ -39,8 +39,8 @@ def ratio_surrogate(
 
 
 def importance_weights(logp_old_K: Tensor, logp_rollout_K: Tensor, cap: float) -> Tensor:
-    """min(exp(logp_old - logp_rollout), cap), [K], a constant: corrects for tokens that another
-    program drew from slightly other probabilities (truncated importance sampling)."""
+    """min(exp(logp_old - logp_rollout), cap), [K], without gradient: corrects for tokens that
+    another program drew from slightly different probabilities (truncated importance sampling)."""
     difference = (logp_old_K - logp_rollout_K).detach()
     return difference.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp().clamp(max=cap)
 
@@ -49,8 +49,8 @@ def kl_estimate(logp_K: Tensor, logp_ref_K: Tensor, estimator: Estimator = "k3")
     """Per-token estimate of KL(policy || reference), [K], with gradient into `logp_K`.
 
     With d = logp_ref - logp: k3 = exp(d) - d - 1 (never negative), k1 = -d (its expected on-policy
-    gradient is zero), k2 = d² / 2. The paper writes D_KL and does not say how it is estimated; that
-    it is k3 is inferred from GRPO (arXiv 2402.03300, eq. 4), whose loss it starts from.
+    gradient is zero), k2 = d² / 2. The paper writes D_KL and does not state an estimator; k3 is
+    inferred from GRPO (arXiv 2402.03300, eq. 4), on whose loss it builds.
     """
     d = (logp_ref_K - logp_K).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
     if estimator == "k1":

@@ -1,1 +1,1 @@
-"""Checkpoints: what is in one, how it is written and committed, which one a run resumes from."""
+"""Checkpoints: their content, their writing and commit, and the choice of one to resume from."""

@@ -7,10 +7,9 @@
 
 A tensor is stored as flat ranges [start, stop) of its row-major flattened form, under the key
 `<set>/<name>/<start>-<stop>`. Sets: `policy` (trained parameters), `exp_avg` and `exp_avg_sq`
-(Adam's moments), `ema`. Every element is stored exactly once, whatever the engine and the number
-of ranks were; a reader puts together any other ranges from them. Everything that is not a tensor
-is in the manifest's `document`. The base model's frozen weights are not stored, only what
-identifies them.
+(Adam's moments), `ema`. Every element is stored exactly once, under any engine and number of ranks;
+a reader assembles any other ranges from them. Everything that is not a tensor is in the manifest's
+`document`. The base model's frozen weights are not stored, only their identity.
 
 `manifest.json` carries the SHA-256 and size of every file, and of itself (over its canonical JSON
 without the field `sha256`).
@@ -53,9 +52,9 @@ class CheckpointConfig(Section):
     keep_last: int = setting(2, "newest checkpoints to keep", ge=1)
     keep_every: int = setting(0, "also save, and keep, every M-th iteration; 0: none", ge=0)
     keep_best: int = setting(0, "also save at evaluations, and keep the best k; 0: none", ge=0)
-    best_metric: str = setting("reward", "metric of eval.jsonl that says which are best")
-    best_split: str = setting("held_out", "split of eval.jsonl that says which are best")
-    best_mode: Literal["max", "min"] = setting("max", "whether more or less of it is better")
+    best_metric: str = setting("reward", "metric of eval.jsonl by which checkpoints are ranked")
+    best_split: str = setting("held_out", "split of eval.jsonl by which checkpoints are ranked")
+    best_mode: Literal["max", "min"] = setting("max", "whether a higher or lower value is better")
     keep_trajectory: int = setting(
         0, "save weights without optimizer state every M iterations, for good; 0: never", ge=0
     )
@@ -90,19 +89,20 @@ class Piece:
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """shape: of the whole tensor. pieces: sorted, without gap or overlap."""
+    """The pieces of a tensor. shape: of the whole tensor. pieces: sorted, without gap or overlap."""
 
     shape: tuple[int, ...]
     pieces: tuple[Piece, ...]
 
 
 Sets = Mapping[str, Mapping[str, StoredTensor]]
-"""Set → tensor name → where it is stored."""
+"""Set → tensor name → its stored pieces."""
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """kind: `full` resumes, `weights` has no optimizer state. document: counters, config, base…"""
+    """The content of `manifest.json`. kind: `full` resumes, `weights` has no optimizer state.
+    document: counters, config, base model, ..."""
 
     kind: str
     iteration: int
@@ -111,6 +111,7 @@ class Manifest:
     document: Mapping[str, Any]
 
     def to_text(self) -> str:
+        """The text of `manifest.json`, with its own hash."""
         number = {file.name: k for k, file in enumerate(self.files)}
         sets = {
             set_name: {
@@ -137,8 +138,11 @@ def _digest(body: Mapping[str, Any]) -> str:
 
 
 def parse_manifest(text: str, where: Path) -> Manifest:
-    """The manifest in `text`. CheckpointError where it is damaged, of another version, names files
-    outside its folder, or does not cover every element of every tensor exactly once."""
+    """The manifest in `text`; where: its path, for errors.
+
+    Raises CheckpointError where it is damaged, names files outside its folder, or does not cover
+    every element of every tensor exactly once; OtherVersionError for another format version.
+    """
     try:
         body = json.loads(text)
         claimed = body.pop("sha256")
@@ -162,13 +166,15 @@ def parse_manifest(text: str, where: Path) -> Manifest:
         }
         manifest = Manifest(body["kind"], body["iteration"], files, sets, body["document"])
     except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise CheckpointError(f"{where} lacks what a manifest has: {error!r}") from error
+        raise CheckpointError(
+            f"{where} lacks a field of a manifest, or has one of another form: {error!r}"
+        ) from error
     check_tiling(manifest.sets, where)
     return manifest
 
 
 class OtherVersionError(CheckpointError):
-    """Written in another version of the format: whole, but not for this package."""
+    """A checkpoint is of another version of the format, which this package does not read."""
 
 
 def _stored(entry: Sequence[Any], files: Sequence[FileFacts]) -> StoredTensor:
@@ -213,4 +219,5 @@ def key_of(set_name: str, name: str, piece: Piece) -> str:
 
 
 def folder_name(iteration: int) -> str:
+    """`step-000120` for iteration 120."""
     return f"step-{iteration:06d}"

@@ -1,4 +1,4 @@
-"""The command `inspect`: what is in a checkpoint, and whether every hash holds."""
+"""The command `inspect`: the content of a checkpoint, and a check of every hash."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from adrpo_scale.core.console import console
 from adrpo_scale.core.disk_space import size_text
 from adrpo_scale.core.errors import CheckpointError
 
-_FLOAT32 = 4  # bytes: what checkpoints hold
+_FLOAT32 = 4  # bytes of an element
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """facts: everything that `--json` prints, faults included."""
+    """The result of `inspect`. facts: everything that `--json` prints, faults included."""
 
     facts: Mapping[str, Any]
 
@@ -33,9 +33,9 @@ class Inspection:
 
 
 def inspect(name: str) -> Inspection:
-    """Reads and hashes all of RUN, RUN@iteration or a checkpoint folder; of a run the newest.
+    """Reads and hashes the checkpoint that RUN (its newest), RUN@iteration or a folder names.
 
-    CheckpointError where there is none, or where it is of another version of the format.
+    Raises CheckpointError where there is none, OtherVersionError for another format version.
     """
     others = _others(Path(name))
     try:
@@ -52,7 +52,7 @@ def inspect(name: str) -> Inspection:
 
 
 def _is_there(name: str) -> bool:
-    """Whether the name leads to a manifest, be it damaged."""
+    """Whether the name leads to a manifest, even a damaged one."""
     run, _, iteration = name.rpartition("@")
     folder = Path(name)
     if not folder.exists() and iteration.isdigit():
@@ -62,7 +62,7 @@ def _is_there(name: str) -> bool:
 
 
 def _others(run: Path) -> list[dict[str, Any]]:
-    """Every committed checkpoint of a run, oldest first; none of anything else."""
+    """Every committed checkpoint of a run, oldest first; [] for any other folder."""
     return [
         {"folder": f"{sub}/{folder.name}", "iteration": iteration, "bytes": _bytes(folder)}
         for sub in (CHECKPOINTS, TRAJECTORY)
@@ -101,7 +101,7 @@ def _facts(reader: Reader) -> dict[str, Any]:
 
 
 def show(inspection: Inspection) -> None:
-    """Prints it for a person."""
+    """Prints the inspection as text."""
     facts = inspection.facts
     if "folder" in facts:
         _show_checkpoint(facts)

@@ -1,4 +1,4 @@
-"""The checkpoint that a name means, and the one that a run started from."""
+"""The checkpoint that a name stands for, and the one that a run started from."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ ORIGIN = "origin"  # folder of a run: the checkpoint that it started from
 
 
 def open_checkpoint(name: str) -> Reader:
-    """The checkpoint that RUN, RUN@iteration or a checkpoint folder names; of a run the newest.
+    """The checkpoint that RUN (its newest), RUN@iteration or a checkpoint folder names.
 
-    Looks in `checkpoints/` first, then in `trajectory/`. Raises CheckpointError, listing what there
-    is, where there is none.
+    Looks in `checkpoints/` first, then in `trajectory/`. Raises CheckpointError, which lists the
+    committed iterations, where there is none.
     """
     folder, wanted = Path(name), None
     if not folder.exists() and "@" in name:
@@ -41,9 +41,10 @@ def open_checkpoint(name: str) -> Reader:
 
 def pin_origin(source: str, to: Path) -> None:
     """Puts the files of the checkpoint that `source` names at `to`, as hard links where the
-    filesystem allows it. On rank 0 alone. CheckpointError where it cannot be a start.
+    filesystem allows it. On rank 0 alone.
 
-    The files that an earlier start has put there are used where `source` is no more.
+    Where `source` no longer exists, the files that an earlier start has put there are used. Raises
+    CheckpointError without either, and for adapters of a rebased base.
     """
     try:
         reader = open_checkpoint(source)
@@ -55,7 +56,7 @@ def pin_origin(source: str, to: Path) -> None:
     if document["lora"] is not None and document["config"]["rebase_reference"]:
         raise CheckpointError(
             f"init_from = {source!r}: its adapters belong to a base that was itself rebased, and "
-            "are not the whole of its weights; `adrpo-scale export` it --as merged and start from "
+            "do not hold all of its changes; `adrpo-scale export` it --as merged and start from "
             "that folder as domain.model"
         )
     temporary = to.with_name(to.name + ".tmp")
@@ -74,7 +75,7 @@ def pin_origin(source: str, to: Path) -> None:
 
 
 def origin_of(reader: Reader) -> Reader | None:
-    """The checkpoint that a checkpoint's run started from, where it is a fork."""
+    """The checkpoint that a checkpoint's run started from; None unless the run is a fork."""
     if reader.manifest.document["origin"] is None:
         return None
     return Reader(reader.folder.parent.parent / ORIGIN)

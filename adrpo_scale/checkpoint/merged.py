@@ -1,6 +1,8 @@
-"""The weights of a trained model as if they were a folder: the base model's tensors with a
-checkpoint's in place of them, or added to them where they are adapters. Tensor by tensor, so that
-nothing is ever in memory whole; exports write it, and a rebased reference is built from it.
+"""The weights of a trained model as a `WeightSource`: the tensors of the base model, with those of
+a checkpoint in their place, or added to them where they are adapters.
+
+Tensors are merged one by one, so that no model is in memory whole. Exports write the result, and a
+rebased reference is built from it.
 """
 
 from __future__ import annotations
@@ -23,8 +25,9 @@ from adrpo_scale.hub.weights import WeightSource
 class MergedWeights:
     """A `WeightSource`. set_name: the set to take, `policy` or `ema`.
 
-    An adapted weight is W + alpha/rank · B @ A, in float32; of full training the trained parameter
-    stands for the base's. Raises CheckpointError where a trained tensor has no place in the base.
+    An adapted weight is W + alpha/rank · B @ A, in float32 (LoRA, arXiv 2106.09685); after full
+    training the trained parameter replaces the base's. Raises CheckpointError where the base lacks
+    a trained tensor.
     """
 
     def __init__(self, base: WeightSource, reader: Reader, set_name: str = "policy") -> None:
@@ -57,7 +60,7 @@ class MergedWeights:
         return self._base.shape(name)
 
     def sha256(self) -> str:
-        """Of the base and of the checkpoint, whose manifest has the hash of each of its files."""
+        """Hash of the base and of the checkpoint's manifest, which has the hash of every file."""
         manifest = file_sha256(self._reader.folder / MANIFEST)
         parts = f"{self._base.sha256()} {manifest} {self._set}"
         return hashlib.sha256(parts.encode()).hexdigest()

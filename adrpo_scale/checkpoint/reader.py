@@ -30,7 +30,7 @@ class Reader:
         self._open: dict[str, safe_open] = {}
 
     def __reduce__(self) -> tuple[type[Reader], tuple[Path, str]]:
-        """Travels to other ranks as the manifest that rank 0 has seen; files are opened there."""
+        """Pickles the manifest that rank 0 has read; files are opened on the other rank."""
         return Reader, (self.folder, self.text)
 
     @property
@@ -76,12 +76,12 @@ class Reader:
             raise CheckpointError(f"{self.folder / piece.file} is damaged: {error}") from error
 
     def close(self) -> None:
-        """Lets go of the files: mapped pages that were read count as this process's memory."""
+        """Closes the files: mapped pages that were read count as this process's memory."""
         self._open.clear()
 
     def faults(self, files: Collection[FileFacts] | None = None) -> Iterator[str]:
-        """The faults of the files (all by default): missing, truncated, other contents.
-        OSError where the disk cannot say."""
+        """The faults of the files (all by default): missing, truncated, other contents. Raises
+        OSError where a file cannot be read."""
         for facts in self.manifest.files if files is None else files:
             path = self.folder / facts.name
             try:
@@ -95,6 +95,7 @@ class Reader:
 
 
 def manifest_text(folder: Path) -> str:
+    """The text of a folder's manifest. Raises CheckpointError where it is missing or unreadable."""
     try:
         return (folder / MANIFEST).read_text()
     except FileNotFoundError as error:

@@ -1,4 +1,4 @@
-"""Which checkpoints stay. Pure functions of what is there, so a restart changes nothing."""
+"""The choice of checkpoints to keep. Pure functions of the files, so a restart changes nothing."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def kept(
 
 
 def values_of(lines: Iterable[str], metric: str, split: str) -> dict[int, float]:
-    """Iteration → value of one metric on one split, of lines of `eval.jsonl`."""
+    """Iteration → finite value of one metric on one split, from lines of `eval.jsonl`."""
     found: dict[int, float] = {}
     for line in lines:
         row = json.loads(line)
@@ -39,7 +39,7 @@ def values_of(lines: Iterable[str], metric: str, split: str) -> dict[int, float]
 
 
 def read_values(path: Path, config: CheckpointConfig) -> dict[int, float]:
-    """The values that `keep_best` goes by; {} where they are not needed or there are none."""
+    """The values by which `keep_best` ranks; {} where it is 0 or nothing was measured."""
     if not config.keep_best or not path.is_file():
         return {}
     lines = path.read_text().splitlines()

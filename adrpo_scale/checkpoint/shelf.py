@@ -1,4 +1,4 @@
-"""The folders in a run's `checkpoints/` and `trajectory/`, and the one that a run resumes from.
+"""The folders in a run's `checkpoints/` and `trajectory/`, and the choice of one to resume from.
 
 step-000120            committed
 step-000120.tmp        being written, or left by a save that was cut short
@@ -31,11 +31,11 @@ _LEFT_OVER = re.compile(r"step-\d{6,}\.(tmp|trash|replaced)")
 
 
 def newest_whole(run: Path, ask: Ask) -> Reader | None:
-    """The newest checkpoint that is whole, every file of it hashed; None where there is none. On
-    rank 0 alone. ask: has every rank do `hash_part`.
+    """The newest checkpoint whose files all have their hashes; None where there is no checkpoint.
+    On rank 0 alone. ask: runs `hash_part` on every rank.
 
-    Broken ones are warned of and set aside as `step-NNNNNN.broken`. Raises CheckpointError where
-    there are checkpoints and none is whole, or the newest is of another format version.
+    Broken ones are logged and set aside as `step-NNNNNN.broken`. Raises CheckpointError where all
+    checkpoints are broken, OtherVersionError for one of another format version.
     """
     broken: list[Path] = []
     reasons: list[str] = []
@@ -58,7 +58,7 @@ def newest_whole(run: Path, ask: Ask) -> Reader | None:
 
 
 def committed(parent: Path) -> dict[int, Path]:
-    """Iteration → folder of what was committed in `checkpoints/` or `trajectory/`."""
+    """Iteration → folder of every committed checkpoint in `checkpoints/` or `trajectory/`."""
     if not parent.is_dir():
         return {}
     matches = ((_COMMITTED.fullmatch(path.name), path) for path in parent.iterdir())
@@ -66,7 +66,8 @@ def committed(parent: Path) -> dict[int, Path]:
 
 
 def remove_left_overs(run: Path) -> list[str]:
-    """Removes what interrupted saves and removals left; the names of it. On rank 0 alone."""
+    """Removes the leftovers of interrupted saves and removals, and returns their names; puts back a
+    checkpoint whose successor was not yet in place. On rank 0 alone."""
     parents = [run / CHECKPOINTS, run / TRAJECTORY]
     there = [path for parent in parents if parent.is_dir() for path in sorted(parent.iterdir())]
     found = [path for path in there if _LEFT_OVER.fullmatch(path.name)]
@@ -80,10 +81,10 @@ def remove_left_overs(run: Path) -> list[str]:
 
 
 def examine(folder: Path, ask: Ask) -> tuple[list[str], Reader | None]:
-    """(everything that is wrong with a checkpoint, its reader). On rank 0 alone, whose view is
-    everybody's: shared filesystems show stale ones. ask: has every rank do `hash_part`.
+    """(all faults of a checkpoint, its reader). On rank 0 alone, whose view of the folder all ranks
+    use: shared filesystems show some ranks stale ones. ask: runs `hash_part` on every rank.
 
-    OtherVersionError where it is of another format version, CheckpointError where the disk fails.
+    Raises OtherVersionError for another format version, CheckpointError where the disk fails.
     """
     try:
         reader = Reader(folder)
@@ -94,16 +95,16 @@ def examine(folder: Path, ask: Ask) -> tuple[list[str], Reader | None]:
     answers = ask(reader)
     troubles = [trouble for _, trouble in answers if trouble]
     if troubles:
-        # A disk or file server that fails now tells nothing about the files on it.
+        # A failing disk or file server is no proof that the files on it are broken.
         raise CheckpointError(
             f"{folder} cannot be read: {'; '.join(troubles)}. Nothing was changed; start again "
-            "when the filesystem is well"
+            "when the filesystem works"
         )
     return [fault for faults, _ in answers for fault in faults], reader
 
 
 def hash_part(reader: Reader) -> tuple[list[str], str | None]:
-    """(what is wrong with this rank's part of a checkpoint's files, why they cannot be read)."""
+    """(faults of this rank's part of a checkpoint's files; the error, where they cannot be read)."""
     try:
         return list(reader.faults(reader.manifest.files[dist.rank() :: dist.world_size()])), None
     except OSError as error:

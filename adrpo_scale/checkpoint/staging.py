@@ -15,7 +15,7 @@ LARGE = 64 << 20  # bytes; what a rank stores above this goes into two files
 SMALL = 1 << 16  # elements; a slice below this is stored whole by one replica
 
 LocalTensor = tuple[FlatRange, Tensor]
-"""This rank's slice of a tensor, and where it lies in the whole."""
+"""The place of this rank's slice in a whole tensor, and the slice."""
 
 LocalSets = Mapping[str, Mapping[str, LocalTensor]]
 """Set → tensor name → slice."""
@@ -52,7 +52,7 @@ def share(place: FlatRange, number: int) -> tuple[int, int]:
 
 
 def shares(sets: LocalSets) -> list[StagedPiece]:
-    """This rank's share of the sets, where it lies: for a save that training waits for."""
+    """This rank's share of the sets, not copied: for a save that training waits for."""
     pieces = []
     for set_name, tensors in sets.items():
         for number, (name, (place, values)) in enumerate(tensors.items()):
@@ -64,13 +64,13 @@ def shares(sets: LocalSets) -> list[StagedPiece]:
 
 
 def stored_bytes(sets: LocalSets) -> int:
-    """The size of this rank's share of the sets."""
+    """Bytes of this rank's share of the sets."""
     return sum(piece.header.bytes for piece in shares(sets))
 
 
 def parted(pieces: Sequence[StagedPiece]) -> list[list[StagedPiece]]:
-    """The pieces in one part, or in two of about equal size: a file's hash is computed by one core
-    at 1.4 GB/s, which is less than disks take."""
+    """The pieces in one part, or from LARGE on in two of about equal size: one core hashes a file
+    at 1.4 GB/s, which is slower than disks write."""
     total = sum(piece.header.bytes for piece in pieces)
     parts: list[list[StagedPiece]] = [[], []]
     done = 0
@@ -94,7 +94,7 @@ class Stage:
             memory.copy_(piece.values, non_blocking=True)
             pieces.append(replace(piece, values=memory))
         if any(piece.values.is_pinned() for piece in pieces):
-            torch.cuda.synchronize()  # the copies above only began
+            torch.cuda.synchronize()  # the copies above are asynchronous
         return pieces
 
     def _room(self, key: str, like: Tensor) -> Tensor:

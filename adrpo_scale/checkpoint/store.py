@@ -1,11 +1,11 @@
-"""How a checkpoint is written and committed, and when an old one goes.
+"""Writes and commits checkpoints, and removes old ones.
 
-A save, all of it collective over a group of its own, in a thread of its own:
+A save is collective, over a process group of its own and in a thread of its own:
 
     1. rank 0 checks the room and makes `step-000120.tmp/`
     2. each rank writes its file there and waits until it is on the disk
     3. sizes, hashes and ranges go to rank 0; if any rank failed, the folder is removed again, every
-       rank knows, and the previous checkpoint is as it was
+       rank learns of it, and the previous checkpoint is unchanged
     4. rank 0 writes the manifest, last, and renames the folder to `step-000120/`: the commit
     5. only then are old checkpoints removed
 
@@ -57,7 +57,7 @@ FULL, WEIGHTS = "full", "weights"
 
 @dataclass(frozen=True)
 class Saved:
-    """How a save ended. seconds: from the copy to the commit. error: None if it was committed.
+    """The end of a save. seconds: from the copy to the commit. error: None if it was committed.
     is_final: no later save can succeed either."""
 
     kind: str
@@ -69,8 +69,7 @@ class Saved:
 
 @dataclass(frozen=True)
 class _Written:
-    """The files that a rank has written, each with its pieces (set, name, start, stop), or the
-    error."""
+    """The files of one rank, each with its pieces (set, name, start, stop), or the rank's error."""
 
     files: Sequence[tuple[FileFacts, Sequence[tuple[str, str, int, int]]]] = ()
     error: str | None = None
@@ -80,8 +79,8 @@ class _Written:
 class _Job:
     kind: str
     iteration: int
-    folder: Path  # where it is to be committed
-    shapes: Mapping[str, Mapping[str, tuple[int, ...]]]  # of everything that must be stored
+    folder: Path  # of the committed checkpoint
+    shapes: Mapping[str, Mapping[str, tuple[int, ...]]]  # of all tensors, by set and name
     pieces: Sequence[StagedPiece]
     document: Mapping[str, Any]
     before: Callable[[], None]
@@ -93,7 +92,8 @@ class _Job:
 
 
 class Store:
-    """See the module docstring. Every method is collective and called from the main thread."""
+    """Saves of one run; see the module docstring. Every method is collective and called from the
+    main thread."""
 
     def __init__(
         self,
@@ -102,7 +102,7 @@ class Store:
         check_owner: Callable[[], None] = lambda: None,
         timeout_seconds: float = 1800.0,
     ) -> None:
-        """check_owner: raises where another process owns the run folder by now."""
+        """check_owner: raises where another process has taken over the run folder."""
         self.run, self.config = run, config
         self._check_owner = check_owner
         self._group = dist.new_group(timeout_seconds)
@@ -111,8 +111,8 @@ class Store:
         self.ended: list[Saved] = []  # a save may have ended on one rank a moment before another
 
     def check_room(self, sets: LocalSets) -> None:
-        """Raises DiskSpaceError unless there is room for the newest and best checkpoints of these
-        sets and the one being written, less those that are there already."""
+        """Raises DiskSpaceError unless there is room for the checkpoints of these sets that are
+        kept (keep_last, keep_best) and the one being written, less those that exist already."""
         size = sum(dist.gather_objects(stored_bytes(sets)))
         there = len(dist.run_on_main(lambda: committed(self.run / CHECKPOINTS)))
         count = max(1, self.config.keep_last + self.config.keep_best + 1 - there)
@@ -129,9 +129,11 @@ class Store:
         document: Mapping[str, Any],
         before: Callable[[], None] = lambda: None,
     ) -> None:
-        """Copies the sets and writes them, in the background if so configured; waits for the save
-        before. kind: FULL or WEIGHTS. before: what rank 0 does before it writes anything; an
-        OSError of it is a failed save. `ended` says how it went."""
+        """Copies the sets and writes them, in the background if so configured; waits for the
+        previous save. The result is appended to `ended`.
+
+        kind: FULL or WEIGHTS. before: called on rank 0 before anything is written; its OSError
+        fails the save."""
         self.wait()
         begin = time.perf_counter()
         parent = self.run / (CHECKPOINTS if kind == FULL else TRAJECTORY)
@@ -142,7 +144,7 @@ class Store:
         }
         folder = parent / folder_name(iteration)
         job = _Job(kind, iteration, folder, shapes, pieces, document, before, begin)
-        # A daemon: a person who interrupts twice does not wait for it.
+        # A daemon: a second Ctrl-C must not wait for it.
         self._thread = threading.Thread(
             target=self._carry_out, args=(job,), name="checkpoint", daemon=True
         )
@@ -161,9 +163,9 @@ class Store:
         try:
             self._write_and_commit(job)
         except Exception as caught:
-            # Of any kind: a thread that died silently would leave the other ranks waiting, and the
-            # run believing that it is saved. What is not a reported failure is a lost run folder,
-            # or a collective that broke: its group cannot be used again.
+            # Any exception: if the thread died silently, the other ranks would wait and the run
+            # would count as saved. Errors other than a reported failure are a lost run folder or a
+            # broken collective, whose group cannot be used again.
             error = str(caught) or repr(caught)
             is_final = not isinstance(caught, CheckpointError | DiskSpaceError | ConfigError)
             log.error("checkpoint %s was not written: %s", job.folder.name, error)
@@ -171,7 +173,7 @@ class Store:
         self.ended.append(Saved(job.kind, job.iteration, seconds, error, is_final))
 
     def _write_and_commit(self, job: _Job) -> None:
-        """Steps 1 to 5. Raises on every rank alike."""
+        """Steps 1 to 5. Raises the same error on every rank."""
         mine = sum(piece.header.bytes for piece in job.pieces)
         needed = sum(dist.gather_objects(mine, self._group))
         dist.run_on_main(lambda: self._make_room(job, needed), self._group)
@@ -188,7 +190,7 @@ class Store:
         check_space(job.folder.parent, needed, files, quota, what)
         try:
             job.before()
-            remove_folder(job.temporary)  # of a failed save that could not clear it away
+            remove_folder(job.temporary)  # left by a failed save
             os.makedirs(job.temporary)
         except OSError as error:
             raise CheckpointError(f"rank 0: {error}") from error
@@ -197,7 +199,7 @@ class Store:
         if not job.pieces:
             return _Written()
         try:
-            # Rank 0 made it; a client of a shared filesystem may not see that yet.
+            # Rank 0 made it, but a client of a shared filesystem may not see it yet.
             os.makedirs(job.temporary, exist_ok=True)
             stem = f"rank-{dist.rank():03d}"
             parts = parted(job.pieces)
@@ -211,13 +213,13 @@ class Store:
                 files = list(threads.map(_write_file, paths, parts))
             sync_folder(job.temporary)
         except Exception as error:
-            # Whatever it is, the other ranks wait for this answer.
+            # The other ranks wait for this answer, also after an unexpected error.
             return _Written(error=str(error) or repr(error))
         stated = [[(p.set_name, p.name, p.start, p.stop) for p in part] for part in parts]
         return _Written(list(zip(files, stated, strict=True)))
 
     def _commit(self, job: _Job, parts: Sequence[_Written]) -> None:
-        """On rank 0 alone."""
+        """Step 4 and 5, on rank 0 alone."""
         try:
             manifest = _assemble(job, parts)
             check_tiling(manifest.sets, job.temporary)
@@ -257,7 +259,7 @@ class Store:
 
 
 def _discard(folder: Path) -> None:
-    """Removes what a failed save left; if that fails too, the next start does it."""
+    """Removes the folder of a failed save; if that fails too, the next start removes it."""
     try:
         remove_folder(folder)
     except OSError as error:
@@ -266,8 +268,9 @@ def _discard(folder: Path) -> None:
 
 @contextmanager
 def _replacing(folder: Path) -> Iterator[None]:
-    """Inside, `folder` may be made anew although it is there: a run that went back to an earlier
-    checkpoint comes by its trajectory again. A death in between leaves one of the two."""
+    """Moves an existing `folder` aside inside the block, so that it can be made again: a run that
+    resumed from an earlier checkpoint writes its trajectory again. A kill inside the block leaves
+    one of the two."""
     old = folder.with_suffix(REPLACED)
     is_there = folder.exists()
     if is_there:
@@ -285,7 +288,7 @@ def _write_file(path: Path, pieces: Sequence[StagedPiece]) -> FileFacts:
 
 
 def _assemble(job: _Job, parts: Sequence[_Written]) -> Manifest:
-    """The manifest of what all ranks wrote; a tensor that nobody wrote is in it without pieces."""
+    """The manifest of all ranks' files; a tensor that no rank wrote is in it without pieces."""
     pieces: dict[tuple[str, str], list[Piece]] = {}
     written = [file for part in parts for file in part.files]
     for facts, stated in written:

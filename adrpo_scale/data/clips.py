@@ -112,7 +112,7 @@ def to_mono_16k(samples: Samples, rate: int, name: str) -> Samples:
 
 
 def optional(package: str) -> Any:
-    """Imports a package of the group `audio`. Raises ConfigError with the command that installs it."""
+    """Imports a package of the group `audio`. Raises ConfigError that tells how to install it."""
     try:
         return import_module(package)
     except (ImportError, OSError) as error:  # OSError: soundfile without its libsndfile

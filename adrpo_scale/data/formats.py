@@ -43,7 +43,7 @@ Reader = Callable[[Path], Iterator[Row]]
 
 
 def guess_format(path: Path) -> str:
-    """The format of a file by its suffix and first row. Raises PromptError for an unknown suffix."""
+    """The format of a file by suffix and first row. Raises PromptError for an unknown suffix."""
     if path.is_dir():
         return "folder"
     guess = SUFFIXES.get(path.suffix.lower())

@@ -1,7 +1,7 @@
 """The right option of a multiple-choice question (paper, appendix B.3), in any form that names it.
 
-A prompt's file has the options (`choices`, a list of texts) and the right one's text (`answer`).
-`chosen` alone decides which option an answer names, for this reward and for the judging of MMAU.
+A prompt's row has the options (`choices`, a list of texts) and the right one's text (`answer`).
+`chosen` alone decides which option an answer names, for this reward and for the evaluation on MMAU.
 The form of the whole completion is a reward of its own, `format`, so that both are logged apart.
 """
 
@@ -19,8 +19,8 @@ from adrpo_scale.core.types import Prompt
 from adrpo_scale.rewards.base import named
 from adrpo_scale.rewards.text import Verifier, VerifierConfig, extract_answer, reference_answer
 
-# Quotes and Markdown's marks around an option, and what may end it. "#", "/" and "-" stay: C# is
-# another note than C, 3/4 another time than 34.
+# Quotes and Markdown's marks around an option, and punctuation at its end. "#", "/" and "-" stay:
+# C# is another note than C, 3/4 another time signature than 34.
 _AROUND = "\"'`*“”‘’ "
 _END = ".,;:!?"
 # "b", "(b)", "b.", "b) dog barking"; a letter needs a mark before a text: "a dog" is a text.
@@ -29,8 +29,8 @@ _LETTER_AND_TEXT = re.compile(r"(?:[(\[]([a-z])[)\]][.:]?|([a-z])[).:])\s*(\S.*)
 
 
 def option_text(text: str) -> str:
-    """What two ways of writing one option share: case, spaces, line breaks, quotes and Markdown's
-    marks around it, and punctuation at its end do not count."""
+    """The text of an option for comparison: without case, repeated spaces, line breaks, quotes and
+    Markdown's marks around it, and punctuation at its end."""
     return " ".join(text.split()).casefold().strip(_AROUND).rstrip(_END + _AROUND)
 
 
@@ -38,9 +38,9 @@ def chosen(answer: str, choices: Sequence[str]) -> str | None:
     """The option that an answer names, as `option_text`; None where it names none, or contradicts
     itself ("A. cat" where A is the dog).
 
-    The text of an option comes first; then its letter ("B", "(b)"), which counts from the order of
-    `choices`; then both ("B. dog barking"). Where an option is itself a letter, as notes of a scale
-    are, a letter is a text alone. Options of one text are one option.
+    An answer is compared with the texts of the options first; then read as a letter ("B", "(b)"),
+    by the order of `choices`; then as both ("B. dog barking"). Where an option is itself a letter,
+    such as a note of a scale, a letter is only a text. Options of one text are one option.
     """
     written, texts = option_text(answer), [option_text(choice) for choice in choices]
     if written in texts:
@@ -71,7 +71,7 @@ class ChoiceConfig(VerifierConfig):
 
 
 class Choice(Verifier):
-    """0 where there is no `<answer>`; of several the last one counts."""
+    """1 where the last `<answer>` names the right option, else 0."""
 
     Config: ClassVar[type[ChoiceConfig]] = ChoiceConfig
 
@@ -90,8 +90,8 @@ class Choice(Verifier):
         return answer is not None and chosen(answer, self._options(prompt)) == right
 
     def _options(self, prompt: Prompt) -> Sequence[str]:
-        """RewardError where they are not there, or the right answer is none of them: no completion
-        could ever be right."""
+        """The options of a prompt. Raises RewardError where there are none, or the right answer is
+        none of them: no completion could be right."""
         key = self._choices_key
         choices = prompt.metadata.get(key)
         if not isinstance(choices, list | tuple) or not all(isinstance(c, str) for c in choices):

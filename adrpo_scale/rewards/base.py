@@ -1,9 +1,9 @@
-"""The contract of a reward, and how rewards are asked so that a bad sample stops no run.
+"""The contract of a reward, and calls of rewards in which a bad sample stops no run.
 
-A reward is built once per rank and called with a batch of what the domain made (`Domain.artifacts`)
-and the prompts it was made for; it returns one number per sample. If it raises, it is
-asked for one sample at a time. A sample whose reward raises or is not finite is masked on every
-rank, and the log names its prompt.
+A reward is built once per rank. It is called with a batch of artifacts (`Domain.artifacts`) and
+their prompts, and returns one number per sample. If it raises, it is called again for one sample at
+a time. A sample whose reward raises or is not finite is masked on every rank, and the log names its
+prompt.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 class RewardConfig(Section):
-    """What every reward has."""
+    """Settings of every reward."""
 
     kind: str = setting(REQUIRED, "which reward; your own by import path")
     name: str | None = setting(
@@ -41,29 +41,31 @@ class RewardConfig(Section):
 
     @property
     def label(self) -> str:
+        """The name in logs and metrics."""
         return self.name or self.kind.rpartition(":")[2]
 
     def needs_from_hub(self) -> list[HubNeed]:
-        """The models that the reward reads: what it loads, and what `prefetch` brings here."""
+        """The models that the reward loads and `prefetch` downloads."""
         return []
 
 
 class Reward(ABC):
-    """See the module docstring."""
+    """Base class of rewards; see the module docstring."""
 
     @classmethod
     def models(
         cls, config: Any, section: str, dtype: torch.dtype, tokens: int
     ) -> Sequence[Frozen] | None:
-        """The models that a reward of that config holds, for `plan`: shapes alone, nothing is
-        loaded. () states that it holds none; None that nothing is known of it, which `plan` then
-        says by the reward's name. section: the config's place, "rewards.0". dtype: in which models
-        that the engine shards compute. tokens: of the longest row, 0 where rows have none."""
+        """The models of a reward with that config, for `plan`: shapes alone, nothing is loaded. ()
+        states that it holds none; None that they are unknown, of which `plan` warns.
+
+        section: the config's path, "rewards.0". dtype: of models that the engine shards. tokens:
+        length of the longest row, 0 where rows have no tokens."""
         return None
 
     @classmethod
     def rungs(cls, config: Any, section: str) -> list[Rung]:
-        """Settings of that config that can be smaller where a run does not fit."""
+        """Settings of that config that can be lowered where a run does not fit into memory."""
         return []
 
     def __init__(self, config: RewardConfig) -> None:
@@ -71,22 +73,23 @@ class Reward(ABC):
         self.sharded: nn.Module | None = None  # whole only inside `engine.sampling()`
 
     def check(self, prompts: Sequence[Prompt]) -> None:
-        """Raises RewardError if one of the run's prompts lacks what this reward needs. Called with
-        all of them before the policy is loaded: found later, only one rank would find it."""
+        """Raises RewardError if a prompt of the run lacks a field that this reward needs. Called
+        with all prompts before the policy is loaded: later only one rank would find the fault."""
         return None
 
     def model_spec(self) -> ModelSpec | None:
-        """A model of its own that the engine is to build and shard; None: there is none, or every
-        rank holds it whole."""
+        """The model of the reward that the engine builds and shards; None where there is none, or
+        every rank holds it whole."""
         return None
 
     def use(self, model: nn.Module) -> None:
-        """Takes over what the engine built of `model_spec`."""
+        """Takes over the model that the engine built from `model_spec`."""
         self.sharded = model
 
     @abstractmethod
     def __call__(self, artifacts: Sequence[Any], prompts: Sequence[Prompt]) -> Tensor:
-        """Float tensor [N]; N ≥ 1."""
+        """One number per sample, float [N]; N ≥ 1. An exception masks single samples, but
+        RewardError ends the run."""
 
 
 class PlainReward(Reward):
@@ -98,8 +101,8 @@ class PlainReward(Reward):
 
 
 class Embedding(ABC):
-    """Of a reward that also gives embeddings of what it is shown; an evaluation of pictures takes
-    those of the first such reward to say how much the samples of a prompt differ."""
+    """A reward that also gives embeddings of its artifacts; an evaluation of pictures measures with
+    those of the first such reward how much the samples of a prompt differ."""
 
     @abstractmethod
     def embed(self, artifacts: Sequence[Any]) -> Tensor:
@@ -107,7 +110,7 @@ class Embedding(ABC):
 
 
 def sharded_models(rewards: Sequence[Reward]) -> list[nn.Module]:
-    """What `engine.sampling()` must gather before these rewards are asked."""
+    """The models that `engine.sampling()` must gather before these rewards are called."""
     return [reward.sharded for reward in rewards if reward.sharded is not None]
 
 
@@ -118,7 +121,7 @@ def rewards_of(reward: Reward, artifacts: Sequence[Any], prompts: Sequence[Promp
     try:
         values = checked(reward, artifacts, prompts)
     except RewardError:
-        raise  # not a bad sample but a reward that breaks the contract on every sample
+        raise  # the reward breaks the contract on every sample
     except Exception as error:
         # Third-party code on generated input: one bad sample must not end a run of days.
         if len(artifacts) == 1:
@@ -139,7 +142,7 @@ def rewards_of(reward: Reward, artifacts: Sequence[Any], prompts: Sequence[Promp
 
 
 def checked(reward: Reward, artifacts: Sequence[Any], prompts: Sequence[Prompt]) -> Tensor:
-    """The reward's answer as float64 [N]; RewardError if it is anything else."""
+    """The reward's result as float64 [N] on the CPU. Raises RewardError for any other shape."""
     values = torch.as_tensor(reward(artifacts, prompts)).detach().cpu().double()
     if values.shape != (len(artifacts),):
         raise RewardError(
@@ -150,4 +153,5 @@ def checked(reward: Reward, artifacts: Sequence[Any], prompts: Sequence[Prompt])
 
 
 def named(prompt: Prompt) -> str:
+    """The name of a prompt in errors and logs: its id and the beginning of its text."""
     return f"prompt {prompt.id} {prompt.text[:80]!r}"

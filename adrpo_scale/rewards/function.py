@@ -1,4 +1,4 @@
-"""Any function of yours as a reward: `kind = "function"`, `path = "my_module:my_function"`.
+"""A user's function as a reward: `kind = "function"`, `path = "my_module:my_function"`.
 
 It is called as `function(artifacts, prompts)` with a list of uint8 images [H, W, 3] (or texts) and
 a list of `Prompt`, and returns one number per sample (a list, an array or a tensor).

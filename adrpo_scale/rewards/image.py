@@ -1,4 +1,4 @@
-"""The CLIP score of pictures, by transformers or open_clip weights."""
+"""The CLIP score of pictures, with weights of transformers or of open_clip."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ OPEN_CLIP_HUB = "hf-hub:"
 
 
 class ClipEncoder(ABC):
-    """Unnormalised CLIP embeddings."""
+    """A CLIP model: embeddings that are not normalised."""
 
     @abstractmethod
     def images(self, images: Sequence[Image.Image]) -> Tensor:
@@ -83,7 +83,7 @@ class TransformersClip(ClipEncoder):
 
 
 def _pooled(features: Any) -> Tensor:
-    """transformers 5 wraps the embedding in an output object; before, it was the tensor."""
+    """The embedding; transformers 5 wraps it in an output object, earlier versions do not."""
     return features if isinstance(features, Tensor) else features.pooler_output
 
 
@@ -122,7 +122,7 @@ class ClipReward(Reward, Embedding):
         cls, config: ClipRewardConfig, section: str, dtype: torch.dtype, tokens: int
     ) -> Sequence[Frozen] | None:
         if config.backend != "transformers":
-            return None  # open_clip has the shapes of its own models alone
+            return None  # shapes are known of transformers' models alone
         return [clip_model(config, section)]
 
     @classmethod
@@ -136,7 +136,7 @@ class ClipReward(Reward, Embedding):
         if config.backend == "transformers":
             self._encoder: ClipEncoder = TransformersClip(needs[0], device)
         else:
-            # Its own way to the hub knows no revision.
+            # open_clip's own download would ignore the locked revision.
             name = f"local-dir:{find_model(needs[0])}" if needs else config.model
             self._encoder = OpenClip(name, config.pretrained, device)
         self._text_cache: dict[str, Tensor] = {}
@@ -164,6 +164,7 @@ class ClipReward(Reward, Embedding):
 
 
 def clip_model(config: ClipRewardConfig, section: str) -> Frozen:
+    """The CLIP model of a config, for `plan`."""
     from transformers import AutoConfig, CLIPModel
 
     folder = config_folder(config.model, f"{section}.model")

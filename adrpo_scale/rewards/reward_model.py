@@ -1,9 +1,9 @@
 """A trained reward model: the logit of a sequence classifier on the whole conversation.
 
-It has its own tokenizer and chat template, and is given messages, never the policy's tokens. The
-template's own beginning-of-sequence token is the only one (tokenizing its text with special tokens
-would add a second), and what is too long is cut on the left, where the oldest turns are
-(weqweasdas/RM-Gemma-2B's rules).
+It has its own tokenizer and chat template, and its input is messages, never the policy's tokens.
+The template's beginning-of-sequence token is the only one (tokenizing the text with special tokens
+would add a second). Too long a conversation is cut on the left, where the oldest turns are. These
+are the rules of weqweasdas/RM-Gemma-2B.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from adrpo_scale.rewards.base import Reward, RewardConfig
 
 log = logging.getLogger(__name__)
 
-THINKING = re.compile(r"<think>.*?(</think>\s*|\Z)", re.DOTALL)  # cut off before its end, too
+THINKING = re.compile(r"<think>.*?(</think>\s*|\Z)", re.DOTALL)  # also where it has no end
 FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
 Message = dict[str, str]
 
@@ -108,7 +108,7 @@ class RewardModel(Reward):
         if config.num_labels != 1:
             raise ConfigError(
                 f"rewards.model = {self.config.model!r} has {config.num_labels} outputs, a reward "
-                "model has one; it is a classifier of something else"
+                "model has one; name a sequence classifier with one output"
             )
         return config
 
@@ -173,9 +173,11 @@ class RewardModel(Reward):
         return rewards
 
     def _logits(self, ids: list[list[int]]) -> Tensor:
-        """The classifier reads its logit at the last token that is not the one its config pads
-        with. A model published without such a one reads the last token, so it is padded with one
-        that no conversation ends in; the tokenizer's may be what every conversation ends in."""
+        """Rewards of tokenized conversations, float32 on the CPU, one for each.
+
+        The classifier reads its logit at the last token that is not its config's padding token. For
+        a model published without a padding token, one is chosen that no conversation ends in: the
+        tokenizer's may be the end of every conversation."""
         pad = self._published_pad
         if pad is None:
             pad = min(set(range(len(ids) + 1)) - {row[-1] for row in ids})
@@ -190,7 +192,7 @@ class RewardModel(Reward):
         return answer.logits[:, 0].float().cpu()
 
     def tokens(self, prompt: Prompt, completion: str) -> list[int]:
-        """What the model is given for one sample."""
+        """The model's input for one sample."""
         if self.config.strip_thinking:
             completion = THINKING.sub("", completion)
         messages = [*prompt.conversation, {"role": "assistant", "content": completion}]
@@ -215,7 +217,8 @@ class RewardModel(Reward):
 
 
 def classifier(config: RewardModelConfig, section: str, dtype: torch.dtype, tokens: int) -> Frozen:
-    """For `plan`: every conversation has `tokens` tokens, or as many as the model is given."""
+    """The reward model of a config, for `plan`: every conversation has `tokens` tokens, or
+    `max_tokens` where that is less or `tokens` is 0."""
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
     folder = config_folder(config.model, f"{section}.model")
@@ -238,7 +241,7 @@ def classifier(config: RewardModelConfig, section: str, dtype: torch.dtype, toke
 
 
 def without_system(messages: list[Message], how: str) -> list[Message]:
-    """The conversation as a template without a system role takes it."""
+    """The conversation with its system message kept, merged into the first user's, or dropped."""
     if how == "keep" or messages[0]["role"] != "system":
         return messages
     system, first, *others = messages

@@ -1,7 +1,7 @@
-"""Verifiable rewards of language models: the right answer, the asked-for form.
+"""Verifiable rewards of language models: the right answer, the required form.
 
-The reference answer stands in the prompt's file (`answer`); what was written is looked for inside
-the last `<answer>…</answer>`, which may hold line breaks.
+The reference answer is a field of the prompt's row (`answer`). The answer of a completion is the
+text inside its last `<answer>…</answer>`, which may hold line breaks.
 """
 
 from __future__ import annotations
@@ -25,18 +25,19 @@ THINK_THEN_ANSWER = rf"\s*<think>{_INSIDE}</think>\s*<answer>{_INSIDE}</answer>\
 
 
 def extract_answer(text: str) -> str | None:
-    """Inside the last `<answer>…</answer>`; None without one."""
+    """The text inside the last `<answer>…</answer>`; None without one."""
     found = ANSWER.findall(text)
     return found[-1] if found else None
 
 
 def normalised(text: str) -> str:
-    """What two equal answers share: case, spaces and a full stop at the end do not count."""
+    """The text for comparison: without case, repeated spaces and a full stop at the end."""
     return " ".join(text.split()).strip().rstrip(".").strip().casefold()
 
 
 def reference_answer(prompt: Prompt, key: str) -> str:
-    """RewardError where the prompt's file says none: no sample of it could ever be right."""
+    """The reference answer of a prompt. Raises RewardError where its row has none: no sample could
+    be right."""
     if key not in prompt.metadata:
         raise RewardError(
             f"{named(prompt)} has no {key!r} beside its text (it has {sorted(prompt.metadata)}): "
@@ -46,13 +47,13 @@ def reference_answer(prompt: Prompt, key: str) -> str:
 
 
 class VerifierConfig(RewardConfig):
-    """What rewards that compare with a reference answer have."""
+    """Settings of rewards that compare with a reference answer."""
 
     answer_key: str = setting("answer", "under which key the prompt's file has the right answer")
 
 
 class Verifier(PlainReward):
-    """1 where a completion is right by the prompt's reference answer, else 0."""
+    """A reward that is 1 where a completion is right by the prompt's reference answer, else 0."""
 
     def __init__(self, config: VerifierConfig, device: torch.device) -> None:
         super().__init__(config)
@@ -78,7 +79,7 @@ class ExactAnswerConfig(VerifierConfig):
 
 
 class ExactAnswer(Verifier):
-    """Case and spaces aside; 0 where there is no `<answer>`."""
+    """Equality up to case and spaces; 0 where there is no `<answer>`."""
 
     Config: ClassVar[type[ExactAnswerConfig]] = ExactAnswerConfig
 
@@ -95,7 +96,7 @@ class MathVerifyConfig(VerifierConfig):
 
 
 class MathVerify(Verifier):
-    """By math-verify: of the text inside `<answer>`, or of the whole completion without one."""
+    """Equality by math-verify of the text inside `<answer>`, or of a completion without one."""
 
     Config: ClassVar[type[MathVerifyConfig]] = MathVerifyConfig
 
@@ -130,6 +131,8 @@ class FormatConfig(RewardConfig):
 
 
 class Format(PlainReward):
+    """1 where the whole completion matches `pattern`, else 0."""
+
     Config: ClassVar[type[FormatConfig]] = FormatConfig
 
     def __init__(self, config: FormatConfig, device: torch.device) -> None:
