@@ -1,4 +1,4 @@
-"""Pictures or texts from a trained run, or from a model as it was published, without training."""
+"""The command `sample`: pictures or completions of a run's checkpoint or a published model."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ from adrpo_scale.training.media import Medium, medium_of
 from adrpo_scale.training.rollout import sample_block
 from adrpo_scale.training.state import TrainingState
 
-MARKS = ("model_index.json", "config.json")  # one of them lies in every model that is cached
-UNKNOWN = "text"  # the domain of a hub id that nobody recognises: it has the words for it
+MARKS = ("model_index.json", "config.json")  # every cached model has one of them
+UNKNOWN = "text"  # the domain of a hub id that no domain recognises; its checks name the fault
 
 
 @dataclass(frozen=True)
 class Source:
-    """What is sampled from. run, reader: the run's whole config and the checkpoint; None of a plain
-    model."""
+    """The origin of samples. run, reader: the run's complete config and its checkpoint; None for a
+    published model."""
 
     config: SampleConfig
     run: RunConfig | None = None
@@ -48,9 +48,9 @@ class Source:
 
 
 def find_source(run_or_model: str, overrides: Sequence[str] = ()) -> Source:
-    """A run (RUN or RUN@iteration), a checkpoint folder, or a model as it was published.
+    """The source of a name: RUN, RUN@iteration, a checkpoint folder, or a published model.
 
-    overrides: of its settings. ConfigError for a folder that is none of them.
+    overrides: settings as "section.key=value". Raises ConfigError for any other folder.
     """
     meant = stands_for(run_or_model)
     if meant == "run":
@@ -59,22 +59,23 @@ def find_source(run_or_model: str, overrides: Sequence[str] = ()) -> Source:
 
 
 def run_source(reader: Reader, overrides: Sequence[str] = ()) -> Source:
-    """A run's checkpoint, with further settings."""
+    """The source of a run's checkpoint; overrides: further settings."""
     config = overridden(parse_config(reader.manifest.document["config"]), overrides)
     return Source(config.sampling, config, reader)
 
 
 def model_source(model: str, domain: str, overrides: Sequence[str] = ()) -> Source:
-    """A model as it was published, by the domain that samples from it."""
+    """The source of a published model; domain: the name of the domain that samples from it."""
     section = {"name": domain} | DOMAINS[domain].published(model)
     return Source(overridden(parsed(SampleConfig, {"domain": section}), overrides))
 
 
 def stands_for(name: str) -> str:
-    """What a name stands for: "run" for a run or checkpoint, or a model, by its domain's name.
+    """The kind of source that a name stands for: "run" for a run or checkpoint; for a model, the
+    name of its domain.
 
-    By what lies in the folder; of a hub id, by the files that the hub or its cache lists.
-    ConfigError for a folder in which none of these lies.
+    A folder is judged by its files, a hub id by the files that the hub or its cache lists. Raises
+    ConfigError for a folder that is neither a run, nor a checkpoint, nor a model.
     """
     folder = _local_folder(name)
     if folder is None:
@@ -94,12 +95,12 @@ def stands_for(name: str) -> str:
 
 
 def _domain_of(model: Published) -> str | None:
-    """The domain that recognises a model; of several the last, which is the more special one."""
+    """The domain that recognises a model; the last of several, which is the most specific."""
     return next((name for name in reversed([*DOMAINS]) if DOMAINS[name].recognises(model)), None)
 
 
 def _local_folder(name: str) -> Path | None:
-    """The folder of a run or model; None where the name is a hub id, or of nothing."""
+    """The folder of a run or model; None where no such folder exists, as for a hub id."""
     if name.startswith("demo:"):
         return resolve_path(name)
     for path in (name, name.rpartition("@")[0]):
@@ -116,21 +117,21 @@ def _in_folder(folder: Path) -> Published:
 
 
 def _model_type(config: Path) -> str | None:
-    """Of a model's config.json; None for that of a run."""
+    """`model_type` in a model's config.json; None for a run's config.json."""
     try:
         stated = json.loads(config.read_text()).get("model_type")
-    except (OSError, ValueError):  # not there, or half written: what reads it has the words for it
+    except (OSError, ValueError):  # missing or incomplete: the code that reads it names the fault
         return None
     return stated if isinstance(stated, str) else None
 
 
 def _on_hub(name: str) -> Published:
-    """Asks for the list of files and the model's type alone: a file that is brought would make a
-    half model's folder. What lies in the cache is looked at first."""
+    """A hub id as a model: by its cached files, or by the hub's list of files and model type. No
+    file is downloaded: a single one would look like a cached model."""
     from huggingface_hub import file_exists, model_info, try_to_load_from_cache
 
     def asked(question: Callable[..., Any], *given: Any) -> Any:
-        with suppress(Exception):  # no such model, or nobody to ask: which one differs by client
+        with suppress(Exception):  # no such model, or no network: the exception differs by client
             return question(*given)
         return None
 
@@ -155,14 +156,16 @@ def _on_hub(name: str) -> Published:
 
 
 def sampling_engine(config: SampleConfig) -> Engine:
-    """Nothing is trained, so neither the optimizer nor the seed is used."""
+    """An engine for sampling: its optimizer and seed are placeholders, because nothing is
+    trained."""
     return ENGINES[config.engine.name](config.engine, OptimizerConfig(), 0)  # type: ignore[call-arg]
 
 
 def load_policy(
     source: Source, domain: Domain, engine: Engine, weights: Literal["trained", "ema"]
 ) -> nn.Module:
-    """The policy of a checkpoint, or the plain model. CheckpointError if it has no such weights."""
+    """The policy of a checkpoint, or the published model. Raises CheckpointError where the
+    checkpoint has no such weights."""
     reader = source.reader
     if reader is None:
         spec = domain.reference_spec() or domain.policy_spec()
@@ -185,7 +188,7 @@ def sample(
     weights: str,
     overrides: Sequence[str],
 ) -> None:
-    """The command: joins the process group, and writes the pictures or completions."""
+    """Runs the command: joins the process group, and writes the pictures or completions."""
     source = find_source(run_or_model, overrides)
     engine = source.config.engine
     with dist.process_group(engine.torch_device(), engine.timeout_seconds):
@@ -204,8 +207,10 @@ def sample_to(
     seed: int,
     weights: Literal["trained", "ema"],
 ) -> list[Path]:
-    """Writes PROMPT-SAMPLE.png files, grid.png and samples.jsonl into `to`, or completions.jsonl;
-    returns the paths of the pictures, or of that file, on rank 0. Collective."""
+    """Writes PROMPT-SAMPLE.png files, grid.png and samples.jsonl, or completions.jsonl, into `to`.
+
+    Returns the paths of the pictures, or of completions.jsonl, on rank 0. Collective.
+    """
     config = source.config
     trained = source.run.prompts.format if source.run is not None else "auto"
     prompts = load_asked_as_trained(str(prompts_file), trained)
@@ -229,7 +234,8 @@ def sample_to(
 
 
 def load_asked_as_trained(file: str, trained: str) -> list[Prompt]:
-    """The prompts of a file; where these are questions about clips, in the run's own wording."""
+    """The prompts of a file. Questions about clips get the wording of the run's training
+    prompts."""
     is_reworded = trained == "avqa_think" and guess_format(resolve_path(file)) == "avqa"
     return load_prompts(file, trained if is_reworded else "auto")
 

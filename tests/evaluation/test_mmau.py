@@ -102,7 +102,7 @@ def test_what_has_an_answer_is_not_asked_again(server, tmp_path, capsys):
     assert "nothing is asked" not in capsys.readouterr().out
     evaluate.evaluate(given(data, to))
     assert len(server.asked) == 14
-    assert "nothing is asked: every question has its answer" in capsys.readouterr().out
+    assert "nothing to ask: every question has its answer" in capsys.readouterr().out
     assert len(rows_of(to / "answers.jsonl")) == 12 and not list(to.glob("answers-*"))
 
 
@@ -373,7 +373,7 @@ def test_help_has_an_example():
     [
         ([], "name one of --model"),
         (["--model", "x", "--endpoint", "y"], "name one of --model"),
-        (["--model", "x", "--dry-run"], "--dry-run tells what asking an endpoint"),
+        (["--model", "x", "--dry-run"], "--dry-run measures the requests"),
         (["--endpoint", "y", "--set", "variants=1"], "variants: Extra inputs"),
         (["--endpoint", "y", "--set", "variant=loud"], "variant: Input should be 'answer'"),
         (["--endpoint", "y", "--data", "/nowhere"], "prepare mmau"),

@@ -159,7 +159,7 @@ def test_address_and_key_are_checked_before_anything_is_sent(tmp_path):
     with pytest.raises(ConfigError, match="OPENAI_BASE_URL"):
         Endpoint("m", config, {"OPENAI_BASE_URL": "localhost:8000"})
     for base in (f"https://me:{KEY}@host/v1", f"https://host/v1?key={KEY}"):
-        with pytest.raises(ConfigError, match="at host, has a user") as error:
+        with pytest.raises(ConfigError, match="at host, holds a user") as error:
             Endpoint("m", config, {"OPENAI_BASE_URL": base})
         assert KEY not in str(error.value)
     with pytest.raises(ConfigError, match="OPENAI_API_KEY is not set"):

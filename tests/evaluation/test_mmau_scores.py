@@ -154,7 +154,10 @@ def test_the_shipped_config_has_no_figure_of_the_papers():
         ({"task": "video"}, "task 'video'"),
         ({"id": "id-00"}, "one id"),
         ({"id": None}, "id None"),
-        ({"original": None}, "original None, the benchmark's own row .*prepare mmau` again"),
+        (
+            {"original": None},
+            "original None; expected the benchmark's own row, .*prepare mmau` again",
+        ),
     ],
 )
 def test_what_is_no_benchmark_is_refused(tmp_path, change, expected):

@@ -1,1 +1,1 @@
-"""MMAU test-mini (arXiv 2410.19168): questions about sounds, music and speech, asked and judged."""
+"""The benchmark MMAU test-mini (arXiv 2410.19168): questions about sounds, music and speech."""

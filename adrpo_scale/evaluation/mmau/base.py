@@ -1,8 +1,8 @@
-"""A question of MMAU, the settings of its evaluation, and what answers questions.
+"""MMAU's questions, the models that answer them, and the settings of the evaluation.
 
-`prepare mmau` wrote OUT/mmau.jsonl, one question a line, and OUT/report.json with the revision of
-the benchmark: revision v05.15.25 changed a quarter of the questions, so it stands in every table.
-Questions are worded as those of training are (`avqa`).
+`prepare mmau` writes OUT/mmau.jsonl, one question a line, and OUT/report.json with the revision of
+the benchmark. Revision v05.15.25 changed a quarter of the questions, so every table states the
+revision. Questions are worded like those of training (`avqa`).
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from adrpo_scale.data.prompts import load_prompts
 
 TASKS = ("sound", "music", "speech")
 QUESTIONS, RECORD = "mmau.jsonl", "report.json"
-ORIGINAL = "original"  # key of a row: the benchmark's own row, which the submission repeats
+ORIGINAL = "original"  # key of a row: the benchmark's own row, for the submission
 _FORMATS = {"answer": "avqa", "think": "avqa_think"}
 _PREPARE = "write it with `adrpo-scale prepare mmau`"
 
 
 @dataclass(frozen=True)
 class Question:
-    """answer: the right option's text. prompt: the words, and in its metadata the row of the file
-    and the clip (`audio`, `audio_folder`). original: the benchmark's own row."""
+    """A question. answer: the text of the right option. prompt: its text; its metadata hold the
+    row of the file, and the clip (`audio`, `audio_folder`). original: the benchmark's own row."""
 
     id: str
     choices: tuple[str, ...]
@@ -42,7 +42,7 @@ class Question:
 
     @property
     def row(self) -> dict[str, Any]:
-        """The line of the file, without the benchmark's."""
+        """The row of the file, without the benchmark's own row."""
         left_out = ("audio_folder", ORIGINAL)
         return {k: v for k, v in self.prompt.metadata.items() if k not in left_out}
 
@@ -54,45 +54,49 @@ class Question:
 
 @dataclass(frozen=True)
 class Answer:
-    """text: the model's words, perhaps none. is_cut: it reached the limit of its length."""
+    """An answer. text: may be empty. is_cut: the answer reached the limit of its length."""
 
     text: str
     is_cut: bool = False
 
 
 class Model(Protocol):
-    """Whatever answers questions."""
+    """A model that answers questions."""
 
     def answers(self, questions: Sequence[Question]) -> Sequence[Answer | None]:
-        """The answer to each question, in order; None where no answer could be had: it is asked
-        again another time. Not collective: ranks call it as often as their questions need."""
+        """The answer to each question, in order; None where none was obtained: the next start asks
+        again. Not collective: each rank calls it as often as its questions need."""
 
 
 PAPER = "paper, table 2"
 
 
 class PublishedRow(Section):
-    """What somebody has published, in percent."""
+    """Published accuracies, in percent."""
 
-    source: str = setting(PAPER, "where")
+    source: str = setting(PAPER, "where they were published")
 
-    sound: float = setting(REQUIRED, "sound", ge=0, le=100)
-    music: float = setting(REQUIRED, "music", ge=0, le=100)
-    speech: float = setting(REQUIRED, "speech", ge=0, le=100)
-    total: float = setting(REQUIRED, "all of them", ge=0, le=100)
+    sound: float = setting(REQUIRED, "accuracy on sound", ge=0, le=100)
+    music: float = setting(REQUIRED, "accuracy on music", ge=0, le=100)
+    speech: float = setting(REQUIRED, "accuracy on speech", ge=0, le=100)
+    total: float = setting(REQUIRED, "accuracy on all questions", ge=0, le=100)
 
 
 class EndpointConfig(Section):
-    """How an OpenAI-compatible endpoint is asked."""
+    """Settings of requests to an OpenAI-compatible endpoint."""
 
-    at_once: int = setting(4, "requests under way at once, per process", ge=1)
-    timeout_seconds: float = setting(120.0, "how long to wait for an answer", gt=0)
-    attempts: int = setting(6, "tries of one question, the first included", ge=1)
-    first_wait_seconds: float = setting(2.0, "before the second try; doubles with each", ge=0)
-    longest_wait_seconds: float = setting(120.0, "of these, and of what Retry-After asks", ge=0)
+    at_once: int = setting(4, "concurrent requests of a process", ge=1)
+    timeout_seconds: float = setting(120.0, "time to wait for an answer, in seconds", gt=0)
+    attempts: int = setting(6, "attempts at one question, the first included", ge=1)
+    first_wait_seconds: float = setting(
+        2.0, "seconds before the second attempt; doubled before each further one", ge=0
+    )
+    longest_wait_seconds: float = setting(
+        120.0, "longest such wait, also by Retry-After, in seconds", ge=0
+    )
     extra: dict[str, Any] = setting({}, "further fields of a request, e.g. reasoning_effort")
     without: list[Literal["max_tokens", "temperature"]] = setting(
-        [], "fields that the model refuses, left out; its own go into extra"
+        [], "fields to leave out because the model refuses them; see extra for others"
     )
 
 
@@ -102,22 +106,28 @@ class MmauConfig(Section):
     benchmark: Literal["mmau"] = setting("mmau", "which benchmark")
     data: str = setting(REQUIRED, "folder that `prepare mmau` wrote", min_length=1)
     variant: Literal["answer", "think"] = setting(
-        "think", "answer: in <answer> alone; think: reason in <think> first"
+        "think", "answer: only <answer>; think: reason in <think> first"
     )
-    max_new_tokens: int = setting(512, "an answer's length, reasoning included", ge=1)
-    batch: int = setting(16, "questions generated at once on one rank; of --model", ge=1)
-    temperature: float = setting(0.0, "of an endpoint; --model is always greedy", ge=0)
-    domain: dict[str, Any] = setting({}, "settings of [domain] for --model, over the run's own")
-    engine: dict[str, Any] = setting({}, "settings of [engine] for --model, over the run's own")
-    endpoint: EndpointConfig = setting(EndpointConfig(), "how --endpoint is asked")
+    max_new_tokens: int = setting(512, "longest answer in tokens, reasoning included", ge=1)
+    batch: int = setting(16, "with --model: questions that a rank answers at once", ge=1)
+    temperature: float = setting(
+        0.0, "with --endpoint: sampling temperature; --model is always greedy", ge=0
+    )
+    domain: dict[str, Any] = setting(
+        {}, "with --model: settings of [domain] that override the run's own"
+    )
+    engine: dict[str, Any] = setting(
+        {}, "with --model: settings of [engine] that override the run's own"
+    )
+    endpoint: EndpointConfig = setting(EndpointConfig(), "requests to the --endpoint")
     published: dict[str, PublishedRow] = setting(
-        {}, "figures of others, shown below ours, by model"
+        {}, "published accuracies by model, shown below ours"
     )
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """The questions, and which ones they are: revision, and SHA-256 of the file."""
+    """The questions. revision: the benchmark's. sha256: hash of the file of questions."""
 
     questions: tuple[Question, ...]
     revision: str
@@ -125,8 +135,8 @@ class Benchmark:
 
 
 def load_benchmark(folder: Path, variant: Literal["answer", "think"]) -> Benchmark:
-    """What `prepare mmau` wrote. PromptError where it is not there, has a question twice, or rows
-    that are none of MMAU's."""
+    """Reads the folder of `prepare mmau`. Raises PromptError where a file is missing, an id occurs
+    twice, or a row is not one of MMAU's."""
     path = folder / QUESTIONS
     try:
         record = json.loads((folder / RECORD).read_text())
@@ -135,7 +145,7 @@ def load_benchmark(folder: Path, variant: Literal["answer", "think"]) -> Benchma
     prompts = load_prompts(path, _FORMATS[variant])
     questions = tuple(_question(prompt, path) for prompt in prompts)
     if len({question.id for question in questions}) < len(questions):
-        raise PromptError(f"{path} has questions of one id: {_PREPARE} again")
+        raise PromptError(f"{path} has several questions with one id: {_PREPARE} again")
     return Benchmark(questions, _revision(record), file_sha256(path))
 
 
@@ -147,13 +157,13 @@ def _question(prompt: Prompt, path: Path) -> Question:
     row = prompt.metadata
     if row.get("id") is None or row.get("task") not in TASKS:
         raise PromptError(
-            f"{path}: question {prompt.id} has id {row.get('id')!r} and task {row.get('task')!r}, "
-            f"an id and one of {', '.join(TASKS)} are expected: {_PREPARE} again"
+            f"{path}: question {prompt.id} has id {row.get('id')!r} and task {row.get('task')!r}; "
+            f"expected an id and one of {', '.join(TASKS)}: {_PREPARE} again"
         )
     if not isinstance(row.get(ORIGINAL), Mapping):
         raise PromptError(
-            f"{path}: question {prompt.id} has {ORIGINAL} {row.get(ORIGINAL)!r}, the benchmark's "
-            f"own row is expected, which predictions.json repeats: {_PREPARE} again"
+            f"{path}: question {prompt.id} has {ORIGINAL} {row.get(ORIGINAL)!r}; expected the "
+            f"benchmark's own row, which predictions.json needs: {_PREPARE} again"
         )
     return Question(
         id=str(row["id"]),
@@ -168,6 +178,6 @@ def _question(prompt: Prompt, path: Path) -> Question:
 
 
 def evenly(questions: Sequence[Question], limit: int | None) -> list[Question]:
-    """`limit` of the questions, spread over the file, whose tasks stand in blocks; all by None."""
+    """`limit` of the questions (None: all), spread evenly: the file is ordered by task."""
     count = len(questions) if limit is None else min(limit, len(questions))
     return [questions[k * len(questions) // count] for k in range(count)]

@@ -1,11 +1,11 @@
-"""Any OpenAI-compatible endpoint with audio input as the model that answers (the standard library).
+"""An OpenAI-compatible endpoint with audio input as the model that answers; standard library alone.
 
 Address and key come from OPENAI_BASE_URL and OPENAI_API_KEY; the key is in no message and no file.
-What may pass (429, 408, 5xx, a broken connection, an answer that is none) is tried again, after
-waits that double, or after what Retry-After asks. What would fail for every question ends the
-evaluation at once; what fails for one leaves it unanswered. Answers so far are kept in any case.
-A model that spent all of its length on thinking has answered, with nothing: every try of it costs
-as much and ends the same way.
+Errors that may pass (408, 429, 5xx, a broken connection, a malformed response) are tried again
+after waits that double, or after the time in Retry-After. Errors that would meet every question end
+the evaluation at once; other errors leave their question unanswered. Obtained answers are always
+kept. An answer that was cut off while the model was thinking counts as an answer, with an empty
+text: another attempt would cost as much and end the same way.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ from adrpo_scale.evaluation.mmau.base import Answer, MmauConfig, Question
 log = logging.getLogger(__name__)
 
 DEFAULT_URL = "https://api.openai.com/v1"
-_PASSES = {408, 409, 425, 429}  # and every 5xx
-_HOPELESS = {301, 302, 303, 307, 308, 401, 402, 403, 404, 405}  # the same for every question
-_IN_A_ROW = 8  # questions without an answer before the endpoint is given up
-_EMPTY = 8  # answers, all of them without text, after which the model is given up
-_SHOWN = 300  # characters of what an endpoint says to an error
+_PASSES = {408, 409, 425, 429}  # statuses that may pass; so may every 5xx
+_HOPELESS = {301, 302, 303, 307, 308, 401, 402, 403, 404, 405}  # would meet every question
+_IN_A_ROW = 8  # unanswered questions in a row that end the evaluation
+_EMPTY = 8  # answers, all cut off and empty, that end the evaluation
+_SHOWN = 300  # characters of an endpoint's error text in a message
 
 
 class _Again(Exception):
-    """Another try may do. seconds: what Retry-After asks."""
+    """An error that may pass. seconds: the time in Retry-After."""
 
     def __init__(self, reason: str, seconds: float = 0.0) -> None:
         super().__init__(reason)
@@ -52,11 +52,11 @@ class _Again(Exception):
 
 
 class _Refused(Exception):
-    """This question will not be answered, others may be."""
+    """An error of this question alone."""
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """urllib would send the key on to wherever an endpoint points."""
+    """Refuses redirects: urllib would send the key to the other address."""
 
     def redirect_request(self, *_: Any) -> None:
         return None
@@ -64,7 +64,8 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
 
 @dataclass(frozen=True)
 class DryRun:
-    """What asking would take."""
+    """The size of an evaluation: questions, seconds of audio, bytes of requests, unreadable
+    clips."""
 
     questions: int
     seconds: float
@@ -73,7 +74,7 @@ class DryRun:
 
 
 class Endpoint:
-    """See the module docstring. A `Model`."""
+    """A `Model` behind an endpoint; see the module docstring."""
 
     def __init__(
         self,
@@ -81,7 +82,7 @@ class Endpoint:
         config: MmauConfig,
         environment: Mapping[str, str] = os.environ,
     ) -> None:
-        """name: the model's, as the endpoint has it."""
+        """name: the model's name at the endpoint."""
         self.name, self._config = name, config
         self.url = base_url(environment) + "/chat/completions"
         self._key = environment.get("OPENAI_API_KEY", "")
@@ -89,7 +90,7 @@ class Endpoint:
         self._failed_in_a_row = 0
 
     def answers(self, questions: Sequence[Question]) -> list[Answer | None]:
-        """Raises EndpointError where no answer is to be had of this endpoint at all."""
+        """Raises EndpointError where the endpoint answers no question at all."""
         if self.url.startswith(DEFAULT_URL) and not self._key:
             raise ConfigError(
                 "OPENAI_API_KEY is not set: set it, or OPENAI_BASE_URL to an endpoint without a key"
@@ -100,13 +101,13 @@ class Endpoint:
             self._failed_in_a_row = 0 if answer is not None else self._failed_in_a_row + 1
         if self._failed_in_a_row >= _IN_A_ROW and None in found:
             raise EndpointError(
-                f"{self.url} left {self._failed_in_a_row} questions in a row unanswered, the "
-                "reasons are above; start the same command again to resume"
+                f"{self.url} left {self._failed_in_a_row} questions in a row unanswered, for the "
+                "reasons above; start the same command again to resume"
             )
         return found
 
     def dry_run(self, questions: Sequence[Question]) -> DryRun:
-        """Builds every request and sends none."""
+        """Builds all requests and sends none."""
         seconds, size, broken = 0.0, 0, 0
         for question in questions:
             try:
@@ -135,7 +136,7 @@ class Endpoint:
         return json.dumps(fields | self._config.endpoint.extra).encode()
 
     def _answer(self, question: Question) -> Answer | None:
-        """With all its tries; None where none of them helped."""
+        """Asks one question, with all its attempts; None where all fail."""
         settings = self._config.endpoint
         try:
             body = self._body(question, read_clip(*question.clip))
@@ -149,7 +150,7 @@ class Endpoint:
                     reason, asked = str(error), error.seconds
                 if attempt + 1 < settings.attempts:
                     wait = max(settings.first_wait_seconds * 2**attempt, asked)
-                    # Processes that were turned away together would come back together.
+                    # Random: processes that were refused together would return together.
                     wait = min(wait * (1 + random.random() / 4), settings.longest_wait_seconds)
                     time.sleep(wait)
             log.warning("question %s: %d tries; %s", question.id, settings.attempts, reason)
@@ -158,7 +159,7 @@ class Endpoint:
         return None
 
     def _ask(self, body: bytes) -> Answer:
-        """One request."""
+        """Sends one request."""
         headers = {"Content-Type": "application/json"}
         headers |= {"Authorization": f"Bearer {self._key}"} if self._key else {}
         request = urllib.request.Request(self.url, body, headers, method="POST")
@@ -172,42 +173,44 @@ class Endpoint:
             raise _Again(f"{self.url}: {type(error).__name__}: {error}") from None
 
     def _judged(self, error: urllib.error.HTTPError) -> Exception:
-        """What an HTTP status means for the question and for the others."""
+        """The exception for an HTTP status: _Again, _Refused or EndpointError."""
         with error:
             try:
                 text = error.read().decode(errors="replace")[:_SHOWN]
             except (OSError, http.client.HTTPException):
                 text = ""
         reason = f"{self.url} says {error.code}: {text or error.reason}"
-        reason = reason.replace(self._key, "***") if self._key else reason  # some repeat it
+        reason = (
+            reason.replace(self._key, "***") if self._key else reason
+        )  # some endpoints repeat it
         if error.code in _PASSES or error.code >= 500:
             return _Again(reason, retry_after(error.headers.get("Retry-After")))
         if error.code in _HOPELESS:
             return EndpointError(
-                f"{reason}\nLook at OPENAI_BASE_URL, OPENAI_API_KEY and the model's name, "
+                f"{reason}\nCheck OPENAI_BASE_URL, OPENAI_API_KEY and the model's name, "
                 f"{self.name!r}"
             )
         return _Refused(reason)
 
 
 def base_url(environment: Mapping[str, str] = os.environ) -> str:
-    """What stands before /chat/completions. ConfigError where it is no address, or holds more than
-    one: it is written down and shown, so a key has no place in it."""
+    """The part of the address before /chat/completions. Raises ConfigError where it is no http
+    address, or holds more than host and path: it is recorded and shown, so it must hold no key."""
     base = environment.get("OPENAI_BASE_URL") or DEFAULT_URL
     if not base.startswith(("http://", "https://")):
         raise ConfigError(f"OPENAI_BASE_URL = {base!r}: expected http://... or https://...")
     parts = urlsplit(base)
     if "@" in parts.netloc or parts.query or parts.fragment:
         raise ConfigError(
-            f"OPENAI_BASE_URL, at {parts.netloc.rpartition('@')[2]}, has a user, a password or a "
-            "query in it; expected https://HOST/PATH alone, and the key in OPENAI_API_KEY"
+            f"OPENAI_BASE_URL, at {parts.netloc.rpartition('@')[2]}, holds a user, a password or a "
+            "query; expected https://HOST/PATH alone, and the key in OPENAI_API_KEY"
         )
     return base.rstrip("/")
 
 
 def answer_of(response: bytes) -> Answer:
-    """The answer in a chat completion; _Again where there is none. A refusal is an answer, and so
-    is nothing at all where the limit of its length was reached."""
+    """The answer in a chat completion; raises _Again where there is none. A refusal is an answer,
+    and so is an empty text that was cut off at the limit of its length."""
     try:
         choice = json.loads(response)["choices"][0]
         is_cut = choice.get("finish_reason") == "length"
@@ -223,20 +226,20 @@ def answer_of(response: bytes) -> Answer:
 
 
 def check_writes(answers: Sequence[Answer], is_all: bool) -> None:
-    """EndpointError where all of them, and enough to tell, were cut off before a word: the rest
-    would cost as much and be as empty. is_all: there will be no more."""
+    """Raises EndpointError where all answers were cut off before any text: the rest would cost as
+    much and be as empty. is_all: no further answer follows, so fewer than _EMPTY suffice."""
     if not answers or not (is_all or len(answers) >= _EMPTY):
         return
     if all(answer.is_cut and not answer.text.strip() for answer in answers):
         raise EndpointError(
-            f"all of {len(answers)} answers were cut off before a word of them, expected texts: "
-            "the model spends its length on thinking. Raise max_new_tokens, or say "
-            "endpoint.extra.reasoning_effort, and name another folder --to, or delete this one"
+            f"all of {len(answers)} answers were cut off before any text: the model spends its "
+            "length on thinking. Raise max_new_tokens, or set endpoint.extra.reasoning_effort, and "
+            "choose another --to, or delete this folder"
         )
 
 
 def retry_after(value: str | None) -> float:
-    """Seconds from a Retry-After header: a number, or a date; 0 without one."""
+    """Seconds from a Retry-After header, which holds a number or a date; 0 without one."""
     if not value:
         return 0.0
     try:

@@ -1,8 +1,8 @@
-"""The command `evaluate`: questions to a model or an endpoint, answers to tables and files.
+"""The command `evaluate`: asks a model or an endpoint MMAU's questions, and judges the answers.
 
-Each rank asks a block of the questions that have no answer yet and keeps its answers as they come;
-rank 0 puts them together. Whatever stops it, the same command resumes. A question without an answer
-counts as wrong, and is asked again next time.
+Each rank asks a block of the questions that have no answer yet, and saves each answer; rank 0
+merges them. After any stop the same command resumes. A question without an answer counts as wrong,
+and the next start asks it again.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ from adrpo_scale.evaluation.mmau.judging import judge, tallies
 from adrpo_scale.evaluation.sample import Source
 from adrpo_scale.run.load import assign, parse_override
 
-_LINES = 20  # lines of progress
-_NAMED = 10  # questions without an answer that are named at the end
+_LINES = 20  # about so many lines of progress
+_NAMED = 10  # unanswered questions that the last line names
 
 
 @dataclass(frozen=True)
 class EvaluateOptions:
-    """What the command line says. model or endpoint, one of them."""
+    """The command line: exactly one of model and endpoint."""
 
     config: Path
     model: str | None = None
@@ -61,8 +61,8 @@ class EvaluateOptions:
 
 @dataclass(frozen=True)
 class Subject:
-    """Who is asked. source: None for an endpoint. row: run, algorithm, seed and iteration, as rows
-    of eval.jsonl have them; null where there is no such thing. folder: the default of --to."""
+    """The evaluated model. source: None for an endpoint. row: run, algorithm, seed and iteration of
+    its rows in eval.jsonl. folder: the default of --to."""
 
     name: str
     source: Source | None
@@ -71,7 +71,7 @@ class Subject:
 
 
 def load_settings(path: Path, overrides: Sequence[str], data: Path | None) -> MmauConfig:
-    """Reads and checks a TOML file; ConfigError, a line for each fault."""
+    """Reads and checks a TOML file. Raises ConfigError with a line for each fault."""
     try:
         document = tomllib.loads(path.read_text())
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -91,11 +91,11 @@ def load_settings(path: Path, overrides: Sequence[str], data: Path | None) -> Mm
 
 
 def evaluate(options: EvaluateOptions) -> None:
-    """The command."""
+    """Runs the command."""
     if (options.model is None) == (options.endpoint is None):
         raise ConfigError("name one of --model FOLDER_OR_RUN and --endpoint MODEL_NAME")
     if options.dry_run and options.endpoint is None:
-        raise ConfigError("--dry-run tells what asking an endpoint would take: name --endpoint")
+        raise ConfigError("--dry-run measures the requests to an endpoint: name --endpoint")
     config = load_settings(options.config, options.overrides, options.data)
     folder = resolve_path(config.data)
     benchmark = load_benchmark(folder, config.variant)
@@ -113,7 +113,7 @@ def evaluate(options: EvaluateOptions) -> None:
 
 
 def find_subject(options: EvaluateOptions, config: MmauConfig) -> Subject:
-    """Who is asked, before anything is loaded."""
+    """The evaluated model of the command line; nothing is loaded yet."""
     if options.model is None:
         name = str(options.endpoint)
         return Subject(name, None, _row(name), _folder_of(name))
@@ -135,7 +135,7 @@ def find_subject(options: EvaluateOptions, config: MmauConfig) -> Subject:
 
 
 def _row(name: str) -> dict[str, Any]:
-    """Of what was not trained here."""
+    """The row of a model that was not trained here."""
     return {"run": name, "algorithm": "none", "seed": None, "iteration": 0}
 
 
@@ -146,8 +146,8 @@ def _folder_of(name: str) -> Path:
 
 @contextmanager
 def _held(folder: Path) -> Iterator[RunLock]:
-    """Rank 0 holds the folder: of two evaluations in it, each would remove what the other has just
-    appended. Collective."""
+    """Holds the folder's lock on rank 0: of two evaluations in one folder, each would remove the
+    other's latest answers. Collective."""
     lock = RunLock(folder)
     dist.run_on_main(lambda: predictions.make_folder(folder))
     dist.run_on_main(lock.acquire)
@@ -166,7 +166,7 @@ def _evaluate(
     to: Path,
     lock: RunLock,
 ) -> None:
-    """Asks what has no answer yet, then writes everything. Collective."""
+    """Asks the questions that have no answer yet, then writes all files. Collective."""
     done: dict[str, Answer] = dist.run_on_main(
         lambda: predictions.begin(to, _identity(config, benchmark, subject))
     )
@@ -176,7 +176,7 @@ def _evaluate(
         f"{subject.name}, {len(questions) - len(pending)} answered already; in {to}"
     )
     if not pending:
-        _say("nothing is asked: every question has its answer; to ask again, name another --to")
+        _say("nothing to ask: every question has its answer; to ask again, choose another --to")
     mine: dict[str, Answer] = {}
     error: AdrpoError | None = None
     heard = _heard(pending) if pending else []
@@ -197,8 +197,8 @@ def _evaluate(
 
 
 def _identity(config: MmauConfig, benchmark: Benchmark, subject: Subject) -> dict[str, Any]:
-    """What answers depend on; that of an unfinished evaluation must be the same. Which weights an
-    endpoint serves cannot be known: other ones at the same address need another folder."""
+    """All facts that answers depend on: an unfinished evaluation resumes only with equal ones. The
+    weights behind an endpoint are unknown: other weights at its address need another folder."""
     shared = ("variant", "max_new_tokens")
     found = {key: getattr(config, key) for key in shared}
     if subject.source is None:
@@ -218,7 +218,7 @@ def _identity(config: MmauConfig, benchmark: Benchmark, subject: Subject) -> dic
 
 
 def _heard(questions: Sequence[Question]) -> list[Question]:
-    """Those whose clip is there and sound; the others are named on the terminal. Collective."""
+    """The questions whose clips can be read; the others are named on the terminal. Collective."""
     prompts = [question.prompt for question in questions]
     faults: Mapping[int, str] = dist.run_on_main(lambda: dict(clip_faults(prompts)))
     for question in questions:
@@ -231,7 +231,7 @@ def _heard(questions: Sequence[Question]) -> list[Question]:
 def _model(
     config: MmauConfig, subject: Subject, questions: Sequence[Question]
 ) -> Iterator[tuple[Model, int]]:
-    """(who answers, how many questions at once). Collective."""
+    """(the model, the number of questions it answers at once). Collective."""
     if subject.source is None:
         yield Endpoint(subject.name, config), config.endpoint.at_once
     else:
@@ -242,8 +242,8 @@ def _model(
 def _ask(
     model: Model, asked: Sequence[Question], size: int, to: Path, known: Mapping[str, Answer]
 ) -> Iterator[dict[str, Answer]]:
-    """Answers to this rank's block of the questions by id, `size` at a time; they are on the disk
-    before the next are asked. known: answers of earlier starts."""
+    """Yields answers to this rank's block of the questions, by id, `size` at a time; each part is
+    on the disk before the next is asked. known: answers of earlier starts."""
     mine = [asked[k] for k in dist.block(len(asked), dist.rank(), dist.world_size())]
     step = max(1, len(mine) // _LINES)
     answered = list(known.values())
@@ -269,7 +269,7 @@ def _write(
     to: Path,
     fresh: Mapping[str, Answer],
 ) -> None:
-    """Everything that is made from the answers, and what a person wants to see of it."""
+    """Writes all files that follow from the answers, and prints the main table."""
     answers = predictions.merge(to, fresh)
     answered = [answers.get(question.id) for question in questions]
     judgements = [judge(*pair) for pair in zip(questions, answered, strict=True)]

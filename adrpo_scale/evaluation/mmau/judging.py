@@ -1,18 +1,18 @@
-"""Judgements of predictions, as pure functions.
+"""Judgements of predictions; pure functions.
 
-Three ways of being right, side by side, because published numbers differ in which they use:
+Three measures stand side by side, because published numbers use different ones:
 
-* `strict`: the last `<answer>` names the right option, as the reward `choice` has it; a prediction
-  without the tag is wrong.
-* `strict_untagged`: the same, but of the whole prediction where there is no tag: for models that
-  were not trained to write one.
-* `benchmark`: MMAU's own scorer, by its rules, on what is submitted (inside the tag, or everything
-  where there is none): all words of the right option are there, and no word that stands only in
-  other options. By this rule a wrong option that holds the right one's words and only shared ones
-  is right, and "The answer is X." is wrong where another option has a word of the sentence.
+* `strict`: the last `<answer>` names the right option, by the rule of the reward `choice`; a
+  prediction without the tag is wrong.
+* `strict_untagged`: the same rule, applied to the whole prediction where there is no tag; for
+  models that were not trained to write one.
+* `benchmark`: the rule of MMAU's own scorer, applied to the submitted text (inside the tag, or the
+  whole prediction without one): it holds all words of the right option, and no word that occurs in
+  other options alone. By this rule, a wrong option is right if it holds all words of the right one
+  and no word of its own; and "The answer is X." is wrong if another option has one of its words.
 
-A question without a prediction (None) counts as wrong in the first two. The benchmark's scorer
-leaves it out of its denominator, and so does `benchmark`, whose `n` says so.
+A question without a prediction (None) counts as wrong in the first two. MMAU's scorer leaves it out
+of the denominator; so does `benchmark`, whose `n` is then smaller.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ _WORD = re.compile(r"\b\w+\b")
 
 @dataclass(frozen=True)
 class Judgement:
-    """Of one question. named: the option that the prediction names, tag or not.
-    benchmark: None where there is no prediction. is_cut: the prediction reached the limit of its
-    length."""
+    """The judgement of one question. benchmark: None where there is no prediction. tagged: the
+    prediction has an `<answer>`. named: the option that it names, with or without the tag.
+    is_cut: it reached the limit of its length."""
 
     strict: bool
     strict_untagged: bool
@@ -45,7 +45,7 @@ class Judgement:
 
     @property
     def is_unparsed(self) -> bool:
-        """There is a prediction, and no option can be made out of it."""
+        """True for a prediction that names no option."""
         return self.benchmark is not None and self.named is None
 
     @property
@@ -55,16 +55,16 @@ class Judgement:
 
 @dataclass(frozen=True)
 class Tally:
-    """metric → (value, how many questions it is of), of one subset; accuracies are in [0, 1], the
-    others are counts."""
+    """The metrics of one subset: metric → (value, number of questions). Accuracies are in [0, 1],
+    other values are counts."""
 
     subset: str
     metrics: dict[str, tuple[float, int]]
 
 
 def submitted(prediction: str) -> str:
-    """What is handed in to the benchmark: inside the last `<answer>`, everything without one.
-    Reasoning names wrong options too, which its scorer would count against the answer."""
+    """The text for the benchmark: that inside the last `<answer>`, or the whole prediction without
+    one. Its scorer would count wrong options in the reasoning against the answer."""
     answer = extract_answer(prediction)
     return (prediction if answer is None else answer).strip()
 
@@ -74,14 +74,15 @@ def words(text: str) -> set[str]:
 
 
 def benchmark_match(prediction: str, answer: str, choices: Iterable[str]) -> bool:
-    """MMAU's rule (evaluation.py of github.com/Sakshi113/MMAU), on words without case: every word
-    of the answer stands there, and none that other options have and the answer has not."""
+    """MMAU's rule (evaluation.py of github.com/Sakshi113/MMAU), on lower-cased words: the
+    prediction holds every word of the answer, and none that only other options have."""
     found, right = words(prediction), words(answer)
     wrong = {word for choice in choices for word in words(choice)} - right
     return bool(found) and right <= found and not found & wrong
 
 
 def judge(question: Question, prediction: Answer | None) -> Judgement:
+    """Judges one prediction by all three measures."""
     if prediction is None:
         return Judgement(False, False, None, False, None)
     tagged = extract_answer(prediction.text) is not None
@@ -115,7 +116,7 @@ def _mean(right: Sequence[bool]) -> tuple[float, int]:
 
 
 def tallies(questions: Sequence[Question], judgements: Sequence[Judgement]) -> list[Tally]:
-    """Sound, music, speech, total, then each difficulty and each sub-category that there is."""
+    """Tallies of sound, music, speech and total, then of each difficulty and each sub-category."""
     found: dict[str, list[Judgement]] = {name: [] for name in (*TASKS, TOTAL)}
     found |= {name: [] for name in sorted(f"difficulty:{q.difficulty}" for q in questions)}
     found |= {name: [] for name in sorted(f"sub_category:{q.sub_category}" for q in questions)}

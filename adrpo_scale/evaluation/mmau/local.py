@@ -1,7 +1,7 @@
-"""A run's checkpoint, or a model as it was published, as the model that answers: greedy, batched.
+"""A run's checkpoint or a published model as the model that answers: greedy, in batches.
 
-Only the contract of a domain is used here, of one that hears (`Domain.hears`). Every rank holds (a
-shard of) the model, and answers its own questions inside `engine.sampling()`.
+The code uses only the contract of a domain that hears (`Domain.hears`). Every rank holds the model
+or a shard of it, and answers its own questions inside `engine.sampling()`.
 """
 
 from __future__ import annotations
@@ -38,40 +38,40 @@ from adrpo_scale.run.registry import DOMAINS
 
 log = logging.getLogger(__name__)
 
-_KEY = DrawKey(0, 0)  # greedy draws use no random number
+_KEY = DrawKey(0, 0)  # a placeholder: greedy decoding draws no random numbers
 
 
 def find_local(name: str, config: MmauConfig) -> Source:
-    """A run, RUN@iteration or a checkpoint; else a model's folder or hub id. ConfigError where it
-    does not hear."""
+    """The source of RUN, RUN@iteration, a checkpoint, a model's folder or a hub id. Raises
+    ConfigError where the model does not hear."""
     hearing = [domain for domain in DOMAINS if DOMAINS[domain].hears]
     if not hearing:
         raise ConfigError(
-            f"--model {name}: this version has no domain that hears (it has {', '.join(DOMAINS)}), "
-            "so nothing here can hear the questions; ask an endpoint: --endpoint MODEL_NAME"
+            f"--model {name}: this version has no domain that hears (it has {', '.join(DOMAINS)}); "
+            "ask an endpoint instead: --endpoint MODEL_NAME"
         )
     meant = stands_for(name)
     if meant == "run":
         source = run_source(open_checkpoint(name))
         domain = source.config.domain.name
     else:
-        # Text is also what a hub id is taken for that nobody can be asked about: the domain that
-        # hears builds on it, and its own checks have the words for a model that does not.
+        # A hub id counts as text where the hub cannot be asked. The domain that hears extends text,
+        # and its own checks name the fault of a model that does not hear.
         heirs = (each for each in hearing if issubclass(DOMAINS[each], DOMAINS[meant]))
         domain = next(heirs, meant)
         source = model_source(name, domain)
     if not DOMAINS[domain].hears:
         raise ConfigError(
-            f"--model {name} is of the domain {domain!r}, which hears nothing; a run of "
-            f"{hearing[0]!r} or a Qwen2.5-Omni model is expected"
+            f"--model {name} is of the domain {domain!r}, which hears nothing; expected a run of "
+            f"{hearing[0]!r} or a Qwen2.5-Omni model"
         )
     source = replace(source, config=with_settings(source.config, config))
-    build_domain(source.config)  # its checks of the model, before anything is written
+    build_domain(source.config)  # checks the model before anything is written
     return source
 
 
 def with_settings(sampling: SampleConfig, config: MmauConfig) -> SampleConfig:
-    """With the evaluation's own settings over it."""
+    """`sampling`, overridden by the evaluation's settings."""
     given = {
         "domain": {
             "rollout_chunk": config.batch,
@@ -83,10 +83,10 @@ def with_settings(sampling: SampleConfig, config: MmauConfig) -> SampleConfig:
 
 
 def fingerprint(source: Source) -> str:
-    """What changes when the model does, under whatever name: a folder may hold another export
-    tomorrow. Reads all weights of a plain model, once."""
+    """A hash of the weights: a folder may hold another export later. Reads all weights of a
+    published model once."""
     if source.reader is not None:
-        return file_sha256(source.reader.folder / MANIFEST)  # which has the hash of every file
+        return file_sha256(source.reader.folder / MANIFEST)  # it holds the hash of every file
     domain = build_domain(source.config)
     spec = domain.reference_spec() or domain.policy_spec()
     return f"{spec.weights.sha256()} {combined_sha256(domain.frozen_files(), domain.folder)}"
@@ -96,12 +96,11 @@ class Local:
     """A `Model` of a domain and a policy, for use inside `engine.sampling()`."""
 
     def __init__(self, domain: Domain, policy: nn.Module, usable: frozenset[int]) -> None:
-        """usable: ids of the prompts that `domain.prepare` was given."""
+        """usable: ids of the prompts passed to `domain.prepare`."""
         self._domain, self._policy, self._usable = domain, policy, usable
 
     def answers(self, questions: Sequence[Question]) -> list[Answer | None]:
-        """None where the clip could not be heard: it was asked as text alone, which is no answer
-        to a question about a sound."""
+        """None where the clip could not be heard: the model then answered from the text alone."""
         prompts = [q.prompt for q in questions if q.prompt.id in self._usable]
         if not prompts:
             return [None] * len(questions)
@@ -121,7 +120,7 @@ class Local:
 
 @contextmanager
 def opened(source: Source, questions: Sequence[Question]) -> Iterator[Local]:
-    """Loads the model; questions: all that any rank will ask, at least one. Collective."""
+    """Loads the model. questions: those of all ranks, at least one. Collective."""
     domain, engine = build_domain(source.config), sampling_engine(source.config)
     prompts = domain.usable([question.prompt for question in questions])
     domain.prepare(prompts, engine.device, engine.dtype)

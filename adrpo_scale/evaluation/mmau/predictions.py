@@ -1,15 +1,15 @@
-"""What an evaluation of a benchmark leaves behind, and how it resumes after a kill.
+"""The files of an evaluation, from which it also resumes after a kill.
 
-    evaluation.json      which model was asked which questions how: a folder holds one evaluation
-    answers.jsonl        {id, prediction, cut}, as they came; cut: whether it reached the limit of
-                         its length (no such key: false). Each rank appends to answers-NNN.jsonl
-                         first, and rank 0 merges these files at every start and end
+    evaluation.json      identity: model, questions and settings; a folder holds one evaluation
+    answers.jsonl        {id, prediction, cut}, in order of arrival; cut: the prediction reached the
+                         limit of its length (absent: false). Each rank first appends to
+                         answers-NNN.jsonl; rank 0 merges these files at every start and end
     questions.jsonl      a line a question: row, prediction, and its judgement
     predictions.json     the benchmark's submission format: its own rows and our predictions
-    eval.jsonl           rows as training writes them
+    eval.jsonl           rows in the format of training's eval.jsonl
     table.md             sound, music, speech, total; difficulties; sub-categories
 
-The last four are made anew from the first two, so they never disagree.
+The last four are always rewritten from the first two, so all files agree.
 """
 
 from __future__ import annotations
@@ -31,26 +31,26 @@ _OF_RANKS = "answers-[0-9]*.jsonl"
 
 
 def make_folder(folder: Path) -> None:
-    """RunFolderError where that cannot be done."""
+    """Makes the folder. Raises RunFolderError where that fails."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RunFolderError(f"{folder} cannot be made ({error}); name another one --to") from error
+        raise RunFolderError(f"{folder} cannot be made ({error}); choose another --to") from error
 
 
 def begin(folder: Path, identity: Mapping[str, Any]) -> dict[str, Answer]:
-    """The answers that are there already, by question id; on rank 0 alone. RunFolderError if they
-    are of another model, other questions or other settings. The folder exists."""
+    """The answers of earlier starts, by question id; on rank 0 alone. The folder must exist. Raises
+    RunFolderError if they are those of another model, other questions or other settings."""
     path = folder / IDENTITY
     try:
         known = json.loads(path.read_text()) if path.is_file() else None
     except (OSError, ValueError) as error:
-        raise RunFolderError(f"{folder} cannot be used ({error}); name another one --to") from error
+        raise RunFolderError(f"{folder} cannot be used ({error}); choose another --to") from error
     if known is not None and known != identity:
         keys = [key for key in {**known, **identity} if known.get(key) != identity.get(key)]
         differ = ", ".join(f"{key}: {known.get(key)!r} → {identity.get(key)!r}" for key in keys)
         raise RunFolderError(
-            f"{folder} holds another evaluation ({differ}); name another folder --to, or delete it"
+            f"{folder} holds another evaluation ({differ}); choose another --to, or delete that one"
         )
     if known is None:
         replace_json(path, identity)
@@ -58,7 +58,7 @@ def begin(folder: Path, identity: Mapping[str, Any]) -> dict[str, Answer]:
 
 
 def append(folder: Path, rank: int, answers: Mapping[str, Answer]) -> None:
-    """Puts answers of this rank, by question id, on the disk."""
+    """Appends this rank's answers, by question id, to its file, and syncs it."""
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in _rows(answers)]
     path = folder / f"answers-{rank:03d}.jsonl"
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
@@ -77,9 +77,11 @@ def _rows(answers: Mapping[str, Answer]) -> list[dict[str, Any]]:
 
 
 def merge(folder: Path, fresh: Mapping[str, Answer] = MappingProxyType({})) -> dict[str, Answer]:
-    """Every answer by question id, the first of each; the ranks' files become part of
-    answers.jsonl. On rank 0 alone, while nobody appends. fresh: this start's answers of all ranks:
-    a shared filesystem may not show the files of other nodes yet."""
+    """Merges the ranks' files into answers.jsonl; returns the first answer to each question, by id.
+
+    On rank 0 alone, while no rank appends. fresh: this start's answers of all ranks, because a
+    shared filesystem may not show the files of other nodes yet.
+    """
     parts = sorted(folder.glob(_OF_RANKS))
     found = dict(fresh)
     for path in [folder / ANSWERS, *parts]:
@@ -93,7 +95,7 @@ def merge(folder: Path, fresh: Mapping[str, Answer] = MappingProxyType({})) -> d
 
 
 def _whole_lines(path: Path) -> list[dict[str, Any]]:
-    """Without a line that a process died in the middle of."""
+    """The rows of a file, without a last line that a kill cut off."""
     if not path.is_file():
         return []
     # Not splitlines(): a prediction may hold other line separators of Unicode.
@@ -124,9 +126,9 @@ def question_row(question: Question, answer: Answer | None, judgement: Judgement
 def submission(
     questions: Sequence[Question], answers: Mapping[str, Answer]
 ) -> list[dict[str, Any]]:
-    """The benchmark's rows as they were, with the prediction under both names that it has for it:
-    its README says `model_prediction`, its evaluation.py reads `model_output`. Questions without
-    one are left out."""
+    """The benchmark's own rows with our predictions; unanswered questions are left out. Each row
+    has two keys for the prediction: MMAU's README names `model_prediction`, its evaluation.py reads
+    `model_output`."""
     rows = []
     for question in questions:
         if question.id in answers:
@@ -136,7 +138,7 @@ def submission(
 
 
 def eval_rows(tallies: Sequence[Tally], identity: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Rows of eval.jsonl: split is `mmau:` and the subset. identity: run, algorithm, seed,
+    """Rows of eval.jsonl; their split is "mmau:" and the subset. identity: run, algorithm, seed,
     iteration."""
     return [
         {

@@ -1,5 +1,7 @@
-"""An evaluation as Markdown, in percent, beside the published figures that the config holds. None
-of the paper's is written down in this package."""
+"""An evaluation as Markdown tables, in percent, beside the published figures of the config.
+
+This package itself holds none of the paper's figures.
+"""
 
 from __future__ import annotations
 
@@ -21,13 +23,13 @@ LABELS = {
     "unanswered": "unanswered",
 }
 NO_PAPER = (
-    "The paper's table 2 (arXiv 2510.18053) is not shown: its figures are not in this package; "
-    "with a line of [published] in the config for each of the table, they stand here."
+    "The paper's table 2 (arXiv 2510.18053) is not shown, because its figures are not in this "
+    "package. Add a [published] entry for each of its rows to the config to show them here."
 )
 
 
 def main_table(model: str, tallies: Sequence[Tally], published: Mapping[str, PublishedRow]) -> str:
-    """Accuracy by task and measure, then counts; published lines last."""
+    """Accuracy by task and measure, then counts, then published rows."""
     subsets = {tally.subset: tally for tally in tallies}
     lines = [[model, *COLUMNS]]
     for metric, label in LABELS.items():
@@ -66,7 +68,7 @@ def page(
     tallies: Sequence[Tally],
     published: Mapping[str, PublishedRow],
 ) -> str:
-    """All of table.md."""
+    """The text of table.md."""
     parts = [f"# {title}", *notes, main_table(model, tallies, published)]
     parts += [] if any(row.source == PAPER for row in published.values()) else [NO_PAPER]
     return "\n\n".join([*parts, detail_table(tallies)]) + "\n"
