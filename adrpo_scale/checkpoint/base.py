@@ -89,7 +89,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """The pieces of a tensor. shape: of the whole tensor. pieces: sorted, without gap or overlap."""
+    """A tensor's pieces. shape: of the whole tensor. pieces: sorted, without gap or overlap."""
 
     shape: tuple[int, ...]
     pieces: tuple[Piece, ...]

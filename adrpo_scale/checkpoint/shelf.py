@@ -104,7 +104,7 @@ def examine(folder: Path, ask: Ask) -> tuple[list[str], Reader | None]:
 
 
 def hash_part(reader: Reader) -> tuple[list[str], str | None]:
-    """(faults of this rank's part of a checkpoint's files; the error, where they cannot be read)."""
+    """(faults of this rank's part of a checkpoint's files; the error where one is unreadable)."""
     try:
         return list(reader.faults(reader.manifest.files[dist.rank() :: dist.world_size()])), None
     except OSError as error:

@@ -213,7 +213,7 @@ def test_adapters_of_a_rebased_run_are_no_start(tmp_path):
     rebased = ["--init-from", str(tmp_path / "a" / "run"), "--rebase-reference"]
     assert starts.train(tmp_path / "b", 1, settings, *rebased).wait() == [0]
     third = starts.train(tmp_path / "c", 1, settings, "--init-from", str(tmp_path / "b" / "run"))
-    assert third.wait() == [2] and "not the whole of its weights" in third.text()
+    assert third.wait() == [2] and "do not hold all of its changes" in third.text()
 
 
 def test_a_fork_outlives_its_origin(tmp_path):
