@@ -25,7 +25,7 @@ def show_config(
     Example:
         adrpo-scale config configs/sd3/adrpo.toml --diff configs/sd3/grpo.toml
     """
-    from adrpo_scale.core.console import console
+    from adrpo_scale.core.console import wide
     from adrpo_scale.run import config_view
     from adrpo_scale.run.load import load_config
 
@@ -35,6 +35,7 @@ def show_config(
     if config is None:
         raise ConfigError("adrpo-scale config: expected a CONFIG or --schema; name a TOML file")
     loaded = load_config(config, set_)
+    console = wide()
     if diff is not None:
         console.print(config_view.difference_table(loaded, load_config(diff)))
     else:

@@ -32,10 +32,20 @@ def imported(path: str) -> Any:
         found = importlib.import_module(module)
         return getattr(found, attribute)
     except Exception as error:
+        expected = (
+            "expected module:name, with the module's folder on PYTHONPATH or the command started "
+            "in it"
+        )
+        if isinstance(error, ModuleNotFoundError) and not _is_within(error.name, module):
+            expected = f"{module} was found, and imports {error.name}, which is not installed here"
         raise ImportError(
-            f"cannot be imported ({type(error).__name__}: {error}); expected module:name, with the "
-            "module's folder on PYTHONPATH or the command started in it"
+            f"cannot be imported ({type(error).__name__}: {error}); {expected}"
         ) from error
+
+
+def _is_within(missing: str | None, module: str) -> bool:
+    """Whether a module that was not found is `module` itself or a package that holds it."""
+    return f"{module}.".startswith(f"{missing or ''}.")
 
 
 @dataclass(frozen=True)
@@ -88,13 +98,19 @@ class Table(Generic[T]):
         own = f"or the import path of your own {self.what}, as in 'my_module:MyClass'"
         return f"{name!r} is not known; {hint}known: {self.known()}, {own}"
 
+    def _for_functions(self, path: str, component: Any) -> str:
+        """The remedy where a table has an entry for plain functions: the rewards."""
+        if not inspect.isfunction(component) or "function" not in self.entries:
+            return ""
+        return f', or write {self.tag} = "function" and path = "{path}"'
+
     def _check(self, path: str, component: Any) -> None:
         """Raises ConfigError unless the object at an import path meets the contract."""
         base = f"adrpo_scale.{self.base.__name__}"
         if not (isinstance(component, type) and issubclass(component, self.base)):
             raise ConfigError(
-                f"{path!r} is {_described(component)}, and the class of a {self.what} is expected: "
-                f"derive it from {base}"
+                f"{path!r} is {_described(component)}, and the class of {_article(self.what)} is "
+                f"expected: derive it from {base}{self._for_functions(path, component)}"
             )
         missing = sorted(getattr(component, "__abstractmethods__", ()))
         if inspect.isabstract(component):
@@ -113,11 +129,13 @@ class Table(Generic[T]):
 
 
 def _described(thing: Any) -> str:
-    return (
-        f"the class {thing.__qualname__}"
-        if isinstance(thing, type)
-        else f"of type {type(thing).__name__}"
-    )
+    if isinstance(thing, type):
+        return f"the class {thing.__qualname__}"
+    return "a function" if inspect.isfunction(thing) else f"of type {type(thing).__name__}"
+
+
+def _article(what: str) -> str:
+    return f"{'an' if what[0] in 'aeiou' else 'a'} {what}"
 
 
 @dataclass(frozen=True)

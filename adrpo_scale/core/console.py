@@ -9,6 +9,13 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 console = Console()
+_WIDE = 200  # columns, where no terminal says how many there are
+
+
+def wide() -> Console:
+    """The console of tables with long cells: in a file or a pipe, 80 columns would break each cell
+    into a column of single words."""
+    return console if console.is_terminal else Console(width=max(console.width, _WIDE))
 
 
 def warnings_on_screen() -> logging.Handler:

@@ -40,7 +40,8 @@ def _known_assets(asset: str) -> str:
     )
     if not known:
         return "This installation has no demo assets at all: install the package again."
-    near = difflib.get_close_matches(asset, known, n=1)
+    folders = sorted({name.partition("/")[0] for name in known if "/" in name})  # the models
+    near = difflib.get_close_matches(asset, [*folders, *known], n=1)
     guess = f"Did you mean {DEMO_PREFIX}{near[0]}? " if near else ""
     more = f" and {len(known) - _LISTED} more" if len(known) > _LISTED else ""
     return f"{guess}There are: " + ", ".join(DEMO_PREFIX + k for k in known[:_LISTED]) + more

@@ -3,12 +3,13 @@
 A reward is built once per rank. It is called with a batch of artifacts (`Domain.artifacts`) and
 their prompts, and returns one number per sample. If it raises, it is called again for one sample at
 a time. A sample whose reward raises or is not finite is masked on every rank, and the log names its
-prompt.
+prompt; samples with the same fault share one line, which names the first prompts.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -25,6 +26,7 @@ from adrpo_scale.engines.workload import Frozen
 from adrpo_scale.hub.needs import HubNeed
 
 log = logging.getLogger(__name__)
+_NAMED = 6  # prompts of one fault that a warning names
 
 
 class RewardConfig(Section):
@@ -115,9 +117,21 @@ def sharded_models(rewards: Sequence[Reward]) -> list[nn.Module]:
 
 
 def rewards_of(reward: Reward, artifacts: Sequence[Any], prompts: Sequence[Prompt]) -> Tensor:
-    """float64 [N] on the CPU, NaN where the reward raised or was not finite."""
+    """float64 [N] on the CPU, NaN where the reward raised or was not finite. The log has one line
+    for each fault of the batch: a reward with a bug fails on every sample in the same way."""
     if not artifacts:
         return torch.empty(0, dtype=torch.float64)
+    values, faults = _scored(reward, artifacts, prompts)
+    for fault in dict.fromkeys(filter(None, faults)):
+        hit = [prompt for prompt, its in zip(prompts, faults, strict=True) if its == fault]
+        log.warning("reward %s %s on %s; masked", reward.label, fault, _all_named(hit))
+    return values
+
+
+def _scored(
+    reward: Reward, artifacts: Sequence[Any], prompts: Sequence[Prompt]
+) -> tuple[Tensor, list[str]]:
+    """float64 [N], NaN where the reward failed, and the fault of each sample; "" where none."""
     try:
         values = checked(reward, artifacts, prompts)
     except RewardError:
@@ -125,20 +139,21 @@ def rewards_of(reward: Reward, artifacts: Sequence[Any], prompts: Sequence[Promp
     except Exception as error:
         # Third-party code on generated input: one bad sample must not end a run of days.
         if len(artifacts) == 1:
-            log.warning(
-                "reward %s raised on %s: %r; masked", reward.label, named(prompts[0]), error
-            )
-            return torch.full((1,), torch.nan, dtype=torch.float64)
+            return torch.full((1,), torch.nan, dtype=torch.float64), [f"raised {error!r}"]
         pairs = zip(artifacts, prompts, strict=True)
-        return torch.cat([rewards_of(reward, [artifact], [prompt]) for artifact, prompt in pairs])
-    for index in (~values.isfinite()).nonzero().flatten().tolist():
-        log.warning(
-            "reward %s is %s on %s; masked",
-            reward.label,
-            float(values[index]),
-            named(prompts[index]),
-        )
-    return torch.where(values.isfinite(), values, torch.nan)
+        alone = [_scored(reward, [artifact], [prompt]) for artifact, prompt in pairs]
+        return torch.cat([value for value, _ in alone]), [fault for _, (fault,) in alone]
+    faults = ["" if math.isfinite(value) else f"is {value}" for value in values.tolist()]
+    return torch.where(values.isfinite(), values, torch.nan), faults
+
+
+def _all_named(prompts: Sequence[Prompt]) -> str:
+    """The prompts of some samples for a message, the first few of them in full."""
+    each = list({prompt.id: prompt for prompt in prompts}.values())
+    names = ", ".join(named(prompt) for prompt in each[:_NAMED])
+    more = f" and {len(each) - _NAMED} more" if len(each) > _NAMED else ""
+    samples = f"{len(prompts)} samples: " if len(prompts) > 1 else ""
+    return f"{samples}{names}{more}"
 
 
 def checked(reward: Reward, artifacts: Sequence[Any], prompts: Sequence[Prompt]) -> Tensor:

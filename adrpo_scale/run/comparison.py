@@ -36,6 +36,19 @@ class Evaluated:
     rows: Sequence[Row]
 
 
+def unevaluated(folders: Sequence[Path]) -> list[Path]:
+    """The folders of trials, and of runs that ended before their first evaluation, among others:
+    `runs/mine-*` names those too. [] where there is nothing else, so that reading them says what
+    is missing."""
+    found = [
+        folder
+        for folder in folders
+        if ((folder / "trial.json").is_file() or (folder / "lives").is_dir())
+        and not (folder / "eval.jsonl").is_file()
+    ]
+    return found if len(found) < len(folders) else []
+
+
 def read_run(folder: Path) -> Evaluated:
     """RunFolderError for a folder without evaluations, or with a config.json that is no config."""
     rows = read_rows(folder)

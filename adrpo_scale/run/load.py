@@ -98,7 +98,13 @@ def assign(data: dict[str, Any], key: str, value: Any) -> None:
         if not isinstance(place, dict | list):
             raise ConfigError(f"--set {key}: {parent} is a value, not a section")
     if isinstance(place, list):
-        place[_index(place, last, key)] = value
+        number = _index(place, last, key)
+        if value == "null":
+            raise ConfigError(
+                f"--set {key}=null: null removes a key, and {key} is an item of a list: give the "
+                f"list whole, as in --set '{'.'.join(parents)}=[...]'"
+            )
+        place[number] = value
     elif value == "null":  # TOML has no null, and a section must be removable from the shell
         place.pop(last, None)
     else:

@@ -128,7 +128,8 @@ def warnings_of(record: dict[str, Any], algorithm: Algorithm) -> Iterator[tuple[
             f"mean |A| is {size:.3g}, below {small}: almost nothing is learned. Rewards "
             'are expected on a 0-100 scale, or use algorithm.scale = "group_std"',
         )
-    if record["degenerate_groups"] > MANY_DEGENERATE:
+    # Where every sample is masked, that is the fault, and other groups would not fix it.
+    if size is not None and record["degenerate_groups"] > MANY_DEGENERATE:
         yield (
             "degenerate groups",
             f"{record['degenerate_groups']:.0%} of the groups have equal rewards or fewer than two "

@@ -235,14 +235,14 @@ def text_table(rows: Sequence[Mapping[str, Any]]) -> str:
 def progress_line(record: Mapping[str, Any]) -> str:
     """The numbers that a person watches: reward, betas, divergence, entropy, samples a second."""
 
-    def shown(name: str, digits: int) -> str:
+    def shown(name: str, digits: int, kind: str = "f") -> str:
         value = record.get(name)
-        return "–" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
+        return "–" if value is None or not math.isfinite(value) else f"{value:.{digits}{kind}}"
 
     tokens = f"entropy {shown('entropy', 3)}  " if "entropy" in record else ""
     return (
         f"reward {shown('reward', 2)}  "
         f"beta {shown('beta_min', 2)}…{shown('beta_max', 2)}  "
-        f"divergence {shown('divergence', 4)}  {tokens}"
+        f"divergence {shown('divergence', 3, 'g')}  {tokens}"
         f"{shown('samples_per_second', 1)} samples/s"
     )

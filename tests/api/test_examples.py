@@ -20,6 +20,7 @@ DEMO = str(CONFIGS / "demo" / "image_adrpo.toml")
 SHORT = [*TINY, "iterations=2", "evaluation.every=1"]
 OWN = {
     "extend_algorithm": ['algorithm={name="extend_algorithm:Smooth", temperature=0.5}'],
+    "extend_beta": ['algorithm={name="extend_beta:SmoothBeta", height=0.5}'],
     "extend_reward": ['rewards=[{kind="extend_reward:Colour", colour=[0, 0, 255]}]'],
     "extend_domain": ["domain.name=extend_domain:Enlarged", "domain.times=3"],
     "extend_engine": ["engine.name=extend_engine:OneProcess", "engine.shard=null"],

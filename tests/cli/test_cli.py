@@ -122,6 +122,9 @@ def test_config_shows_values_differences_and_the_schema(monkeypatch):
     assert shown.exit_code == 0
     for text in ("seed", "--set", "algorithm.beta0", "domain.lora.rank", "paper", "default"):
         assert text in shown.output
+    monkeypatch.delenv("COLUMNS")
+    piped = CliRunner().invoke(cli.app, ["config", ADRPO])
+    assert "rollouts, each with its updates" in piped.output  # one line, not a word a line
     different = CliRunner().invoke(cli.app, ["config", ADRPO, "--diff", GRPO])
     assert "algorithm.beta0" in different.output and "1.01" in different.output
     assert "optimizer" not in different.output

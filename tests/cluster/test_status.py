@@ -178,6 +178,9 @@ def test_folders_that_are_no_runs_are_named_and_the_others_shown(real, tmp_path)
     assert answer.exit_code == 2 and "6 of 6" in answer.output
     for text in ("nowhere is not there", "is not the folder of a run", "is the folder of a trial"):
         assert answer.stderr.count(text) == 1
+    beside, alone = shown(real / "done", tmp_path / "trial"), shown(tmp_path / "trial")
+    assert (beside.exit_code, alone.exit_code) == (0, 2)
+    assert beside.stderr.startswith("note: ") and alone.stderr.startswith("error: ")
     answers = json.loads(shown(*names, "--json").stdout)
     assert [answer["error"] is None for answer in answers] == [False, True, False, False]
     assert answers[1]["state"] == DONE and answers[1]["checkpoint_iteration"] == 6

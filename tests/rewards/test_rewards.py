@@ -176,10 +176,19 @@ def test_only_the_samples_that_fail_are_masked_and_their_prompts_named(name, bad
     found = rewards_of(function(name, name="mine"), IMAGES, PROMPTS)
     masked = {index for index, value in enumerate(found.tolist()) if value != value}
     assert masked == ({bad} if bad is not None else set(range(5)))
-    assert len(caplog.messages) == len(masked)
-    for index, message in zip(sorted(masked), caplog.messages, strict=True):
-        assert f"prompt {index} {TEXTS[index]!r}" in message and "reward mine" in message
+    (message,) = caplog.messages  # one for the fault, however many samples it hits
+    assert message.startswith("reward mine ") and message.endswith("; masked")
+    for index in range(5):
+        assert (f"prompt {index} {TEXTS[index]!r}" in message) == (index in masked)
     assert rewards_of(function(name), [], []).shape == (0,)
+
+
+def test_a_fault_of_many_samples_names_the_first_prompts_and_counts_the_others(caplog):
+    prompts = [Prompt(number // 2, f"text {number // 2}") for number in range(20)]
+    rewards_of(function("as_words"), [IMAGES[0]] * 20, prompts)
+    (message,) = caplog.messages
+    assert "on 20 samples: prompt 0 'text 0', prompt 1 " in message
+    assert message.endswith("prompt 5 'text 5' and 4 more; masked")
 
 
 # ---- names, weights, groups ------------------------------------------------------------------

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from adrpo_scale.core.errors import RunFolderError
-from adrpo_scale.run.comparison import by_seed, comparison, labels, read_run
+from adrpo_scale.run.comparison import by_seed, comparison, labels, read_run, unevaluated
 from adrpo_scale.run.load import load_config, parse_config
 from adrpo_scale.run.tables import read_rows
 from tests.support.tiny import CONFIGS
@@ -184,3 +184,14 @@ def test_a_broken_config_is_named(tmp_path):
     (tmp_path / "run" / "config.json").write_text('{"seed": ')
     with pytest.raises(RunFolderError, match=r"config\.json is not JSON .*copied completely"):
         read_run(tmp_path / "run")
+
+
+def test_trials_and_runs_without_evaluations_are_left_out_beside_others(tmp_path):
+    run, trial, failed, foreign = (tmp_path / name for name in ("run", "trial", "failed", "papers"))
+    run_folder(run, DEMO / "image_adrpo.toml")
+    (failed / "lives").mkdir(parents=True)
+    trial.mkdir()
+    (trial / "trial.json").write_text("{}")
+    foreign.mkdir()
+    assert unevaluated([run, trial, failed, foreign, tmp_path / "nowhere"]) == [trial, failed]
+    assert unevaluated([trial, failed]) == []  # reading them then says what is missing

@@ -110,10 +110,13 @@ def test_a_config_made_of_sections():
         (f"algorithm.name={OWN}", "is not known; known: 'adrpo', 'grpo'"),
         (f"algorithm.name={OWN}:Red", "derive it from adrpo_scale.Algorithm"),
         (f"rewards.1.kind={OWN}:a_number", "the class of a reward is expected: derive it from"),
+        (f"rewards.1.kind={OWN}:a_function", f'write kind = "function" and path = "{OWN}:a_func'),
+        (f"algorithm.name={OWN}:a_function", "is a function, and the class of an algorithm is"),
         (f"rewards.1.kind={OWN}:NoConfig", "has no Config, and the class of its settings is"),
         (f"rewards.1.kind={OWN}:OtherConfig", "derive one from adrpo_scale.RewardConfig"),
         (f"algorithm.name={OWN}:NothingDefined", "lacks credit, loss, which every algorithm has"),
         ("algorithm.name=3", "algorithm.name: '3' is not known"),
+        ("rewards.1=null", "null removes a key, and rewards.1 is an item of a list: give the list"),
         ("rewards.1=3", "rewards.1 = 3: a section with the key kind is expected"),
     ],
 )
@@ -131,6 +134,14 @@ def test_a_broken_module_says_what_python_said(tmp_path, monkeypatch):
     (tmp_path / "broken_component.py").write_text("1 / 0\n")
     text = refusal("algorithm.name=broken_component:Mine")
     assert "'broken_component:Mine' cannot be imported (ZeroDivisionError: division by" in text
+
+
+def test_a_library_that_ones_own_module_misses_is_told_from_a_missing_module(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "asks_for_more.py").write_text("import no_such_library\n")
+    text = refusal("algorithm.name=asks_for_more:Mine")
+    assert "asks_for_more was found, and imports no_such_library, which is not installed" in text
+    assert "expected module:name" in refusal("algorithm.name=no_such_package.part:Mine")
 
 
 # ---- the schema of editors -------------------------------------------------------------------

@@ -58,6 +58,10 @@ class Plain(Fsdp2Engine):
 a_number = 3
 
 
+def a_function(images, prompts):
+    return [0.0 for _ in images]
+
+
 class Other(Section):
     pass
 

@@ -29,11 +29,15 @@ _CHECKPOINT = re.compile(r"step-(\d{6,})")  # a committed one, as in checkpoint/
 _EXPIRY = 120.0  # seconds, as long as config.json does not say it
 
 
+class TrialFolderError(RunFolderError):
+    """The folder of a trial, which lies among the folders of runs and has no state to show."""
+
+
 def read(run: Path) -> RunFacts:
     """Raises RunFolderError where there is no run."""
     config = _json(run / "config.json")
     if not config and not (run / "lives").is_dir() and not (run / run_lock.LOCK).exists():
-        raise RunFolderError(_no_run(run))
+        raise _no_run(run)
     metrics = run / "metrics.jsonl"
     return RunFacts(
         run=str(run),
@@ -49,12 +53,18 @@ def read(run: Path) -> RunFacts:
     )
 
 
-def _no_run(run: Path) -> str:
+def _no_run(run: Path) -> RunFolderError:
     if not run.is_dir():
-        return f"{run} is not there: give the folder of a run, e.g. runs/<config>-<hash>"
+        return RunFolderError(
+            f"{run} is not there: give the folder of a run, e.g. runs/<config>-<hash>"
+        )
     if (run / "trial.json").exists():
-        return f"{run} is the folder of a trial, which is over: see {run / 'trial.json'}"
-    return f"{run} is not the folder of a run: it has no config.json, no lives/ and no lock"
+        return TrialFolderError(
+            f"{run} is the folder of a trial, which is over: see {run / 'trial.json'}"
+        )
+    return RunFolderError(
+        f"{run} is not the folder of a run: it has no config.json, no lives/ and no lock"
+    )
 
 
 def _json(path: Path) -> dict[str, Any]:

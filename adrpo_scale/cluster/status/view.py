@@ -9,22 +9,22 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from adrpo_scale.cluster.status import queue
 from adrpo_scale.cluster.status import read as folders
 from adrpo_scale.cluster.status.base import DONE, RUNNING, RunFacts, Status
 from adrpo_scale.cluster.status.state import RECENT, judge
+from adrpo_scale.core.console import wide
 from adrpo_scale.core.disk_space import size_text
 from adrpo_scale.core.errors import RunFolderError
 
-_WIDE = 200  # columns, where no terminal says how many there are
 _NONE = "–"
 
 
 def show(runs: Sequence[Path], as_json: bool) -> int:
-    """Prints the status of each run, in the order given. The exit code: 2 where one is no run."""
+    """Prints the status of each run, in the order given. The exit code: 2 where one is no run; the
+    folder of a trial is a note beside other runs, because `runs/*` names those too."""
     answers = statuses(runs)
     if as_json:
         pairs = zip(runs, answers, strict=True)
@@ -32,9 +32,12 @@ def show(runs: Sequence[Path], as_json: bool) -> int:
     else:
         _show([answer for answer in answers if isinstance(answer, Status)])
     errors = [answer for answer in answers if isinstance(answer, RunFolderError)]
+    notes = [error for error in errors if isinstance(error, folders.TrialFolderError)]
+    if len(notes) == len(answers):
+        notes = []
     for error in errors:
-        print(f"error: {error}", file=sys.stderr)
-    return 2 if errors else 0
+        print(f"{'note' if error in notes else 'error'}: {error}", file=sys.stderr)
+    return 2 if len(errors) > len(notes) else 0
 
 
 def statuses(runs: Sequence[Path]) -> list[Status | RunFolderError]:
@@ -73,9 +76,7 @@ def _document(run: Path, answer: Status | RunFolderError) -> dict[str, Any]:
 
 
 def _show(answers: Sequence[Status]) -> None:
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=max(console.width, _WIDE))
+    console = wide()
     if len(answers) == 1:
         for name, text in _block(answers[0]):
             console.print(f"{name:<11}{text}", highlight=False, markup=False, soft_wrap=True)
