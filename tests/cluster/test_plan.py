@@ -319,7 +319,7 @@ def test_a_plan_leaves_no_process_group_behind():
 
 def test_ranks_without_work_are_warned_of():
     plan = plan_of(demo_config(), hardware(32, 8))
-    assert "16 make none" in plan.warnings[0] and "filler" in plan.warnings[1]
+    assert "16 have none" in plan.warnings[0] and "filler" in plan.warnings[1]
 
 
 def test_jobs_of_a_time_limit():
@@ -327,7 +327,7 @@ def test_jobs_of_a_time_limit():
     seconds = 1000 * plan.iteration_seconds
     hours = (plan.seconds_of("load") + 60 + seconds / 2.5) / 3600
     assert with_time_limit(plan, hours, 60).jobs == 3
-    with pytest.raises(ConfigError, match="no job would get anywhere"):
+    with pytest.raises(ConfigError, match="no job would complete an iteration"):
         with_time_limit(plan, 1 / 3600, 60)
 
 
@@ -442,7 +442,7 @@ def test_a_trial_on_cpus_says_nothing_of_memory():
     here = plan_of(config, Hardware(GPUS["cpu"], 1, 1, 1e9))
     plan = plan_of(config, hardware(), trial=trial_of(config, here, device="cpu"))
     assert {m.basis for m in plan.memory} == {"predicted"}
-    assert any("carries over only roughly" in text for text in plan.warnings)
+    assert any("its measurements are rough" in text for text in plan.warnings)
 
 
 def test_a_trial_of_something_else_is_refused(tmp_path):

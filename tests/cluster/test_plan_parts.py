@@ -79,7 +79,7 @@ def with_reward(reward):
 
 def test_a_reward_that_states_nothing_is_named_as_not_counted(capsys):
     plan = plan_of(with_reward(Silent), hardware())
-    assert plan.not_counted == ["reward mine: whatever memory and time it takes"]
+    assert plan.not_counted == ["reward mine: its memory and time"]
     assert json.loads(json.dumps(facts(plan)))["not_counted"] == plan.not_counted
     show(plan)
     assert "not counted: reward mine" in capsys.readouterr().out

@@ -1,7 +1,7 @@
 """The cheapest change after which a run fits, found by planning with it.
 
-Changes are tried from the one that costs least (nothing but a little speed) to the one that costs
-most (more nodes); first each alone, then one after the other. What is learned is never changed.
+Changes are tried in order of their price, from a little speed to more nodes: first each alone, then
+one added to the other. No change alters what the model learns.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ Planner = Callable[[RunConfig, Hardware], Plan]
 
 
 def ladder(config: RunConfig, plan: Plan) -> list[Rung]:
-    """From cheap to dear, only what is not so already: of the run, then of its domain, rewards and
-    engine, each of which states its own."""
+    """Possible changes, cheapest first, without those in force already. Domain, rewards and engine
+    state their own."""
     engine = engine_of(config)
     found = [*_of_the_run(config, plan), *DOMAINS[config.domain.name].rungs(config.domain)]
     for number, reward in enumerate(config.rewards):
         found += REWARDS[reward.kind].rungs(reward, f"rewards.{number}")
     found += engine.rungs()
-    if engine.spreads_over_all or plan.rows > 1:  # else more of them change nothing
+    if engine.spreads_over_all or plan.rows > 1:  # otherwise more nodes free no memory
         found += [Rung((), EVERY, Price.NODES, times) for times in (2, 4)]
     return sorted(found, key=lambda rung: rung.price)
 
@@ -55,7 +55,7 @@ def _of_the_run(config: RunConfig, plan: Plan) -> Iterator[Rung]:
 
 
 def cheapest_change(config: RunConfig, plan: Plan, planner: Planner) -> Change | None:
-    """None where no change on the ladder is enough."""
+    """The cheapest change after which the run fits; None where no change on the ladder suffices."""
     steps = ladder(config, plan)
     failing = _failing(plan)
     for rung in steps:
@@ -69,7 +69,7 @@ def cheapest_change(config: RunConfig, plan: Plan, planner: Planner) -> Change |
 def _several(
     config: RunConfig, plan: Plan, steps: Sequence[Rung], planner: Planner
 ) -> Change | None:
-    """One after the other, each kept if it helps; what turns out not to be needed is left out."""
+    """Adds changes one by one and keeps those that help; then drops those that are not needed."""
     kept: list[Rung] = []
     best = plan
     for rung in steps:
@@ -102,7 +102,7 @@ def _excess(plan: Plan) -> int:
 def _try(
     config: RunConfig, hardware: Hardware, rungs: Sequence[Rung], planner: Planner
 ) -> Plan | None:
-    """None where the settings do not go together."""
+    """The plan after the changes; None where the settings contradict each other."""
     settings = [setting for rung in rungs for setting in rung.settings]
     times = max([rung.nodes for rung in rungs], default=1)
     with suppress(ConfigError), warnings.catch_warnings():
@@ -120,7 +120,8 @@ def _change(rungs: Sequence[Rung], after: Plan) -> Change:
 
 
 def refusal(plan: Plan) -> DoesNotFitError:
-    """What it needs, what there is, and what to do."""
+    """The error of a plan that does not fit: needed and available memory, and the cheapest
+    change."""
     gib = 2**30
     peak, gpu = plan.peak, plan.hardware.gpu
     text = (
@@ -130,8 +131,8 @@ def refusal(plan: Plan) -> DoesNotFitError:
     )
     if plan.change is None:
         return DoesNotFitError(
-            f"{text}. No change that leaves what is learned as it is makes it fit; use GPUs with "
-            "more memory, or domain.train=lora"
+            f"{text}. No change of settings that keeps the training's results makes it fit; use "
+            "GPUs with more memory, or domain.train=lora"
         )
     options = [f"--set {setting}" for setting in plan.change.settings]
     options += [f"--nodes {plan.change.nodes}"] if plan.change.nodes is not None else []

@@ -1,4 +1,4 @@
-"""What a plan is made of. Bytes and seconds are of one GPU unless it says otherwise."""
+"""The parts of a plan. Bytes and seconds are those of one GPU unless stated otherwise."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ class DoesNotFitError(ConfigError):
 
 
 class ForeignTrialError(ConfigError):
-    """What `--trial` names is no trial, or one of another model or algorithm."""
+    """The file of `--trial` is no trial, or that of another model or algorithm."""
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """name: as `--gpu` takes it. memory: bytes that a process can have. flops: dense FLOP/s by
-    precision, from the data sheet. hbm: bytes/s of its memory. link: bytes/s to its neighbours
-    inside the node, one way. efficiency: assumed share of `flops` that large matrix products of
-    this package reach. overhead: assumed seconds that one operator costs at least."""
+    """A kind of GPU. name: as in `--gpu`. memory: bytes available to a process. flops: dense FLOP/s
+    by dtype, from the data sheet. hbm: bytes/s of its memory. link: bytes/s to other GPUs in the
+    node, one way. efficiency: assumed share of `flops` that large matrix products of this package
+    reach. overhead: assumed least seconds of one operator."""
 
     name: str
     memory: int
@@ -40,7 +40,7 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Hardware:
-    """network: bytes/s of one node to the others, one way."""
+    """The machines of a job. network: bytes/s of one node to the others, one way."""
 
     gpu: Gpu
     nodes: int
@@ -54,7 +54,7 @@ class Hardware:
 
 @dataclass(frozen=True)
 class MemoryItem:
-    """bytes of one thing, in each phase in which it is there."""
+    """Memory for one purpose. phases: those in which it is allocated."""
 
     name: str
     bytes: int
@@ -63,8 +63,8 @@ class MemoryItem:
 
 @dataclass(frozen=True)
 class Traffic:
-    """Bytes of one phase of one iteration: inside: that one GPU receives from its node's others;
-    across: that one node receives from the other nodes."""
+    """Bytes of one phase of one iteration. inside: received by one GPU from the others in its node;
+    across: received by one node from the other nodes."""
 
     phase: Phase
     inside: float
@@ -73,8 +73,8 @@ class Traffic:
 
 @dataclass(frozen=True)
 class PhaseTime:
-    """Seconds of one iteration (`load`: of a start). compute and communicate overlap in `update`
-    alone. basis: "measured" where a trial has corrected it."""
+    """Seconds of one phase of an iteration (`load`: of a start). `compute` and `communicate`
+    overlap in `update` alone. basis: "measured" where a trial has scaled the prediction."""
 
     phase: Phase
     compute: float
@@ -85,7 +85,7 @@ class PhaseTime:
 
 @dataclass(frozen=True)
 class PhaseMemory:
-    """Peak of one phase, without `reserve`."""
+    """Peak memory of one phase, without `Plan.reserve`."""
 
     phase: Phase
     bytes: int
@@ -104,13 +104,13 @@ class Change:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that `plan` says of a config on a machine.
+    """The plan of a config on a machine.
 
-    usable: bytes that a GPU's peak may come to, after `reserve` (CUDA context, NCCL) and what the
-    allocator cannot hand out. largest_micro_batch, largest_rollout_chunk: None where nothing fits.
-    rows: samples that the fullest rank makes in an iteration. micro_batches: of one optimizer step.
-    unit: rows that stay together, the least micro-batch. not_counted: what of the run takes memory
-    and time that are in none of the figures.
+    usable: bytes that a GPU's peak may reach, after `reserve` (CUDA context, NCCL) and
+    fragmentation. largest_micro_batch, largest_rollout_chunk: None where nothing fits.
+    rows: samples that the fullest rank generates in an iteration. micro_batches: those of one
+    optimizer step. unit: rows that stay together, the least micro-batch. not_counted: parts of the
+    run whose memory and time are in none of the figures.
     """
 
     config: str
@@ -156,7 +156,7 @@ class Plan:
 
     @property
     def iteration_seconds(self) -> float:
-        """Without loading; an evaluation counts with its share."""
+        """Seconds of an iteration without loading, with an evaluation's share."""
         return sum(t.seconds for t in self.times if t.phase != "load")
 
     @property

@@ -1,9 +1,8 @@
-"""A trial's measurements put in the place of assumptions.
+"""Calibration of a plan by a trial's measurements.
 
-What a trial measured on its own machine is divided by what plan predicts for that machine; the
-ratio of each phase then scales the plan of the cluster. So what is wrong in the same way in both
-(efficiency, overheads, an allocator's habits) is corrected, and what differs between them
-(how many GPUs, links, shards) is still predicted.
+The ratio of a trial's measurement to the plan for the trial's own machine, phase by phase, scales
+the plan for the cluster. This corrects errors that both machines share (efficiency, overheads, the
+allocator), while differences between them (number of GPUs, links, shards) are still predicted.
 """
 
 from __future__ import annotations
@@ -20,11 +19,11 @@ from adrpo_scale.run.config import RunConfig
 from adrpo_scale.run.load import parse_config
 
 FORMAT = 1
-PER_NODE = 8  # a trial of more processes than this was on several nodes
+PER_NODE = 8  # GPUs of a node, where an old trial does not state it
 
 
 def read_trial(path: Path) -> dict[str, Any]:
-    """Raises ForeignTrialError for a file that is no trial's."""
+    """Reads trial.json. Raises ForeignTrialError for any other file."""
     try:
         trial = json.loads(path.read_text())
         if trial["format"] != FORMAT:
@@ -43,14 +42,15 @@ def read_trial(path: Path) -> dict[str, Any]:
 
 
 def trial_run(trial: Mapping[str, Any], config: RunConfig) -> tuple[RunConfig, Hardware]:
-    """The config that was tried, and where. Raises ForeignTrialError unless it is of `config`."""
+    """The trial's config and hardware. Raises ForeignTrialError where it does not match
+    `config`."""
     tried = parse_config(trial["settings"])
     for what in ("domain.name", "domain.model", "domain.train", "algorithm.name", "engine.dtype"):
         here, there = _value(config, what), _value(tried, what)
         if here != there:
             raise ForeignTrialError(
-                f"the trial had {what} = {there!r}, this config has {here!r}: its measurements say "
-                "nothing of this run; make a trial with `adrpo-scale train CONFIG --trial`"
+                f"the trial had {what} = {there!r}, this config has {here!r}: its measurements do "
+                "not apply; make a trial of this config with `adrpo-scale train CONFIG --trial`"
             )
     on_gpu = trial["device"] == "cuda"
     gpu = gpu_of_device(str(trial["gpu"])).name if on_gpu else "cpu"
@@ -67,9 +67,9 @@ def _value(config: RunConfig, path: str) -> Any:
 
 
 def calibrated(plan: Plan, trial: Mapping[str, Any], predicted: Plan) -> Plan:
-    """`plan`, with each phase scaled by what the trial measured over `predicted`, plan's figures
-    for the trial's own machine. Memory is taken over from GPUs alone: a CPU's process holds much
-    that a GPU does not."""
+    """`plan`, each phase scaled by the trial's measurement over `predicted`, the plan for the
+    trial's own machine. Memory is scaled by trials on GPUs alone: a process's memory on a CPU also
+    holds libraries and buffers that a GPU's memory does not."""
     times = [_time(time, trial["seconds"], predicted) for time in plan.times]
     on_gpu = trial["device"] == "cuda"
     peaks = [_memory(m, trial["peak_bytes"] if on_gpu else {}, predicted) for m in plan.memory]
@@ -79,7 +79,7 @@ def calibrated(plan: Plan, trial: Mapping[str, Any], predicted: Plan) -> Plan:
 
 
 def _time(time: PhaseTime, seconds: Mapping[str, Any], predicted: Plan) -> PhaseTime:
-    # A trial does not evaluate, but an evaluation is rollouts above all.
+    # A trial does not evaluate; an evaluation consists mainly of rollouts.
     phase = "rollout" if time.phase == "evaluation" else time.phase
     expected, found = predicted.seconds_of(phase), seconds.get(phase)
     if found is None or expected <= 0:
@@ -108,8 +108,8 @@ def _doubts(plan: Plan, trial: Mapping[str, Any], predicted: Plan) -> list[str]:
     found = []
     if here != there:
         found.append(
-            f"the trial ran on {there}, the plan is for {here}: times are scaled by what was "
-            "measured there, which carries over only roughly; try it on one GPU of the cluster"
+            f"the trial ran on {there}, the plan is for {here}: times scaled by its measurements "
+            "are rough; repeat the trial on one GPU of the cluster"
         )
     if trial["device"] != "cuda":
         found.append("the trial ran on CPUs, so memory is predicted, not measured")

@@ -1,9 +1,9 @@
-"""Bytes that travel in one iteration, from the sharding units and the mesh of the real engine.
+"""Traffic of one iteration, from the sharding units and the mesh of the real engine.
 
-A ring of n ranks brings each of them (n - 1) / n of what is gathered, or takes as much from it when
-gradients are summed and cut; a sum that everybody gets takes both. A ring over nodes crosses each
-node's network card once in each direction; sums between the nodes' replicas run side by side on all
-GPUs of a node, each with its part.
+In a ring of n ranks, each receives (n - 1) / n of the gathered bytes in an all-gather, sends as
+much in a reduce-scatter, and does both in an all-reduce. A ring over nodes crosses each node's
+network card once in each direction. Sums between the nodes' replicas run in parallel on all GPUs of
+a node, each with its part.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from adrpo_scale.run.config import RunConfig
 def traffic_of(
     config: RunConfig, hardware: Hardware, work: Workload, load: RankLoad, what: Held
 ) -> list[Traffic]:
-    """By phase, where there is any."""
+    """The traffic of each phase that has any."""
     found = [
         _gathers("rollout", what.policy, hardware, 1 + needs_old(config, load)),
         _reward(config, hardware, work, what),
@@ -59,7 +59,8 @@ def _gathers(phase: Phase, shards: Shards, hardware: Hardware, times: int) -> Tr
 
 
 def _reductions(shards: Shards, hardware: Hardware, times: int) -> Traffic:
-    """Of float32 gradients: cut over the ranks that share a copy, then summed over the copies."""
+    """Traffic of float32 gradients: reduce-scatter within a copy, then all-reduce over the
+    copies."""
     n, copies, amount = shards.degree, shards.copies, 4.0 * times * shards.trained
     cut = amount * (n - 1) / n
     inside, across = cut, cut if n > hardware.gpus_per_node else 0.0

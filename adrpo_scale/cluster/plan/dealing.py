@@ -1,4 +1,4 @@
-"""How many rows each rank works on, by the code that deals them out."""
+"""The number of rows of each rank, computed by the code that deals them out in training."""
 
 from __future__ import annotations
 
@@ -18,11 +18,14 @@ from adrpo_scale.training.batches import deal
 
 @dataclass(frozen=True)
 class RankLoad:
-    """Of the fullest rank. samples: it makes in one iteration. chunk: of them at once. chunks: in
-    one rollout. prompts: different ones in a chunk. rows: of a micro-batch. micro_batches: of an
-    optimizer step. steps: optimizer steps of an iteration. chosen: rows that all ranks train on.
-    unit: rows that stay together. sampled: different prompts that it samples from in an iteration.
-    received: further ones that it trains on, at most: rows go to ranks by their size.
+    """The work of the fullest rank.
+
+    samples: samples of an iteration. chunk: samples generated at once. chunks: number of these in a
+    rollout. prompts: different prompts in a chunk. rows: rows of a micro-batch. micro_batches:
+    micro-batches of an optimizer step. steps: optimizer steps of an iteration. chosen: rows that
+    all ranks together train on. unit: rows that stay together. sampled: different prompts sampled
+    from in an iteration. received: most further prompts among the rows that it trains on, because
+    rows are dealt by size.
     """
 
     samples: int
@@ -40,13 +43,13 @@ class RankLoad:
 
 def build_algorithm(config: RunConfig) -> Algorithm:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # given when the config was read
+        warnings.simplefilter("ignore")  # already shown when the config was read
         table = ALGORITHMS[config.algorithm.name]
         return table(config.algorithm, *DOMAINS[config.domain.name].gives)
 
 
 def load_of(config: RunConfig, hardware: Hardware) -> RankLoad:
-    """With rewards that differ, so that every group can be trained on."""
+    """The load if all rewards differ, so that no group is left out of training."""
     algorithm, optimizer = build_algorithm(config), config.optimizer
     prompts, group = config.prompts.per_iteration, config.prompts.group_size
     samples = -(-prompts * group // hardware.world)
@@ -75,7 +78,7 @@ def load_of(config: RunConfig, hardware: Hardware) -> RankLoad:
 
 
 def evaluation_load(config: RunConfig, hardware: Hardware) -> RankLoad:
-    """The samples of one split of an evaluation."""
+    """The load of one split of an evaluation."""
     evaluation = config.evaluation
     each = evaluation.samples_per_prompt
     samples = -(-evaluation.prompts * each // hardware.world)
@@ -93,25 +96,26 @@ def evaluation_load(config: RunConfig, hardware: Hardware) -> RankLoad:
 
 
 def evaluation_splits(config: RunConfig) -> int:
-    """Prompts of training, and those held out."""
+    """The number of splits: training prompts, and held-out prompts if there are any."""
     prompts = config.prompts
     return 1 + (prompts.held_out is not None or prompts.held_out_share > 0)
 
 
 def _prompts_at_once(samples: int, group: int, world: int, chunk: int) -> int:
-    """Different prompts in a chunk, at most: blocks of ranks may begin inside a group."""
+    """Most different prompts in a chunk: a rank's block may begin inside a group."""
     blocks = [dist.block(samples, rank, world) for rank in range(world)]
     chunks = [b[k : k + chunk] for b in blocks for k in range(0, len(b), chunk)]
     return max(len({s // group for s in part}) for part in chunks)
 
 
 def chosen_rows(algorithm: Algorithm, prompts: int, group: int) -> int:
+    """The number of samples that the algorithm selects for training."""
     rewards = _rewards(prompts, group)
     return max(1, len(algorithm.select(rewards, algorithm.credit(rewards))))
 
 
 def _rewards(prompts: int, group: int) -> Rewards:
-    """Such that no two samples' are equal."""
+    """Rewards of which no two are equal."""
     total = torch.rand(prompts, group, generator=torch.Generator().manual_seed(0)).double()
     return Rewards(
         names=["reward"],
@@ -124,24 +128,24 @@ def _rewards(prompts: int, group: int) -> Rewards:
 
 
 def needs_reference(config: RunConfig) -> bool:
-    """Whether the reference is measured at every step, and not for the log alone."""
+    """True where every step evaluates the reference, and not only some for the log."""
     algorithm = build_algorithm(config)
     credit = algorithm.credit(_rewards(config.prompts.per_iteration, config.prompts.group_size))
     return algorithm.needs_reference(credit) or config.logging.divergence_every == 1
 
 
 def needs_old(config: RunConfig, load: RankLoad) -> bool:
-    """Whether rows are measured once more before an iteration's first step."""
+    """True where rows are evaluated once more before an iteration's first step."""
     return load.steps > 1 and build_algorithm(config).needs_old
 
 
 def warnings_of(config: RunConfig, hardware: Hardware, load: RankLoad) -> list[str]:
-    """What wastes GPUs."""
+    """Warnings about idle GPUs."""
     world, found = hardware.world, []
     samples = config.prompts.per_iteration * config.prompts.group_size
     if samples < world:
         found.append(
-            f"{samples} samples an iteration for {world} GPUs: {world - samples} make none; raise "
+            f"{samples} samples an iteration for {world} GPUs: {world - samples} have none; raise "
             "prompts.per_iteration or prompts.group_size, or take fewer nodes"
         )
     per_step = load.chosen // config.optimizer.minibatches

@@ -1,7 +1,7 @@
-"""GPUs and networks that `plan` knows, from the vendors' data sheets, and what it assumes of them.
+"""The GPUs that `plan` knows: rates of the vendors' data sheets, and assumptions.
 
-`efficiency` and `overhead` are assumptions, not measurements: a trial (`train --trial`) replaces
-them by what was measured.
+`efficiency` and `overhead` are assumptions; the measurements of a trial (`train --trial`) correct
+them.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ GIGABIT = 1e9 / 8
 def _gpu(
     name: str, gib: float, bf16: float, fp32: float, hbm_gb: float, link_gb: float, share: float
 ) -> Gpu:
-    """gib: what torch reports as total. bf16, fp32: dense TFLOP/s (fp32 without TF32, which torch
-    leaves off). hbm_gb, link_gb: GB/s, the link's as large collectives reach it."""
+    """gib: total memory that torch reports. bf16, fp32: dense TFLOP/s (fp32 without TF32, torch's
+    default). hbm_gb, link_gb: GB/s; the link's rate is that of large collectives. share: the
+    assumed efficiency."""
     flops = {"bfloat16": bf16 * 1e12, "float32": fp32 * 1e12}
     return Gpu(name, int(gib * GIB), flops, hbm_gb * 1e9, link_gb * 1e9, share, OVERHEAD)
 
@@ -34,14 +35,14 @@ GPUS = {
         _gpu("a100-80", 79.2, 312.0, 19.5, 2039, 200, 0.45),
         _gpu("h100", 79.1, 989.0, 67.0, 3350, 350, 0.35),
         _gpu("h200", 139.8, 989.0, 67.0, 4800, 350, 0.35),
-        # One process on one core: to try things out, and to calibrate.
+        # One process on one core: for trials on CPUs.
         _gpu("cpu", 8.0, 0.02, 0.06, 10, 2, 0.5),
     )
 }
 
 
 def find_gpu(name: str) -> Gpu:
-    """ConfigError, with those that are known, for another one."""
+    """The GPU of that name. Raises ConfigError, which lists the known names, for any other."""
     if name.lower() in GPUS:
         return GPUS[name.lower()]
     near = difflib.get_close_matches(name.lower(), GPUS, n=1)
@@ -50,7 +51,7 @@ def find_gpu(name: str) -> Gpu:
 
 
 def gpu_of_device(name: str, total: int | None = None) -> Gpu:
-    """By what `torch.cuda.get_device_name()` says, e.g. "NVIDIA RTX A6000"."""
+    """The GPU of a name from `torch.cuda.get_device_name()`, e.g. "NVIDIA RTX A6000"."""
     text = name.lower().replace("-", " ")
     if "a100" in text:
         return GPUS["a100-40" if "40gb" in text else "a100-80"]
@@ -58,12 +59,13 @@ def gpu_of_device(name: str, total: int | None = None) -> Gpu:
         if known in text:
             return GPUS[known]
     raise ConfigError(
-        f"the trial ran on {name!r}, of which plan has no rates; known: {', '.join(GPUS)}"
+        f"the trial ran on {name!r}, whose rates plan does not know; known: {', '.join(GPUS)}; "
+        "repeat the trial on one of these, or plan without --trial"
     )
 
 
 def build_hardware(gpu: str, nodes: int, gpus_per_node: int, network_gbit: float) -> Hardware:
-    """Raises ConfigError for numbers that no machine has."""
+    """Raises ConfigError for an unknown GPU, and for numbers below 1 or a network of 0."""
     for option, value in (("--nodes", nodes), ("--gpus-per-node", gpus_per_node)):
         if value < 1:
             raise ConfigError(f"{option} {value}: expected 1 or more")

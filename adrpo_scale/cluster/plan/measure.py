@@ -1,8 +1,8 @@
-"""Runs real code on tensors without memory, and counts what it would have used.
+"""Runs real code on tensors without memory, and counts the memory and work it would have used.
 
 Inside `without_memory()` every tensor is a fake one on the "CPU": shapes, dtypes and lifetimes are
-those of a real run, contents are not there. `Live` counts the bytes that are alive, as a caching
-allocator would be asked for them, and their operators and FLOPs.
+those of a real run; there are no contents. `Live` counts the bytes alive, rounded like requests to
+CUDA's allocator, and operators and FLOPs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch.utils.flop_counter import flop_registry
 
 from adrpo_scale.engines.fake import with_memory
 
-BLOCK = 512  # bytes: what CUDA's allocator rounds up to
+BLOCK = 512  # bytes: CUDA's allocator rounds up to multiples of it
 
 
 _NO_KERNEL = {
@@ -33,8 +33,8 @@ _NO_KERNEL = {
 
 
 class Live(TorchDispatchMode):
-    """now, peak: bytes of the storages that were made inside and are (were at most) alive.
-    operators: how many were called that launch a kernel. flops: by torch's own formulas."""
+    """Counts inside a `with` block. now, peak: bytes of living storages that were made inside, and
+    their maximum. operators: calls that launch a kernel. flops: by torch's own formulas."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class Live(TorchDispatchMode):
         self._sizes: dict[int, int] = {}  # by storage
 
     def __enter__(self) -> Live:
-        # FSDP frees gathered parameters by resizing their storage, which is no operator.
+        # FSDP frees gathered parameters by resizing storages, which calls no operator.
         self._plain_resize = plain = torch.UntypedStorage.resize_
 
         def resize(storage: torch.UntypedStorage, size: int) -> Any:
@@ -89,8 +89,8 @@ def _storages(values: Any) -> list[torch.UntypedStorage]:
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one call: peak bytes beyond what was there, bytes that its result keeps, FLOPs and
-    operators."""
+    """The cost of one call. peak: most bytes beyond those held before; kept: bytes of its
+    result."""
 
     peak: int
     kept: int
@@ -100,7 +100,7 @@ class Cost:
 
 @torch.no_grad()
 def cost_of(run: Callable[[], Any]) -> Cost:
-    """Of a call without gradients. Inside `without_memory()`."""
+    """The cost of a call without gradients; to be used inside `without_memory()`."""
     with Live() as live:
         kept = run()
     bytes_kept = live.now if kept is not None else 0
@@ -108,7 +108,7 @@ def cost_of(run: Callable[[], Any]) -> Cost:
 
 
 def empty_model(build: Callable[[], Any], dtype: torch.dtype) -> nn.Module:
-    """A frozen model whose parameters are fake. Inside `without_memory()`."""
+    """A frozen model with fake parameters; to be used inside `without_memory()`."""
     with with_memory(), init_empty_weights(include_buffers=False):
         model: nn.Module = build().requires_grad_(False).eval()
     tie = getattr(model, "tie_weights", None)
@@ -124,5 +124,5 @@ def empty_model(build: Callable[[], Any], dtype: torch.dtype) -> nn.Module:
 
 
 def bytes_of(model: nn.Module) -> int:
-    """Of parameters and buffers; shared ones once."""
+    """Bytes of parameters and buffers; shared ones count once."""
     return sum(t.numel() * t.element_size() for t in {*model.parameters(), *model.buffers()})

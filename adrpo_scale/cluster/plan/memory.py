@@ -1,8 +1,8 @@
-"""Bytes of one GPU by what they are for and when they are there.
+"""Memory of one GPU, by purpose and phase.
 
-Phases follow the trainer: `load` (rewards are there, rank 0 makes embeddings, before there is a
-policy), `rollout`, `reward`, `update`, `evaluation`. Of two uses that follow one another inside a
-phase (the solver, then the VAE) the larger counts.
+The phases are those of the trainer: `load` (rewards are loaded and rank 0 computes embeddings,
+before there is a policy), `rollout`, `reward`, `update`, `evaluation`. Of two uses that follow each
+other inside a phase (the solver, then the VAE) the larger counts.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from adrpo_scale.engines.workload import Clips, Frozen, Workload
 from adrpo_scale.run.config import RunConfig
 
 CONTEXT = GIB // 2  # CUDA's context, cuBLAS, cuDNN
-NCCL = GIB // 2  # its buffers, where there is more than one GPU
-FRAGMENTATION = 0.05  # of the peak: what the caching allocator holds and cannot use
+NCCL = GIB // 2  # its buffers, with more than one GPU
+FRAGMENTATION = 0.05  # share of the peak that the caching allocator holds but cannot use
 
 
 @dataclass(frozen=True)
 class Held:
-    """What a GPU holds all the time, and whose answers these are."""
+    """The memory that a GPU always holds, and the engine that computed it."""
 
     engine: EnginePlan
     policy: Shards
@@ -48,7 +48,7 @@ def usable(hardware: Hardware) -> int:
 
 def held(config: RunConfig, hardware: Hardware, work: Workload, load: RankLoad) -> Held:
     """Rehearses the update, then the sharding of the reference. Raises ConfigError for an engine
-    that gives plan no answers."""
+    that plan cannot ask."""
     engine = engine_of(config)
     update = rehearsal.update(config, hardware, engine, work, load.rows, load.micro_batches)
     policy = rehearsal.shards("policy", config, hardware, engine, work.spec, trained=True)
@@ -61,7 +61,7 @@ def held(config: RunConfig, hardware: Hardware, work: Workload, load: RankLoad) 
 def items_of(
     config: RunConfig, hardware: Hardware, work: Workload, load: RankLoad, what: Held
 ) -> list[MemoryItem]:
-    """Everything that is there in some phase."""
+    """All memory that is allocated in some phase."""
     found = _always(config, what)
     for model in work.frozen:
         found += _frozen(config, hardware, model, load, what.engine)
@@ -91,7 +91,7 @@ def _always(config: RunConfig, what: Held) -> list[MemoryItem]:
 def _frozen(
     config: RunConfig, hardware: Hardware, model: Frozen, load: RankLoad, engine: EnginePlan
 ) -> list[MemoryItem]:
-    """Its parameters, whenever they are there, and what it works with."""
+    """A frozen model's parameters, in the phases that hold them, and its working memory."""
     cost = rehearsal.frozen_cost(config, model, model.rows)
     rows = model.rows if model.placement == "rank 0" else min(model.rows, load.samples)
     if model.phase == "reward":
@@ -113,7 +113,8 @@ def _frozen(
 
 
 def _clips(config: RunConfig, hardware: Hardware, clips: Clips, load: RankLoad) -> int:
-    """All that a rank meets in the run, up to what it may keep; one, whatever it may."""
+    """Bytes of the encoded clips that a rank keeps: all it meets, up to its limit, but at least
+    one."""
     met = config.iterations * (load.sampled + load.received)
     if config.evaluation.every:
         met += evaluation_splits(config) * evaluation_load(config, hardware).sampled
@@ -121,13 +122,13 @@ def _clips(config: RunConfig, hardware: Hardware, clips: Clips, load: RankLoad) 
 
 
 def encoding(config: RunConfig, work: Workload) -> int:
-    """Bytes that the encoding of a clip works with."""
+    """Working memory of encoding a clip."""
     towers = [model for model in work.frozen if model.per_clip]
     return max((rehearsal.frozen_cost(config, m, m.rows).at(1).peak for m in towers), default=0)
 
 
 def gathered_bytes(shards: Shards) -> int:
-    """What `engine.sampling()` adds: the model, and the buffer that its last unit came in."""
+    """Memory that `engine.sampling()` adds: the whole model, and the buffer of its largest unit."""
     return shards.whole + shards.largest if shards.degree > 1 else 0
 
 
@@ -156,7 +157,7 @@ def _rollout(
 def _update(config: RunConfig, hardware: Hardware, work: Workload, what: Held) -> list[MemoryItem]:
     update = what.update
     found = what.engine.update_memory(what.policy, update.peak, update.gradients, hardware.world)
-    working = max(found.working, encoding(config, work))  # of clips that came from other ranks
+    working = max(found.working, encoding(config, work))  # clips may come from other ranks
     return [
         MemoryItem("policy: gradients", found.waiting, ["update"]),
         MemoryItem("update: activations, gathered units, logits", working, ["update"]),
@@ -166,7 +167,7 @@ def _update(config: RunConfig, hardware: Hardware, work: Workload, what: Held) -
 def _evaluation(
     config: RunConfig, hardware: Hardware, work: Workload, what: Held
 ) -> list[MemoryItem]:
-    """The divergence from the reference is measured with both whole."""
+    """Memory of an evaluation: its divergence needs policy and reference gathered at once."""
     gathered = gathered_bytes(what.policy)
     if what.reference is not None:
         gathered += gathered_bytes(what.reference)
@@ -182,8 +183,8 @@ def _evaluation(
 
 
 def peaks(items: Sequence[MemoryItem], config: RunConfig, work: Workload) -> list[PhaseMemory]:
-    """By phase. What decodes (the VAE) works after the solver, when the policy is not gathered any
-    more; clips are encoded before the first token."""
+    """Peak memory of each phase. Decoding (the VAE) follows the solver, when the policy is no
+    longer gathered; encoding of clips precedes the first token."""
     found = []
     for phase in EVERY:
         total = sum(item.bytes for item in items if phase in item.phases)
@@ -195,7 +196,7 @@ def peaks(items: Sequence[MemoryItem], config: RunConfig, work: Workload) -> lis
 
 
 def at_work(work: Workload, *, per_clip: bool) -> tuple[str, ...]:
-    """Items of a rollout's models that work before its samples are made (per_clip), or after."""
+    """Names of items: models that run before the samples are generated (per_clip), or after."""
     models = [m for m in work.frozen if m.phase == "rollout" and m.per_clip == per_clip]
     return tuple(f"{model.name}: at work" for model in models)
 

@@ -1,7 +1,7 @@
-"""The command `plan`: what a config needs on a machine, found out without that machine.
+"""The command `plan`: predicts a config's needs on a machine, without that machine.
 
-`plan_of` runs the real models and engine without memory (`rehearsal`), adds up what is there in
-each phase (`memory`), what travels (`communication`) and how long it takes (`times`).
+`plan_of` runs the real models and engine without memory (`rehearsal`), and adds up the memory of
+each phase (`memory`), the traffic (`communication`) and the seconds (`times`).
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ def plan_of(
     trial: Mapping[str, Any] | None = None,
     name: str = "",
 ) -> Plan:
-    """trial: a trial.json's contents; figures that it measured replace what is assumed. name: the
-    config's.
+    """The plan of a config. trial: contents of a trial.json; its measurements scale the
+    predictions. name: the config's.
 
-    Raises ConfigError for settings that do not go with the machine, ModelNotFoundError where a
-    model's shape is not known, ForeignTrialError where the trial is of something else.
+    Raises ConfigError for settings that contradict the machine, ModelNotFoundError where the shape
+    of a model is unknown, ForeignTrialError where the trial is one of another model or algorithm.
     """
     plan = _predicted(config, hardware, name)
     if trial is None:
@@ -118,7 +118,7 @@ def _assumptions(
 
 
 def _room(plan: Plan, phase: Any, without: str) -> int:
-    """Bytes that the items named `without…` may have in a phase."""
+    """Bytes left in a phase for the items whose names begin with `without`."""
     others = sum(i.bytes for i in plan.items if phase in i.phases and not _is(i, without))
     return plan.usable - others
 
@@ -128,7 +128,7 @@ def _is(item: MemoryItem, start: str) -> bool:
 
 
 def _largest_micro_batch(config: RunConfig, plan: Plan, what: Held, load: RankLoad) -> int | None:
-    """As many as a rank has rows, at most; a multiple of what must stay together."""
+    """The largest micro-batch that fits: a multiple of `unit`, at most the rows of a rank."""
     room = _room(plan, "update", "update:")
     now = next((i.bytes for i in plan.items if _is(i, "update:")), 0)
     more = (room - now) / max(1.0, what.update.per_row)
@@ -141,7 +141,8 @@ def _largest_micro_batch(config: RunConfig, plan: Plan, what: Held, load: RankLo
 
 
 def _largest_chunk(config: RunConfig, plan: Plan, work: Workload, load: RankLoad) -> int | None:
-    """At most the samples that a rank makes. Sampling alone: what follows has its own chunks."""
+    """The largest rollout chunk whose sampling fits, at most a rank's samples. Decoding and rewards
+    have chunks of their own."""
     room = _room(plan, "rollout", "sampling:") + _decoding(plan, work)
     chunk = load.samples
     while chunk >= 1:
@@ -158,7 +159,7 @@ def _largest_chunk(config: RunConfig, plan: Plan, work: Workload, load: RankLoad
 
 
 def _decoding(plan: Plan, work: Workload) -> int:
-    """What decoding works with, which is not there while samples are made."""
+    """Working memory of decoding, which is free while samples are generated."""
     names = memory.at_work(work, per_clip=False)
     return sum(i.bytes for i in plan.items if i.name in names)
 
@@ -169,7 +170,7 @@ def check_time_limit(hours: float | None) -> None:
 
 
 def with_time_limit(plan: Plan, hours: float | None, grace_seconds: float) -> Plan:
-    """Adds how many jobs of at most `hours` it takes, each of which loads again."""
+    """Adds the number of jobs of at most `hours`, each of which loads the models again."""
     check_time_limit(hours)
     if hours is None:
         return plan
@@ -178,7 +179,7 @@ def with_time_limit(plan: Plan, hours: float | None, grace_seconds: float) -> Pl
     if each < plan.iteration_seconds:
         raise ConfigError(
             f"--time-limit {hours:g}: loading takes {plan.seconds_of('load') / 60:.0f} min and an "
-            f"iteration {plan.iteration_seconds / 60:.0f} min: no job would get anywhere; ask for "
-            "more time"
+            f"iteration {plan.iteration_seconds / 60:.0f} min: no job would complete an iteration; "
+            "raise --time-limit"
         )
     return replace(plan, time_limit_hours=hours, jobs=max(1, math.ceil(work / each)))

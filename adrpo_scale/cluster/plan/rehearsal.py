@@ -1,11 +1,11 @@
-"""Runs what a run runs, without memory, and keeps what it measured.
+"""Rehearsals: the run's own code without memory, and its measured costs.
 
 The update is rehearsed with the real engine at the real number of ranks: reference, forward and
 backward of several micro-batches, so that gathered units, saved activations, recomputation and
-gradients that wait for the next micro-batch are all there. Rollouts, rewards and encoders are
-rehearsed on models that are whole, as they are inside `engine.sampling()`.
+gradients that wait for the next micro-batch are all counted. Rollouts, rewards and encoders are
+rehearsed on whole models, as inside `engine.sampling()`.
 
-A rehearsal takes seconds; equal ones are run once in a process.
+A rehearsal takes seconds; equal ones run once in a process.
 """
 
 from __future__ import annotations
@@ -39,11 +39,13 @@ _KNOWN: dict[str, Any] = {}
 
 @dataclass(frozen=True)
 class Update:
-    """Of one micro-batch, beyond what is held before it. peak: bytes, with `rows` rows, gradients
-    that accumulate included; per_row: what a row adds to it. gradients: bytes of gradients that
-    stay until the next micro-batch. flops: of one row, forward and backward, with what activation
-    checkpointing runs again; forward_flops: of a forward alone. operators: of one micro-batch, and
-    of a forward."""
+    """The cost of one micro-batch, beyond the memory held before it.
+
+    peak: bytes at `rows` rows, accumulated gradients included; per_row: bytes that a row adds.
+    gradients: bytes of gradients that stay until the next micro-batch. flops: FLOPs of a row,
+    forward and backward, recomputation of activation checkpointing included; forward_flops: those
+    of a forward pass. operators, forward_operators: calls in a micro-batch and in a forward pass.
+    """
 
     rows: int
     peak: int
@@ -60,7 +62,7 @@ class Update:
 
 @dataclass(frozen=True)
 class Linear:
-    """A cost as it grows with rows, from two measurements."""
+    """A cost as a linear function of rows, from two measurements."""
 
     rows: int
     at_rows: Cost
@@ -78,7 +80,7 @@ class Linear:
 
 
 def once(key: Any, run: Callable[[], T]) -> T:
-    """`run()`, or what it gave for an equal key before. key: JSON-able."""
+    """The result of `run()`, or that of an earlier call with an equal key. key: JSON-able."""
     text = json.dumps(key, sort_keys=True, default=str)
     if text not in _KNOWN:
         _KNOWN[text] = run()
@@ -86,7 +88,7 @@ def once(key: Any, run: Callable[[], T]) -> T:
 
 
 def _sharding(config: RunConfig, hardware: Hardware) -> list[Any]:
-    """What sharding depends on."""
+    """A key of everything that sharding depends on."""
     model = config.domain.model_dump(include={"name", "model", "train", "lora"})
     engine = config.engine.model_dump()
     return [model, engine, hardware.world, hardware.gpus_per_node]
@@ -104,7 +106,7 @@ def shards(
     *,
     trained: bool = False,
 ) -> Shards:
-    """Of the policy, or of a frozen model. what: its name, for the memory of what is known."""
+    """The shards of a model. what: its name, the key under which the result is kept."""
 
     def build() -> Shards:
         return engine.shards(spec, _ranks(hardware), trained=trained)
@@ -131,7 +133,8 @@ def update(
     rows: int,
     micro_batches: int,
 ) -> Update:
-    """rows: of a micro-batch. micro_batches: of one optimizer step."""
+    """Rehearses an update. rows: those of a micro-batch; micro_batches: those of an optimizer
+    step."""
     several = micro_batches > 1
     passes = _pass_settings(config)
     key = ["update", rows, several, passes, *_sharding(config, hardware)]
@@ -142,7 +145,7 @@ def update(
 
 
 def _pass_settings(config: RunConfig) -> Any:
-    """What the shape of a training pass depends on."""
+    """A key of everything that the shape of a training pass depends on."""
     kept = config.domain.model_dump(exclude={"rollout_chunk", "decode_chunk", "evaluation"})
     return [kept, config.engine.dtype]
 
@@ -150,13 +153,13 @@ def _pass_settings(config: RunConfig) -> Any:
 def _update(
     hardware: Hardware, planned: EnginePlan, work: Workload, rows: int, several: bool
 ) -> tuple[Update, Shards | None]:
-    """And the policy's shards, where they are known by then."""
+    """(the update, the policy's shards if the rehearsal yields them)."""
     other = 1 if rows > 1 else 2
     with planned.rehearsal(_ranks(hardware)) as engine:
         with without_memory():
             policy = engine.build_policy(work.spec)
             with Live() as live:
-                # Where gradients wait for the next micro-batch, they do so from the first one on.
+                # With several micro-batches, gradients of earlier ones wait in every later one.
                 if several:
                     engine.backward(work.train(policy, other), last=False)
                 small = _counted(live, engine, work.train, policy, other, last=not several)
@@ -190,7 +193,8 @@ class _MicroBatch:
 def _counted(
     live: Live, engine: Rehearsed, train: Call, policy: nn.Module, rows: int, *, last: bool
 ) -> _MicroBatch:
-    """One micro-batch; its peak is above everything that was made before."""
+    """Counts one micro-batch. Its peak is relative to `live`'s beginning, earlier allocations
+    included."""
     live.peak, flops, operators = live.now, live.flops, live.operators
     loss = train(policy, rows)
     forward_flops, forward_operators = live.flops - flops, live.operators - operators
@@ -208,7 +212,7 @@ def _counted(
 
 
 def rollout_step(config: RunConfig, work: Workload, number: int, rows: int) -> Linear:
-    """One pass of rollout step `number` at `rows` rows."""
+    """The cost of one pass of rollout step `number` at `rows` rows."""
     dtype = DTYPES[config.engine.dtype]
     key = ["rollout", number, rows, _pass_settings(config)]
 
@@ -222,7 +226,7 @@ def rollout_step(config: RunConfig, work: Workload, number: int, rows: int) -> L
 
 
 def forward(config: RunConfig, work: Workload, rows: int) -> Cost:
-    """A pass like the update's, without gradients, on the whole model."""
+    """The cost of a training pass without gradients, on the whole model."""
     dtype = DTYPES[config.engine.dtype]
     key = ["forward", rows, _pass_settings(config)]
     return once(key, lambda: _linear(work.spec.build, dtype, work.train, rows)).at(rows)
@@ -235,7 +239,7 @@ def frozen_cost(config: RunConfig, model: Frozen, rows: int) -> Linear:
 
 
 def frozen_bytes(config: RunConfig, model: Frozen) -> int:
-    """Of its parameters and buffers, whole."""
+    """Bytes of a whole model's parameters and buffers."""
 
     def count() -> int:
         with without_memory():

@@ -1,8 +1,8 @@
-"""Seconds by phase, from FLOPs, bytes and operators that were counted.
+"""Seconds by phase, from counted FLOPs, bytes and operators.
 
-A pass takes as long as the slowest of: its FLOPs at the assumed share of the data sheet's rate, its
-parameters (and KV cache) once through the GPU's memory, its operators at what one costs to launch.
-Gathers of the update overlap with computing; those of a rollout come before it.
+A pass takes the longest of three times: its FLOPs at the assumed share of the data sheet's rate;
+its parameters (and KV cache) read once from the GPU's memory; its operators at the overhead of a
+launch. Gathers of an update overlap with computing; those of a rollout precede it.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from adrpo_scale.engines.planning import Phase
 from adrpo_scale.engines.workload import Frozen, Workload
 from adrpo_scale.run.config import RunConfig
 
-BANDWIDTH = 0.7  # of the memory's and the network's data sheet
+BANDWIDTH = 0.7  # share of the data sheets' rates of memory and network
 DISK = 1e9  # bytes/s of the shared filesystem, for one process
-START = 60.0  # seconds until imports and the process group are done
+START = 60.0  # seconds of imports and of joining the process group
 
 
 def times_of(
@@ -61,7 +61,7 @@ def _travel(traffic: Traffic, hardware: Hardware) -> float:
 def pass_seconds(
     hardware: Hardware, dtype: str, flops: float, operators: float, moved: float = 0.0
 ) -> float:
-    """moved: bytes that must come out of the GPU's memory."""
+    """Seconds of a pass. moved: bytes read from the GPU's memory."""
     gpu = hardware.gpu
     return max(
         flops / (gpu.flops[dtype] * gpu.efficiency),
@@ -90,7 +90,7 @@ def _rollout(
 
 
 def _encoding(config: RunConfig, hardware: Hardware, work: Workload, clips: int) -> float:
-    """Of so many clips, one by one."""
+    """Seconds of encoding `clips` clips one by one."""
     towers = [model for model in work.frozen if model.per_clip]
     seconds = sum(_all(config, hardware, tower, clips, tower.rows) for tower in towers)
     return seconds + clips * sum(tower.host_seconds for tower in towers)
@@ -104,7 +104,7 @@ def _reward(
 
 
 def _all(config: RunConfig, hardware: Hardware, model: Frozen, samples: int, rows: int) -> float:
-    """A frozen model on every sample of a rank, `rows` at once."""
+    """Seconds of a frozen model on all samples of a rank, `rows` at once."""
     cost: Cost = rehearsal.frozen_cost(config, model, model.rows).at(rows)
     dtype = str(model.dtype).removeprefix("torch.")
     return -(-samples // rows) * pass_seconds(hardware, dtype, cost.flops, cost.operators)
@@ -117,19 +117,21 @@ def _update(config: RunConfig, hardware: Hardware, load: RankLoad, what: Held) -
         flops = update.forward_flops * load.rows
         one += pass_seconds(hardware, dtype, flops, update.forward_operators)
     states = what.policy.parameters + what.policy.gradients + what.policy.moments
-    step = 3 * states / (hardware.gpu.hbm * BANDWIDTH)  # read, and written
+    step = 3 * states / (hardware.gpu.hbm * BANDWIDTH)  # read and written
     return load.steps * (load.micro_batches * one + step)
 
 
 def _load(config: RunConfig, hardware: Hardware, work: Workload, what: Held) -> float:
-    """Weights read; embeddings of the prompts are made once and kept on disk: not counted."""
+    """Seconds of reading weights. Prompt embeddings are not counted: they are computed once and
+    kept."""
     models = sum(rehearsal.frozen_bytes(config, m) for m in work.frozen)
     copies = 2 if what.reference is not None else 1
     return START + (models + copies * what.policy.whole) / DISK
 
 
 def _evaluation(config: RunConfig, hardware: Hardware, work: Workload, what: Held) -> PhaseTime:
-    """Its share of an iteration: samples of every split and their rewards; not the divergence."""
+    """An evaluation's share of an iteration: samples and rewards of all splits, not the
+    divergence."""
     evaluation = config.evaluation
     load = evaluation_load(config, hardware)
     sampling = work.evaluation * _rollout(config, hardware, work, load, what)

@@ -1,11 +1,11 @@
-"""`train CONFIG --trial`: two real iterations on what is at hand, measured phase by phase.
+"""The option `train --trial`: two real iterations on this machine, measured phase by phase.
 
-What is computed is what `train` computes, with the same prompts, sizes and draws; only evaluations
-are left out. The folder is the trial's own and always new, and holds no checkpoint at the end: the
-one that is saved, to be measured, is removed again. So nothing is ever resumed from a trial.
+A trial computes the same as `train`, with equal prompts, sizes and draws, but without evaluations.
+Its folder is always a new one, and holds no checkpoint at the end: the one saved for measurement is
+removed. So no run can resume from a trial.
 
-It leaves `trial.json`, which `adrpo-scale plan CONFIG --trial FILE` calibrates itself with, and the
-pictures or completions of both iterations.
+A trial leaves the pictures or completions of both iterations, and `trial.json`, by which
+`adrpo-scale plan CONFIG --trial FILE` scales its predictions.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from adrpo_scale.training.trainer import Trainer
 FORMAT = 1
 FILE = "trial.json"
 ITERATIONS = 2  # the first warms up, the second is measured
-# What a trial does otherwise than its run; none of it changes what is trained.
+# Settings that differ from the run's; none of them changes the training.
 _SETTINGS = (
     "evaluation.every=0",
     "checkpoint.every_iterations=0",
@@ -63,18 +63,17 @@ _SETTINGS = (
 
 @dataclass(frozen=True)
 class _Load:
-    """What it took until the first iteration could begin."""
+    """Time and peak memory before the first iteration."""
 
     seconds: float
     bytes: int
 
 
 def run_trial(loaded: LoadedConfig, run_dir: Path | None = None, given: Sequence[str] = ()) -> Path:
-    """Runs it and prints what was found; the path of `trial.json`. Collective.
+    """Runs a trial and prints its results; returns the path of `trial.json`. Collective.
 
-    run_dir: a folder that is not there yet, or empty; by default one beside where the run would
-    be. given: the words of the command line that name the config. Raises TrialError where memory
-    runs out, or a signal came.
+    run_dir: a new or empty folder; by default one beside the run's. given: the words of the command
+    line that name the config. Raises TrialError where memory runs out or a signal arrives.
     """
     config = overridden(loaded.config, _SETTINGS)
     require_models(config.needs_from_hub())
@@ -93,7 +92,7 @@ def run_trial(loaded: LoadedConfig, run_dir: Path | None = None, given: Sequence
         if dist.is_main():
             replace_json(path, document)
             _show(run, document)
-    if dist.rank_facts().is_main:  # out of the process group: plan makes one of its own
+    if dist.rank_facts().is_main:  # outside the process group: plan makes its own
         _show_plan(loaded, document)
         cluster = ["--nodes", "10", "--gpus-per-node", "8", "--gpu", "a6000"]
         words = given or [f"{loaded.name}.toml"]
@@ -103,7 +102,7 @@ def run_trial(loaded: LoadedConfig, run_dir: Path | None = None, given: Sequence
 
 
 def _new_folder(loaded: LoadedConfig, run_dir: Path | None) -> Path:
-    """Makes it, on rank 0 alone."""
+    """Makes the trial's folder; on rank 0 alone."""
     try:
         if run_dir is not None:
             run_dir.mkdir(parents=True, exist_ok=True)
@@ -124,7 +123,7 @@ def _new_folder(loaded: LoadedConfig, run_dir: Path | None) -> Path:
 
 
 def _first_free(folder: Path) -> Path:
-    """Makes `folder`, or where that is taken folder-2, folder-3, ..."""
+    """Makes `folder`, or the first free one of folder-2, folder-3, …"""
     number = 1
     while True:
         candidate = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
@@ -154,7 +153,7 @@ def _samples(config: RunConfig) -> int:
 def _measured(
     loaded: LoadedConfig, config: RunConfig, run: Path, signals: Signals
 ) -> dict[str, Any]:
-    """What `trial.json` holds. Collective."""
+    """Runs the iterations; returns the contents of `trial.json`. Collective."""
     trainers: list[Trainer] = []
     with _memory_named(config, trainers):
         trainer, load = _loaded(config, run, signals)
@@ -168,7 +167,7 @@ def _measured(
     assert trainer.watch is not None
     lines = _lines(run) if dist.is_main() else []
     peaks = [trainer.watch.peaks.get(phase, 0) for phase in PHASES]
-    # Of the process with most: one that runs out of memory ends all.
+    # The maximum over processes: one that runs out of memory ends the run.
     most = dist.all_max(torch.tensor([*peaks, load.bytes, load.seconds], dtype=torch.float64))
     *peaks, load_bytes, load_seconds = most.tolist()
     seconds = {phase: _last_seconds(lines, phase) for phase in PHASES}
@@ -194,7 +193,7 @@ def _measured(
 
 
 def _loaded(config: RunConfig, run: Path, signals: Signals) -> tuple[Trainer, _Load]:
-    """The trainer at its beginning, and what it cost. Collective."""
+    """The trainer before its first iteration, and the cost of loading it. Collective."""
     device = torch.device(config.engine.torch_device())
     begin = time.perf_counter()
     reset_peak(device)
@@ -205,13 +204,13 @@ def _loaded(config: RunConfig, run: Path, signals: Signals) -> tuple[Trainer, _L
 
 
 def _start(config: RunConfig) -> Start:
-    """At iteration 0; from the weights that the run would start from."""
+    """A start at iteration 0, with the run's initial weights."""
     source = config.init_from
     return Start(origin=open_checkpoint(source) if source is not None else None)
 
 
 def _weighed(folder: Path) -> int:
-    """Bytes of the checkpoint, which is removed."""
+    """Bytes of the checkpoint; removes it."""
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     remove_folder(folder)
     return size
@@ -222,7 +221,7 @@ def _lines(run: Path) -> list[dict[str, Any]]:
 
 
 def _last_seconds(lines: Sequence[dict[str, Any]], phase: str) -> float:
-    """Of the last iteration that had the phase: rollouts of a fixed pool are made once."""
+    """Seconds of the last iteration with this phase: a fixed pool is rolled out only once."""
     took = [line[f"seconds_{phase}"] for line in lines]
     return next((seconds for seconds in reversed(took) if seconds > 0), 0.0)
 
@@ -232,7 +231,7 @@ def _last_seconds(lines: Sequence[dict[str, Any]], phase: str) -> float:
 
 @contextmanager
 def _memory_named(config: RunConfig, trainers: Sequence[Trainer]) -> Iterator[None]:
-    """Says in which phase memory ran out, and what to try."""
+    """Turns an out-of-memory error into a TrialError that names the phase and a remedy."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -249,7 +248,7 @@ def _memory_named(config: RunConfig, trainers: Sequence[Trainer]) -> Iterator[No
 
 def _is_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        "can't allocate memory" in str(error)  # what torch says of the CPU's
+        "can't allocate memory" in str(error)  # torch's message for the CPU
     )
 
 
@@ -290,8 +289,8 @@ def _show(run: Path, document: dict[str, Any]) -> None:
 
 
 def _show_plan(loaded: LoadedConfig, document: dict[str, Any]) -> None:
-    """What `plan`, calibrated with the trial, says of the whole run on these machines. A model or
-    GPU that plan does not know is no fault of the trial's."""
+    """Prints the plan of the whole run on these machines, scaled by the trial. A model or GPU that
+    plan does not know does not make the trial fail."""
     from adrpo_scale.cluster.plan.calibrate import trial_run
     from adrpo_scale.cluster.plan.planner import plan_of
     from adrpo_scale.cluster.plan.view import show

@@ -1,4 +1,4 @@
-"""A plan as people read it, and as programs do."""
+"""A plan as text and tables, and as JSON."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from adrpo_scale.engines.planning import EVERY
 
 
 def facts(plan: Plan) -> dict[str, Any]:
-    """JSON-able: every field of the plan, and what follows from them."""
+    """JSON-able: every field of the plan, and its derived figures."""
     return {
         **asdict(plan),
         "fits": plan.fits,
@@ -25,7 +25,7 @@ def facts(plan: Plan) -> dict[str, Any]:
 
 
 def show(plan: Plan) -> None:
-    """Prints it for a person."""
+    """Prints the plan as text and tables."""
     _print(f"{plan.config or 'plan'}-{plan.digest}: {plan.model}, {plan.trained}, {plan.algorithm}")
     _print(f"engine: {plan.engine}")
     _print(_machine(plan))
@@ -51,7 +51,7 @@ def _machine(plan: Plan) -> str:
 
 
 def memory_table(plan: Plan) -> Table:
-    """What is there, by phase."""
+    """Memory by purpose and phase."""
     phases = [phase for phase in EVERY if any(m.phase == phase for m in plan.memory)]
     unit = "GiB" if plan.peak.bytes > GIB / 10 else "MiB"
     table = Table(f"{unit} of the fullest GPU", *phases, title="memory")
@@ -64,7 +64,7 @@ def memory_table(plan: Plan) -> Table:
     peaks = {m.phase: m for m in plan.memory}
     cells = [_peak(plan, peaks[phase], unit) for phase in phases]
     table.add_row("peak", *cells, style="bold")
-    room = f"room on one {plan.hardware.gpu.name}, less what CUDA keeps"
+    room = f"room on one {plan.hardware.gpu.name}, without CUDA's own"
     table.add_row(room, *[_amount(plan.usable, unit)] * len(phases))
     return table
 

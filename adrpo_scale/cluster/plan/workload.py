@@ -1,7 +1,7 @@
-"""What a config computes: what the classes of its domain, its rewards and its engine state.
+"""The workload of a config, as stated by the classes of its domain, rewards and engine.
 
-A reward that states nothing is named as not counted: left out without a word, a run would seem to
-fit that does not.
+The plan names a reward that states nothing as not counted: otherwise a run could silently seem to
+fit.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from adrpo_scale.run.registry import DOMAINS, ENGINES, REWARDS
 
 
 def workload_of(config: RunConfig) -> Workload:
-    """With the models that rewards hold. Raises ModelNotFoundError where a model's shape is not
-    known here."""
+    """The domain's workload with the models of the rewards. Raises ModelNotFoundError where the
+    shape of a model is unknown here."""
     dtype = DTYPES[config.engine.dtype]
     made = DOMAINS[config.domain.name].workload(config.domain, dtype)
     models = [model for _, held in _models(config, made.tokens) for model in held or ()]
@@ -26,21 +26,21 @@ def workload_of(config: RunConfig) -> Workload:
 
 
 def engine_of(config: RunConfig) -> EnginePlan:
-    """The engine's answers. Raises ConfigError for an engine that gives plan none."""
+    """The engine's part of the plan. Raises ConfigError for an engine without one."""
     return engine_plan(ENGINES[config.engine.name], config.engine, config.optimizer)
 
 
 def not_counted(config: RunConfig, work: Workload) -> list[str]:
-    """The rewards that state nothing of their models."""
+    """A line for each reward that does not state its models."""
     return [
-        f"reward {label}: whatever memory and time it takes"
+        f"reward {label}: its memory and time"
         for label, held in _models(config, work.tokens)
         if held is None
     ]
 
 
 def _models(config: RunConfig, tokens: int) -> Iterator[tuple[str, list[Frozen] | None]]:
-    """By each reward's label; None where it states nothing."""
+    """(label, models) of each reward; None where it does not state them."""
     dtype = DTYPES[config.engine.dtype]
     for number, reward in enumerate(config.rewards):
         held = REWARDS[reward.kind].models(reward, f"rewards.{number}", dtype, tokens)
