@@ -101,9 +101,10 @@ def assert_adam_near(
         held.append((float(ratio.max()), name))
     worst, name = max(held)
     assert worst <= 1, f"{name}: an element is {worst:.3g} times its tolerance away"
-    # Most elements are held tightly: a tolerance that everything passes would hold nothing.
+    # Most elements are held tightly: a tolerance that everything passes would hold nothing. Of an
+    # adapter one in eight is not: its A has no gradient until its B has left 0.
     loose = sum(int((t > 0.2 * rate * steps).sum()) for t in tolerances.values())
-    assert loose <= 0.1 * sum(t.numel() for t in tolerances.values())
+    assert loose <= 0.25 * sum(t.numel() for t in tolerances.values())
 
 
 def second_moments(
