@@ -1,19 +1,19 @@
 """Audio reasoning (paper, section 4.6): the thinker of Qwen2.5-Omni answers questions about clips.
 
-Everything is as in the text domain, which this one builds on; a prompt's tokens and what a pass of
-the model is given differ. A prompt whose metadata names a clip (`audio`, in `audio_folder`) becomes
-a conversation whose last user message begins with it, by the model's own template; the template's
-one audio token then stands as often as the clip has tokens, and the pass puts the clip's embeddings
-there. Positions are one-dimensional, for there is nothing to see.
+This domain extends the text domain: only prompts and the inputs of the model differ. A prompt whose
+metadata names a clip (`audio`, in `audio_folder`) becomes a conversation, by the model's own
+template, whose last user message begins with the clip. The template's single audio token is
+repeated once per token of the clip, and the model gets the clip's embeddings at these places.
+Positions are one-dimensional, because there are no pictures.
 
-A clip is encoded once per iteration on each rank that samples from it or trains on it: its G
-samples, the policy and the reference share what the frozen tower made of it. Rows that travel
-between ranks hold ids alone, and the rank that trains on them encodes their clips itself, to the
-same numbers. Tokens of modalities (`<|AUDIO|>`, ...) have no chance: rollouts, policy and reference
-all give log-probabilities of the distribution without them.
+Each rank encodes a clip once per iteration that samples from it or trains on it: the G samples, the
+policy and the reference share the frozen tower's output. Rows that travel between ranks hold ids
+only; the rank that trains on them encodes their clips itself, to the same numbers. Modality tokens
+(`<|AUDIO|>`, ...) have probability 0 in rollouts and in the log-probabilities of policy and
+reference.
 
-A clip that is missing or broken by its header when a run begins is left out by name; one that turns
-out to be broken later is sampled from as text, and its samples are left out of the loss.
+A prompt whose clip is missing, or broken by its header, when a run begins is left out and named. A
+clip that turns out to be broken later is sampled from as text, and the loss leaves its samples out.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ from adrpo_scale.hub.needs import HubNeed
 from adrpo_scale.hub.weights import SafetensorsFolder
 
 log = logging.getLogger(__name__)
-FEW_CLIPS = 64  # MiB: an iteration's
+FEW_CLIPS = 64  # MiB; enough for the clips of one iteration
 
 
 class AudioConfig(TextConfig):
@@ -73,8 +73,8 @@ class AudioConfig(TextConfig):
     )
     clip_megabytes: float = setting(
         1024.0,
-        "encoded clips that a rank keeps on its device (10 s are 1.8 MB at 7B); where an iteration "
-        "has more, they are encoded again",
+        "size of the encoded clips that a rank keeps on its device (10 s are 1.8 MB at 7B); clips "
+        "beyond it are encoded again",
         effect="none",
         ge=0,
     )
@@ -86,16 +86,16 @@ class AudioConfig(TextConfig):
     def _rolls_out_in_process(self) -> AudioConfig:
         if self.backend != "in_process":
             raise ValueError(
-                f'backend = "{self.backend}" is given tokens alone and would hear nothing; audio '
-                'takes backend = "in_process"'
+                f'backend = "{self.backend}" takes tokens only, so the model would not hear the '
+                'clips; set backend = "in_process"'
             )
         return self
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """ids: of the prompt. audio: [tokens, H], what stands at its audio tokens. fault: why its clip
-    could not be heard; it is then text alone."""
+    """A prompt as the model gets it. ids: its tokens. audio: [tokens, H], the embeddings at its
+    audio tokens. fault: why its clip could not be read; the prompt is then text alone."""
 
     ids: Sequence[int]
     audio: Tensor
@@ -150,7 +150,7 @@ class AudioDomain(TextDomain):
             chat=chat_target(self.tokenizer, self.config.chat, *self._example()),
             processor=omni.PROCESSOR,
             part=self.model.part(),
-            # The library's own attention: what training uses may need a GPU.
+            # The attention of training may need a GPU.
             build=lambda: omni.build_thinker(self.model.thinker, "sdpa"),
             policy_inputs=self._example_inputs,
         )
@@ -161,8 +161,7 @@ class AudioDomain(TextDomain):
         return prompt, self._expanded(prompt, len(example_clip()) if is_heard else None)
 
     def _example_inputs(self) -> dict[str, Tensor]:
-        """What the policy is given of the example: as in training, its clip went through the tower
-        before."""
+        """The policy's inputs of the example: tokens, and its clip encoded by the tower."""
         _, ids = self._example()
         tokens = {"input_ids": torch.tensor([list(ids)])}
         if self.model.audio_token not in ids:
@@ -173,8 +172,10 @@ class AudioDomain(TextDomain):
         return tokens | audio_inputs([heard])
 
     def usable(self, prompts: Sequence[Prompt]) -> list[Prompt]:
-        """Without those whose clip is missing or broken, and those that are too long. Collective:
-        all ranks take rank 0's word for the clips."""
+        """The prompts without those whose clip is missing or broken, and those that are too long.
+
+        Collective: all ranks take the headers that rank 0 has read.
+        """
         silent = sum(clip_of(prompt) is None for prompt in prompts)
         if silent:
             log.warning("%d of %d prompts name no clip: they are text", silent, len(prompts))
@@ -182,20 +183,22 @@ class AudioDomain(TextDomain):
         self._headers |= agreed_headers(prompts)
         kept = without_broken(prompts, self._headers)
         if self.config.chat.long_prompts == "error":
-            return kept  # `prepare` says so
+            return kept  # `prepare` raises the error
         lengths = self._expected_lengths(kept)
         return without_long(self.tokenizer, kept, self.config.chat, lambda p: lengths[p.id])
 
     def as_before(self, prompts: Sequence[Prompt]) -> list[Prompt]:
-        """Also those whose clip has gone since: their samples are left out of the loss."""
+        """All prompts. Where a clip has gone since, the loss leaves the samples out."""
         check_packages()
         self._headers |= agreed_headers(prompts)
-        warn_of_broken(prompts, self._headers, "were there before; the run does without them")
+        warn_of_broken(
+            prompts, self._headers, "were there before; the loss leaves their samples out"
+        )
         return list(prompts)
 
     def _expected_lengths(self, prompts: Sequence[Prompt]) -> dict[int, int]:
-        """Tokens of each prompt, by its id, as the headers of the clips have it: none is heard, and
-        none looked at again that was looked at before. Without the clip where that has gone."""
+        """Tokens of each prompt by its id, from the known headers of the clips; no clip is read.
+        A prompt whose clip has gone is counted without it."""
         found = {}
         for prompt in prompts:
             clip = clip_of(prompt)
@@ -208,7 +211,7 @@ class AudioDomain(TextDomain):
         self._prompts = {prompt.id: prompt for prompt in prompts}
         self._first = prompts[0].id if prompts else 0
         self._encoded: OrderedDict[int, Encoded] = OrderedDict()
-        known = self._headers  # of all that came through `usable`
+        known = self._headers  # those of prompts that `usable` has seen
         unseen = [p for p in prompts if (c := clip_of(p)) and (c[0], str(c[1])) not in known]
         self._headers |= agreed_headers(unseen)
         lengths = self._expected_lengths(prompts)
@@ -221,7 +224,7 @@ class AudioDomain(TextDomain):
         self._tower = load_tower(self.folder, self.model.thinker, attention, device, dtype)
         count = sum(parameter.numel() for parameter in self._tower.parameters())
         log.info(
-            "the audio tower (%.1f M parameters) is frozen, and whole on every rank; the vision "
+            "the audio tower (%.1f M parameters) is frozen and whole on every rank; the vision "
             "tower, the talker and token2wav are not built",
             count / 1e6,
         )
@@ -234,7 +237,7 @@ class AudioDomain(TextDomain):
         return [different[prompt_id] for prompt_id in prompt_ids]
 
     def _of(self, prompt_id: int) -> Encoded:
-        """Encoded now, or before."""
+        """The encoded prompt, from the cache or encoded now."""
         found = self._encoded.pop(prompt_id, None)
         if found is None:
             found = self._encode(self._prompts[prompt_id])
@@ -243,22 +246,22 @@ class AudioDomain(TextDomain):
         return found
 
     def _make_room(self, size: int) -> None:
-        """Forgets the clips that were not used for longest."""
+        """Frees the least recently used clips until `size` bytes fit."""
         held = size + sum(each.audio.nbytes for each in self._encoded.values())
         while self._encoded and held > self.config.clip_megabytes * 2**20:
             _, forgotten = self._encoded.popitem(last=False)
             held -= forgotten.audio.nbytes
 
     def _encode(self, prompt: Prompt) -> Encoded:
-        """Text alone where the clip cannot be heard, though its header was sound when the run
-        began: a rank that stopped for one clip in weeks would stop them all."""
+        """Reads and encodes a prompt's clip. Where it cannot be read, although its header was sound
+        when the run began, the prompt becomes text: an error would end the run for one clip."""
         clip, fault = clip_of(prompt), ""
         if clip is not None:
             try:
                 return self._hear(prompt, read_clip(*clip))
             except (ClipError, PromptError) as error:  # PromptError: longer than its header states
                 fault = str(error)
-                log.warning("prompt %d is left out: %s", prompt.id, fault)
+                log.warning("prompt %d is left out of the loss: %s", prompt.id, fault)
         ids = self._expanded(prompt, None)
         check_length(prompt, len(ids), self.config.chat)
         width = self.model.config.hidden_size
@@ -272,14 +275,16 @@ class AudioDomain(TextDomain):
         return Encoded(ids, audio)
 
     def _forget_faults(self) -> None:
-        """What could not be heard a while ago is tried again: a filesystem may have stumbled."""
+        """Lets clips that could not be read be read again: the filesystem may have recovered."""
         sound = {i: each for i, each in self._encoded.items() if not each.fault}
         self._encoded = OrderedDict(sound)
 
     def _expanded(self, prompt: Prompt, samples: int | None) -> list[int]:
-        """Token ids of a prompt with a clip of so many samples at 16 kHz, None without one.
-        PromptError, naming it, where the clip does not fit the model, or its text has audio tokens
-        of its own."""
+        """Token ids of a prompt. samples: length of its clip at 16 kHz, None without a clip.
+
+        PromptError, naming it, where the clip is too short or too long for the model, or the text
+        has audio tokens of its own.
+        """
         spoken = prompt if samples is None else replace(prompt, messages=with_audio(prompt))
         ids = token_ids(self.tokenizer, spoken, self.config.chat)
         token, count = (
@@ -295,14 +300,15 @@ class AudioDomain(TextDomain):
         return [each for i in ids for each in ([token] * count if i == token else [i])]
 
     def _count(self, prompt: Prompt, samples: int) -> int:
-        """Audio tokens of a clip; PromptError where the model would hear none, or not all of it."""
+        """Audio tokens of a clip. PromptError where it is too short for one token, or longer than
+        the model's window."""
         count, window = self.model.audio_tokens(samples), int(self.model.features.n_samples)
         if samples > window or count == 0:
             raise PromptError(
                 f"prompt {prompt.id} {prompt.text[:80]!r}: its clip has "
-                f"{samples / SAMPLE_RATE:.2f} s, of which {self.config.model} hears at least one "
-                f"token and at most {window / SAMPLE_RATE:g} s; cut it into parts or take it out; "
-                "clips are never cut here"
+                f"{samples / SAMPLE_RATE:.2f} s; {self.config.model} takes clips of at least one "
+                f"token and at most {window / SAMPLE_RATE:g} s; cut it into parts or take it out "
+                "(clips are never cut here)"
             )
         return count
 
@@ -326,7 +332,7 @@ class AudioDomain(TextDomain):
         return super().is_sound(rows) & rows.tensors["heard"].bool().cpu()
 
     def receive(self, rows: Rows) -> Rows:
-        """Without a clip that another rank has heard and this one cannot."""
+        """The rows; `heard` is 0 for a clip that another rank has read and this one cannot."""
         self._forget_faults()
         heard = rows.tensors["heard"].clone()
         for place, prompt_id in enumerate(rows.prompt_ids_N.tolist()):
@@ -343,6 +349,8 @@ class AudioDomain(TextDomain):
         heard = rows.tensors["heard"].tolist()
         for prompt_id, was_heard in zip(rows.prompt_ids_N.tolist(), heard, strict=True):
             fault = self._of(prompt_id).fault
-            if was_heard and fault:  # trained on as it was sampled, or not at all
-                raise ClipError(f"{fault}. This rank has just heard it: its folder is failing")
+            if was_heard and fault:  # without its clip, the row would train on another prompt
+                raise ClipError(
+                    f"{fault}. This rank has just heard it: check the filesystem of its folder"
+                )
         return super()._log_probabilities(model, rows)

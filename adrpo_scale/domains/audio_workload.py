@@ -1,8 +1,8 @@
-"""Qwen2.5-Omni's thinker as `AudioDomain` uses it: the policy is the domain's own, without towers,
-and the audio tower is frozen and whole on every rank, beside what the engine shards.
+"""The workload of `AudioDomain`: the thinker without its towers as the policy, and the audio tower
+frozen and whole on every rank.
 
-A prompt's length is the greatest that the config allows, as in `text_parts`, and all of it is taken
-to be sound: such a clip costs more than any that the run can meet.
+A prompt has the greatest length that the config allows, as in `text_workload`, and all of its
+tokens are counted as audio: an upper bound on the cost of every clip of the run.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from adrpo_scale.engines.workload import (
 )
 from adrpo_scale.hub.shapes import config_folder
 
-FRAMES = 4  # of the log-mel spectrogram in one token: a convolution and a mean halve them
+FRAMES = 4  # of the log-mel spectrogram per token: a convolution and a mean halve them
 PER_SECOND = 25  # tokens
 LONGEST = 300 * PER_SECOND  # tokens of the feature extractor's window
-HEARING = 1.2e-3  # seconds of one core for a second of sound: FLAC decoded, log-mel (measured)
+HEARING = 1.2e-3  # CPU seconds per second of sound, to decode FLAC and compute log-mel; measured
 
 
 def audio_workload(config: Any, dtype: torch.dtype) -> Workload:
-    """config: of the domain `audio`."""
+    """The workload of a config of the domain `audio`."""
     folder = config_folder(config.model, "domain.model")
     settings = read_thinker_config(folder, config.model)
     width = settings.text_config.hidden_size
@@ -61,7 +61,7 @@ def audio_workload(config: Any, dtype: torch.dtype) -> Workload:
 
 
 def audio_tower(settings: Any, attention: str, dtype: torch.dtype, tokens: int) -> Frozen:
-    """settings: the thinker's. tokens: of a clip; clips go through it one by one."""
+    """The audio tower. settings: the thinker's config. tokens: of a clip; one clip per call."""
     from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import Qwen2_5OmniAudioEncoder
 
     def build() -> nn.Module:
@@ -86,8 +86,8 @@ def audio_tower(settings: Any, attention: str, dtype: torch.dtype, tokens: int) 
 
 
 def _encoded(tower: Any, settings: Any, tokens: int) -> Tensor:
-    """As `omni.encode_clip`; what the tower would compute of the clip's length is given to it, for
-    tensors without contents have nothing that it could be computed of."""
+    """As `omni.encode_clip`. The indices that the tower computes from the clip's length are passed
+    in, because fake tensors have no values to compute them from."""
     frames, piece = FRAMES * tokens, 2 * settings.n_window
     pieces = [min(piece, frames - start) for start in range(0, frames, piece)]
     halved = [(length - 1) // 2 + 1 for length in pieces]

@@ -1,9 +1,9 @@
-"""Who draws the tokens of a rollout: a small interface, the policy itself by default.
+"""Back-ends that draw the tokens of rollouts; the default is the policy itself.
 
-A back-end is given the policy's weights before it generates (`sync`), and one uniform number per
-(sample, position). One that draws tokens its own way says so (`is_reproducible`) and returns the
-log-probabilities that it drew them with; the loss is then corrected by truncated importance
-weights (`algorithm.importance_cap`).
+A back-end gets the policy's weights before it generates (`sync`), and one uniform number per
+(sample, position). One with its own random numbers sets `is_reproducible = False` and returns the
+log-probabilities of its tokens; truncated importance weights then correct the loss
+(`algorithm.importance_cap`).
 """
 
 from __future__ import annotations
@@ -25,12 +25,14 @@ from adrpo_scale.domains.decoding import Generated, SamplingConfig, generate
 
 
 class Backend(ABC):
+    """The contract of a back-end. is_reproducible: its tokens follow from `uniforms_NT`."""
+
     is_reproducible: ClassVar[bool] = True
 
     @abstractmethod
     def sync(self, policy: nn.Module) -> None:
-        """Takes over the policy's weights; called inside `engine.sampling()`, where they are
-        whole. For back-ends that share memory with the policy there is nothing to do."""
+        """Takes over the policy's weights. Called inside `engine.sampling()`, where every rank
+        holds them whole."""
 
     @abstractmethod
     def generate(
@@ -42,12 +44,15 @@ class Backend(ABC):
         sampling: SamplingConfig,
         audio_N: Sequence[Tensor] | None = None,
     ) -> Generated:
-        """Completions of N ≥ 1 prompts of token ids, on the device of `uniforms_NT`. audio_N: see
-        `decoding.generate`."""
+        """Completions of N ≥ 1 prompts of token ids, on the device of `uniforms_NT`.
+
+        sample_seeds: N integers, for back-ends that draw by themselves. The other arguments are
+        those of `decoding.generate`.
+        """
 
 
 class InProcess(Backend):
-    """The policy generates, in its own process and precision."""
+    """Generation by the policy itself, in its own process and precision."""
 
     def __init__(self, ends: Sequence[int], pad: int) -> None:
         self._ends, self._pad = ends, pad
@@ -80,9 +85,11 @@ class Vllm(Backend):
     def __init__(
         self, folder: Path, dtype: torch.dtype, memory_share: float, ends: Sequence[int], pad: int
     ) -> None:
-        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # or the weights are out of reach
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = (
+            "0"  # otherwise `sync` cannot reach the weights
+        )
         facts = dist.rank_facts()
-        for name, value in (  # read by `external_launcher`; only torchrun sets them
+        for name, value in (  # `external_launcher` reads them; only torchrun sets them
             ("RANK", facts.rank),
             ("LOCAL_RANK", facts.local_rank),
             ("WORLD_SIZE", facts.world),
@@ -102,7 +109,7 @@ class Vllm(Backend):
         )
 
     def sync(self, policy: nn.Module) -> None:
-        self._model.reset_prefix_cache()  # of the weights before
+        self._model.reset_prefix_cache()  # it was computed with the old weights
         self._model.apply_model(lambda model: model.load_weights(plain_weights(policy)))
 
     def generate(
@@ -114,7 +121,7 @@ class Vllm(Backend):
         sampling: SamplingConfig,
         audio_N: Sequence[Tensor] | None = None,
     ) -> Generated:
-        assert audio_N is None, "it is given tokens alone"
+        assert audio_N is None, "vLLM takes tokens only here"
         settings = [
             self._vllm.SamplingParams(
                 temperature=sampling.temperature,
@@ -147,7 +154,7 @@ class Vllm(Backend):
 
 
 def check_vllm() -> None:
-    """Raises ConfigError where vLLM is not installed; takes no GPU memory."""
+    """Raises ConfigError where vLLM is not installed. Does not import it."""
     if importlib.util.find_spec("vllm") is None:
         raise ConfigError(
             'domain.backend = "vllm", but vllm is not installed: pip install '
@@ -156,7 +163,7 @@ def check_vllm() -> None:
 
 
 def plain_weights(policy: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Every weight by the base model's name, one at a time, adapters merged into it."""
+    """The policy's weights with adapters merged, one at a time, by the base model's names."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     layers = {n: m for n, m in policy.named_modules() if isinstance(m, BaseTunerLayer)}
@@ -174,8 +181,8 @@ def plain_weights(policy: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Inside, the model is in eval mode: transformers keeps no cache where it would recompute
-    activations."""
+    """A context in which the model is in eval mode: with activation checkpointing, transformers
+    keeps no cache in train mode."""
     before = model.training
     model.eval()
     try:

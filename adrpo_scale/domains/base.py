@@ -1,8 +1,8 @@
-"""The contract of a domain: build models, sample, show samples to rewards, measure terms.
+"""The contract of a domain: describe models, sample, turn rows into artifacts, measure terms.
 
-A domain knows the real library's classes and the maths of its likelihood; it knows nothing of
-losses, ranks or how a model is sharded. Its rows travel between ranks as plain tensors, so all
-of a domain's row tensors have the same trailing shape on every rank, also with no row at all.
+A domain knows the model library's classes and the maths of its likelihood. It knows nothing of
+losses, ranks or sharding. Its rows travel between ranks as plain tensors, so each row tensor has
+the same trailing shape on every rank, even without any row.
 """
 
 from __future__ import annotations
@@ -32,68 +32,70 @@ Reference = Callable[[], AbstractContextManager[nn.Module]]
 """`with reference() as model:` — the frozen reference, or the policy with its adapters off."""
 
 Mode = Literal["rollout", "evaluation", "greedy"]
-"""What is sampled for: training, or evaluation with its own settings and fixed noise; `greedy` is
-one deterministic sample, in domains that have such a thing."""
+"""The purpose of sampling: training, or evaluation with its own settings and fixed noise; `greedy`
+is one deterministic sample per prompt, in domains that offer it."""
 
 
 class DomainConfig(Section):
-    """What every domain has."""
+    """The settings that every domain has."""
 
-    name: str = setting(REQUIRED, "which domain; your own by import path")
+    name: str = setting(REQUIRED, "the domain: flow, text, audio, or an import path")
     rollout_chunk: int = setting(
         16,
-        "samples generated at once on one rank; part of what bf16 results depend on. Tokens: a "
-        "prompt's pass is shared by its samples in one chunk, so a multiple of group_size is best",
+        "samples generated at once on one rank; bf16 results depend on it. Tokens: the samples of "
+        "a prompt in one chunk share its prefill, so a multiple of group_size is best",
         effect="rounding",
         ge=1,
     )
 
     def needs_from_hub(self) -> list[HubNeed]:
-        """The models that the domain reads: what it loads, and what `prefetch` brings here."""
+        """The models that the domain loads; `prefetch` downloads them."""
         return []
 
 
 @dataclass(frozen=True)
 class Published:
-    """A model's folder or hub id, as far as it is known without bringing anything here. has:
-    whether a file of this name lies in it. model_type: config.json's, None where it has none, or
-    where nobody can be asked."""
+    """A model's folder or hub id, described without a download.
+
+    has: True for the name of a file in it. model_type: that of its config.json; None without one,
+    or where the hub cannot be reached.
+    """
 
     has: Callable[[str], bool]
     model_type: Callable[[], str | None]
 
 
 class Domain(ABC):
-    """What of a domain is asked before there is a model, or without one, is asked of the class."""
+    """See the module docstring. Questions that need no loaded model are class methods."""
 
     Config: ClassVar[Any]  # the domain's config class
-    hears: ClassVar[bool] = False  # whether its prompts may be about clips
-    adapted: ClassVar[tuple[str, ...]] = ()  # layers that adapters are put on by default
-    gives: ClassVar[tuple[type[Terms], ...]]  # kinds of terms, the one that it is known for first
+    hears: ClassVar[bool] = False  # True where prompts may name audio clips
+    adapted: ClassVar[tuple[str, ...]] = ()  # layers that get adapters by default
+    gives: ClassVar[tuple[type[Terms], ...]]  # the types of terms; evaluations take the first
     folder: Path  # of the base model
-    medium: ClassVar[Literal["pictures", "completions"]]  # how artifacts are shown and measured
-    evaluations: tuple[Mode, ...] = ("evaluation",)  # the modes that an evaluation goes through
+    medium: ClassVar[Literal["pictures", "completions"]]  # a key of `training.media.MEDIA`
+    evaluations: tuple[Mode, ...] = ("evaluation",)  # the modes of an evaluation's samples
 
     @classmethod
     def recognises(cls, model: Published) -> bool:
-        """Whether a model that somebody names without a config is one of this domain's. Where
-        several say so, the one that stands last in the registry has it."""
+        """True for a model of this domain, named without a config. Where several domains recognise
+        it, the last one in the registry takes it."""
         return False
 
     @classmethod
     def published(cls, model: str) -> dict[str, Any]:
-        """The section [domain] with which a model is sampled from as it was published."""
+        """The section [domain] for sampling from a published model."""
         return {"model": model, "train": "full"}
 
     @classmethod
     def weights_in(cls, folder: Path) -> WeightSource | None:
-        """What the policy is read from in a model's folder; None: not known before it is built."""
+        """The policy's weights in a model's folder; None: not known before the domain is built."""
         return None
 
     @classmethod
     def workload(cls, config: Any, dtype: torch.dtype) -> Workload:
-        """What a run of that config computes, for `plan`: shapes alone, nothing is loaded. dtype:
-        the engine's. Raises ModelNotFoundError where the model's shape is not known here."""
+        """The workload of a run of that config, for `plan`; no weights are loaded. dtype: the
+        engine's. Raises ModelNotFoundError where the model's config is not on this machine."""
         raise ConfigError(
             f"plan does not know what the domain {config.name!r} computes: give its class "
             f"{cls.__name__} the class method `workload`; training does not need it"
@@ -101,43 +103,44 @@ class Domain(ABC):
 
     @classmethod
     def rungs(cls, config: Any) -> list[Rung]:
-        """Settings of that config that can be smaller where a run does not fit."""
+        """Settings of that config that lower memory where a run does not fit."""
         return []
 
     @abstractmethod
     def policy_spec(self) -> ModelSpec:
-        """What the engine builds to train."""
+        """The model to train."""
 
     @abstractmethod
     def reference_spec(self) -> ModelSpec | None:
-        """What the engine builds as a second, frozen model; None where adapters are switched off
-        instead."""
+        """The reference as a second, frozen model; None where it is the policy with its adapters
+        switched off."""
 
     @abstractmethod
     def frozen_files(self) -> list[Path]:
-        """Files of the base model, beside the weights that are trained, that what is learned
-        depends on: a run that resumes must find the same contents in them."""
+        """Files of the base model that influence training, except the trained weights. A run
+        resumes only with the same contents."""
 
     @abstractmethod
     def export_target(self) -> ExportTarget:
-        """What other libraries call the trained model, and how its export is tried out."""
+        """The trained model's names in other libraries, and inputs to verify its export."""
 
     def check_training(self) -> None:
-        """Raises ConfigError where what training (and nothing else) needs is not installed."""
+        """Raises ConfigError where a package that only training needs is not installed."""
         return None
 
     def usable(self, prompts: Sequence[Prompt]) -> list[Prompt]:
-        """The prompts that can be worked on, in their order. Collective."""
+        """The prompts that this domain can sample from, in their order. Collective."""
         return list(prompts)
 
     def as_before(self, prompts: Sequence[Prompt]) -> list[Prompt]:
-        """All of them, which could be worked on when their run began. Collective."""
+        """The prompts of a run that resumes: all of them, because they were usable when the run
+        began. Collective."""
         return list(prompts)
 
     @abstractmethod
     def prepare(self, prompts: Sequence[Prompt], device: torch.device, dtype: torch.dtype) -> None:
-        """Whatever must exist before sampling; called once with every prompt of the run.
-        Collective."""
+        """Loads or computes everything that sampling needs; called once, with all prompts of the
+        run. Collective."""
 
     @abstractmethod
     def sample(
@@ -148,7 +151,10 @@ class Domain(ABC):
         key: DrawKey,
         mode: Mode = "rollout",
     ) -> Rows:
-        """One sample per entry of `prompts_N` (N may be 0); the caller chunks."""
+        """One sample per entry of `prompts_N` (N may be 0).
+
+        sample_ids_N: int64 on the CPU. key: seeds the draws, together with each sample's id.
+        """
 
     def begin_rollout(self, policy: nn.Module) -> None:
         """Called inside `engine.sampling()` before the first `sample` of a rollout."""
@@ -156,12 +162,11 @@ class Domain(ABC):
 
     @abstractmethod
     def artifacts(self, rows: Rows) -> list[Any]:
-        """What rewards and people look at, one per row, as the medium has it: uint8 images
-        [H, W, 3], or `Completion`s."""
+        """One artifact per row, of the medium's type: uint8 images [H, W, 3], or `Completion`s."""
 
     def is_sound(self, rows: Rows) -> Tensor:
-        """bool [N] on the CPU: False for a row that nothing can be concluded from, in training and
-        evaluation, because the policy was not given all of its prompt."""
+        """bool [N] on the CPU: False for a row whose policy did not get the whole prompt. Such a
+        row counts neither in training nor in evaluation."""
         return torch.ones(len(rows), dtype=torch.bool)
 
     def keeps(self, rows: Rows) -> Tensor:
@@ -169,29 +174,31 @@ class Domain(ABC):
         return self.is_sound(rows)
 
     def receive(self, rows: Rows) -> Rows:
-        """Rows that this rank received, before it trains on them; `is_sound` then also says
-        which of them it cannot train on."""
+        """The rows that this rank received, ready for training. Afterwards `is_sound` is also False
+        for those that this rank cannot train on."""
         return rows
 
     def sizes(self, rows: Rows) -> Tensor | None:
-        """What a pass over each row costs, int64 [N] on the CPU (its tokens); None where all rows
+        """The cost of a pass over each row, int64 [N] on the CPU (its tokens); None where all rows
         cost the same."""
         return None
 
     def row_metrics(self, rows: Rows) -> dict[str, Tensor]:
-        """Numbers of each row beside its rewards, float64 [N] on the CPU, by the names under which
-        their means are logged; the same names on every rank."""
+        """Further numbers of each row, float64 [N] on the CPU. Their means are logged under these
+        names, which are the same on every rank."""
         return {}
 
     def remember(self, policy: nn.Module, rows: Rows) -> Rows:
-        """The rows with what must be measured of them before the policy's first step (`logp_old`).
-        Called inside `engine.sampling()`, for algorithms with `needs_old`, where a rollout is used
-        for more than one step."""
+        """The rows with added tensors of the policy before its first step (`logp_old`).
+
+        Called inside `engine.sampling()`, for algorithms with `needs_old`, where a rollout has more
+        than one optimizer step.
+        """
         return rows
 
     def segments(self, rows: Rows) -> Tensor:
-        """Of how many segments the likelihood of each row is made, int64 [N]: its tokens; 1 where a
-        domain gives no `LikelihoodTerms`."""
+        """The number of factors of each row's likelihood, int64 [N]: its tokens; 1 in a domain that
+        gives no `LikelihoodTerms`."""
         return torch.ones(len(rows), dtype=torch.int64)
 
     @abstractmethod
@@ -206,9 +213,10 @@ class Domain(ABC):
     ) -> Terms:
         """Terms of the rows under the policy, with gradient.
 
-        reference: None where its pass is to be left out; what is of it is then None in the terms.
-        noise_ids_N: int64, whose random draws each row uses (rows of a pair share them).
-        wanted: one of `gives`, and the type of what is returned."""
+        reference: None skips its pass; the terms that need it are then None.
+        noise_ids_N: int64 sample ids that seed each row's draws; rows of a pair share one.
+        wanted: one of `gives`, and the type of the result.
+        """
 
     @abstractmethod
     def divergence_metrics(self, terms: Terms) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Prompts → token ids, by the model's own chat template, and what can be wrong with them."""
+"""Prompts → token ids, by the model's own chat template, with checks of their length."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", 
 
 
 class ChatConfig(Section):
-    """How a prompt becomes the tokens that a model is given."""
+    """The way from a prompt to the tokens of the model's input."""
 
     template: Literal["chat", "plain"] = setting(
-        "chat", "chat: the tokenizer's chat template; plain: the prompt's text as it is"
+        "chat", "chat: the tokenizer's chat template; plain: the prompt's text, unchanged"
     )
     template_file: str | None = setting(
         None, "Jinja file to use instead of the tokenizer's own chat template"
@@ -31,9 +31,12 @@ class ChatConfig(Section):
     thinking: bool | None = setting(
         None, "Qwen3: enable_thinking of its template; null: the template's own default"
     )
-    max_prompt_tokens: int = setting(1024, "longer prompts are never cut, see long_prompts", ge=1)
+    max_prompt_tokens: int = setting(
+        1024, "longest prompt; longer ones are never cut, see long_prompts", ge=1
+    )
     long_prompts: Literal["error", "drop"] = setting(
-        "error", "prompts above it: stop before training, or leave them out and name them in logs/"
+        "error",
+        "prompts above max_prompt_tokens: stop before training, or leave them out, named in logs/",
     )
 
     @model_validator(mode="after")
@@ -46,20 +49,22 @@ class ChatConfig(Section):
         named = [name for name, value in given.items() if value is not None]
         if self.template == "plain" and named:
             raise ValueError(
-                f'{", ".join(named)} with template = "plain": there is no chat to put it in; '
+                f'{", ".join(named)} with template = "plain": plain text has no chat template; '
                 'remove it or use template = "chat"'
             )
         return self
 
 
 def load_tokenizer(folder: Path, config: ChatConfig, template: str | None = None) -> Any:
-    """The tokenizer in `folder`. template: a chat template that goes before its own.
-    ModelNotFoundError without one, ConfigError if it has no chat template though one is to be used.
+    """The tokenizer in `folder`. template: a chat template that replaces its own.
+
+    Raises ModelNotFoundError where the folder has no tokenizer, and ConfigError where the config
+    needs a chat template and there is none.
     """
     from transformers import AutoTokenizer
 
     if not any((folder / name).is_file() for name in VOCABULARIES):
-        # transformers would make up an empty tokenizer of the model's family.
+        # transformers would build an empty tokenizer of the model's family.
         raise ModelNotFoundError(
             f"{folder} has no tokenizer ({', '.join(VOCABULARIES)}: none is there); copy it from "
             "the model that the weights belong to, or download the model again with `hf download`"
@@ -76,26 +81,28 @@ def load_tokenizer(folder: Path, config: ChatConfig, template: str | None = None
     if config.template_file is not None:
         path = Path(config.template_file)
         if not path.is_file():
-            raise ConfigError(f"domain.chat.template_file = {str(path)!r}: no such file")
+            raise ConfigError(
+                f"domain.chat.template_file = {str(path)!r}: no such file; name a Jinja file"
+            )
         tokenizer.chat_template = path.read_text()
     if config.template == "chat" and not tokenizer.chat_template:
         raise ConfigError(
-            f"the tokenizer in {folder} has no chat template (it is the one of a base model?): use "
+            f"the tokenizer in {folder} has no chat template (is it that of a base model?): use "
             'domain.chat.template = "plain", or give a Jinja file as domain.chat.template_file'
         )
     return tokenizer
 
 
 def encode(tokenizer: Any, prompt: Prompt, config: ChatConfig) -> list[int]:
-    """Token ids of a prompt. PromptError, naming it, if it is too long, empty, or refused by the
-    template."""
+    """Token ids of a prompt. PromptError, naming it, where it is too long or empty, or the template
+    refuses it."""
     ids = token_ids(tokenizer, prompt, config)
     check_length(prompt, len(ids), config)
     return ids
 
 
 def check_length(prompt: Prompt, length: int, config: ChatConfig) -> None:
-    """Raises PromptError, naming the prompt, where it has more tokens than it may."""
+    """Raises PromptError, naming the prompt, where `length` is above max_prompt_tokens."""
     if length > config.max_prompt_tokens:
         raise PromptError(
             f"prompt {prompt.id} {prompt.text[:80]!r} has {length} tokens, "
@@ -111,10 +118,13 @@ def without_long(
     config: ChatConfig,
     length_of: Callable[[Prompt], int] | None = None,
 ) -> list[Prompt]:
-    """The prompts that fit; the others are named in the log. length_of: tokens of a prompt, where
-    they are not those of `token_ids`. PromptError if none fits."""
+    """The prompts that are short enough; the log names the others.
+
+    length_of: number of tokens of a prompt; by default that of `token_ids`. PromptError where no
+    prompt is short enough.
+    """
     if config.long_prompts == "error":
-        return list(prompts)  # `encode` says so
+        return list(prompts)  # `encode` raises the error
     length_of = length_of or (lambda prompt: len(token_ids(tokenizer, prompt, config)))
     lengths = [length_of(prompt) for prompt in prompts]
     pairs = list(zip(prompts, lengths, strict=True))
@@ -125,7 +135,7 @@ def without_long(
     if prompts and not kept:
         raise PromptError(
             f"every one of the {len(prompts)} prompts has more than domain.chat.max_prompt_tokens "
-            f"= {config.max_prompt_tokens} tokens, the shortest {min(lengths)}: raise it"
+            f"= {config.max_prompt_tokens} tokens (the shortest has {min(lengths)}): raise it"
         )
     if len(kept) < len(prompts):
         log.warning(
@@ -138,13 +148,16 @@ def without_long(
 
 
 def token_ids(tokenizer: Any, prompt: Prompt, config: ChatConfig) -> list[int]:
-    """Of a prompt of any length. PromptError if it has none, or the template refuses it."""
+    """Token ids of a prompt of any length. PromptError where there are none, or the template
+    refuses it."""
     if config.template == "plain":
         ids = list(tokenizer(prompt.text)["input_ids"])
     else:
         ids = _templated(tokenizer, prompt, config)
     if not ids:
-        raise PromptError(f"prompt {prompt.id} {prompt.text[:80]!r} has no token")
+        raise PromptError(
+            f"prompt {prompt.id} {prompt.text[:80]!r} has no token: take it out of the prompts"
+        )
     return ids
 
 

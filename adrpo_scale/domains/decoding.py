@@ -1,8 +1,8 @@
 """Sampling of completions: one prefill per different prompt, then token by token in one batch.
 
-The token at position t of sample s is the inverse of the cumulative distribution at one uniform
-number of (seed, iteration, s), so a sample depends neither on the batch that it is in nor on the
-number of processes. Rows that have ended leave the batch.
+The token at position t of sample s is the inverse of the cumulative distribution at a uniform
+number, a function of (seed, iteration, s, t). A sample therefore depends neither on its batch nor
+on the number of processes. Rows that have ended leave the batch.
 """
 
 from __future__ import annotations
@@ -17,27 +17,30 @@ from transformers import DynamicCache
 
 from adrpo_scale.core.settings import Section, setting
 
-SHRINK = 0.75  # rows that have ended leave when at most this share of the batch is still going
+SHRINK = 0.75  # ended rows leave the batch when at most this share of it is still unfinished
 
 
 class SamplingConfig(Section):
-    """How tokens are drawn. Results depend on it, so every config states it."""
+    """The distribution that tokens are drawn from. Every config states it: results depend on it."""
 
-    max_new_tokens: int = setting(512, "tokens of a completion at most", ge=1)
+    max_new_tokens: int = setting(512, "largest number of tokens of a completion", ge=1)
     temperature: float = setting(
-        1.0, "logits are divided by it; 0 is greedy, in evaluations alone", ge=0
+        1.0, "logits are divided by it; 0 is greedy, in evaluations only", ge=0
     )
-    top_p: float = setting(1.0, "least set of tokens with this probability; 1: all", gt=0, le=1)
-    top_k: int = setting(0, "the k likeliest tokens; 0: all", ge=0)
+    top_p: float = setting(
+        1.0, "draw from the smallest set of tokens with this probability; 1: all", gt=0, le=1
+    )
+    top_k: int = setting(0, "draw from the k likeliest tokens; 0: all", ge=0)
 
 
 @dataclass(frozen=True)
 class Generated:
     """N completions on the model's device.
 
-    tokens_NT: int64, `pad` beyond each one's end; T = max_new_tokens. lengths_N: int64, the token
-    that ends it included. finished_N: bool, False where it was cut off. logp_NT: float32
-    log-probabilities of the program that drew them, None where it is the policy itself.
+    tokens_NT: int64, `pad` after the end; T = max_new_tokens. lengths_N: int64, including the token
+    that ends the completion. finished_N: bool, False for a completion that was cut off.
+    logp_NT: float32 log-probabilities under the program that drew the tokens; None where it is the
+    policy itself.
     """
 
     tokens_NT: Tensor
@@ -58,9 +61,9 @@ def generate(
 ) -> Generated:
     """Completions of N ≥ 1 prompts. model: a transformers causal language model in eval mode.
 
-    prompts: token ids. uniforms_NT: float32 [N, max_new_tokens] of [0, 1). ends: tokens that end a
-    completion. pad: what stands after one. audio_N: for models that hear, the embeddings that stand
-    at each prompt's audio tokens, [tokens, H]; one tensor for all samples of a prompt.
+    prompts: token ids. uniforms_NT: float32 [N, max_new_tokens] in [0, 1). ends: tokens that end a
+    completion. pad: the token that fills up rows. audio_N: for models that hear, the embeddings at
+    each prompt's audio tokens, [tokens, H]; the samples of a prompt share one tensor.
     """
     device, rows, steps = uniforms_NT.device, len(prompts), sampling.max_new_tokens
     logits, cache, mask, positions = _prefill(model, prompts, steps, pad, device, audio_N)
@@ -69,7 +72,7 @@ def generate(
     lengths_N = torch.full((rows,), steps, device=device)
     finished_N = torch.zeros(rows, dtype=torch.bool, device=device)
     ending = torch.tensor(list(ends), device=device)
-    here = torch.arange(rows, device=device)  # which row each place of the batch is
+    here = torch.arange(rows, device=device)  # the row of each place in the batch
     for step in range(steps):
         tokens = pick(logits, uniforms_NT[here, step], sampling)
         going = ~finished_N[here]
@@ -104,8 +107,8 @@ def _prefill(
     audio_N: Sequence[Tensor] | None,
 ) -> tuple[Tensor, DynamicCache, Tensor, Tensor]:
     """(logits [N, V] of the first tokens, cache, attention mask [N, width + steps], position [N] of
-    the first tokens). Every different prompt goes through the model once, padded on the left."""
-    # The same question about two clips of one length has the same tokens.
+    the first tokens). Each different prompt goes through the model once, padded on the left."""
+    # Tokens alone do not tell prompts apart: two clips of one length have the same ones.
     clips = [None if audio_N is None else id(audio_N[row]) for row in range(len(prompts))]
     keys = [(tuple(prompt), clip) for prompt, clip in zip(prompts, clips, strict=True)]
     firsts = {key: row for row, key in reversed(list(enumerate(keys)))}
@@ -133,24 +136,24 @@ def _prefill(
 
 
 def audio_inputs(audio_N: Sequence[Tensor] | None) -> dict[str, Tensor]:
-    """What a model's forward is given beside N rows of tokens with these embeddings."""
+    """The further arguments of a forward pass over N rows of tokens with these embeddings."""
     return {} if audio_N is None else {"input_features": torch.cat(list(audio_N))}
 
 
 def pick(logits: Tensor, uniforms: Tensor, sampling: SamplingConfig) -> Tensor:
-    """int64 [N]: a token of each row of logits [N, V], by one uniform number of [0, 1) each."""
+    """int64 [N]: the token of each row of logits [N, V] at its uniform number in [0, 1)."""
     if sampling.temperature == 0:
         return logits.argmax(-1)
     chances = kept_chances(logits.float() / sampling.temperature, sampling)
     cumulative = chances.cumsum(-1)
     total = cumulative[:, -1:]
-    # A goal that rounds up to the total would be beyond the last token that has a chance.
+    # A goal that rounds up to the total would pick a token of probability 0.
     goal = torch.minimum(uniforms[:, None] * total, total.nextafter(total.new_zeros(())))
     return torch.searchsorted(cumulative, goal, right=True)[:, 0]
 
 
 def kept_chances(logits: Tensor, sampling: SamplingConfig) -> Tensor:
-    """[N, V]: probabilities, 0 outside of top-k and of the top-p of what is left by it."""
+    """[N, V]: probabilities after top-k and then top-p; 0 for tokens outside."""
     if 0 < sampling.top_k < logits.shape[1]:
         least = logits.topk(sampling.top_k).values[:, -1:]
         logits = logits.masked_fill(logits < least, -torch.inf)

@@ -1,8 +1,8 @@
-"""Prompt embeddings of Stable Diffusion 3: computed once, kept on disk, shared by all ranks.
+"""Prompt embeddings of Stable Diffusion 3: computed once, cached on disk, shared by all ranks.
 
-Rank 0 encodes what is missing and then drops the encoders (T5 alone is 9 GB); every rank maps the
-files. A cached embedding is found again only if text, encoder and tokenizer files, sequence length,
-precision and the version of this code are the same.
+Rank 0 encodes the missing ones and then frees the encoders (T5 alone is 9 GB); every rank maps the
+files. The key of a cached embedding is its text, the encoder and tokenizer files, the sequence
+length, the precision and the version of this code.
 """
 
 from __future__ import annotations
@@ -22,17 +22,20 @@ from adrpo_scale.core.errors import ModelNotFoundError
 from adrpo_scale.core.file_hashes import cache_root, file_hashes
 from adrpo_scale.hub.weights import SafetensorsFolder
 
-VERSION = 1  # raise it when the way embeddings are computed changes
+VERSION = 1  # to be raised when embeddings are computed differently
 ENCODE_BATCH = 16
 
 
 def cache_folder() -> Path:
-    """$ADRPO_CACHE/embeddings, else ~/.cache/adrpo_scale/embeddings; all nodes must see it."""
+    """$ADRPO_CACHE/embeddings, or ~/.cache/adrpo_scale/embeddings. All nodes must see it."""
     return cache_root() / "embeddings"
 
 
 def encoder_fingerprint(model: Path, t5: bool, max_sequence_length: int, dtype: str) -> str:
-    """Hash of everything but the text that an embedding depends on."""
+    """Hash of everything that an embedding depends on, except its text.
+
+    Raises ModelNotFoundError where an encoder or tokenizer is missing.
+    """
     folders = ["text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"]
     folders += ["text_encoder_3", "tokenizer_3"] if t5 else []
     parts = [f"v{VERSION}", str(max_sequence_length), dtype]
@@ -44,7 +47,7 @@ def encoder_fingerprint(model: Path, t5: bool, max_sequence_length: int, dtype: 
                 + ("; without T5, set domain.t5 = false" if folder.endswith("_3") else "")
             )
         if folder.startswith("text_encoder"):
-            SafetensorsFolder(model / folder, "model")  # missing: transformers would try a pickle
+            SafetensorsFolder(model / folder, "model")  # raises; transformers would try a pickle
         parts += [f"{folder}/{p.name}={digest}" for p, digest in file_hashes(files).items()]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
@@ -71,7 +74,10 @@ def load_embeddings(
     device: torch.device,
     dtype: torch.dtype,
 ) -> PromptEmbeddings:
-    """Embeddings of `texts`, encoding those that no earlier run has left on disk. Collective."""
+    """Embeddings of `texts`; those that are not cached are encoded. Collective.
+
+    Raises ModelNotFoundError where encoders are missing, or this node does not see the cache.
+    """
     unique = sorted(set(texts))
 
     def encode_missing() -> dict[str, Path]:
@@ -120,7 +126,7 @@ def _encode(
     pipeline = StableDiffusion3Pipeline.from_pretrained(
         model, transformer=None, vae=None, dtype=dtype, local_files_only=True, **without
     ).to(device)
-    # Without T5 the pipeline asks the transformer's config how wide its zeros must be.
+    # Without T5 the pipeline reads the width of its zeros from the transformer's config.
     transformer_config = SD3Transformer2DModel.load_config(model / "transformer")
     with init_empty_weights():
         pipeline.transformer = SD3Transformer2DModel.from_config(transformer_config)

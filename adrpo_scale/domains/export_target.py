@@ -1,5 +1,5 @@
-"""A trained model as exports need it: its names in the libraries, its place in its base's folder,
-and how an export is tried out. A domain states it (`Domain.export_target`)."""
+"""A trained model as exports need it: its names in the libraries, its place in the folder of its
+base, and inputs to verify an export. A domain states it (`Domain.export_target`)."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class ChatTarget:
-    """How training gave a language model its prompts.
+    """The form in which a language model got its prompts in training.
 
-    is_chat: by a chat template, else as plain text. template: the Jinja text, where the tokenizer
-    that lies in the base's folder would not do the same. system: put before conversations that have
-    no system message. arguments: of `apply_chat_template`. tokenizer: the tokenizer's class.
-    example: a prompt; ids: its tokens.
+    is_chat: by a chat template; otherwise as plain text.
+    template: the Jinja text, where it differs from the one of the base's tokenizer.
+    system: the message put before conversations that have no system message.
+    arguments: of `apply_chat_template`. tokenizer: the tokenizer's class.
+    example: a prompt. ids: its tokens.
     """
 
     is_chat: bool
@@ -30,20 +31,21 @@ class ChatTarget:
 
 
 def same_name(stored: str) -> str | None:
-    """`Part.name` where the folder has the model's own names."""
+    """`Part.name` of a folder that has the model's own names."""
     return stored
 
 
 @dataclass(frozen=True)
 class Part:
-    """Where the model lies in the base's folder, and the policy in the model; by default all three
-    are one.
+    """The place of the model in its base's folder, and of the policy in the model. By default the
+    three have the same tensors.
 
-    name: a stored tensor's name in the class `ExportTarget.model`; None for one that is not of that
-    model. frozen: what the names of the model's tensors that the policy does without begin with.
-    config: the model's key in the folder's config.json, "" where all of it is the model's.
-    whole: the class of everything in the folder, "" where that is the model alone; attribute: the
-    model's name in it. needs: files without which `whole` does not load.
+    name: from a stored tensor's name to its name in the class `ExportTarget.model`; None for a
+    tensor of another model.
+    frozen: prefixes of the model's tensors that are not in the policy.
+    config: the model's key in the folder's config.json; "" where the whole file is the model's.
+    whole: the class of everything in the folder; "" where that is the model alone.
+    attribute: the model's attribute in `whole`. needs: further files that `whole` loads.
     """
 
     name: Callable[[str], str | None] = same_name
@@ -56,19 +58,20 @@ class Part:
 
 @dataclass(frozen=True)
 class ExportTarget:
-    """What the trained weights are to the libraries that load an export.
+    """The trained weights, as the library that loads an export sees them.
 
-    library: which of them has the classes. model: the model's. component: the model's folder in a
-    pipeline, "" where the export is the model; stem: its weight files' name. task: the hub's name
-    of what it does. inputs: a small fixed batch of keyword arguments of the model's forward; of a
-    model that has a processor, the `clip` that this is given, float32 samples at 16 kHz.
-    call: keyword arguments that sample as evaluations do: of the pipeline, whose `steps` are Euler
-    steps, or of `generate`.
-    pipeline: the pipeline's class; unused: its components that the policy does without.
-    chat: of language models. processor: the class that makes a model's inputs, where a tokenizer
-    alone does not. part: where it is not the whole of its base.
-    build: of the policy on a CPU, where training builds it otherwise; policy_inputs: makes of the
-    inputs what it is given, where that is something else.
+    library: the library of the classes. model: the model's class.
+    component: the model's folder in a pipeline; "" where the export is the model alone.
+    stem: the name of its weight files, without the extension. task: the hub's name of its task.
+    inputs: a small fixed batch of keyword arguments of the model's forward; for a model with a
+    processor, the processor's `clip`, float32 samples at 16 kHz.
+    call: keyword arguments that sample as evaluations do: of the pipeline (`steps`: Euler steps)
+    or of `generate`.
+    pipeline: the pipeline's class. unused: its components that training does not use.
+    chat: of language models. processor: the class that prepares inputs, where a tokenizer alone
+    does not. part: the model's place in its base.
+    build: builds the policy on a CPU, where training builds it differently.
+    policy_inputs: the policy's inputs, where they are not `inputs`.
     """
 
     library: Literal["diffusers", "transformers"]

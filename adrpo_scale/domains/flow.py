@@ -1,14 +1,14 @@
 """Flow matching on Stable Diffusion 3 (paper, eq. 5 and 6, Algorithm 1).
 
 Paper's time: t = 0 is noise, t = 1 is data, x_t = (1 - t)·x0 + t·x1, the velocity is u = x1 - x0.
-diffusers' time: sigma = 1 - t, and the network predicts -u at timestep 1000·sigma. `velocity` is
-the one place where the two meet; everything else here is in the paper's time.
+diffusers' time: sigma = 1 - t, and the network predicts -u at timestep 1000·sigma. `velocity`
+converts between the two; everything else here is in the paper's time.
 
     error      = mean over latent elements of (v - u)²
     divergence = mean over latent elements of (v - v_ref)²
 
-Same x0, t and x_t for the policy, the reference and both terms. Rollouts solve dx = v dt with
-Euler steps; training terms use the conditional velocity without guidance.
+The policy, the reference and both terms share x0, t and x_t. Rollouts solve dx = v dt with Euler
+steps; training terms use the conditional velocity without guidance.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ from adrpo_scale.hub.needs import HubNeed
 from adrpo_scale.hub.shapes import config_folder
 from adrpo_scale.hub.weights import SafetensorsFolder, find_model
 
-PIPELINE = "model_index.json"  # a diffusers pipeline has it
-# The same weights again: 11 GB of stable-diffusion-3-medium are its half precision.
+PIPELINE = "model_index.json"  # marks a folder as a diffusers pipeline
+# Copies of the same weights, e.g. 11 GB in half precision in stable-diffusion-3-medium.
 UNREAD = ("*.fp16*", "*.bin", "*.bin.index.json", "*.msgpack", "*.onnx*")
 
 
 class SolverConfig(Section):
-    """How samples are made. Results depend on it, so every config states it."""
+    """The solver of samples. Every config states it: results depend on it."""
 
     steps: int = setting(28, "Euler steps", ge=1)
     guidance: float = setting(4.5, "classifier-free guidance scale; 1 means none", ge=0)
@@ -70,7 +70,8 @@ class FlowConfig(DomainConfig):
         SolverConfig(), "solver of evaluation and of `sample`", effect="none"
     )
     noise: Literal["independent", "rollout"] = setting(
-        "independent", "x0 of training: drawn afresh, or the one that generated the sample"
+        "independent",
+        "x0 of training: drawn independently, or the one that the sample was made from",
     )
     decode_chunk: int = setting(8, "latents decoded at once", effect="rounding", ge=1)
     vae_dtype: Literal["float32", "bfloat16"] = setting("float32", "precision of the VAE")
@@ -87,12 +88,14 @@ class FlowConfig(DomainConfig):
     def needs_from_hub(self) -> list[HubNeed]:
         parts = ["transformer", "vae", "scheduler", "text_encoder", "text_encoder_2"]
         parts += ["tokenizer", "tokenizer_2", *(["text_encoder_3", "tokenizer_3"] * self.t5)]
-        # The card and the licence are for exports.
+        # Exports copy the card and the licence.
         allow = ("model_index.json", *(f"{part}/*" for part in parts), "README.md", "LICENSE*")
         return [HubNeed(self.model, "domain.model", allow, UNREAD)]
 
 
 class FlowDomain(Domain):
+    """The domain `flow`; the module docstring has its maths."""
+
     gives: ClassVar = (RegressionTerms,)
     medium: ClassVar[Literal["pictures", "completions"]] = "pictures"
     Config: ClassVar[type[FlowConfig]] = FlowConfig
@@ -168,7 +171,7 @@ class FlowDomain(Domain):
         (need,) = self.config.needs_from_hub()
         for part in parts:
             there = sorted(path for path in (self.folder / part).glob("*") if path.is_file())
-            # In a cache that others use too, more may turn up beside what is read.
+            # A shared hub cache may hold further files, which are not read.
             files += [path for path in there if need.covers(f"{part}/{path.name}")]
         return files
 
@@ -203,7 +206,7 @@ class FlowDomain(Domain):
             device=device,
             dtype=dtype,
         )
-        SafetensorsFolder(self.folder / "vae", WEIGHTS)  # missing: diffusers would try a pickle
+        SafetensorsFolder(self.folder / "vae", WEIGHTS)  # raises; diffusers would try a pickle
         vae = AutoencoderKL.from_pretrained(
             self.folder / "vae", dtype=DTYPES[self.config.vae_dtype], local_files_only=True
         )
@@ -251,7 +254,10 @@ class FlowDomain(Domain):
     def velocity(
         self, model: nn.Module, x: Tensor, t_N: Tensor, sequence: Tensor, pooled: Tensor
     ) -> Tensor:
-        """v(x, t) in the paper's time, float32 [N, C, H, W]; the only place that knows sigma."""
+        """v(x, t) in the paper's time, float32 [N, C, H, W]. x: [N, C, H, W]; t_N: [N].
+
+        Only here is sigma used.
+        """
         prediction = model(
             hidden_states=x.to(self.dtype),
             timestep=1000.0 * (1.0 - t_N),
@@ -306,7 +312,7 @@ class FlowDomain(Domain):
         )
 
     def divergence_metrics(self, terms: Terms) -> dict[str, Tensor]:
-        """`w2_sum`: the sum over latent elements of (v - v_ref)², the W2 bound of a sample."""
+        """`w2_sum`: the sum over latent elements of (v - v_ref)², a bound of the W2 distance."""
         divergence_N = terms.divergence()
         assert divergence_N is not None
         return {"w2_sum": divergence_N * float(np.prod(self.latent_shape))}

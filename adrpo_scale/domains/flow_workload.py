@@ -1,4 +1,4 @@
-"""Stable Diffusion 3 as `FlowDomain` uses it: Euler steps, the VAE, the text encoders."""
+"""The workload of `FlowDomain`: Euler steps, the VAE, the text encoders."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from adrpo_scale.engines.workload import (
 def flow_workload(
     config: Any, folder: Path, latent: tuple[int, int, int], dtype: torch.dtype
 ) -> Workload:
-    """config: of the domain `flow`. folder: of the model, or of its shape. latent: [C, H, W]."""
+    """config: of the domain `flow`. folder: of the model or its config files. latent: [C, H, W]."""
     transformer = json.loads((folder / "transformer" / "config.json").read_text())
     lora = lora_of(config)
     clip = json.loads((folder / "text_encoder" / "config.json").read_text())
@@ -74,7 +74,7 @@ def _vae(config: Any, folder: Any, latent: tuple[int, ...]) -> Frozen:
 
 
 def _encoders(config: Any, folder: Any, dtype: torch.dtype) -> list[Frozen]:
-    """On rank 0, all at once, until every prompt of the run has its embedding."""
+    """The text encoders, together on rank 0 until every prompt has its embedding."""
     from transformers import AutoConfig, CLIPTextModelWithProjection, T5EncoderModel
 
     classes: dict[str, Any] = {"text_encoder": CLIPTextModelWithProjection}

@@ -1,4 +1,4 @@
-"""Prompts about clips: which clip, and the conversation that begins with it."""
+"""Prompts about clips: the clip of a prompt, and the conversation that contains it."""
 
 from __future__ import annotations
 
@@ -20,25 +20,28 @@ def example_clip() -> NDArray[np.float32]:
 
 
 def clip_of(prompt: Prompt) -> tuple[str, Path] | None:
-    """(reference, folder) of a prompt's clip; None where it has none. PromptError where it has no
+    """(reference, folder) of a prompt's clip; None without a clip. PromptError for a clip without a
     folder."""
     reference, folder = (prompt.metadata.get(key) for key in ("audio", "audio_folder"))
     if reference and not folder:
         raise PromptError(
             f"prompt {prompt.id} {prompt.text[:80]!r} names the clip {reference!r} and no folder; "
-            'say "audio_folder" in its row, or write the rows with `adrpo-scale prepare`'
+            'add "audio_folder" to its row, or write the rows with `adrpo-scale prepare`'
         )
     return (reference, Path(folder)) if reference and folder else None
 
 
 def with_audio(prompt: Prompt) -> list[Any]:
-    """The conversation whose last user message begins with the clip."""
+    """The prompt's conversation, its last user message beginning with the clip.
+
+    PromptError where it has no user message.
+    """
     messages: list[dict[str, Any]] = [dict(message) for message in prompt.conversation]
     users = [n for n, message in enumerate(messages) if message["role"] == "user"]
     if not users:
         raise PromptError(
-            f"prompt {prompt.id} {prompt.text[:80]!r} has a clip and no message of the user's, "
-            "which it would begin: fix the prompt"
+            f"prompt {prompt.id} {prompt.text[:80]!r} has a clip and no user message to put it in: "
+            "add one"
         )
     last = users[-1]
     text = {"type": "text", "text": messages[last]["content"]}

@@ -1,5 +1,5 @@
-"""The folder of a causal language model of transformers: what is in it, what can be wrong with it,
-and what an engine builds of it."""
+"""The folder of a causal language model of transformers: its config and tokenizer, checks of both,
+and its `ModelSpec`."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _BESIDE += ["*.jinja", "special_tokens_map.json", "added_tokens.json"]
 
 
 class LanguageModel:
-    """config, tokenizer, ends (tokens that end a completion) and pad of the model in a folder.
+    """The model in a folder, without its weights: config, tokenizer, ends (the tokens that end a
+    completion), pad, and banned (tokens that it must never generate).
 
-    Raises ModelNotFoundError where the folder is not whole, and ConfigError where its parts do not
-    fit each other or rollouts of it are not possible. Reads no weights.
-    banned: tokens that it shall never say.
+    Raises ModelNotFoundError where the folder is incomplete, and ConfigError where its parts do not
+    fit each other or rollouts of it are not possible.
     """
 
     banned: tuple[int, ...] = ()
@@ -42,15 +42,15 @@ class LanguageModel:
         self._check()
 
     def _read_config(self) -> Any:
-        """Of the language model."""
+        """The config of the language model."""
         return read_config(self.folder, self.name)
 
     def _template(self) -> str | None:
-        """A chat template that goes before the tokenizer's own."""
+        """A chat template that replaces the tokenizer's own; None: there is none."""
         return None
 
     def _read_ends(self) -> list[int]:
-        """Of generation_config.json, the model and the tokenizer."""
+        """The end tokens of generation_config.json, the model's config and the tokenizer."""
         path = self.folder / "generation_config.json"
         stated = json.loads(path.read_text()) if path.is_file() else {}
         ends: list[int] = []
@@ -76,24 +76,25 @@ class LanguageModel:
         dropout = {k: v for k, v in self.config.to_dict().items() if is_dropout(k) and v}
         if dropout:
             raise ConfigError(
-                f"{self.folder}/config.json has {dropout}: policy and reference must see the same "
+                f"{self.folder}/config.json has {dropout}: policy and reference must be the same "
                 "function; set it to 0 there"
             )
         if is_stateful(self.config):
             raise ConfigError(
-                f"domain.model = {self.name!r} ({self.config.model_type}) keeps a state instead of "
-                "a cache of keys and values; rollouts here need attention in every layer"
+                f"domain.model = {self.name!r} ({self.config.model_type}) has layers with a "
+                "recurrent state; rollouts here need attention in every layer: use another model"
             )
 
     def files(self) -> list[Path]:
-        """Everything beside the weights that decides what the model says."""
+        """The files beside the weights on which the model's output depends."""
         found = {path for pattern in _BESIDE for path in self.folder.glob(pattern)}
         return sorted(path for path in found if path.is_file())
 
     def spec(self, attention: str, lora: LoraConfig | None = None) -> ModelSpec:
-        """attention: transformers' name of an implementation; lora: None for all parameters."""
+        """The `ModelSpec`. attention: transformers' name of an implementation. lora: None trains
+        all parameters."""
         unwanted = ("lm_head.weight",) if self.config.tie_word_embeddings else ()
-        # Some folders store what is shared twice.
+        # Some folders store the tied output layer as well.
         weights = SafetensorsFolder(self.folder, WEIGHTS, unwanted)
         return language_model_spec(self.config, attention, weights, lora)
 
@@ -101,7 +102,7 @@ class LanguageModel:
 def language_model_spec(
     config: Any, attention: str, weights: WeightSource, lora: LoraConfig | None
 ) -> ModelSpec:
-    """The causal language model of a transformers config, as an engine is to build it."""
+    """The `ModelSpec` of the causal language model of a transformers config."""
     from transformers import AutoModelForCausalLM
 
     model_class = AutoModelForCausalLM._model_mapping[type(config)]
@@ -124,7 +125,7 @@ def _build(config: Any, attention: str) -> nn.Module:
         model = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
     except (ImportError, ValueError) as error:
         raise ConfigError(
-            f"domain.attention = {attention!r} does not go with this model here ({error}); use "
+            f"domain.attention = {attention!r} does not work with this model here ({error}); use "
             '"eager"'
         ) from error
     logprobs.install(model)
@@ -132,31 +133,33 @@ def _build(config: Any, attention: str) -> nn.Module:
 
 
 def read_any_config(folder: Path, name: str) -> Any:
-    """The config of any model of transformers. ModelNotFoundError where the folder is not whole."""
+    """The config of any model of transformers. ModelNotFoundError where it cannot be read."""
     from transformers import AutoConfig
 
     if not (folder / "config.json").is_file():
         raise ModelNotFoundError(
-            f"domain.model = {name!r}: {folder} has no config.json, so it is no model folder of "
-            "transformers, or half of one; download it again with `hf download`"
+            f"domain.model = {name!r}: {folder} has no config.json, so it is not a complete model "
+            "folder of transformers; download it again with `hf download`"
         )
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
         raise ModelNotFoundError(
-            f"domain.model = {name!r}: transformers cannot read {folder}/config.json ({error})"
+            f"domain.model = {name!r}: transformers cannot read {folder}/config.json ({error}); "
+            "download it again with `hf download`"
         ) from error
 
 
 def read_config(folder: Path, name: str) -> Any:
-    """The model's config. ModelNotFoundError where the folder is not a whole language model."""
+    """The config of a causal language model. ModelNotFoundError where it cannot be read,
+    ConfigError for another kind of model."""
     from transformers import AutoModelForCausalLM
 
     config = read_any_config(folder, name)
     if type(config) not in AutoModelForCausalLM._model_mapping:
         raise ConfigError(
-            f"domain.model = {name!r} is of type {config.model_type!r}, which transformers has no "
-            "causal language model for; the text domain trains language models only"
+            f"domain.model = {name!r} is of type {config.model_type!r}, for which transformers has "
+            "no causal language model; the text domain needs one: name another model"
         )
     if not hasattr(config, "vocab_size"):
         raise ConfigError(
@@ -167,30 +170,30 @@ def read_config(folder: Path, name: str) -> Any:
 
 
 def is_stateful(config: Any) -> bool:
-    """Whether some layer keeps a recurrent state: such a cache cannot be shared by a group."""
+    """True where a layer keeps a recurrent state: a group cannot share such a cache."""
     from transformers import AutoModelForCausalLM
 
     layers = set(getattr(config, "layer_types", None) or ())
     is_recurrent = layers - {"full_attention", "sliding_attention", "chunked_attention"}
-    # None: the language model of a composite.
+    # None for the language model of a composite model.
     model_class = AutoModelForCausalLM._model_mapping.get(type(config), None)
     return bool(is_recurrent) or getattr(model_class, "_is_stateful", False)
 
 
 def checkpoint_activations(model: Any) -> None:
-    """transformers renames it on the way to version 6."""
+    """Switches activation checkpointing on; transformers 6 renames the method."""
     enable = getattr(model, "activation_checkpointing_enable", None)
     (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
 
 
 def is_dropout(name: str) -> bool:
-    is_used = "classifier" not in name  # of other heads
+    is_used = "classifier" not in name  # belongs to heads that are not built
     return is_used and ("dropout" in name or name.endswith("pdrop"))
 
 
 def embedding_units(model: Any) -> list[list[nn.Module]]:
-    """Embeddings and output layer as sharding units: one if they are tied, or they would come
-    apart; in the root's unit they would stay gathered through the whole pass."""
+    """Embeddings and output layer as sharding units: a common one where they are tied, because two
+    units would untie them. In the root's unit they would stay gathered through the whole pass."""
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     if embedding.weight is head.weight:
         return [[embedding, head]]

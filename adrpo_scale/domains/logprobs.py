@@ -1,15 +1,15 @@
-"""Log-probabilities and entropies of chosen tokens, without all logits ever being in memory.
+"""Log-probabilities and entropies of chosen tokens, without holding all logits in memory.
 
-A causal language model ends in a matrix of vocabulary x hidden size. The logits of a whole batch
-in float32 are what runs out of memory first (4 rows of 2,000 tokens and 151,936 words: 4.9 GB, and
-again for the gradient), so they are made for `chunk` tokens at a time, in forward and in backward.
+A causal language model ends in a matrix of vocabulary × hidden size. The float32 logits of a whole
+batch would be its largest tensor (4 rows of 2,000 tokens and 151,936 words: 4.9 GB, and as much for
+the gradient), so they are computed for `chunk` tokens at a time, in forward and in backward.
 
-`install(model)` gives a transformers model a second way to be called:
+`install(model)` gives a transformers model a second call:
 
     logp_K, entropy_K = model(input_ids=..., targets=Targets(...))
 
-through its ordinary `__call__`, so that whatever an engine has hooked to the model, its blocks and
-its output layer happens as in any forward pass: a sharded output layer is gathered once per pass.
+It goes through the ordinary `__call__`, so that an engine's hooks on the model, its blocks and its
+output layer run as in any forward pass; a sharded output layer is gathered once per pass.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-BANNED = -1e9  # of a logit: finite, for 0 · log 0 is 0 in an entropy
+BANNED = -1e9  # a logit; finite, because -inf would make entropies NaN (0 · inf)
 
 
 @dataclass(frozen=True)
 class Targets:
-    """Which tokens are asked for, all int64 [K]: tokens[k] is predicted from the hidden state at
-    [rows[k], places[k]]. temperature: logits are divided by it. chunk: tokens at once."""
+    """The chosen tokens, all int64 [K]: tokens[k] is predicted from the hidden state at
+    [rows[k], places[k]]. temperature: logits are divided by it. chunk: tokens whose logits are in
+    memory at once."""
 
     rows: Tensor
     places: Tensor
@@ -38,43 +39,46 @@ class Targets:
 
 @dataclass(frozen=True)
 class LogitRule:
-    """What a family of models does to its logits: z = cap · tanh(scale · x / cap); cap 0: none.
-    banned: tokens without a chance, in rollouts and in every log-probability alike."""
+    """A model family's transformation of logits: z = cap · tanh(scale · x / cap); cap 0: no tanh.
+    banned: tokens with probability 0, in rollouts and in log-probabilities."""
 
     scale: float = 1.0
     cap: float = 0.0
     banned: tuple[int, ...] = ()
 
     def apply(self, logits: Tensor) -> Tensor:
-        """In place where it can be."""
+        """The transformed logits; changes its argument in place where possible."""
         if self.scale != 1.0:
             logits = logits.mul_(self.scale)
         logits = logits.div_(self.cap).tanh_().mul_(self.cap) if self.cap else logits
         return self.ban(logits)
 
     def ban(self, logits: Tensor) -> Tensor:
-        """In place."""
+        """Sets banned tokens to BANNED, in place."""
         if self.banned:
             logits[..., list(self.banned)] = BANNED
         return logits
 
     def pull_back(self, gradient: Tensor, logits: Tensor) -> Tensor:
-        """Gradient before the rule from that after it; logits: after it. In place."""
+        """Gradient by the logits before the rule, from the `gradient` and `logits` after it; in
+        place."""
         if self.cap:
             gradient = gradient.mul_(1 - (logits / self.cap).square_())
         return gradient.mul_(self.scale) if self.scale != 1.0 else gradient
 
 
 def logit_rule(config: Any, banned: tuple[int, ...] = ()) -> LogitRule:
-    """Gemma caps its logits, Cohere multiplies and Granite divides them."""
+    """The rule of a transformers config: Gemma caps logits, Cohere scales and Granite divides."""
     scale = getattr(config, "logit_scale", None) or 1.0
     scale /= getattr(config, "logits_scaling", None) or 1.0
     return LogitRule(scale, getattr(config, "final_logit_softcapping", None) or 0.0, banned)
 
 
 def install(model: Any, banned: tuple[int, ...] = ()) -> None:
-    """See the module docstring. model: a transformers causal language model, in place. banned:
-    tokens that it shall never say; their logits are `BANNED` from here on."""
+    """Adds the call of the module docstring to a transformers causal language model, in place.
+
+    banned: tokens that the model must never generate; their logits become `BANNED` in every call.
+    """
     plain, head = model.forward, model.get_output_embeddings()
     rule = logit_rule(model.config, banned)
 
@@ -95,7 +99,7 @@ def install(model: Any, banned: tuple[int, ...] = ()) -> None:
 class _TokenLogprobs(torch.autograd.Function):
     """(logp_K, entropy_K), float32, of tokens under softmax(rule(hidden @ weight.T + bias) / T).
 
-    Backward makes the logits of each chunk again; the weight's gradient is summed in float32.
+    Backward computes the logits of each chunk again; the weight's gradient is summed in float32.
     """
 
     @staticmethod
@@ -161,7 +165,7 @@ class _TokenLogprobs(torch.autograd.Function):
 def tempered_logits(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float, rule: LogitRule
 ) -> Tensor:
-    """float32 [k, vocabulary] of hidden states [k, H]; a tensor of its own."""
+    """float32 [k, vocabulary] of hidden states [k, H]; always a new tensor."""
     logits = linear(hidden, weight, bias).float()
     return rule.apply(logits).div_(temperature)
 

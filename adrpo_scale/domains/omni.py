@@ -1,12 +1,12 @@
-"""The thinker of Qwen2.5-Omni: what is trained of it, its audio tower, and what it hears.
+"""The thinker of Qwen2.5-Omni: its language model, its audio tower and its feature extractor.
 
 The policy is transformers' `Qwen2_5OmniThinkerForConditionalGeneration` without its two towers: the
-language model and its output layer, under the names that they have in the whole class. The audio
-tower is a frozen model of its own, whole on every rank and outside of what an engine shards, so
-that a rank without a clip waits for nobody and nobody for it. The vision tower, the talker and
-token2wav are never built, and none of their weights is read.
+language model and its output layer, under their names in the whole class. The audio tower is a
+separate frozen model, whole on every rank and not sharded, so that ranks may encode different
+numbers of clips. The vision tower, the talker and token2wav are never built, and their weights are
+never read.
 
-A clip goes through the tower alone: what it becomes depends neither on the batch nor on the ranks.
+The tower encodes one clip per call, so embeddings depend neither on the batch nor on the ranks.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ THINKER, WHOLE = (
     "Qwen2_5OmniThinkerForConditionalGeneration",
     "Qwen2_5OmniForConditionalGeneration",
 )
-SPEAKERS = "spk_dict.pt"  # whose voices the talker has; copied in exports, never opened
+SPEAKERS = "spk_dict.pt"  # the talker's voices; exports copy it, nothing opens it
 _AUDIO, _VISION = "model.audio_tower.", "model.visual."
-_OTHERS = ("talker.", "token2wav.")  # parts of a full checkpoint that speak
+_OTHERS = ("talker.", "token2wav.")  # parts of a full checkpoint that produce speech
 _MODALITIES = (
     "audio_token_id",
     "image_token_id",
@@ -60,15 +60,15 @@ _MODALITIES = (
     "vision_eos_token_id",
 )
 _PROCESSOR = ("preprocessor_config.json", "processor_config.json")
-_TEMPLATE = "chat_template.json"  # a processor's, before there was chat_template.jinja
+_TEMPLATE = "chat_template.json"  # a processor's template before chat_template.jinja
 
 
 class Thinker(LanguageModel):
     """A full Qwen2.5-Omni checkpoint, or a folder of its thinker alone.
 
-    config: of the language model; thinker: of the thinker. banned: the tokens of modalities, which
-    stand for what is seen or heard: a sampled one would have no embedding to stand for.
-    Raises as `LanguageModel` does.
+    config: of the language model. thinker: of the thinker. banned: the modality tokens, which mark
+    the places of embeddings; a sampled one would have no embedding.
+    Raises the errors of `LanguageModel`.
     """
 
     def __init__(self, folder: Path, name: str, chat: ChatConfig) -> None:
@@ -100,7 +100,7 @@ class Thinker(LanguageModel):
         return thinker_spec(self.thinker, attention, weights, lora, self.banned)
 
     def part(self) -> Part:
-        """Where the policy lies in the thinker, and this in the folder."""
+        """The place of the policy in the thinker, and of the thinker in the folder."""
         key = "thinker_config"
         is_alone = key not in json.loads((self.folder / "config.json").read_text())
         if is_alone:
@@ -108,7 +108,7 @@ class Thinker(LanguageModel):
         return Part(thinker_name, (_AUDIO, _VISION), key, WHOLE, "thinker", (SPEAKERS,))
 
     def audio_tokens(self, samples: int) -> int:
-        """How many tokens a clip of so many samples at 16 kHz is."""
+        """Number of audio tokens of a clip of `samples` samples at 16 kHz."""
         after_convolution = (frames_of(samples, self.features) - 1) // 2 + 1
         return max(0, (after_convolution - 2) // 2 + 1)
 
@@ -120,7 +120,7 @@ def thinker_spec(
     lora: LoraConfig | None,
     banned: tuple[int, ...] = (),
 ) -> ModelSpec:
-    """The language model of a thinker's config, as an engine is to build it."""
+    """The `ModelSpec` of the language model of a thinker's config."""
 
     def build() -> nn.Module:
         model = build_thinker(config, attention)
@@ -140,8 +140,11 @@ def thinker_spec(
 
 
 def build_thinker(config: Any, attention: str) -> Any:
-    """Without towers; what it is given as `input_features` are embeddings, [tokens, H] of all audio
-    tokens of the batch in order. attention: transformers' name."""
+    """The thinker without its towers. Its `input_features` are embeddings, [tokens, H] of all audio
+    tokens of the batch in order. attention: transformers' name of an implementation.
+
+    Raises ConfigError where the model or this machine does not support it.
+    """
     from transformers import Qwen2_5OmniThinkerForConditionalGeneration
     from transformers.modeling_outputs import BaseModelOutputWithPooling
 
@@ -151,7 +154,7 @@ def build_thinker(config: Any, attention: str) -> Any:
         )
     except (ImportError, ValueError) as error:
         raise ConfigError(
-            f"domain.attention = {attention!r} does not go with this model here ({error}); use "
+            f"domain.attention = {attention!r} does not work with this model here ({error}); use "
             '"eager"'
         ) from error
     del model.model.audio_tower, model.model.visual
@@ -164,7 +167,8 @@ def build_thinker(config: Any, attention: str) -> Any:
 
 
 def read_thinker_config(folder: Path, name: str) -> Any:
-    """ModelNotFoundError where the folder is not whole, ConfigError for another model."""
+    """A thinker's config. ModelNotFoundError for an incomplete folder, ConfigError for another
+    model."""
     config = read_any_config(folder, name)
     thinker = getattr(config, "thinker_config", config)
     if thinker.model_type != "qwen2_5_omni_thinker":
@@ -180,11 +184,12 @@ def read_thinker_config(folder: Path, name: str) -> Any:
 
 
 class ThinkerPart(SafetensorsFolder):
-    """One part of a thinker out of a full checkpoint or a folder of its own, by the names that the
-    built part has: the audio tower, or by default all but the towers.
+    """The weights of one part of a thinker, by the names in the built part: the audio tower, or by
+    default everything except the towers.
 
-    Names differ between checkpoints: of the whole model they begin with `thinker.`, and before
-    transformers 5 the language model was `model.` and the towers had no prefix.
+    folder: a full checkpoint or that of a thinker. Names differ between checkpoints: those of the
+    whole model begin with `thinker.`, and before transformers 5 the language model was `model.` and
+    the towers had no prefix.
     """
 
     def __init__(self, folder: Path, part: str = "", unwanted: tuple[str, ...] = ()) -> None:
@@ -206,8 +211,8 @@ class ThinkerPart(SafetensorsFolder):
         self._file_of = {stored: self._file_of[stored] for stored in self._stored.values()}
 
     def sha256(self) -> str:
-        """Over the files of the language model and of the audio tower, whichever part this is: with
-        another tower the same policy hears something else."""
+        """Hash of the files of the language model and the audio tower, for either part: another
+        tower gives the policy other embeddings."""
         return combined_sha256([self.folder / name for name in sorted(self._used)], self.folder)
 
     def names(self) -> set[str]:
@@ -221,7 +226,7 @@ class ThinkerPart(SafetensorsFolder):
 
 
 def thinker_name(stored: str) -> str | None:
-    """A tensor's name in transformers' class; None for one that is not the thinker's."""
+    """A stored tensor's name in transformers' class; None for one outside of the thinker."""
     if stored.startswith(_OTHERS):
         return None
     name = stored.removeprefix("thinker.")
@@ -231,14 +236,14 @@ def thinker_name(stored: str) -> str | None:
     )
 
 
-# ---- hearing -------------------------------------------------------------------------------------
+# ---- clips ---------------------------------------------------------------------------------------
 
 
 def load_tower(
     folder: Path, config: Any, attention: str, device: torch.device, dtype: torch.dtype
 ) -> nn.Module:
-    """The frozen audio tower, whole, on this rank. config: the thinker's. Raises WeightsError where
-    its weights are not in the folder."""
+    """The frozen audio tower on `device`. config: the thinker's. Raises WeightsError where its
+    weights are not in the folder."""
     from accelerate import init_empty_weights
     from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import Qwen2_5OmniAudioEncoder
 
@@ -263,8 +268,8 @@ def load_features(folder: Path) -> Any:
         return WhisperFeatureExtractor.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
         raise ModelNotFoundError(
-            f"{folder} has no feature extractor ({' or '.join(_PROCESSOR)}), without which there "
-            f"is nothing to hear ({error}); copy it from the model that the weights belong to"
+            f"{folder} has no feature extractor ({' or '.join(_PROCESSOR)}), which encodes clips "
+            f"({error}); copy it from the model that the weights belong to"
         ) from error
 
 
@@ -275,11 +280,11 @@ def frames_of(samples: int, features: Any) -> int:
 
 @torch.no_grad()
 def encode_clip(tower: nn.Module, features: Any, samples: NDArray[np.float32]) -> Tensor:
-    """[tokens, H] of one clip of float32 samples, on the tower's device and in its precision. The
-    clip is not longer than the extractor's window.
+    """Embeddings [tokens, H] of one clip, on the tower's device and in its precision.
 
-    The processor fills up to its window, of 300 s, with silence and then masks it: the same frames
-    come of silence for one frame's length.
+    samples: float32 at 16 kHz, not longer than the extractor's window. The processor would pad them
+    with silence to its window of 300 s and mask that; silence of one frame's length gives the same
+    frames.
     """
     frames, hop = frames_of(len(samples), features), int(features.hop_length)
     room = min(int(features.n_samples), frames * hop + int(features.n_fft))

@@ -1,4 +1,4 @@
-"""Stable Diffusion 3's transformer: what an engine builds of it, and what it is given."""
+"""The transformer of Stable Diffusion 3: its `ModelSpec`, and fixed inputs for it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ WEIGHTS = "diffusion_pytorch_model"
 def transformer_spec(
     config: Mapping[str, Any], weights: WeightSource, lora: LoraConfig | None
 ) -> ModelSpec:
-    """The transformer of that config, as an engine is to build it."""
+    """The `ModelSpec` of the transformer of that config."""
     from diffusers import SD3Transformer2DModel
 
     return ModelSpec(
@@ -41,7 +41,7 @@ def transformer_spec(
 
 
 def fixed_inputs(transformer: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Two rows for the transformer, of at most 4 x 4 patches and 5 tokens, always the same."""
+    """Two constant rows of inputs for the transformer, of at most 4 × 4 patches and 5 tokens."""
     side = transformer["patch_size"] * min(4, transformer["pos_embed_max_size"])
     shapes = {
         "hidden_states": (2, transformer["in_channels"], side, side),

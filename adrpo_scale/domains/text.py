@@ -1,11 +1,11 @@
 """Language models (paper, eq. 3 and 7): any causal language model of transformers.
 
-Measured of every token of a completion: log p under the policy, under the policy before its first
-step and under the reference, and the policy's entropy; what a loss makes of them is in
-`LikelihoodTerms`. All are of the tempered distribution (logits / temperature) before top-p and
-top-k. A completion counts the token that ends it. Rollouts are padded on the left (`decoding`); the
-pass that is trained on is padded on the right, where a causal model needs no mask and sees the
-positions that it saw when it generated.
+The terms of each token of a completion: its log-probability under the policy, under the policy
+before its first step and under the reference, and the policy's entropy; `LikelihoodTerms` has the
+formulas of the losses. All are of the tempered distribution (logits / temperature) before top-p and
+top-k. A completion includes the token that ends it. Rollouts are padded on the left (`decoding`).
+The pass of training is padded on the right, where a causal model needs no mask and its positions
+are those of generation.
 """
 
 from __future__ import annotations
@@ -36,11 +36,13 @@ from adrpo_scale.engines.spec import LoraConfig, ModelSpec
 from adrpo_scale.engines.workload import Workload
 from adrpo_scale.hub.weights import SafetensorsFolder, find_model
 
-# Mean difference in nats that rounding explains: logits near 20 lie .125 apart in bfloat16.
+# Mean difference in nats that rounding explains: near 20, bfloat16 logits are 0.125 apart.
 LOGPROBS_AGREE = {torch.float32: 0.01, torch.bfloat16: 0.5}
 
 
 class TextDomain(Domain):
+    """The domain `text`; the module docstring describes it."""
+
     gives: ClassVar = (LikelihoodTerms,)
     medium: ClassVar[Literal["pictures", "completions"]] = "completions"
     evaluations: tuple[Mode, ...] = ("evaluation", "greedy")
@@ -53,7 +55,7 @@ class TextDomain(Domain):
 
     @classmethod
     def published(cls, model: str) -> dict[str, Any]:
-        # No rollout: its length must not be in the way of a model that takes few tokens.
+        # There is no rollout, so its length must not exceed a model with few positions.
         return super().published(model) | {"rollout": {"max_new_tokens": 1}}
 
     @classmethod
@@ -91,8 +93,8 @@ class TextDomain(Domain):
         targets = config.lora.targets if config.lora is not None else []
         if {"lm_head", "embed_tokens"} & set(targets):
             raise ConfigError(
-                f"domain.lora.targets = {targets}: the output layer and the embeddings take no "
-                "adapters here; name linear layers of the blocks"
+                f"domain.lora.targets = {targets}: adapters on the output layer or the embeddings "
+                "are not supported; name linear layers of the blocks"
             )
 
     def policy_spec(self) -> ModelSpec:
@@ -121,7 +123,7 @@ class TextDomain(Domain):
             inputs={"input_ids": ids},
             call=generate_arguments(self.config.evaluation, self.model.ends),
             chat=chat_target(self.tokenizer, self.config.chat, *self._example()),
-            # The library's own attention: what training uses may need a GPU.
+            # The attention of training may need a GPU.
             build=lambda: AutoModelForCausalLM.from_config(self.model.config, dtype=torch.float32),
         )
 
@@ -145,21 +147,21 @@ class TextDomain(Domain):
         self._logprobs_checked = False
 
     def _prepare_prompts(self, prompts: Sequence[Prompt]) -> None:
-        """Raises PromptError for one that is too long."""
+        """Tokenises the prompts. Raises PromptError for one that is too long."""
         self._ids = {p.id: encode(self.tokenizer, p, self.config.chat) for p in prompts}
         self._first = prompts[0].id if prompts else 0
 
     def _tokens(self, prompt_id: int) -> Sequence[int]:
-        """Of a prompt that `prepare` was given."""
+        """Tokens of a prompt, one of those given to `prepare`."""
         return self._ids[prompt_id]
 
     def _audio(self, prompt_ids: Sequence[int]) -> Sequence[Tensor] | None:
-        """What stands at the audio tokens of each prompt, [tokens, H]; None: there are none."""
+        """Embeddings at the audio tokens of each prompt, [tokens, H]; None in a text domain."""
         return None
 
     @functools.cached_property
     def _backend(self) -> Backend:
-        """Begun with the first rollout: evaluations and `sample` draw in process."""
+        """The back-end of rollouts, started at the first: evaluations and `sample` need none."""
         if self.config.backend == "in_process":
             return self._in_process
         share = self.config.vllm_memory
@@ -171,8 +173,8 @@ class TextDomain(Domain):
 
     @torch.no_grad()
     def _check_logprobs(self, policy: nn.Module) -> None:
-        """Once: that log-probabilities are those of the model's own logits. Some families do
-        something to their logits that `logprobs` may not know of. Raises ConfigError."""
+        """Compares log-probabilities with the model's own logits, once per start: a family may
+        transform its logits in a way unknown to `logprobs`. ConfigError where they differ."""
         if self._logprobs_checked:
             return
         ids = torch.tensor([list(self._tokens(self._first)[-16:])] * 2, device=self.device)
@@ -189,8 +191,9 @@ class TextDomain(Domain):
         if not off <= LOGPROBS_AGREE[self.dtype]:
             raise ConfigError(
                 f"domain.model = {self.config.model!r} ({self.model.config.model_type}): its "
-                f"log-probabilities are off by {off:.3g} from its own logits: it changes logits in "
-                "a way that adrpo_scale.domains.logprobs does not know; please open an issue"
+                f"log-probabilities are off by {off:.3g} nats from its own logits, more than "
+                f"{LOGPROBS_AGREE[self.dtype]}: it transforms logits in a way unknown to "
+                "adrpo_scale.domains.logprobs; use another model, and please open an issue"
             )
         self._logprobs_checked = True
 
@@ -300,8 +303,8 @@ class TextDomain(Domain):
     def _log_probabilities(
         self, model: nn.Module, rows: Rows
     ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
-        """(logp_K, entropy_K, (row, place in its completion) of each token), the completions'
-        tokens packed in order."""
+        """(logp_K, entropy_K, (row_K, place_K)) of the completions' tokens, packed in order. place:
+        the token's position in its completion."""
         prompts = [list(self._tokens(i)) for i in rows.prompt_ids_N.tolist()]
         lengths = rows.tensors["lengths"]
         width = rows.tensors["completion"].shape[1]
@@ -328,7 +331,7 @@ class TextDomain(Domain):
         return logp_K, entropy_K, (segment_K, place_K)
 
     def divergence_metrics(self, terms: Terms) -> dict[str, Tensor]:
-        """`kl`: mean over a completion's tokens, by k3; `entropy`: likewise, in nats."""
+        """`kl`: mean of k3 over a completion's tokens; `entropy`: mean over them, in nats."""
         divergence_N, entropies = terms.divergence(), terms.entropies()
         assert divergence_N is not None and entropies is not None
         return {"kl": divergence_N, "entropy": per_row(*entropies, len(divergence_N), "sequence")}

@@ -1,4 +1,4 @@
-"""The settings of the text domain, on which the audio domain's build."""
+"""The settings of the text domain, which the audio domain extends."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class TextConfig(DomainConfig):
         SamplingConfig(), "how evaluations and `sample` draw tokens", effect="none"
     )
     mask_truncated: bool = setting(
-        False, "leave completions that were cut off out of the loss (their rewards still count)"
+        False, "leave completions that were cut off out of the loss; their rewards still count"
     )
     head_chunk: int = setting(
         256, "tokens whose logits are in memory at once", effect="rounding", ge=1
@@ -39,10 +39,10 @@ class TextConfig(DomainConfig):
         "sdpa", "implementation of attention", effect="rounding"
     )
     backend: Literal["in_process", "vllm"] = setting(
-        "in_process", "who draws the tokens of rollouts; vllm is not reproducible to the bit"
+        "in_process", "the program that draws rollouts; vllm is not reproducible to the bit"
     )
     vllm_memory: float = setting(
-        0.3, "vllm: share of the GPU's memory that it takes", effect="none", gt=0, lt=1
+        0.3, "vllm: its share of the GPU's memory", effect="none", gt=0, lt=1
     )
 
     @model_validator(mode="after")
@@ -54,8 +54,8 @@ class TextConfig(DomainConfig):
             )
         if self.rollout.temperature == 0:
             raise ValueError(
-                "rollout.temperature = 0 is greedy: all samples of a group would be the same; the "
-                "paper's is 1"
+                "rollout.temperature = 0 is greedy: all samples of a group would be the same; set "
+                "it above 0 (the paper's is 1)"
             )
         return self
 

@@ -1,4 +1,4 @@
-"""What an export of a language model says of the prompts and samples of its training."""
+"""The prompts and sampling settings that an export of a language model records."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from adrpo_scale.domains.export_target import ChatTarget
 
 
 def generate_arguments(sampling: SamplingConfig, ends: Sequence[int]) -> dict[str, Any]:
-    """Of transformers' `generate`; all are named, because generation_config.json of the model
-    may have others. ends: tokens that end a completion."""
+    """Arguments of transformers' `generate`. Each is stated, because the model's
+    generation_config.json may have another value. ends: tokens that end a completion."""
     found: dict[str, Any] = {"max_new_tokens": sampling.max_new_tokens, "do_sample": False}
     if sampling.temperature > 0:
         names = ("temperature", "top_p", "top_k")
@@ -24,7 +24,7 @@ def generate_arguments(sampling: SamplingConfig, ends: Sequence[int]) -> dict[st
 def chat_target(
     tokenizer: Any, chat: ChatConfig, example: Prompt, ids: Sequence[int]
 ) -> ChatTarget:
-    """ids: the example's tokens in training."""
+    """The `ChatTarget` of a training. ids: the example's tokens there."""
     differs = chat.template_file is not None or chat.system is not None
     thinking = {} if chat.thinking is None else {"enable_thinking": chat.thinking}
     return ChatTarget(

@@ -1,5 +1,5 @@
-"""Language models as `TextDomain` uses them: a pass over whole sequences, and one over a token with
-keys and values in a cache. Sequences have the greatest length that the config allows.
+"""The workload of `TextDomain`: a pass over whole sequences, and one over a single token with a
+cache of keys and values. Sequences have the greatest length that the config allows.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from adrpo_scale.engines.workload import (
 )
 from adrpo_scale.hub.shapes import config_folder
 
-Inputs = Callable[[int], dict[str, Tensor]]  # rows → what a pass is given beside their tokens
+Inputs = Callable[[int], dict[str, Tensor]]  # rows → further arguments of a pass
 
 
 def text_workload(config: Any) -> Workload:
-    """config: of the domain `text`, or of one that builds on it."""
+    """The workload of a config of the domain `text`."""
     folder = config_folder(config.model, "domain.model")
     settings = read_config(folder, config.model)
     spec = language_model_spec(settings, attention_of(config), NO_WEIGHTS, lora_of(config))
@@ -39,7 +39,7 @@ def text_workload(config: Any) -> Workload:
 
 
 def attention_of(config: Any) -> str:
-    return "eager" if config.attention == "eager" else "sdpa"  # flash needs the same memory
+    return "eager" if config.attention == "eager" else "sdpa"  # flash takes as much memory as sdpa
 
 
 def tokens_workload(
@@ -51,7 +51,9 @@ def tokens_workload(
     frozen: tuple[Frozen, ...] = (),
     clips: Clips | None = None,
 ) -> Workload:
-    """Of a policy that says tokens. spec: with shapes in place of weights."""
+    """The workload of a policy that generates tokens. spec: with shapes in place of weights.
+    vocabulary: its size. inputs: further arguments of a pass, by rows. frozen: models beside it.
+    """
     prompt, new = config.chat.max_prompt_tokens, config.rollout.max_new_tokens
     longer = config.evaluation.max_new_tokens / new
 
@@ -86,7 +88,7 @@ def tokens_workload(
 
 
 def _prefill(model: Any, rows: int, length: int, inputs: Inputs) -> Any:
-    """As `decoding._prefill`: every different prompt once, padded on the left."""
+    """As `decoding._prefill`: each different prompt once."""
     from transformers import DynamicCache
 
     return model(
@@ -101,7 +103,7 @@ def _prefill(model: Any, rows: int, length: int, inputs: Inputs) -> Any:
 
 
 def _decode(model: Any, rows: int, length: int) -> Any:
-    """The last token of `rows` samples: their caches are full, and one layer's is copied."""
+    """The pass over the last token of `rows` samples, with full caches."""
     cache = full_cache(model, rows, length - 1)
     logits = model(
         input_ids=torch.zeros(rows, 1, dtype=torch.int64),
@@ -115,7 +117,7 @@ def _decode(model: Any, rows: int, length: int) -> Any:
 
 
 def full_cache(model: Any, rows: int, length: int) -> Any:
-    """Keys and values of `length` tokens."""
+    """A cache with the keys and values of `length` tokens."""
     from transformers import DynamicCache
 
     text = model.config.get_text_config()

@@ -96,7 +96,7 @@ def test_every_shipped_config_is_known_without_network(path):
 
 
 def test_the_thinker_is_none_of_the_text_domains():
-    with pytest.raises(ConfigError, match="'qwen2_5_omni_thinker', which transformers has no caus"):
+    with pytest.raises(ConfigError, match="'qwen2_5_omni_thinker', for which transformers has no"):
         workload_of(
             config_of("configs/qwen/qwen3_0.6b_adrpo.toml", "domain.model=Qwen/Qwen2.5-Omni-7B")
         )

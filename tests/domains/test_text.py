@@ -242,7 +242,9 @@ def test_prompts_that_are_too_long_can_be_left_out_by_name(tmp_path, caplog):
         kept = without_long(tiny_tokenizer(), prompts, config)
     assert [prompt.id for prompt in kept] == [0, 2]
     assert "prompt 1 'w2 w2" in caplog.text and "1 of 3 prompts have more than 16" in caplog.text
-    with pytest.raises(PromptError, match=r"every one of the 1 prompts .* the shortest 35: raise"):
+    with pytest.raises(
+        PromptError, match=r"every one of the 1 prompts .* \(the shortest has 35\): raise"
+    ):
         without_long(tiny_tokenizer(), prompts[1:2], config)
 
 
@@ -355,9 +357,9 @@ def test_models_that_the_domain_cannot_roll_out(tmp_path):
     mamba = MambaConfig(vocab_size=64, hidden_size=16, num_hidden_layers=1, eos_token_id=2)
     folder = save_tiny(tmp_path / "mamba")
     mamba.save_pretrained(folder)
-    refused(folder, ConfigError, r"\(mamba\) keeps a state instead of a cache")
+    refused(folder, ConfigError, r"\(mamba\) has layers with a recurrent state")
     folder = save_tiny(tmp_path / "mixed", layer_types=["linear_attention", "full_attention"])
-    refused(folder, ConfigError, r"\(qwen3\) keeps a state instead of a cache")
+    refused(folder, ConfigError, r"\(qwen3\) has layers with a recurrent state")
     folder = save_tiny(tmp_path / "flash")
     refused(folder, ConfigError, 'use "eager"', "domain.attention=flash_attention_2")
 
