@@ -1,8 +1,8 @@
 """Chosen rows → micro-batches: the same number on every rank, at every optimizer step.
 
-Units (a row, or a pair whose rows stay together) are dealt evenly over ranks; a rank that comes
-short works through a filler unit that weighs 0, because a rank that skips a backward alone leaves
-the others waiting in a collective.
+Units (a row, or a pair whose rows stay together) are dealt evenly over ranks. A rank with too few
+gets a filler unit of weight 0: a rank that skipped a backward alone would leave the others waiting
+in a collective.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from adrpo_scale.core.types import Credit, Rows
 from adrpo_scale.domains.base import Domain
 
 UnitsByRank = list[list[list[tuple[int, bool]]]]
-"""[rank][micro-batch] → [(unit, whether it counts)]."""
+"""[rank][micro-batch] → [(unit, False for filler)]."""
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Rows of one forward and backward. noise_ids_N: int64, whose draws each row uses (the
-    winner's for both rows of a pair)."""
+    """Rows of one forward and backward. noise_ids_N: int64, the sample id that seeds each row's
+    draws (the winner's for both rows of a pair)."""
 
     rows: Rows
     credit: Credit
@@ -63,11 +63,12 @@ def build_minibatches(
     micro_batch: int,
     sizes_S: Tensor | None = None,
 ) -> list[Minibatch]:
-    """Moves the chosen samples to where they are trained on. Collective.
+    """Moves the chosen samples to the ranks that train on them. Collective.
 
     rows: this rank's block of the S samples. chosen: int64 [M] sample ids, the same on every rank,
-    units adjacent. credit, prompt_ids_S: of all S samples. sizes_S: what a pass over each costs;
-    rows of like size then share a micro-batch. Minibatches without a unit are left out.
+    the rows of a unit adjacent. credit, prompt_ids_S: of all S samples. sizes_S: the cost of a pass
+    over each; rows of similar size then share a micro-batch. Minibatches without a unit are left
+    out.
     """
     units = chosen.view(-1, rows_per_unit)
     parts = [units[k::minibatches] for k in range(minibatches)]
@@ -98,7 +99,7 @@ def build_minibatches(
 
 
 def receive(domain: Domain, minibatches: Sequence[Minibatch]) -> list[Minibatch]:
-    """As this rank can train on them: a row that it cannot adds nothing to the loss."""
+    """The minibatches after `Domain.receive`; the loss leaves out rows that are not sound there."""
     return [[_received(domain, micro) for micro in minibatch] for minibatch in minibatches]
 
 
@@ -109,8 +110,8 @@ def _received(domain: Domain, micro: MicroBatch) -> MicroBatch:
 
 
 def by_size(units: Tensor, sizes_S: Tensor, world: int) -> Tensor:
-    """units [U, k] in an order in which every rank's block goes from large to small and the n-th
-    ones of all ranks are of like size: little padding, and no rank waits for another's long rows.
+    """units [U, k], reordered so that each rank's block goes from large to small, and the n-th
+    units of all ranks have similar sizes. That keeps padding small and ranks equally fast.
     """
     largest_first = sizes_S[units].amax(1).argsort(descending=True, stable=True)
     blocks = [dist.block(len(units), rank, world) for rank in range(world)]
@@ -130,9 +131,9 @@ def _micro_batch(rows: Rows, credit: Credit, counts_N: Tensor) -> MicroBatch:
 
 
 def exchange(rows: Rows, wanted: Sequence[Tensor], prompt_ids_S: Tensor) -> Rows:
-    """The samples `wanted[this rank]`, in that order, from the ranks that made them. Collective.
+    """The samples `wanted[this rank]`, in that order, from the ranks that hold them. Collective.
 
-    rows: this rank's block; wanted[r]: int64 ids that rank r asks for, known to every rank.
+    rows: this rank's block; wanted[r]: int64 ids for rank r, the same on every rank.
     """
     samples, world, rank = len(prompt_ids_S), dist.world_size(), dist.rank()
     edges = torch.tensor([dist.block(samples, r, world).stop for r in range(world)])
@@ -144,7 +145,7 @@ def exchange(rows: Rows, wanted: Sequence[Tensor], prompt_ids_S: Tensor) -> Rows
     else:
         sources = [ids[owner == rank] - first for ids, owner in zip(wanted, owners, strict=True)]
         counts = torch.bincount(owners[rank], minlength=world).tolist()
-        # Rows arrive ordered by sender; put them back into the order they were asked for.
+        # Rows arrive ordered by sender, not in the order of `mine`.
         order = owners[rank].argsort(stable=True).argsort()
         tensors = {
             name: dist.exchange_rows(tensor, sources, counts)[order.to(tensor.device)]

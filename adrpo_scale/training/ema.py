@@ -11,7 +11,7 @@ from adrpo_scale.engines.base import Engine
 
 
 class Ema:
-    """average ← decay · average + (1 - decay) · weights after every optimizer step."""
+    """average ← decay · average + (1 - decay) · weights, at each `update`."""
 
     def __init__(self, engine: Engine, decay: float) -> None:
         self._engine, self._decay = engine, decay
@@ -23,7 +23,8 @@ class Ema:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Inside, the policy has the averaged weights; after, the trained ones to the bit."""
+        """A context with the averaged weights in the policy; afterwards it has the trained ones to
+        the bit."""
         parts = self._engine.trained_slices()
         trained = {name: part.clone() for name, part in parts.items()}
         for name, part in parts.items():

@@ -1,7 +1,7 @@
-"""Evaluation during training: fixed prompts, fixed noise, the same numbers at any world size.
+"""Evaluation during training: fixed prompts and noise, the same numbers at any world size.
 
-Each split's prompts get `samples_per_prompt` samples whose noise depends on `seed` alone, so two
-evaluations differ by the policy and by nothing else.
+Each prompt of a split gets `samples_per_prompt` samples. Their noise depends on `seed` alone, so
+two evaluations differ only by the policy.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from adrpo_scale.rewards.base import Reward, sharded_models
 from adrpo_scale.training.media import Samples, medium_of
 from adrpo_scale.training.rollout import gather_rewards, nothing, reward_block, sample_block
 
-EVALUATION = -1  # the "iteration" of draws that must be the same at every evaluation
+EVALUATION = -1  # the iteration in the seed of draws, the same at every evaluation
 
 
 class EvaluationConfig(Section):
@@ -34,18 +34,21 @@ class EvaluationConfig(Section):
         10, "iterations between evaluations, first and last included; 0: never", ge=0
     )
     prompts: int = setting(12, "prompts per split", ge=1)
-    samples_per_prompt: int = setting(12, "samples per prompt; diversity needs two", ge=2)
-    weights: Literal["raw", "ema"] = setting("raw", "which weights are evaluated")
+    samples_per_prompt: int = setting(12, "samples per prompt; at least two, for diversity", ge=2)
+    weights: Literal["raw", "ema"] = setting(
+        "raw", "the evaluated weights: the trained ones, or their moving average"
+    )
     seed: int = setting(0, "seed of the fixed noise and of the choice of prompts", ge=0, lt=2**63)
 
     def is_due(self, iteration: int, last: int) -> bool:
-        """Whether to evaluate when `iteration` iterations are done."""
+        """True where an evaluation follows iteration `iteration`, of `last`."""
         return self.every > 0 and (iteration % self.every == 0 or iteration == last)
 
 
 @dataclass(frozen=True)
 class Result:
-    """metrics: name → (value, how many samples or prompts it averages). grid: None on ranks > 0."""
+    """metrics: name → (mean, number of samples or prompts). grid: None on ranks > 0, and for media
+    without one."""
 
     metrics: dict[str, tuple[float, int]]
     grid: Image.Image | None
@@ -65,9 +68,10 @@ class Evaluator:
         chunk: int,
         frozen: Sequence[nn.Module] = (),
     ) -> None:
-        """rewards: all of them; trained_on: labels of those in the weighted sum `reward`;
-        frozen: the reference, where it is a model of its own. Raises ConfigError if a split has
-        fewer samples than there are ranks."""
+        """rewards: all of the run. trained_on: labels of those in the weighted sum `reward`.
+        chunk: samples made at once. frozen: the reference, where it is a separate model.
+        Raises ConfigError where a split has fewer samples than there are ranks.
+        """
         self.config, self.domain, self.engine, self.chunk = config, domain, engine, chunk
         self.rewards, self.trained_on, self.frozen = rewards, trained_on, frozen
         self.medium = medium_of(domain)
@@ -82,7 +86,7 @@ class Evaluator:
     def evaluate_splits(
         self, policy: nn.Module, reference: Reference, check: Callable[[], None] = nothing
     ) -> dict[str, Result]:
-        """`evaluate` of every split, by its name."""
+        """The results of `evaluate`, by split."""
         return {split: self.evaluate(policy, reference, split, check) for split in self.splits}
 
     def evaluate(
@@ -95,13 +99,13 @@ class Evaluator:
         """Metrics and picture grid of one split. check: see `sample_block`."""
         prompts, size = self.splits[split], self.config.samples_per_prompt
         key = DrawKey(self.config.seed, EVALUATION)
-        # Everything that runs a model is in here: ranks need not then run it equally often.
+        # All forward passes are inside: here, ranks may run different numbers of them.
         with self.engine.sampling(policy):
             rows = self._sample(policy, prompts, size, key, "evaluation", check)
             greedy = None
             if "greedy" in self.domain.evaluations:
                 greedy = self._sample(policy, prompts, 1, key, "greedy", check)
-            with self.engine.sampling(*self.frozen):  # not whole while samples need memory
+            with self.engine.sampling(*self.frozen):  # gathered only after sampling, to save memory
                 measured = self._divergences(policy, reference, rows, key)
         artifacts, rewards = self._reward(rows, prompts, size, check)
         measured |= self.domain.row_metrics(rows)
@@ -156,7 +160,7 @@ class Evaluator:
 
 
 def numbers_of(results: Mapping[str, Result]) -> list[dict[str, Any]]:
-    """Every number of an evaluation as a row of eval.jsonl has it. results: by split."""
+    """The numbers of an evaluation as rows of eval.jsonl. results: by split."""
     return [
         {"split": split, "metric": metric, "value": value, "n": n}
         for split, result in results.items()
@@ -165,7 +169,7 @@ def numbers_of(results: Mapping[str, Result]) -> list[dict[str, Any]]:
 
 
 def gather_values(mine: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The values of all ranks by name; a rank without rows may lack names. Collective."""
+    """The values of all ranks by name. A rank without rows may lack names. Collective."""
     whole: dict[str, list[Tensor]] = {}
     for part in dist.gather_objects(mine):
         for name, values in part.items():
@@ -176,17 +180,18 @@ def gather_values(mine: dict[str, Tensor]) -> dict[str, Tensor]:
 def greedy_metrics(
     sampled: dict[str, tuple[float, int]], greedy: dict[str, Tensor]
 ) -> dict[str, tuple[float, int]]:
-    """Both under names that tell them apart: `reward` is of samples, `reward_greedy` is not; every
-    other reward is `NAME_sampled` and `NAME_greedy`."""
+    """The metrics of samples and of greedy completions under different names: `reward` and
+    `reward_greedy`, and for other rewards `NAME_sampled` and `NAME_greedy`."""
     names = {name: name if name == "reward" else f"{name}_sampled" for name in sampled}
     found = {names[name]: value for name, value in sampled.items()}
     return found | {f"{name}_greedy": finite_mean(plane) for name, plane in greedy.items()}
 
 
 def reward_planes(rewards: Rewards, trained_on: set[str], every: bool = False) -> dict[str, Tensor]:
-    """[P, G] by metric name: `reward`, the weighted sum of the rewards trained on, and every other
-    reward by its own name (those trained on too, where they are several, or with `every`)."""
-    # Left out rather than weighted 0: a failed evaluation-only reward is NaN, and 0 · NaN is NaN.
+    """[P, G] by metric name: `reward`, the weighted sum of the rewards trained on, and each other
+    reward by its label. Rewards trained on appear by label too where there are several, or with
+    `every`."""
+    # A weight of 0 would not do: a failed evaluation-only reward is NaN, and 0 · NaN is NaN.
     trained = torch.tensor([name in trained_on for name in rewards.names])
     total_PG = torch.einsum(
         "r,rpg->pg", rewards.weights_R[trained], rewards.per_reward_RPG[trained]

@@ -1,4 +1,4 @@
-"""The numbers of one iteration: of rewards and credit, and of what the updates did."""
+"""The numbers of one iteration: of its rewards and credit, and of its updates."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Tally:
     """Sums over an iteration's micro-batches and steps, reduced over ranks once at the end."""
 
     def __init__(self) -> None:
-        # loss; divergence, rows with one; entropy, tokens with one
+        # loss; divergence and its number of rows; entropy and its number of tokens
         self._sums: Tensor | None = None
         self._rows: list[tuple[Tensor, Tensor | None, Tensor | None]] = []
         self._norms: list[float] = []
@@ -35,6 +35,7 @@ class Tally:
 
     @torch.no_grad()
     def add(self, loss: Tensor, terms: Terms, micro: MicroBatch) -> None:
+        """Adds a micro-batch. loss: already divided by the global count of its step."""
         include, zero = micro.credit.include, loss.new_zeros(())
         parts = [loss.detach().float(), zero, zero, zero, zero]
         divergence_N, entropies, entropy_N = terms.divergence(), terms.entropies(), None
@@ -51,7 +52,7 @@ class Tally:
         self._sums = sums if self._sums is None else self._sums + sums
 
     def measured(self) -> dict[int, Measured]:
-        """This rank's samples: id → (divergence, entropy) when they were first trained on."""
+        """This rank's samples: id → (divergence, entropy) at their first pass of training."""
         found: dict[int, Measured] = {}
         for ids_N, *columns in self._rows:
             divergences, entropies = (
@@ -62,13 +63,17 @@ class Tally:
         return found
 
     def add_step(self, grad_norm: float, rate: float, skipped: bool) -> None:
+        """Adds an optimizer step. rate: its learning rate."""
         self._norms.append(grad_norm)
         self._rate = rate
         self._skipped += skipped
 
     def record(self) -> dict[str, Any]:
-        """Collective. loss: mean over the steps; null where nothing was trained on, divergence
-        where it was not measured."""
+        """The entries of the iteration's line in metrics.jsonl. Collective.
+
+        The loss is the mean over steps, None without any; divergence is None where it was not
+        measured.
+        """
         sums = torch.zeros(5) if self._sums is None else self._sums
         loss, divergence, rows, entropy, tokens = dist.all_sum(sums.double().cpu()).tolist()
         steps = len(self._norms)
@@ -84,7 +89,7 @@ class Tally:
 
 
 def row_record(metrics: Mapping[str, Tensor]) -> dict[str, float]:
-    """Means over all ranks' rows. Collective."""
+    """Means of `Domain.row_metrics` over all ranks' rows, by name. Collective."""
     if not metrics:
         return {}
     sums = torch.stack([torch.stack([v.sum(), torch.tensor(len(v))]) for v in metrics.values()])
@@ -93,7 +98,7 @@ def row_record(metrics: Mapping[str, Tensor]) -> dict[str, float]:
 
 
 def credit_record(rewards: Rewards, credit: Credit) -> dict[str, Any]:
-    """Statistics of rewards, advantages and betas over the samples that are not masked."""
+    """Statistics of rewards, advantages and betas over the samples with finite rewards."""
     kept = rewards.mask_PG.flatten()
     total = rewards.total_PG.flatten()[kept]
     advantage, clipped = credit.advantage[kept], credit.advantage_clipped[kept]
@@ -120,20 +125,21 @@ def credit_record(rewards: Rewards, credit: Credit) -> dict[str, Any]:
 
 
 def warnings_of(record: dict[str, Any], algorithm: Algorithm) -> Iterator[tuple[str, str]]:
-    """(kind, text) of everything in an iteration's record that a person should know."""
+    """(kind, text) of each warning about an iteration. record: its line of metrics.jsonl."""
     size, small = record["advantage_abs_mean"], algorithm.small_advantage
     if size is not None and size < small:
         yield (
             "small advantages",
-            f"mean |A| is {size:.3g}, below {small}: almost nothing is learned. Rewards "
-            'are expected on a 0-100 scale, or use algorithm.scale = "group_std"',
+            f"mean |A| is {size:.3g}, below {small}: almost nothing is learned. Give rewards "
+            'on a scale of 0 to 100, or set algorithm.scale = "group_std"',
         )
     # Where every sample is masked, that is the fault, and other groups would not fix it.
     if size is not None and record["degenerate_groups"] > MANY_DEGENERATE:
         yield (
             "degenerate groups",
             f"{record['degenerate_groups']:.0%} of the groups have equal rewards or fewer than two "
-            "samples left: they teach nothing. Raise prompts.group_size or choose a finer reward",
+            "samples left, so their advantages are 0. Raise prompts.group_size or choose a finer "
+            "reward",
         )
     if record.get("truncated", 0.0) > MANY_TRUNCATED:
         yield (

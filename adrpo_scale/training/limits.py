@@ -1,4 +1,4 @@
-"""When a run stops on purpose: the settings, and what is counted for them."""
+"""Limits at which a run stops on purpose: the settings and their counts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 
 class LimitsConfig(Section):
-    """When to stop on purpose, with the reason."""
+    """Conditions under which a run stops on purpose and states the reason."""
 
     EFFECT: ClassVar[Effect] = "none"
 
@@ -27,8 +27,8 @@ class LimitsConfig(Section):
     )
     hang_seconds: float | None = setting(
         1200.0,
-        "without progress for this long every rank writes its stacks and ends with the exit code "
-        "that asks for a requeue; below engine.timeout_seconds, or its error comes first",
+        "after this long without progress every rank writes its stacks and ends with the exit "
+        "code that asks for a requeue; keep it below engine.timeout_seconds",
         gt=0,
     )
     max_stalled_lives: int = setting(
@@ -40,39 +40,41 @@ class LimitsConfig(Section):
 
 
 class Limits:
-    """The limits of [limits] over a run. Every rank asks with the same numbers, so that a limit is
-    reached on all of them or on none."""
+    """The limits of [limits] over a run. Every rank checks the same numbers, so all ranks reach a
+    limit or none does."""
 
     def __init__(self, config: LimitsConfig, rewards: Sequence[str]) -> None:
-        """rewards: labels of those trained on, for the error."""
+        """rewards: labels of the rewards trained on, for error messages."""
         self.config, self._rewards = config, rewards
         self._unscored = 0  # iterations in a row without any reward
 
     def check(self, record: Mapping[str, Any]) -> None:
-        """At an iteration's end. record: its line of metrics.jsonl. Raises LimitReached."""
+        """Checks an iteration. record: its line of metrics.jsonl. Raises LimitReached."""
         config, where = self.config, f"iteration {record['iteration']}"
         reward, divergence = record["reward"], record["divergence"]
         self._unscored = self._unscored + 1 if reward is None else 0
         if self._unscored >= config.max_unscored_iterations:
             raise LimitReached(
                 f"{where}: {self._unscored} iterations in a row had no sample with a finite reward "
-                "(limits.max_unscored_iterations); logs/ says what "
-                f"{' and '.join(self._rewards)} gave instead"
+                f"(limits.max_unscored_iterations = {config.max_unscored_iterations}); logs/ has "
+                f"the errors of {' and '.join(self._rewards)}: fix them and start again"
             )
         if config.max_divergence is not None and (divergence or 0.0) > config.max_divergence:
             raise LimitReached(
                 f"{where}: divergence {divergence:.4g} is above limits.max_divergence = "
-                f"{config.max_divergence}; the policy has drifted away"
+                f"{config.max_divergence}; the policy has left the reference: lower "
+                "optimizer.learning_rate, or raise the limit"
             )
         if config.min_reward is not None and reward is not None and reward < config.min_reward:
             raise LimitReached(
                 f"{where}: mean reward {reward:.4g} is below limits.min_reward = "
-                f"{config.min_reward}; training has collapsed"
+                f"{config.min_reward}; training has collapsed: lower optimizer.learning_rate, or "
+                "lower the limit"
             )
 
     def count_skipped(self, counters: Counters, norm: float, prompts_P: Sequence[Prompt]) -> None:
-        """After an update that was skipped because its gradient norm is not finite. Raises
-        NonFiniteError where there were too many in a row."""
+        """Counts an update that was skipped because its gradient norm is not finite. Raises
+        NonFiniteError at max_nonfinite_updates in a row."""
         counters.nonfinite_in_a_row += 1
         in_a_row, most = counters.nonfinite_in_a_row, self.config.max_nonfinite_updates
         where = f"iteration {counters.iteration}"

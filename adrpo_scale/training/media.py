@@ -1,5 +1,7 @@
-"""Media: how what a domain makes is shown, measured and written. A domain names one of them
-(`Domain.medium`); the loop, evaluations and `sample` ask the medium and never which one it is.
+"""Media: the ways to show, measure and write the artifacts of a domain.
+
+A domain names its medium (`Domain.medium`). The loop, evaluations and `sample` use it through
+`Medium` and never ask which one it is.
 """
 
 from __future__ import annotations
@@ -32,16 +34,16 @@ GRID_COLUMNS = 6
 GRID_ROWS = 6
 WRITTEN_ROWS = 12  # prompts of the grid that `sample` writes
 COMPLETIONS = "completions.jsonl"
-SHOWN, SHOWN_CHARACTERS = 4, 400  # completions in a summary, and how much of each
+SHOWN, SHOWN_CHARACTERS = 4, 400  # completions in a summary, and characters of each
 
 Measured = tuple[float | None, float | None]
-"""Of a sample that was trained on: divergence and entropy."""
+"""(divergence, entropy) of a sample that was trained on; None: not measured."""
 
 
 @dataclass(frozen=True)
 class Samples:
-    """This rank's samples of some prompts. artifacts: as `Domain.artifacts` gives them, by row.
-    rewards_PG: of every rank's, the number that is shown with a sample."""
+    """This rank's samples of some prompts. artifacts: `Domain.artifacts` of the rows. rewards_PG:
+    the number shown with each sample, of all ranks."""
 
     rows: Rows
     artifacts: Sequence[Any]
@@ -50,10 +52,10 @@ class Samples:
 
 
 class Medium(ABC):
-    """Every method but `check` and `summary` is collective."""
+    """The contract of a medium. All methods except `check` and `summary` are collective."""
 
     def check(self, prompts: int, per_prompt: int, split: str) -> None:
-        """Raises ConfigError where a split's samples are too few for the processes."""
+        """Raises ConfigError where a split has too few samples for the number of processes."""
         return None
 
     @abstractmethod
@@ -67,35 +69,38 @@ class Medium(ABC):
         credit: Credit,
         measured: Mapping[int, Measured],
     ) -> None:
-        """Writes an iteration's samples for people to look at, where that is due. measured: of this
-        rank's samples, by id."""
+        """Writes an iteration's samples to the log, where that is due. measured: of this rank's
+        samples, by id."""
 
     def grid(self, samples: Samples) -> Image.Image | None:
-        """An evaluation's samples as one picture, on rank 0; None where there is no such thing."""
+        """An evaluation's samples as one picture, on rank 0; None on other ranks, and for media
+        without one."""
         return None
 
     def measure(self, samples: Samples, judges: Sequence[Reward]) -> dict[str, Tensor]:
-        """What an evaluation says of the samples beside their rewards, [P] by name. The samples are
-        in the order of their ids. judges: the run's rewards."""
+        """Further metrics of an evaluation, [P] by name. The samples are in the order of their ids.
+        judges: the run's rewards."""
         return {}
 
     @abstractmethod
     def write(
         self, prompts_P: Sequence[Prompt], mine: Mapping[int, Any], per_prompt: int, to: Path
     ) -> list[Path]:
-        """Writes what `sample` made. mine: this rank's artifacts by sample id. Returns, on rank 0,
-        the files that hold them."""
+        """Writes the output of `sample` into the folder `to`. mine: this rank's artifacts, by
+        sample id. Returns the files of artifacts on rank 0, and [] on others."""
 
     @abstractmethod
     def summary(self, written: Sequence[Path], to: Path) -> list[str]:
-        """Lines for a person on what was written."""
+        """Lines that `sample` prints about the written files."""
 
 
 class Pictures(Medium):
-    """Artifacts are uint8 [H, W, 3]."""
+    """The medium of pictures: artifacts are uint8 [H, W, 3]."""
 
     def check(self, prompts: int, per_prompt: int, split: str) -> None:
-        if prompts * per_prompt < dist.world_size():  # a rank without one has nothing to gather
+        if (
+            prompts * per_prompt < dist.world_size()
+        ):  # a rank without pictures would lack their shape
             raise ConfigError(
                 f"evaluation of {split}: {prompts} prompts × {per_prompt} samples are fewer than "
                 f"the {dist.world_size()} processes; raise evaluation.samples_per_prompt"
@@ -133,7 +138,7 @@ class Pictures(Medium):
         )
 
     def measure(self, samples: Samples, judges: Sequence[Reward]) -> dict[str, Tensor]:
-        """Diversities: of pixels, and of the first embedding that a reward gives."""
+        """Diversity of pixels, and of the embedding of the first reward that has one."""
         shape = tuple(samples.rewards_PG.shape)
         thumbnails = dist.gather_rows(pixels(samples.artifacts)).unflatten(0, shape)
         found = {"pixel_diversity": mean_pairwise_l2(thumbnails / 255.0)}
@@ -177,7 +182,7 @@ def picture_name(sample: int, per_prompt: int) -> str:
 
 
 class Completions(Medium):
-    """Artifacts are `Completion`s."""
+    """The medium of text: artifacts are `Completion`s."""
 
     def show(
         self,
@@ -196,7 +201,7 @@ class Completions(Medium):
     def write(
         self, prompts_P: Sequence[Prompt], mine: Mapping[int, Any], per_prompt: int, to: Path
     ) -> list[Path]:
-        """completions.jsonl: one line a sample, in order, from every rank's."""
+        """completions.jsonl: one line per sample of any rank, in order."""
         found = gathered(mine)
         if not dist.is_main():
             return []
@@ -228,7 +233,7 @@ def _short(text: str) -> str:
 
 
 def gathered(mine: Mapping[int, Any]) -> dict[int, Any]:
-    """Every rank's values by sample id, on rank 0. Collective."""
+    """The values of all ranks by sample id, on rank 0. Collective."""
     return {sample: v for part in dist.gather_objects(dict(mine)) for sample, v in part.items()}
 
 
@@ -271,7 +276,7 @@ MEDIA: Mapping[str, Medium] = {"pictures": Pictures(), "completions": Completion
 
 
 def medium_of(domain: Domain | type[Domain]) -> Medium:
-    """Raises ConfigError for a domain that names none of them."""
+    """The medium of a domain. Raises ConfigError where `medium` is not a key of MEDIA."""
     name = domain.medium
     if name not in MEDIA:
         raise ConfigError(

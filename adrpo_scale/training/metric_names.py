@@ -1,8 +1,8 @@
-"""Every name that a run writes into its tables, and its meaning.
+"""The names that a run writes into its tables, and their meanings.
 
-The reference of docs/ is made from these rows, and `tests/training/test_metric_names.py` holds them
-against the files of real runs: a number that is logged without a row here fails there. Upper-case
-words in a name stand for others: NAME for a reward's label, PHASE for rollout, reward or update.
+The reference in docs/ is generated from these rows. `tests/training/test_metric_names.py` compares
+them with the files of real runs and fails for a logged number without a row here. In a name, NAME
+stands for a reward's label, and PHASE for rollout, reward or update.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Metric:
-    """One name. when: the condition under which it is written; "" for always."""
+    """One name. when: the condition under which it is written; "": always."""
 
     name: str
     meaning: str
     when: str = ""
 
     def matches(self, written: str) -> bool:
-        """Whether a run's `written` is this name."""
+        """True where a run's `written` is an instance of this name."""
         pattern = re.escape(self.name).replace("NAME", r".+")
         return (
             re.fullmatch(pattern.replace("PHASE", "(rollout|reward|update)"), written) is not None
@@ -41,7 +41,7 @@ ITERATION = (
     Metric("beta_mean", "mean coefficient of the divergence over samples"),
     Metric("beta_min", "the smallest of them"),
     Metric("beta_max", "the largest of them"),
-    Metric("masked", "samples without a finite reward, which count nowhere"),
+    Metric("masked", "samples without a finite reward; they are left out everywhere"),
     Metric("degenerate_groups", "share of the groups with equal rewards or fewer than two samples"),
     Metric("reward_NAME", "mean of one reward, unweighted", SEVERAL),
     Metric("loss", "mean over the optimizer steps; null where nothing was trained on"),
@@ -52,7 +52,7 @@ ITERATION = (
     ),
     Metric("entropy", "mean exact entropy of the policy's distributions per token, nats", TOKENS),
     Metric("grad_norm", "mean global gradient norm before clipping"),
-    Metric("learning_rate", "of the last optimizer step"),
+    Metric("learning_rate", "learning rate of the last optimizer step"),
     Metric("updates", "optimizer steps"),
     Metric("updates_skipped", "of these, steps with a gradient that was not finite"),
     Metric("completion_tokens", "mean length of a completion", TOKENS),
@@ -69,17 +69,21 @@ ITERATION = (
 """Keys of a line of `metrics.jsonl`; in TensorBoard they stand under `train/`."""
 
 EVALUATION = (
-    Metric("reward", "mean weighted sum of the rewards that are trained on, of samples"),
-    Metric("NAME", "mean of one other reward, of pictures", PICTURES),
+    Metric("reward", "mean weighted sum of the rewards trained on, over samples"),
+    Metric("NAME", "mean of one other reward, over pictures", PICTURES),
     Metric("w2_sum", "sum over latent elements of (v − v_ref)²: the W2 bound", PICTURES),
     Metric("pixel_diversity", "mean L2 distance of a prompt's pictures, at most 64 px", PICTURES),
     Metric("clip_diversity_l2", "the same of unnormalised CLIP embeddings", "a CLIP reward"),
     Metric("clip_diversity_cosine", "mean cosine distance of CLIP embeddings", "a CLIP reward"),
-    Metric("NAME_sampled", "mean of one reward, of samples", TOKENS),
-    Metric("reward_greedy", "the weighted sum, of greedy completions", TOKENS),
-    Metric("NAME_greedy", "mean of one reward, of greedy completions", TOKENS),
-    Metric("kl", "mean k3 estimate of the KL to the reference per token, of samples", TOKENS),
-    Metric("entropy", "mean entropy per token, nats, of samples", TOKENS),
+    Metric("NAME_sampled", "mean of one reward, over samples", TOKENS),
+    Metric(
+        "reward_greedy",
+        "mean weighted sum of the rewards trained on, over greedy completions",
+        TOKENS,
+    ),
+    Metric("NAME_greedy", "mean of one reward, over greedy completions", TOKENS),
+    Metric("kl", "mean k3 estimate of the KL to the reference per token, over samples", TOKENS),
+    Metric("entropy", "mean entropy per token, nats, over samples", TOKENS),
     Metric("completion_tokens", "mean length of a sampled completion", TOKENS),
     Metric("truncated", "share of the sampled completions that were cut off", TOKENS),
     Metric("unheard", "share of the samples whose clip could not be read", AUDIO),
@@ -95,17 +99,17 @@ EVALUATION_ROW = (
     Metric("split", "train or held_out"),
     Metric("metric", "one of the names below"),
     Metric("value", "the mean; null where no value was finite"),
-    Metric("n", "samples, or prompts, that it is the mean of"),
+    Metric("n", "number of samples or prompts in the mean"),
 )
 """Keys of a row of `eval.jsonl`."""
 
 COMPLETION = (
-    Metric("sample", "its id in the iteration; sample // group_size is its prompt's place"),
+    Metric("sample", "its id in the iteration; sample // group_size is the place of its prompt"),
     Metric("prompt_id", "the prompt's place in its file"),
     Metric("prompt", "its text"),
     Metric("completion", "the text, special tokens shown"),
-    Metric("tokens", "its length"),
-    Metric("finished", "whether it ended by itself"),
+    Metric("tokens", "its number of tokens"),
+    Metric("finished", "true where it ended with an end token, false where it was cut off"),
     Metric("reward_NAME", "each reward"),
     Metric("advantage", "advantage before clipping"),
     Metric("beta", "coefficient of its divergence"),
@@ -116,24 +120,24 @@ COMPLETION = (
 
 START = (
     Metric("began", "time of the start, ISO 8601"),
-    Metric("launcher", "how its processes were started: torchrun, node.sh, srun or single"),
+    Metric("launcher", "the program that started its processes: torchrun, node.sh, srun or single"),
     Metric("job_id", "Slurm's job; null outside one"),
-    Metric("restart_count", "how often Slurm has requeued that job"),
-    Metric("world_size", "processes"),
-    Metric("hosts", "machines"),
+    Metric("restart_count", "number of times that Slurm has requeued the job"),
+    Metric("world_size", "number of processes"),
+    Metric("hosts", "number of machines"),
     Metric("gpus", "kind → number; empty on CPUs"),
-    Metric("commit", "of the checkout, with +changes where it was edited"),
-    Metric("versions", "Python and libraries"),
-    Metric("cuda", "version that torch was built for"),
-    Metric("driver", "NVIDIA's driver"),
-    Metric("disagreements", "facts that are not the same on every process, one line each"),
+    Metric("commit", "commit of the checkout, with +changes where it was edited"),
+    Metric("versions", "versions of Python and libraries"),
+    Metric("cuda", "version of CUDA that torch was built for"),
+    Metric("driver", "version of NVIDIA's driver"),
+    Metric("disagreements", "facts that differ between processes, one line each"),
     Metric("resumed_from", "iteration of the checkpoint; null for a fresh run"),
-    Metric("found", "work of the start before that is done again"),
+    Metric("found", "work of the previous start that is repeated"),
     Metric("changed_settings", "settings that differ from the checkpoint's, one line each"),
     Metric("ended", "time of the end; absent where the start was killed or still runs"),
     Metric("outcome", "done, stopped by SIGNAL, lost another process, failed, or the error's text"),
     Metric("exit_code", "its exit code"),
     Metric("iteration", "iterations that were done"),
-    Metric("seconds_from_signal", "how long the stop took; null without a signal"),
+    Metric("seconds_from_signal", "seconds from the signal to the end; null without a signal"),
 )
 """Keys of a record of a start, `lives/NN.json`."""

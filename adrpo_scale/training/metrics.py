@@ -1,8 +1,8 @@
-"""The curves, pictures and lines of a run: JSONL, TensorBoard, and the line on the terminal.
+"""The output of a run: JSONL files, TensorBoard, samples, and a progress line on the terminal.
 
-Only rank 0 writes; the other ranks hold a `MetricsLog` that does nothing, so the loop has no
-conditionals. One JSON object per iteration in `metrics.jsonl`, one per evaluated number in
-`eval.jsonl`; numbers that are not finite or were not measured are null.
+Only rank 0 writes; on other ranks `MetricsLog` does nothing, so the loop has no conditionals.
+`metrics.jsonl` has one JSON object per iteration, `eval.jsonl` one per evaluated number. A number
+that is not finite or was not measured is null.
 """
 
 from __future__ import annotations
@@ -56,11 +56,12 @@ class LoggingConfig(Section):
 
 
 def is_due(every: int, iteration: int) -> bool:
+    """True at each multiple of `every`; never where it is 0."""
     return every > 0 and iteration % every == 0
 
 
 def setup_logging(run: Path) -> None:
-    """Warnings of rank 0 on the terminal, every rank's messages in `logs/rank-NNN.log`."""
+    """Sends warnings of rank 0 to the terminal, and each rank's messages to `logs/rank-NNN.log`."""
     folder = run / "logs"
     folder.mkdir(parents=True, exist_ok=True)
     file = logging.FileHandler(folder / f"rank-{dist.rank():03d}.log")
@@ -71,26 +72,26 @@ def setup_logging(run: Path) -> None:
     logging.basicConfig(level=logging.INFO, handlers=handlers, force=True)
     logging.captureWarnings(True)
     for library in (diffusers.utils.logging, transformers.utils.logging):
-        library.disable_progress_bar()  # they would break the terminal's one line
+        library.disable_progress_bar()  # they would break the progress line
 
 
 class MetricsLog:
-    """See the module docstring. Use as a context manager: the terminal line is live inside."""
+    """The writer of a run's output. As a context manager, it shows the progress line inside."""
 
     def __init__(self, run: Path, iterations: int) -> None:
         self.run, self.iterations, self.start = run, iterations, 0
-        self.keep_pictures = False  # every one as a file too
+        self.keep_pictures = False  # True: each picture also becomes a file
         self._on = dist.is_main()
         self._live = self._on and console.is_terminal
 
     def resumed_at(self, iteration: int) -> None:
-        """Before the log is entered: TensorBoard is to forget what came after this iteration."""
+        """Drops TensorBoard's points after this iteration. Called before the `with`."""
         self.start = iteration
 
     def __enter__(self) -> MetricsLog:
         if not self._on:
             return self
-        # Imported here: it takes a second that the other ranks need not spend.
+        # Imported here: other ranks save the second that it takes.
         from torch.utils.tensorboard import SummaryWriter
 
         self._tensorboard: Any = SummaryWriter(
@@ -119,7 +120,7 @@ class MetricsLog:
     def iteration(
         self, record: Mapping[str, Any], histograms: Mapping[str, np.ndarray] | None = None
     ) -> None:
-        """One line of `metrics.jsonl`; `record` holds `iteration`. histograms: name → values."""
+        """Writes a line of `metrics.jsonl`. record: has the key `iteration`. histograms: by name."""
         if not self._on:
             return
         self._append("metrics.jsonl", [record])
@@ -137,7 +138,7 @@ class MetricsLog:
             )
 
     def evaluation(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Rows of `eval.jsonl`."""
+        """Writes rows of `eval.jsonl`."""
         if not self._on:
             return
         self._append("eval.jsonl", rows)
@@ -148,7 +149,7 @@ class MetricsLog:
         self._curves("flush")
 
     def picture(self, tag: str, picture: Any, iteration: int, file: str | None = None) -> None:
-        """A PIL image into TensorBoard, and as `samples/<file>` where a name is given."""
+        """Writes a PIL image to TensorBoard, and to `samples/<file>` where a name is given."""
         if not self._on or picture is None:
             return
         self._curves("add_image", tag, np.asarray(picture), iteration, dataformats="HWC")
@@ -162,8 +163,8 @@ class MetricsLog:
     def completions(
         self, table: Sequence[Mapping[str, Any]] | None, iteration: int, megabytes: float
     ) -> None:
-        """Records of completions: all as `samples/completions-NNNNNN.parquet`, the first as text in
-        TensorBoard. The oldest files are removed beyond `megabytes`."""
+        """Writes all completions to `samples/completions-NNNNNN.parquet`, and the first ones as
+        text to TensorBoard. Beyond `megabytes`, the oldest files are removed."""
         if not self._on or not table:
             return
         folder = self.run / "samples"
@@ -177,7 +178,7 @@ class MetricsLog:
         self._curves("add_text", "completions", text_table(table[:SHOWN]), iteration)
 
     def sync(self) -> None:
-        """Waits until every line written so far is on the disk."""
+        """Forces all lines written so far to the disk (fsync)."""
         if not self._on:
             return
         for name in JSONL:
@@ -185,8 +186,8 @@ class MetricsLog:
                 sync_file(self.run / name)
 
     def _curves(self, method: str, *arguments: Any, **options: Any) -> None:
-        """Calls TensorBoard, until it cannot write any more. Its thread stays broken after a full
-        disk, and raises where it stands; what the run needs is in the JSONL files."""
+        """Calls TensorBoard until its first OSError: after a full disk its thread stays broken. The
+        run continues, because the JSONL files have every number."""
         if self._tensorboard is None:
             return
         try:
@@ -203,7 +204,7 @@ class MetricsLog:
 
 @contextmanager
 def _writing(path: Path) -> Iterator[None]:
-    """Turns an OSError of writing `path` into what a person can do about it."""
+    """Turns an OSError of writing `path` into a DiskSpaceError with the remedy."""
     try:
         yield
     except OSError as error:
@@ -214,7 +215,7 @@ def _writing(path: Path) -> Iterator[None]:
 
 
 def finite(record: Mapping[str, Any]) -> dict[str, Any]:
-    """`record` with null for every float that JSON cannot write."""
+    """`record` with None for floats that are not finite, which JSON does not have."""
     return {
         key: None if isinstance(value, float) and not math.isfinite(value) else value
         for key, value in record.items()
@@ -222,7 +223,7 @@ def finite(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def text_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Markdown; what would break the table's lines is shown as itself."""
+    """The rows as a Markdown table; characters that would break it are escaped."""
 
     def cell(value: Any) -> str:
         text = f"{value:.4g}" if isinstance(value, float) else str(value)
@@ -233,7 +234,7 @@ def text_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def progress_line(record: Mapping[str, Any]) -> str:
-    """The numbers that a person watches: reward, betas, divergence, entropy, samples a second."""
+    """The numbers of the progress line: reward, betas, divergence, entropy, samples per second."""
 
     def shown(name: str, digits: int, kind: str = "f") -> str:
         value = record.get(name)

@@ -1,6 +1,5 @@
-"""Pictures: grids of them (one row a prompt, the prompt above the row, the reward below each
-picture), and how much the samples of one prompt differ, as the mean distance over all pairs. Pure
-functions."""
+"""Grids of pictures (a row per prompt, its text above, the reward below each picture), and the
+diversity of a prompt's samples: the mean distance over all pairs. Pure functions."""
 
 from __future__ import annotations
 
@@ -13,10 +12,10 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn.functional import normalize
 
-CELL = 128  # pixels; smaller pictures are enlarged without smoothing
+CELL = 128  # pixels per side; smaller pictures are enlarged without smoothing
 GAP = 4
 LINE = 14
-THUMBNAIL = 64  # pixels; pixel diversity is measured on pictures reduced to this
+THUMBNAIL = 64  # pixels per side; pixel diversity is measured on pictures of this size
 
 
 def picture_grid(
@@ -24,7 +23,7 @@ def picture_grid(
     prompts_P: Sequence[str],
     rewards_PG: Sequence[Sequence[float]] | None = None,
 ) -> Image.Image:
-    """images_PG: uint8 [H, W, 3] each; rewards_PG: a number below each picture, or None."""
+    """A grid. images_PG: uint8 [H, W, 3] each. rewards_PG: numbers below the pictures, or None."""
     columns = max(len(row) for row in images_PG)
     width = columns * (CELL + GAP) + GAP
     per_line = max(10, width // 7)
@@ -54,7 +53,7 @@ def fitted(image: np.ndarray) -> Image.Image:
 
 
 def pixels(images: Sequence[np.ndarray]) -> Tensor:
-    """uint8 [N, h·w·3] of the pictures, reduced to at most THUMBNAIL pixels a side."""
+    """uint8 [N, h·w·3]: the pictures, reduced to at most THUMBNAIL pixels per side."""
     flat = []
     for image in images:
         picture = Image.fromarray(image)

@@ -1,8 +1,8 @@
 """Prompts → groups with rewards: each rank samples a block of the S = P·G samples, chunk by chunk.
 
-A group may straddle ranks and blocks may be empty. Rewards are computed on the rank that made the
-samples; only ids and rewards travel, and every rank ends with the same `Rewards`, after checking
-that every sample of every group is there exactly once.
+A group may straddle ranks, and blocks may be empty. Each rank computes the rewards of its own
+samples; only ids and rewards travel. Every rank ends with the same `Rewards`, after a check that
+each sample of each group is there exactly once.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from adrpo_scale.training.stopwatch import Stopwatch
 
 @dataclass(frozen=True)
 class Rewarded:
-    """One iteration's rollout on this rank, with everybody's rewards."""
+    """One iteration's rollout: this rank's rows and artifacts, and the rewards of all ranks."""
 
     prompts_P: Sequence[Prompt]
     rows: Rows
@@ -38,7 +38,10 @@ class Rewarded:
 
 @dataclass
 class Rollouts:
-    """The rollouts of a run, on this rank. check: the safe point between two chunks."""
+    """The rollouts of a run, on this rank.
+
+    chunk: samples made at once. check: called before every chunk; may raise StopRequested.
+    """
 
     seed: int
     group_size: int
@@ -51,10 +54,12 @@ class Rollouts:
     rewards: Sequence[Reward]
     stream: PromptStream
     check: Callable[[], None]
-    pool: dict[int, Rewarded] = field(default_factory=dict)  # offline rollouts, by place
+    pool: dict[int, Rewarded] = field(
+        default_factory=dict
+    )  # offline rollouts, by place in the pool
 
     def of(self, iteration: int, watch: Stopwatch) -> Rewarded:
-        """Samples and rewards of one iteration; offline, of the pool's place for it. Collective."""
+        """Samples and rewards of one iteration; offline, of its place in the pool. Collective."""
         size = self.algorithm.rollout_pool
         place = iteration % size if size else iteration
         if place in self.pool:
@@ -92,11 +97,11 @@ class Rollouts:
 
 
 def nothing() -> None:
-    """The check of callers that cannot be stopped."""
+    """A `check` that never stops."""
 
 
 def chunk_count(samples: int, chunk: int) -> int:
-    """Chunks that every rank goes through, also one whose block is shorter or empty."""
+    """Number of chunks of every rank, including ranks with a shorter or empty block."""
     largest = -(-samples // dist.world_size())
     return -(-largest // chunk)
 
@@ -113,7 +118,8 @@ def sample_block(
 ) -> Rows:
     """This rank's block of the P·G samples. Call it inside `engine.sampling()`.
 
-    check: called before every chunk, equally often on every rank; a stop may rise from it."""
+    check: called before every chunk, equally often on every rank; may raise StopRequested.
+    """
     samples = len(prompts_P) * group_size
     mine = dist.block(samples, dist.rank(), dist.world_size())
     parts = []
@@ -129,7 +135,7 @@ def sample_block(
 
 
 def concatenate(parts: Sequence[Rows]) -> Rows:
-    """One `Rows` of several, in order."""
+    """The rows of all parts, in order."""
     return Rows(
         torch.cat([part.sample_ids_N for part in parts]),
         torch.cat([part.prompt_ids_N for part in parts]),
@@ -145,8 +151,10 @@ def reward_block(
     chunk: int,
     check: Callable[[], None] = nothing,
 ) -> Tensor:
-    """float64 [N, R] of this rank's samples, NaN where a reward failed; chunk by chunk, as
-    `sample_block` made them. samples: S, of all ranks."""
+    """float64 [N, R]: rewards of this rank's samples, NaN where a reward failed.
+
+    Computed in the chunks of `sample_block`. samples: S, over all ranks. check: as there.
+    """
     parts = []
     for k in range(chunk_count(samples, chunk)):
         check()
@@ -165,8 +173,11 @@ def gather_rewards(
     size: int,
     keeps_N: Tensor | None = None,
 ) -> Rewards:
-    """The same `Rewards` on every rank. keeps_N: `Domain.keeps` of the rows; all by default.
-    Raises GroupError, naming the prompt, if a group has not exactly `size` samples. Collective."""
+    """The rewards of all S samples, the same on every rank. Collective.
+
+    keeps_N: `Domain.keeps` of the rows; all by default. Raises GroupError, naming the prompt, where
+    a group does not have exactly `size` samples.
+    """
     if keeps_N is None:
         keeps_N = torch.ones(len(rows), dtype=torch.bool)
     facts = dist.gather_rows(torch.stack([rows.sample_ids_N, rows.prompt_ids_N, keeps_N.long()], 1))
@@ -199,8 +210,10 @@ def gather_sizes(domain: Domain, rows: Rows) -> Tensor | None:
 
 
 def check_groups(ids: Tensor, prompts_P: Sequence[Prompt], size: int) -> None:
-    """ids: int64 [S, 2], (sample id, prompt id). Raises GroupError unless sample s is there once
-    and belongs to prompt s // size, for every s of P·size."""
+    """Raises GroupError unless each sample s of P·size is there once, made for prompt s // size.
+
+    ids: int64 [S, 2], (sample id, prompt id).
+    """
     counts = torch.bincount(ids[:, 0], minlength=len(prompts_P) * size)
     expected = torch.tensor([p.id for p in prompts_P], dtype=torch.int64)
     for p, prompt in enumerate(prompts_P):
@@ -208,7 +221,8 @@ def check_groups(ids: Tensor, prompts_P: Sequence[Prompt], size: int) -> None:
         if not bool((members == 1).all()):
             raise GroupError(
                 f"prompt {prompt.id} {prompt.text[:80]!r}: samples came {members.tolist()} times, "
-                f"each of the {size} of the group is expected once; a rank lost or repeated rows"
+                f"each of the group's {size} is expected once; a rank has lost or repeated rows: "
+                "please open an issue"
             )
     if len(counts) > len(expected) * size:
         raise GroupError(

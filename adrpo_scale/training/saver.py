@@ -1,4 +1,4 @@
-"""When a run saves, and what it does when a save fails."""
+"""The times of a run's saves, and the handling of failed ones."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ class Saver:
     ) -> None:
         self._store, self._config, self._state, self._metrics = store, config, state, metrics
         self._last = time.monotonic()
-        self._saved_state = (-1, -1)  # (iteration, evaluated) of what is saved, or being saved
-        self._noticed = 0  # how many ended saves were looked at
+        self._saved_state = (-1, -1)  # (iteration, evaluated) of the newest save, maybe under way
+        self._noticed = 0  # number of ended saves that were checked for failures
 
     @property
     def seconds(self) -> float:
-        """How long the last save took, from its copy to its commit; 0 before the first."""
+        """Seconds of the last save, from its copy to its commit; 0 before the first."""
         return self._store.ended[-1].seconds if self._store.ended else 0.0
 
     def resumed(self) -> None:
-        """The state is that of a checkpoint."""
+        """Marks the present state as saved: it was read from a checkpoint."""
         self._saved_state = self._now
 
     @property
@@ -43,12 +43,14 @@ class Saver:
         return self._state.counters.iteration, self._state.counters.evaluated
 
     def check_room(self) -> None:
-        """Raises DiskSpaceError where the run's checkpoints have no room, before it starts."""
+        """Raises DiskSpaceError where the disk has no room for the run's checkpoints."""
         self._store.check_room(self._state.sets(FULL))
 
     def maybe_save(self, evaluated: bool) -> None:
-        """At an iteration's end. evaluated: whether it was evaluated just now. Raises
-        CheckpointError where a save has failed and `on_failure` is `stop`."""
+        """Saves at an iteration's end, where that is due. evaluated: an evaluation has just ended.
+
+        Raises CheckpointError where a save has failed and `on_failure` is `stop`.
+        """
         self._notice_failure()
         done, config = self._state.counters.iteration, self._config
         if is_due(config.keep_trajectory, done):
@@ -62,18 +64,23 @@ class Saver:
             self._save(FULL)
 
     def _time_is_up(self) -> bool:
-        """Whether `every_minutes` have passed on any rank: their clocks do not agree to the bit."""
+        """True where `every_minutes` have passed on any rank; clocks of ranks differ."""
         minutes = self._config.every_minutes
         return _any_rank(minutes > 0 and time.monotonic() - self._last >= 60 * minutes)
 
     def save_now(self) -> None:
-        """Saves unless this very state is saved already, and waits. CheckpointError if it fails."""
+        """Saves unless the present state is saved already, and waits for the commit.
+
+        Raises CheckpointError where the save fails.
+        """
         self._look_at(self._wait())
         if self._saved_state != self._now:
             self._save(FULL)
             failure = self._look_at(self._wait())
             if failure is not None and dist.says_lost(str(failure.error)):
-                raise RuntimeError(failure.error)  # no fault of the disk: see `dist.is_lost`
+                raise RuntimeError(
+                    failure.error
+                )  # a lost process, not the disk: see `dist.is_lost`
             if failure is not None:
                 raise agreed(
                     CheckpointError(
@@ -83,8 +90,8 @@ class Saver:
                 )
 
     def _save(self, kind: str) -> None:
-        # The metrics are on the disk before the manifest: a resume cuts them back to the
-        # checkpoint's iteration and relies on every line up to it.
+        # `metrics.sync` comes before the manifest: a resume relies on every line up to the
+        # checkpoint's iteration.
         sets, document = self._state.sets(kind), self._state.document()
         with watchdog.phase("save"):
             self._store.save(kind, self._now[0], sets, document, self._metrics.sync)
@@ -98,22 +105,23 @@ class Saver:
         is_final = _any_rank(failure is not None and failure.is_final)
         if is_final or (failure is not None and self._config.on_failure == "stop"):
             why = "no later one can be" if is_final else 'checkpoint.on_failure = "stop" says so'
-            what = failure.error if failure is not None else "another rank says why"
+            what = failure.error if failure is not None else "see the error of another rank"
             raise agreed(
                 CheckpointError(
                     f"a checkpoint was not written: {what}. The one before is untouched; the run "
-                    f"stops: {why}"
+                    f"stops: {why}. Fix the cause and start again to resume"
                 )
             )
 
     def _wait(self) -> list[Saved]:
-        """Saves that ended since the last look, the same on every rank."""
+        """Waits for a save under way; returns the saves that ended since the last call, the same on
+        every rank."""
         self.close()
         new, self._noticed = self._store.ended[self._noticed :], len(self._store.ended)
         return new
 
     def _look_at(self, ended: list[Saved]) -> Saved | None:
-        """The last failure among them; a state whose save failed counts as not saved."""
+        """The last failure among `ended`. A state whose save failed counts as not saved."""
         failures = [saved for saved in ended if saved.error]
         if any(f.kind == FULL and f.iteration == self._saved_state[0] for f in failures):
             self._saved_state = (-1, -1)

@@ -1,7 +1,7 @@
-"""Everything of a run that changes while it trains: what a checkpoint holds and a resume restores.
+"""The state of a run that training changes: a checkpoint holds it and a resume restores it.
 
-Randomness is a function of counters, so no generator is part of it. The learning rate schedule is a
-function of the step, and the prompt stream of the cursor.
+It has no random generator, because randomness is a function of the counters. Likewise the learning
+rate is a function of the step, and the prompts are a function of the cursor.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from adrpo_scale.training.ema import Ema
 
 @dataclass
 class Counters:
-    """Where a run is."""
+    """The position of a run."""
 
     iteration: int = 0  # iterations done
     cursor: int = 0  # prompts consumed
     step: int = 0  # optimizer steps, skipped ones included
     nonfinite_in_a_row: int = 0
-    evaluated: int = -1  # the iteration whose evaluation is done
+    evaluated: int = -1  # the last evaluated iteration
 
 
 @dataclass
 class RewardStatistics:
-    """Of every sample since the run began: count, mean, sum of squared deviations, extremes."""
+    """Statistics of a reward over all samples of the run. m2: sum of squared deviations."""
 
     count: int = 0
     mean: float = 0.0
@@ -46,7 +46,7 @@ class RewardStatistics:
     max: float = -math.inf
 
     def add(self, values: Tensor) -> None:
-        """Merges float64 [n] (Chan et al.'s pairwise update)."""
+        """Adds values, float64 [n] (pairwise update of Chan et al., 1979)."""
         if not len(values):
             return
         n, mean = len(values), float(values.mean())
@@ -63,7 +63,7 @@ class RewardStatistics:
 
 @dataclass
 class TrainingState:
-    """See the module docstring. constant: what every checkpoint of the run says of itself."""
+    """See the module docstring. constant: facts that each checkpoint of the run carries."""
 
     engine: Engine
     ema: Ema | None
@@ -72,12 +72,13 @@ class TrainingState:
     rewards: dict[str, RewardStatistics] = field(default_factory=dict)
 
     def add_rewards(self, rewards: Rewards) -> None:
+        """Adds the rewards of an iteration, without masked samples."""
         kept = rewards.mask_PG.flatten()
         for name, plane in zip(rewards.names, rewards.per_reward_RPG, strict=True):
             self.rewards.setdefault(name, RewardStatistics()).add(plane.flatten()[kept])
 
     def sets(self, kind: str) -> LocalSets:
-        """This rank's slices by set. kind: FULL, or WEIGHTS without the optimizer's."""
+        """This rank's slices by set. kind: FULL, or WEIGHTS, which leaves the optimizer out."""
         places = self.engine.places()
         sets = {"policy": self.engine.trained_slices()}
         if self.ema is not None:
@@ -90,12 +91,12 @@ class TrainingState:
         }
 
     def holding(self, weights: str) -> AbstractContextManager[None]:
-        """Inside, the policy has these weights: `raw`, the trained ones, or `ema`, their average
-        where there is one."""
+        """A context with these weights in the policy: `raw`, the trained ones, or `ema`, their
+        moving average where there is one."""
         return self.ema.applied() if weights == "ema" and self.ema is not None else nullcontext()
 
     def document(self) -> dict[str, Any]:
-        """Everything of the state that is not a tensor."""
+        """The part of the state that is not tensors."""
         return {
             **self.constant,
             "counters": asdict(self.counters),
@@ -104,7 +105,7 @@ class TrainingState:
         }
 
     def restore(self, reader: Reader) -> None:
-        """Takes over a checkpoint of any engine and number of ranks. Collective."""
+        """Takes over a checkpoint, of any engine and number of ranks. Collective."""
         document = reader.manifest.document
         self.load("policy", self.engine.trained_slices(), reader)
         for part, slices in self.engine.moments().items():
@@ -118,7 +119,7 @@ class TrainingState:
         self.rewards = {n: RewardStatistics(**s) for n, s in document["rewards"].items()}
 
     def start_from(self, reader: Reader) -> None:
-        """Takes over trained weights alone: a fork. Collective."""
+        """Takes over the trained weights alone, for `init_from`. Collective."""
         self.load("policy", self.engine.trained_slices(), reader)
         if self.ema is not None:
             self.load("policy", self.ema.slices, reader)
@@ -126,8 +127,8 @@ class TrainingState:
 
     @torch.no_grad()
     def load(self, part: str, slices: Mapping[str, Tensor], reader: Reader) -> None:
-        """Fills this rank's slices from a set of a checkpoint. CheckpointError unless it has
-        exactly these tensors, in these shapes."""
+        """Fills this rank's slices from the set `part` of a checkpoint. Raises CheckpointError
+        unless it has exactly these tensors, in these shapes."""
         places, there = self.engine.places(), set(reader.names(part))
         if there != slices.keys():
             missing, extra = sorted(slices.keys() - there), sorted(there - slices.keys())

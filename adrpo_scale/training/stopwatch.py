@@ -1,4 +1,4 @@
-"""Where an iteration's time goes and how much memory it takes, phase by phase."""
+"""Time and peak memory of an iteration, by phase."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ PHASES = ("rollout", "reward", "update")
 
 
 def reset_peak(device: torch.device) -> None:
-    """`peak_bytes` counts from here."""
+    """Starts a new peak for `peak_bytes`."""
     if device.type == "cuda":
-        torch.cuda.init()  # or there is nothing yet whose peak could be reset
+        torch.cuda.init()  # resetting before the first use of CUDA raises
         torch.cuda.reset_peak_memory_stats(device)
     else:
-        with suppress(OSError):  # where /proc does not take it, the peak is that of the process
+        with suppress(OSError):  # without it, the peak is that of the whole process
             Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_bytes(device: torch.device) -> int:
-    """The most since `reset_peak`: on a GPU of what torch has allocated there, on the CPU of all
-    that this process holds in memory."""
+    """Peak memory since `reset_peak`, bytes: torch's allocations on a GPU; on the CPU, the resident
+    memory of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     with suppress(OSError):
@@ -39,10 +39,10 @@ def peak_bytes(device: torch.device) -> int:
 
 
 class Stopwatch:
-    """Wall seconds by phase, CPU seconds of this process, and its memory's peak by phase: on a GPU
-    always, on the CPU where `with_memory` asks for it.
+    """Wall seconds and peak memory by phase, and CPU seconds of this process.
 
-    before: the watch of the iteration before. phase: the last that began. peaks: phase → bytes.
+    Peak memory is measured on GPUs, and on the CPU with `with_memory`. before: the watch of the
+    previous iteration. phase: the last one begun. peaks: bytes by phase.
     """
 
     def __init__(
@@ -70,8 +70,11 @@ class Stopwatch:
             self.peaks[phase] = max(self.peaks.get(phase, 0), peak_bytes(self._device))
 
     def record(self, samples: int) -> dict[str, float]:
-        """Seconds of this rank, and on GPUs the peaks of the rank with most. seconds_between: from
-        the end of the iteration before. Collective on GPUs."""
+        """Seconds of this rank, and on GPUs the largest peaks of any rank. Collective on GPUs.
+
+        samples: of the iteration, over all ranks. seconds_between: since the end of the previous
+        iteration.
+        """
         self.end = time.perf_counter()
         wall = self.end - self._start
         return {

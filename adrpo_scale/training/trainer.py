@@ -1,8 +1,7 @@
 """The one training loop: roll out, reward, give credit, exchange, update, log, evaluate.
 
-It knows domains, algorithms, engines and rewards by their contracts alone, and every decision that
-could differ between ranks (what is trained on, whether a step is skipped, when to stop) is made
-from numbers that are the same on every rank.
+It uses domains, algorithms, engines and rewards through their contracts alone. All decisions (the
+rows trained on, skipped steps, stops) are made from numbers that are the same on every rank.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Trainer:
-    """Everything a run consists of, assembled by `build.build_trainer`."""
+    """The assembled parts of a run (`run.build.build_trainer`) and its loop."""
 
     rollouts: Rollouts
     iterations: int
@@ -55,9 +54,9 @@ class Trainer:
     state: TrainingState
     saver: Saver
     stop: Stop
-    identity: dict[str, Any]  # run, algorithm, seed: in every row of eval.jsonl
+    identity: dict[str, Any]  # run, algorithm and seed, written in every row of eval.jsonl
     run: Path
-    measures_memory: bool = False  # also on the CPU
+    measures_memory: bool = False  # True: on the CPU as well
     watch: Stopwatch | None = None  # of the last iteration
     _warned: set[str] = field(default_factory=set)
     _step_seconds: float = 0.0  # of the slowest optimizer step so far
@@ -73,13 +72,15 @@ class Trainer:
         return self.state.counters
 
     def train(self, last: int | None = None) -> None:
-        """Runs to the last iteration, or no further than to `last`. Raises StopRequested when a
-        signal asked for it, and LimitReached, NonFiniteError or CheckpointError when it must
-        stop."""
+        """Trains to the last iteration, or to `last` where that is earlier.
+
+        Raises StopRequested after a signal, LimitReached or NonFiniteError at a limit, and
+        CheckpointError where a save has failed.
+        """
         last = self.iterations if last is None else min(last, self.iterations)
         with self.log:
             if self._maybe_evaluate() and self.counters.iteration > 0:
-                self.saver.maybe_save(True)  # the stop before came in the middle of this evaluation
+                self.saver.maybe_save(True)  # the last start stopped before or in this evaluation
             while self.counters.iteration < last:
                 record = self._iterate()
                 evaluated = self._maybe_evaluate()
@@ -87,7 +88,7 @@ class Trainer:
                 self.limits.check(record)
 
     def _iterate(self) -> dict[str, Any]:
-        """One iteration, and its line of metrics.jsonl."""
+        """Runs one iteration; returns its line of metrics.jsonl."""
         watch = self.watch = Stopwatch(self.engine.device, self.watch, self.measures_memory)
         iteration, tally = self.counters.iteration, Tally()
         rewarded = self.rollouts.of(iteration, watch)
@@ -114,8 +115,11 @@ class Trainer:
         prompts_P: Sequence[Prompt],
         check: Callable[[], None],
     ) -> None:
-        """One optimizer step. The loss is divided by the global count before backward, so neither
-        the number of ranks nor the micro-batch size changes it."""
+        """One optimizer step. check: called before every pass.
+
+        The loss is divided by the global count before backward, so it depends neither on the number
+        of ranks nor on the size of micro-batches.
+        """
         begin = time.monotonic()
         draws = self.optimizer.draws_per_sample
         count = self._count(minibatch) * draws
@@ -143,7 +147,7 @@ class Trainer:
                 self.state.ema.update()
 
     def _exchange(self, rewarded: Rewarded, credit: Credit) -> list[Minibatch]:
-        """The chosen rows where they are trained on, dealt evenly over ranks. Collective."""
+        """Deals the selected rows evenly over ranks, and moves them there. Collective."""
         minibatches = build_minibatches(
             rewarded.rows,
             self.algorithm.select(rewarded.rewards, credit),
@@ -157,21 +161,24 @@ class Trainer:
         return receive(self.domain, minibatches)
 
     def _steps(self, minibatches: Sequence[Minibatch]) -> Iterator[tuple[int, Minibatch]]:
-        """(number of the optimizer step inside its iteration, its rows), in order."""
+        """(number of the optimizer step in its iteration, its rows), in order."""
         for update in range(self.optimizer.updates):
             for k, minibatch in enumerate(minibatches):
                 yield update * self.optimizer.minibatches + k, minibatch
 
     def _count(self, minibatch: Minibatch) -> float:
-        """The number of rows (or tokens) of an optimizer step that count, over all ranks."""
+        """The number of rows (or tokens) in the loss of an optimizer step, over all ranks."""
         counts = [
             self.algorithm.row_counts(m.credit, self.domain.segments(m.rows)) for m in minibatch
         ]
         return float(dist.all_sum(torch.cat(counts).sum()))
 
     def _remember(self, minibatches: list[Minibatch]) -> list[Minibatch]:
-        """With what the policy says of the rows before its first step, where a later step needs it.
-        On the micro-batches themselves: at other shapes the first ratio would not be exactly 1."""
+        """Adds `Domain.remember` of the policy before its first step, where a later step needs it.
+
+        Computed on the same micro-batches as training: other shapes would round differently, and
+        the first ratio would not be exactly 1.
+        """
         if len(minibatches) * self.optimizer.updates < 2 or not self.algorithm.needs_old:
             return minibatches
         with self.engine.sampling(self.policy):
@@ -181,7 +188,7 @@ class Trainer:
             ]
 
     def _check_stop(self, done: int, steps: int) -> None:
-        """A safe point while `done` of the iteration's optimizer steps are applied."""
+        """A safe point at which `done` of the iteration's `steps` optimizer steps are applied."""
         if done == 0:
             self.stop.check()
         else:
@@ -189,8 +196,8 @@ class Trainer:
             self.stop.check_unfinished(left + self.saver.seconds)
 
     def _measured_reference(self, credit: Credit, iteration: int) -> Reference | None:
-        """The reference, if it is measured in this iteration: where the loss does not need its
-        pass, only now and then, to log the divergence."""
+        """The reference, or None where this iteration skips its pass: the loss does not need it,
+        and the divergence is not due to be logged."""
         is_logged = is_due(self.logging.divergence_every, iteration)
         return self.reference if is_logged or self.algorithm.needs_reference(credit) else None
 
@@ -214,7 +221,7 @@ class Trainer:
         self.stop.warn_if_slow(record["seconds_update"], self.saver.seconds)
         for kind, text in warnings_of(record, self.algorithm):
             if kind not in self._warned:
-                self._warned.add(kind)  # warned of once: it stays visible in metrics.jsonl
+                self._warned.add(kind)  # once per start; metrics.jsonl has every value
                 log.warning("iteration %d: %s", done, text)
         histograms: dict[str, Any] = {}
         if is_due(self.logging.histograms_every, done):
@@ -225,7 +232,7 @@ class Trainer:
         return record
 
     def _show(self, rewarded: Rewarded, credit: Credit, tally: Tally) -> None:
-        """Pictures or completions of the iteration, for people to look at."""
+        """Writes pictures or completions of the iteration, where that is due."""
         rewards = rewarded.rewards
         medium_of(self.domain).show(
             self.log,
@@ -238,7 +245,7 @@ class Trainer:
         )
 
     def _maybe_evaluate(self) -> bool:
-        """Whether it evaluated. Not again where the run resumes from just after an evaluation."""
+        """Evaluates where that is due and not done yet; True where it did."""
         done, config = self.counters.iteration, self.evaluator.config
         if not config.is_due(done, self.iterations) or self.counters.evaluated == done:
             return False
