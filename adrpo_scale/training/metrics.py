@@ -120,7 +120,7 @@ class MetricsLog:
     def iteration(
         self, record: Mapping[str, Any], histograms: Mapping[str, np.ndarray] | None = None
     ) -> None:
-        """Writes a line of `metrics.jsonl`. record: has the key `iteration`. histograms: by name."""
+        """Writes a line of `metrics.jsonl`. record: has `iteration`. histograms: by name."""
         if not self._on:
             return
         self._append("metrics.jsonl", [record])

@@ -54,9 +54,7 @@ class Rollouts:
     rewards: Sequence[Reward]
     stream: PromptStream
     check: Callable[[], None]
-    pool: dict[int, Rewarded] = field(
-        default_factory=dict
-    )  # offline rollouts, by place in the pool
+    pool: dict[int, Rewarded] = field(default_factory=dict)  # offline rollouts, by place
 
     def of(self, iteration: int, watch: Stopwatch) -> Rewarded:
         """Samples and rewards of one iteration; offline, of its place in the pool. Collective."""
