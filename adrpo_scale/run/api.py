@@ -1,4 +1,4 @@
-"""Runs from Python: train one as the command does, and read what a run left."""
+"""Runs from Python: train one, and read its folder."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from adrpo_scale.run.starts import records
 
 @dataclass(frozen=True)
 class Run:
-    """The folder of a run, read anew at every call: the run may still be going on."""
+    """The folder of a run. Every call reads it again, because the run may still be training."""
 
     folder: Path
 
@@ -33,25 +33,25 @@ class Run:
         return parse_config(json.loads((self.folder / "config.json").read_text()))
 
     def metrics(self) -> list[dict[str, Any]]:
-        """A row an iteration, in order: `pandas.DataFrame(run.metrics())`."""
+        """One row per iteration, in order: `pandas.DataFrame(run.metrics())`."""
         return rows_of(self.folder / "metrics.jsonl")
 
     def evaluations(self) -> list[dict[str, Any]]:
-        """A row a measured value: run, algorithm, seed, iteration, split, metric, value, n."""
+        """One row per measured value: run, algorithm, seed, iteration, split, metric, value, n."""
         return rows_of(self.folder / "eval.jsonl")
 
     def checkpoints(self) -> dict[int, Path]:
-        """Folder by iteration of every committed checkpoint, oldest first."""
+        """Folders of all committed checkpoints by iteration, oldest first."""
         found = committed(self.folder / TRAJECTORY) | committed(self.folder / CHECKPOINTS)
         return dict(sorted(found.items()))
 
     def starts(self) -> list[dict[str, Any]]:
-        """The record of every start: code, versions, hardware, and how it ended."""
+        """The records of all starts: code, versions, hardware and outcome."""
         return [json.loads(path.read_text()) for path in records(self.folder)]
 
 
 def open_run(folder: str | Path) -> Run:
-    """RunFolderError where the folder is not that of a run."""
+    """The run in a folder. RunFolderError where the folder is not that of a run."""
     run = Run(Path(folder))
     if not (run.folder / "config.json").is_file():
         raise RunFolderError(
@@ -69,17 +69,16 @@ def train(
     fresh: bool = False,
     allow_change: Sequence[str] = (),
 ) -> Run:
-    """Trains as the command `train` does: in this process or, under torchrun or srun, in all of
-    them, resuming from the newest checkpoint of the run's folder.
+    """Trains a run as the command `train` does, from the newest checkpoint of its folder.
 
-    config: a TOML file, or one that `load_config` has read. overrides: "section.key=value", of a
-    file. The rest are the options of the command. Raises StopRequested after a signal, with
-    everything saved that could be, LimitReached at a limit, and ConfigError before anything is
-    loaded.
+    Under torchrun or srun, every process calls it. config: a TOML file, or the result of
+    `load_config`. overrides: "section.key=value", for a file only. The other arguments are the
+    options of the command. Raises ConfigError before anything is loaded, LimitReached at a limit,
+    and StopRequested after a signal, with everything saved that could be.
     """
     if isinstance(config, LoadedConfig):
         if overrides:
-            raise TypeError("overrides of a loaded config: give them to load_config instead")
+            raise TypeError("overrides with a loaded config: give them to load_config instead")
         loaded = config
     else:
         loaded = load_config(Path(config), overrides)

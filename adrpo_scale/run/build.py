@@ -1,4 +1,4 @@
-"""Assembles a Trainer from a RunConfig, in the order in which faults are cheap to find."""
+"""Assembles a Trainer from a RunConfig; the cheapest checks come first."""
 
 from __future__ import annotations
 
@@ -40,18 +40,22 @@ Specs = tuple[ModelSpec, ModelSpec | None]
 
 
 def build_engine(config: RunConfig) -> Engine:
+    """The engine of a config, without models yet."""
     return ENGINES[config.engine.name](config.engine, config.optimizer, config.seed)  # type: ignore[call-arg]
 
 
 def build_domain(config: RunConfig | SampleConfig) -> Domain:
+    """The domain of a config; reads the model's config files, not its weights."""
     return DOMAINS[config.domain.name](config.domain)  # type: ignore[call-arg]
 
 
 def build_rewards(
     config: RunConfig, engine: Engine, prompts: Sequence[Prompt] = ()
 ) -> list[Reward]:
-    """All rewards, loaded. prompts: those of the run. Raises RewardError, on every rank alike, if
-    one of them lacks what a reward needs. Collective."""
+    """All rewards, loaded. prompts: those of the run. Collective.
+
+    Raises RewardError on every rank where a prompt lacks a value that a reward needs.
+    """
     rewards = [REWARDS[reward.kind](reward, engine.device) for reward in config.rewards]  # type: ignore[call-arg]
     for reward in rewards:
         try:
@@ -67,7 +71,9 @@ def build_rewards(
 def build_reference(
     spec: ModelSpec | None, engine: Engine, policy: nn.Module
 ) -> tuple[Reference, nn.Module | None]:
-    """The reference, and its model where it has one of its own (full training)."""
+    """(the reference, its model). The model is None where the reference is the policy without
+    adapters.
+    """
     if spec is None:
         return _adapters_off(policy), None
     frozen = engine.build_frozen(spec)
@@ -94,11 +100,11 @@ def build_trainer(
     signals: Signals | None = None,
     store: Store | None = None,
 ) -> Trainer:
-    """Everything of a run, loaded and ready, at the iteration where it begins. Collective.
+    """The trainer of a run, loaded and at the iteration where it starts or resumes. Collective.
 
     Prompt files and model configs are read first, then reward models, then the policy's weights.
-    start: `find_start` of the run. signals: who may ask for a stop. store: where checkpoints go;
-    one without an owner by default.
+    start: `find_start` of the run. signals: the signals that stop it. store: the store of its
+    checkpoints; by default one that does not check the folder's lock.
     """
     domain, specs, (train, held_out), constant = _compared(config, run, start)
     engine = build_engine(config)
@@ -149,8 +155,8 @@ def build_trainer(
 def _compared(
     config: RunConfig, run: Path, start: Start
 ) -> tuple[Domain, Specs, tuple[list[Prompt], list[Prompt]], dict[str, Any]]:
-    """The domain, `specs_of` it, the prompts (train, held out) and the facts that the run's
-    checkpoints carry, once they are found to be those of the one that is resumed. Collective."""
+    """(domain, its `specs_of`, (train, held out) prompts, `constant_facts`), after a comparison of
+    the facts with the checkpoint that the run resumes from. Collective."""
     parts = build_prompts(config.prompts)
     domain = build_domain(config)
     domain.check_training()
@@ -195,7 +201,7 @@ def _build_evaluator(
 
 
 def specs_of(domain: Domain, config: RunConfig, origin: Reader | None) -> Specs:
-    """Policy and reference; with rebase_reference both of the origin's trained weights."""
+    """Specs of policy and reference; with rebase_reference, both of the origin's trained weights."""
     policy, reference = domain.policy_spec(), domain.reference_spec()
     if origin is None or not config.rebase_reference:
         return policy, reference

@@ -1,4 +1,4 @@
-"""Whether a run may resume from a checkpoint: settings, prompts and base model compared."""
+"""Comparison of a run with its checkpoint before it resumes: settings, prompts, base model."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _MISSING = object()
 
 @dataclass(frozen=True)
 class Change:
-    """A setting whose value is another one than the checkpoint's. before, after: as text."""
+    """A setting with another value than in the checkpoint. before, after: as JSON text."""
 
     path: str
     before: str
@@ -38,9 +38,11 @@ class Change:
 
 
 def settings_changes(before: Mapping[str, Any], config: RunConfig) -> list[Change]:
-    """The settings that differ between a checkpoint and this run. A setting that the
-    checkpoint's run did not have yet counts as the value that it declares for such runs. A key that
-    is no setting (any more) counts as maths: nothing is known of it."""
+    """The settings that differ between a checkpoint and this run.
+
+    A setting that is newer than the checkpoint has the value that it declares for older runs there.
+    A key that is not a setting any more has the effect `maths`, because nothing is known of it.
+    """
     old, new = dict(leaves(modern(before)[0])), dict(leaves(config.resolved()))
     for leaf in walk(config):
         notes = notes_of(leaf.info)
@@ -55,7 +57,7 @@ def settings_changes(before: Mapping[str, Any], config: RunConfig) -> list[Chang
 
 
 def _effects(settings: Mapping[str, Any]) -> dict[str, Effect]:
-    """Of a checkpoint's settings; {} where this version no longer knows them all."""
+    """Effects of a checkpoint's settings; {} where this version does not know all of them."""
     try:
         return parse_config(settings).effects()
     except ConfigError:
@@ -67,13 +69,15 @@ def _text(values: Mapping[str, Any], path: str) -> str:
 
 
 def is_allowed(path: str, allowed: Sequence[str]) -> bool:
-    """Whether `--allow-change` names a key or a section that it is in."""
+    """True where `--allow-change` names the key or a section around it."""
     return any(path == key or path.startswith(f"{key}.") for key in allowed)
 
 
 def check_settings(reader: Reader, config: RunConfig, allowed: Sequence[str]) -> list[str]:
-    """Notes on settings that changed since the checkpoint, to be logged. ConfigError, listing them,
-    where some change what is learned and `--allow-change` does not name them."""
+    """Notes on the settings that changed since the checkpoint, one line each, for the log.
+
+    ConfigError, listing them, where some change learning and `--allow-change` does not name them.
+    """
     changes = settings_changes(reader.manifest.document["config"], config)
     allowed = [current_key(key, config.resolved()) for key in allowed]
     refused = [
@@ -96,7 +100,7 @@ def check_settings(reader: Reader, config: RunConfig, allowed: Sequence[str]) ->
 def constant_facts(
     config: RunConfig, run: Path, domain: Domain, train: Sequence[Prompt], origin: Reader | None
 ) -> dict[str, Any]:
-    """The facts of a run that each of its checkpoints carries. Hashes the base weights."""
+    """The facts that each checkpoint of a run carries. Hashes the base weights."""
     spec = domain.policy_spec()
     began_from = None
     if origin is not None:
@@ -120,10 +124,10 @@ def constant_facts(
 
 
 def prompts_digest(*lists: Sequence[Prompt]) -> str:
-    """Hash of the prompts' texts and metadata, in order: the cursor means nothing in other ones.
-    Where clips lie is left out: data may move between two starts of a run."""
+    """Hash of the prompts' texts and metadata, in order: a cursor is valid in these only.
+    The folder of clips is left out, because data may move between two starts of a run."""
     facts = [[_without_place(asdict(prompt)) for prompt in prompts] for prompts in lists]
-    text = json.dumps(facts, sort_keys=True, default=str)  # str: dates of parquet rows
+    text = json.dumps(facts, sort_keys=True, default=str)  # str is for dates in parquet rows
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -133,7 +137,7 @@ def _without_place(prompt: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_content(reader: Reader, constant: Mapping[str, Any], allowed: Sequence[str]) -> None:
-    """Raises CheckpointError where base model or prompts are others than the checkpoint's."""
+    """Raises CheckpointError where base model or prompts differ from the checkpoint's."""
     before = reader.manifest.document
     if before["base"]["frozen"] != constant["base"]["frozen"] and not is_allowed("base", allowed):
         raise agreed(
@@ -156,7 +160,7 @@ def check_content(reader: Reader, constant: Mapping[str, Any], allowed: Sequence
         raise agreed(
             CheckpointError(
                 f"{reader.folder} was trained on other prompts: the files of [prompts] have "
-                "changed, and its place in them would mean others. Bring the same files back, or "
-                "pass --allow-change prompts"
+                "changed, so its position in them is not valid. Bring the same files back, or pass "
+                "--allow-change prompts"
             )
         )

@@ -1,8 +1,8 @@
-"""Runs side by side: one line for the runs that differ in their seed alone.
+"""A table of several runs: one line for runs that differ only in their seed.
 
-A line is labelled by its algorithm, the number of its runs, and the settings in which it differs
-from other lines. Settings come from the runs' `config.json`, with the defaults of settings that a
-run is older than; where it names a component that cannot be imported here, as they stand there.
+A line is labelled by its algorithm, the number of its runs, and the settings that differ between
+lines. Settings come from each run's `config.json`, with defaults for settings added since. Where it
+names a component that cannot be imported here, they are taken from the file unchanged.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ def unevaluated(folders: Sequence[Path]) -> list[Path]:
 
 
 def read_run(folder: Path) -> Evaluated:
-    """RunFolderError for a folder without evaluations, or with a config.json that is no config."""
+    """The run in a folder. RunFolderError without evaluations, or where config.json is not JSON."""
     rows = read_rows(folder)
     config = folder / "config.json"
-    if not config.is_file():  # of a benchmark, or copied without its run
+    if not config.is_file():  # a benchmark, or eval.jsonl copied without its run
         first: Row = rows[0] if rows else {}
         return Evaluated({"algorithm.name": first.get("algorithm"), "run": first.get("run")}, rows)
     try:
@@ -65,16 +65,16 @@ def read_run(folder: Path) -> Evaluated:
 
 def _settings(document: Mapping[str, Any]) -> Settings:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # given when the run began
-        # A component of the user's may not be here, and a setting may be refused today.
+        warnings.simplefilter("ignore")  # the run has shown them
+        # A user's component may not be importable here, and a setting may be refused by now.
         with contextlib.suppress(ConfigError):
             document = parse_config(document).resolved()
     return dict(leaves(document))
 
 
 def comparison(runs: Sequence[Evaluated]) -> list[list[str]]:
-    """The lines of a table: a header, the base model, then mean ± half the range over seeds of
-    `after`, by algorithm and in the order of the runs."""
+    """The lines of a table: a header, the base model, then `after` as mean ± half the range over
+    seeds, ordered by algorithm and then as the runs were given."""
     runs = [run for run in runs if run.rows]
     known = {(row["split"], row["metric"]) for run in runs for row in run.rows}
     columns = [column for column in COLUMNS if column in known]
@@ -93,7 +93,7 @@ def comparison(runs: Sequence[Evaluated]) -> list[list[str]]:
 
 
 def by_seed(runs: Sequence[Evaluated]) -> list[list[Evaluated]]:
-    """Runs that differ in their seed alone together; groups by algorithm, then as they came."""
+    """Groups of runs that differ only in their seed, by algorithm and then in the given order."""
     groups: dict[str, list[Evaluated]] = {}
     for run in runs:
         others = {path: value for path, value in run.settings.items() if path != "seed"}
@@ -102,11 +102,11 @@ def by_seed(runs: Sequence[Evaluated]) -> list[list[Evaluated]]:
 
 
 def labels(groups: Sequence[Sequence[Evaluated]]) -> list[str]:
-    """Of each group its algorithm, its size, and `key = value` of every setting in which another
-    group differs.
+    """One label per group: its algorithm, its size, and `key = value` of each setting that differs
+    in another group.
 
-    A component's own settings are compared among the groups that have that component. A key is
-    short where no other key of the labels ends like it.
+    A component's own settings are compared only between groups with that component. A key is
+    shortened to its last part where no other key of the labels has the same one.
     """
     lines = [group[0].settings for group in groups]
     found = [{path: line[path] for path in line if _differs(path, line, lines)} for line in lines]
@@ -133,7 +133,7 @@ def _differs(path: str, line: Settings, lines: Sequence[Settings]) -> bool:
 
 
 def _tag(path: str) -> str | None:
-    """The setting that names the component whose setting `path` is."""
+    """The path of the setting that names the component of `path`; None outside of components."""
     section = _SECTION.match(path)
     if section is None:
         return None

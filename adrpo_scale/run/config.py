@@ -1,5 +1,5 @@
-"""RunConfig: everything that a run depends on, composed of the components' own config classes, and
-the contradictions between them. `load` reads it from a file."""
+"""The config of a run, composed of the components' own config classes, with checks of their
+contradictions. `load` reads it from a file."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ EngineSection = Annotated[Any, OneOf(ENGINES, "fsdp2")]
 
 
 class SampleConfig(Section):
-    """With what a model is sampled from: all that a published model needs, and the part of a run's
-    config that sampling from the run uses (`RunConfig.sampling`)."""
+    """The settings for sampling from a model: written for a published model, or the part of a run's
+    config that sampling uses (`RunConfig.sampling`)."""
 
     domain: DomainSection = setting(REQUIRED, "what is generated")
     engine: EngineSection = setting(ENGINES.config_of("fsdp2")(), "how models are sharded")
 
 
 class RunConfig(Section):
-    """Everything a run depends on; its hash is the run's identity."""
+    """All settings of a run. The hash of those that change learning is the run's identity."""
 
     seed: int = setting(0, "seed of every random draw of the run", ge=0, lt=2**63)
     iterations: int = setting(100, "rollouts, each with its updates", effect="none", ge=0)
@@ -42,7 +42,7 @@ class RunConfig(Section):
         None, "start from the trained weights of RUN or RUN@iteration, with fresh counters"
     )
     rebase_reference: bool = setting(
-        False, "with init_from: those weights are the reference too, not the original base"
+        False, "with init_from: these weights are also the reference, in place of the original base"
     )
     domain: DomainSection = setting(REQUIRED, "what is generated")
     algorithm: Annotated[Any, OneOf(ALGORITHMS)] = setting(REQUIRED, "what is learned")
@@ -64,7 +64,7 @@ class RunConfig(Section):
                 "no reward to train on: give at least one [[rewards]] with use = training"
             )
         if len(set(labels)) < len(labels):
-            raise ValueError(f"rewards {labels} share a name; set `name` on one of them")
+            raise ValueError(f"rewards {labels} share a name; set `name` of one of them")
         if self.evaluation.weights == "ema" and self.ema_decay is None:
             raise ValueError(
                 'evaluation.weights = "ema" without ema_decay; set ema_decay, e.g. 0.99'
@@ -75,7 +75,7 @@ class RunConfig(Section):
             )
         self._check_best()
         self._warn_of_nucleus()
-        # Built here only to let the algorithm refuse settings that the domain's terms rule out.
+        # The algorithm refuses settings that do not fit the domain's terms.
         table = ALGORITHMS[self.algorithm.name]
         algorithm = table(self.algorithm, *DOMAINS[self.domain.name].gives)
         if self.optimizer.micro_batch % algorithm.rows_per_unit:
@@ -86,8 +86,8 @@ class RunConfig(Section):
         return self
 
     def _warn_of_nucleus(self) -> None:
-        """Ratios are of the whole distribution, samples of a part of it: with one step per rollout
-        the ratio is 1 whatever was drawn, with several the difference counts."""
+        """Warns of top-p or top-k with several optimizer steps per rollout. Ratios are of the whole
+        distribution, but samples come from a part of it; with one step the ratio is always 1."""
         rollout: Any = getattr(self.domain, "rollout", None)
         steps = self.optimizer.updates * self.optimizer.minibatches
         cut = getattr(rollout, "top_p", 1.0) < 1 or getattr(rollout, "top_k", 0) > 0
@@ -100,43 +100,46 @@ class RunConfig(Section):
             )
 
     def _check_best(self) -> None:
-        """`keep_best` needs something to go by, or it would quietly keep nothing."""
+        """Refuses `keep_best` without evaluations of its split: it would keep nothing."""
         if self.checkpoint.keep_best == 0:
             return
         held_out = self.prompts.held_out is not None or self.prompts.held_out_share > 0
         splits = ["train", *(["held_out"] if held_out else [])]
         if self.evaluation.every == 0:
-            raise ValueError("checkpoint.keep_best with evaluation.every = 0: nothing is measured")
+            raise ValueError(
+                "checkpoint.keep_best with evaluation.every = 0: nothing is measured; set "
+                "evaluation.every, or leave keep_best out"
+            )
         if self.checkpoint.best_split not in splits:
             raise ValueError(
                 f"checkpoint.best_split = {self.checkpoint.best_split!r}, but this run evaluates "
-                f"{' and '.join(splits)}"
+                f"{' and '.join(splits)}; name one of these"
             )
 
     @property
     def sampling(self) -> SampleConfig:
-        """What sampling from the run uses."""
+        """The part of the settings that sampling from the run uses."""
         return SampleConfig(domain=self.domain, engine=self.engine)
 
     def needs_from_hub(self) -> list[HubNeed]:
-        """Every model and dataset that the run reads, as its components declare them."""
+        """All models and datasets that the components read."""
         sections = [self.domain, *self.rewards, self.prompts]
         return [need for section in sections for need in section.needs_from_hub()]
 
     def resolved(self) -> dict[str, Any]:
-        """Every setting, JSON-able, in declaration order."""
+        """All settings as JSON types, in declaration order."""
         return self.model_dump(mode="json")
 
     def effects(self) -> dict[str, Effect]:
-        """What each setting changes, by dotted path."""
+        """The effect of each setting, by dotted path."""
         found = {leaf.path: leaf.effect for leaf in walk(self)}
         if self.optimizer.schedule != "constant":
             found["iterations"] = "maths"  # the learning rate falls towards the last one
         return found
 
     def identity(self) -> dict[str, Any]:
-        """Every setting that changes what is learned, by its first name; without the settings that
-        runs of before did not have, where their values are those runs'."""
+        """The settings that change learning, by their first names. A setting added later is left
+        out at the value of runs before it."""
         effects, resolved = self.effects(), self.resolved()
         kept: dict[str, Any] = {}
         for leaf in walk(self):
@@ -145,8 +148,8 @@ class RunConfig(Section):
         return kept
 
     def digest(self) -> str:
-        """8 hex digits: a hash of the run's identity. So a run that is made longer, or logs more,
-        is still the same run, and so is one of before that has new settings now."""
+        """Hash of the run's identity, 8 hex digits. A run that becomes longer or logs more stays
+        the same run, and so does an older run that gets new settings."""
         text = json.dumps(self.identity(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 

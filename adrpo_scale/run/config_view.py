@@ -1,4 +1,4 @@
-"""A config as people read it: every key with its value, source and meaning; differences; schema."""
+"""Views of a config: all keys with value, source and meaning; differences; JSON schema."""
 
 from __future__ import annotations
 
@@ -14,9 +14,7 @@ from adrpo_scale.run.load import LoadedConfig
 
 @dataclass(frozen=True)
 class Entry:
-    """One key. value: as in TOML; source: file, --set or default, and the paper's place where the
-    value is the paper's.
-    """
+    """One key. value: as in TOML. source: as `LoadedConfig.source` gives it."""
 
     path: str
     value: str
@@ -25,7 +23,7 @@ class Entry:
 
 
 def entries(loaded: LoadedConfig) -> list[Entry]:
-    """Every key of a config, in declaration order."""
+    """All keys of a config, in declaration order."""
     return [
         Entry(leaf.path, _toml(leaf.value), loaded.source(leaf), leaf.info.description or "")
         for leaf in walk(loaded.config)
@@ -51,7 +49,7 @@ def config_table(loaded: LoadedConfig) -> Table:
 
 
 def differences(one: LoadedConfig, other: LoadedConfig) -> list[tuple[str, str, str]]:
-    """(key, value here, value there) of every key that differs; "–" where a key is not there."""
+    """(key, value in `one`, value in `other`) of each key that differs; "–" for a missing key."""
     here = {entry.path: entry.value for entry in entries(one)}
     there = {entry.path: entry.value for entry in entries(other)}
     keys = list(dict.fromkeys([*here, *there]))
@@ -67,5 +65,5 @@ def difference_table(one: LoadedConfig, other: LoadedConfig) -> Table:
 
 
 def schema() -> dict[str, Any]:
-    """JSON schema of a config file, for editors (e.g. taplo's `#:schema` line)."""
+    """JSON schema of a config file, for editors (e.g. the `#:schema` line of taplo)."""
     return RunConfig.model_json_schema()

@@ -1,4 +1,4 @@
-"""Curves from the rows of `eval.jsonl`: one panel a metric, one line a split (or a run)."""
+"""Curves from the rows of `eval.jsonl`: one panel per metric, one line per split and run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ COLUMNS = 5  # panels side by side
 
 
 def curves(runs: Sequence[Sequence[Row]], to: Path) -> None:
-    """Writes one PNG of every metric against the iteration; several runs get a colour each."""
+    """Writes a PNG of all metrics over iterations; each run has its own colour."""
     import matplotlib
 
     matplotlib.use("Agg")  # no display on a cluster node

@@ -1,4 +1,4 @@
-"""The folder of a run: where it is, whose it is, and how it is cut back to a checkpoint."""
+"""The folder of a run: its path, its creation, and cutting it back to a checkpoint."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from typing import Any
 from adrpo_scale.core.errors import RunFolderError
 from adrpo_scale.core.files import replace_file, replace_json
 
-# Names that may be there before `config.json`, which makes a folder that of a run: those that a
-# start makes first, and places for checkpoints that someone has put on another filesystem.
+# Names that may exist before `config.json`, which marks the folder of a run: those that a start
+# creates first, and links to checkpoints on another filesystem.
 EARLY = ("lock.json", "config.json", "logs", "lives", "origin", "checkpoints", "trajectory")
 
 
 def default_folder(name: str, digest: str) -> Path:
-    """$ADRPO_RUNS/<config name>-<the run's identity>; ADRPO_RUNS is `runs` by default."""
+    """$ADRPO_RUNS/<config name>-<digest of the run>; ADRPO_RUNS is `runs` by default."""
     return Path(os.environ.get("ADRPO_RUNS", "runs")) / f"{name}-{digest}"
 
 
 def make_folder(run: Path) -> None:
-    """Makes the folder, on rank 0 alone. Raises RunFolderError if it holds something that is not a
-    run, or cannot be made."""
+    """Creates the folder; for rank 0 only. Raises RunFolderError where it cannot be created, or
+    holds something that is not a run."""
     try:
         run.mkdir(parents=True, exist_ok=True)
         others = [path for path in run.iterdir() if not path.name.startswith(EARLY)]
@@ -37,7 +37,7 @@ def make_folder(run: Path) -> None:
 
 
 def write_config(run: Path, resolved: dict[str, Any]) -> None:
-    """`config.json`, on rank 0 alone."""
+    """Writes `config.json`; for rank 0 only."""
     try:
         replace_json(run / "config.json", resolved)
     except OSError as error:
@@ -51,15 +51,18 @@ def _not_writable(run: Path, error: OSError) -> RunFolderError:
 
 
 def cut_back(run: Path, iteration: int, evaluated: int) -> None:
-    """Takes out of the JSONL files what came after a checkpoint, on rank 0 alone: the run repeats
-    it. iteration: the checkpoint's; evaluated: the last iteration whose evaluation it has done."""
+    """Removes the lines after a checkpoint from the JSONL files, because the run repeats them; for
+    rank 0 only.
+
+    iteration: of the checkpoint. evaluated: the last evaluated iteration at the checkpoint.
+    """
     _keep(run / "metrics.jsonl", lambda row: row["iteration"] <= iteration)
     _keep(run / "eval.jsonl", lambda row: row["iteration"] <= min(iteration, evaluated))
 
 
 def left_behind(run: Path, iteration: int) -> dict[str, Any] | None:
-    """The lines of metrics.jsonl that came after a checkpoint, before they are cut back: how many
-    iterations, their seconds, and when the last of all lines was written. None: no lines."""
+    """A summary of the lines of metrics.jsonl after a checkpoint, taken before `cut_back`: the
+    number of iterations, their seconds, and the time of the last line. None without the file."""
     path = run / "metrics.jsonl"
     try:
         written, rows = path.stat().st_mtime, rows_of(path)
@@ -72,8 +75,7 @@ def left_behind(run: Path, iteration: int) -> dict[str, Any] | None:
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
-    """The rows of a JSONL file, without one that is only half written; [] where there is no
-    file."""
+    """The rows of a JSONL file, without incomplete lines; [] where there is no file."""
     lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
     return [json.loads(line) for line in lines if _is_whole(line)]
 
@@ -89,7 +91,7 @@ def _keep(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
 
 
 def _is_whole(line: str) -> bool:
-    """False for a line that the process died in the middle of."""
+    """False for a line that a killed process left incomplete."""
     try:
         json.loads(line)
     except ValueError:

@@ -1,7 +1,7 @@
-"""A config file of a run, read: TOML, `--set section.key=value`, every fault in words.
+"""Reading of a run's config file: TOML, `--set section.key=value`, and error messages.
 
-`load_config` checks types, unknown keys and contradictions, and remembers where each value came
-from. Nothing heavy is loaded here.
+`load_config` checks types, unknown keys and contradictions, and records the source of each value.
+No model is loaded.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ S = TypeVar("S", bound=Section)
 
 @dataclass(frozen=True)
 class LoadedConfig:
-    """A config, its name, and where each given value comes from: dotted path → file or --set."""
+    """A config, its name, and the source of each given value: dotted path → file or --set."""
 
     name: str
     config: RunConfig
     given: Mapping[str, str]
 
     def source(self, leaf: Leaf) -> str:
-        """file, --set or default, and the place in the paper if the value is the paper's."""
+        """file, --set or default; with the place in the paper where the value is the paper's."""
         given, paper = self.given.get(leaf.path, "default"), notes_of(leaf.info).get("paper")
         return f"{given}: paper, {paper}" if paper and leaf.value == leaf.info.default else given
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> LoadedConfig:
     """Reads and checks a TOML file. overrides: "section.key=value", the value as in TOML (a bare
-    word is a string). Raises ConfigError, listing every fault with its remedy."""
+    word is a string). Raises ConfigError, which lists all faults."""
     try:
         data = tomllib.loads(path.read_text())
     except FileNotFoundError as error:
@@ -60,13 +60,15 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> LoadedConfig:
 
 
 def parse_config(data: Mapping[str, Any]) -> RunConfig:
-    """RunConfig from plain data; ConfigError, one line a fault, if it does not fit. Keys may have
-    names of before, as in the settings that a checkpoint holds."""
+    """RunConfig from plain data, whose keys may have old names, as in a checkpoint's settings.
+
+    Raises ConfigError, one line per fault.
+    """
     return parsed(RunConfig, data)
 
 
 def parsed(kind: type[S], data: Mapping[str, Any]) -> S:
-    """A config of that class from plain data, as `parse_config` takes it."""
+    """A config of the class `kind` from plain data, as in `parse_config`."""
     data, _ = modern(data)
     try:
         return kind.model_validate(data)
@@ -76,7 +78,7 @@ def parsed(kind: type[S], data: Mapping[str, Any]) -> S:
 
 
 def parse_override(text: str) -> tuple[str, Any]:
-    """("section.key", value) from "section.key=value"."""
+    """("section.key", value) from "section.key=value". ConfigError for any other form."""
     key, equals, raw = text.partition("=")
     if not equals or not key.strip():
         raise ConfigError(f"--set {text!r}: expected section.key=value, e.g. optimizer.updates=2")
@@ -87,7 +89,10 @@ def parse_override(text: str) -> tuple[str, Any]:
 
 
 def assign(data: dict[str, Any], key: str, value: Any) -> None:
-    """Sets data[a][b][...] for key "a.b..."; list items by number; `null` removes the key."""
+    """Sets data[a][b][...] for key "a.b..."; list items by number. `null` removes the key.
+
+    Raises ConfigError where the key leads into a value, or to an item that is not there.
+    """
     *parents, last = key.split(".")
     place: Any = data
     for parent in parents:
@@ -96,7 +101,9 @@ def assign(data: dict[str, Any], key: str, value: Any) -> None:
         else:
             place = place.setdefault(parent, {})
         if not isinstance(place, dict | list):
-            raise ConfigError(f"--set {key}: {parent} is a value, not a section")
+            raise ConfigError(
+                f"--set {key}: {parent} is a value, not a section; give section.key=value"
+            )
     if isinstance(place, list):
         number = _index(place, last, key)
         if value == "null":
@@ -105,14 +112,14 @@ def assign(data: dict[str, Any], key: str, value: Any) -> None:
                 f"list whole, as in --set '{'.'.join(parents)}=[...]'"
             )
         place[number] = value
-    elif value == "null":  # TOML has no null, and a section must be removable from the shell
+    elif value == "null":  # TOML has no null, and --set must be able to remove a section
         place.pop(last, None)
     else:
         place[last] = value
 
 
 def overridden(config: S, overrides: Sequence[str]) -> S:
-    """The config with further `--set`s."""
+    """The config after further `--set` arguments."""
     data = config.model_dump(mode="json")
     renamed: dict[str, str] = {}
     for override in overrides:
@@ -122,7 +129,7 @@ def overridden(config: S, overrides: Sequence[str]) -> S:
 
 
 def changed(config: S, values: Iterable[tuple[str, Any]]) -> S:
-    """The config with other values, by dotted keys."""
+    """The config with new values, by dotted keys."""
     data = config.model_dump(mode="json")
     for key, value in values:
         assign(data, key, value)
@@ -130,7 +137,7 @@ def changed(config: S, values: Iterable[tuple[str, Any]]) -> S:
 
 
 def _set(data: dict[str, Any], override: str) -> tuple[str, Any, dict[str, str]]:
-    """Does one `--set`: the key by the names of today, its value, and names of before in it."""
+    """Applies one `--set`; returns (current key, value, {old key: current key} where renamed)."""
     given, value = parse_override(override)
     key = current_key(given, data)
     assign(data, key, value)
@@ -138,7 +145,7 @@ def _set(data: dict[str, Any], override: str) -> tuple[str, Any, dict[str, str]]
 
 
 def warn_of_old(renamed: Mapping[str, str]) -> None:
-    """One warning for all keys that are given by names of before. renamed: today's by those."""
+    """Warns once of all keys with old names. renamed: current key by old key."""
     if renamed:
         listed = ", ".join(f"{old} is now {new}" for old, new in renamed.items())
         warnings.warn(f"keys by old names, which still mean the same: {listed}", stacklevel=3)
@@ -151,7 +158,7 @@ def _index(items: list[Any], text: str, key: str) -> int:
 
 
 def _fault(kind: type[Section], detail: Any, data: Any) -> str:
-    """One line: which key, what was wrong, what is expected."""
+    """One line: the key, the fault and the expectation."""
     location = list(detail["loc"])
     fault = detail["type"]
     where = ".".join(map(str, location))

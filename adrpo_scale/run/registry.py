@@ -1,7 +1,8 @@
-"""One table per kind of component, from the name in a config to the class. Adding a component of
-the library means adding a line here; one of your own is named by its import path and needs none.
+"""One table per kind of component, from the name in a config to the class.
 
-An entry that is an import path belongs to a demo: nothing of the library imports the demos.
+A new component of the library needs a line here. A component of the user's is named by its import
+path and needs none. Entries that are import paths belong to the demos, which the library does not
+import.
 """
 
 from __future__ import annotations

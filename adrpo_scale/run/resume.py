@@ -1,4 +1,4 @@
-"""Where a start of a run begins: found once, on rank 0, and the same on every rank."""
+"""The beginning of a start: the checkpoint to resume from, found on rank 0 and broadcast."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Start:
-    """Where a start begins. By default at iteration 0, from the base.
+    """The beginning of a start; by default iteration 0, from the base model.
 
     reader: the run's checkpoint to resume from. origin: the checkpoint whose trained weights the
-    run started from (`init_from`). allowed: settings that `--allow-change` names. notes: the
-    settings that changed since the checkpoint, one line each. repeated: work after the checkpoint
-    that is done again, as `folder.left_behind` gives it.
+    run began with (`init_from`). allowed: settings that `--allow-change` names. notes: the settings
+    that changed since the checkpoint, one line each. repeated: work after the checkpoint that is
+    done again, from `folder.left_behind`.
     """
 
     reader: Reader | None = None
@@ -46,13 +46,13 @@ class Start:
 
     @property
     def iteration(self) -> int | None:
-        """The checkpoint's; None where there is none."""
+        """The checkpoint's iteration; None without a checkpoint."""
         return self.reader.iteration if self.reader is not None else None
 
     @property
     def left_out(self) -> frozenset[int] | None:
-        """Ids of the prompts that the run does without since its first start; None where they are
-        to be looked for: at a first start, and where other prompts are allowed."""
+        """Ids of the prompts that the first start left out; None where they must be searched for:
+        at a first start, and where other prompts are allowed."""
         document = self.reader.manifest.document if self.reader is not None else {}
         if "left_out" not in document or is_allowed("prompts", self.allowed):
             return None
@@ -66,12 +66,13 @@ FROM_ZERO = Start()
 def find_start(
     config: RunConfig, run: Path, fresh: bool = False, allowed: Sequence[str] = ()
 ) -> Start:
-    """Where this start of the run in `run` begins. Clears away what interrupted saves left, sets
-    broken checkpoints aside and keeps the origin inside the run's folder. Collective.
+    """The beginning of this start of the run in `run`. Collective.
 
-    fresh: refuse to resume. Raises, on every rank alike, CheckpointError where no checkpoint can
-    be used, RunFolderError where `fresh` meets one, ConfigError where the settings are others and
-    not allowed to be, LimitReached where the job's last starts all failed at the same place.
+    Also removes the remains of interrupted saves, sets broken checkpoints aside and copies the
+    origin into the run's folder. fresh: refuse to resume. Raises, on every rank, CheckpointError
+    where no checkpoint can be used, RunFolderError where `fresh` meets one, ConfigError where
+    settings changed that `allowed` does not name, and LimitReached where the job's last starts made
+    no progress.
     """
     found: Start = dist.lead(lambda ask: _find(config, run, fresh, allowed, ask), hash_part)
     if found.reader is not None:
@@ -80,9 +81,9 @@ def find_start(
 
 
 def _find(config: RunConfig, run: Path, fresh: bool, allowed: Sequence[str], ask: Ask) -> Start:
-    """`find_start`, on rank 0 alone."""
+    """`find_start`, on rank 0 only."""
     for name in remove_left_overs(run):
-        log.info("removed %s, which an interrupted save left", name)
+        log.info("removed %s, left by an interrupted save", name)
     reader, notes = newest_whole(run, ask), []
     if reader is not None:
         if fresh:
@@ -101,8 +102,8 @@ def _find(config: RunConfig, run: Path, fresh: bool, allowed: Sequence[str], ask
 
 
 def _pinned(source: str, run: Path, is_first: bool, ask: Ask) -> Reader:
-    """The checkpoint that the run started from, kept inside its folder: the run that it came from
-    may train further, or be deleted."""
+    """The checkpoint that the run began with. It is kept in the run's folder, because its own run
+    may train further or be deleted."""
     if is_first:
         pin_origin(source, run / ORIGIN)
     faults, origin = examine(run / ORIGIN, ask)
@@ -115,8 +116,8 @@ def _pinned(source: str, run: Path, is_first: bool, ask: Ask) -> Reader:
 
 
 def _check_not_looping(config: RunConfig, run: Path, iteration: int | None) -> None:
-    """Raises LimitReached where the job's last starts all failed at the same place: to be put back
-    into the queue again and again would burn the allocation."""
+    """Raises LimitReached where the job's last starts left no new checkpoint: further requeues
+    would burn the allocation."""
     job = os.environ.get("SLURM_JOB_ID")
     most = config.limits.max_stalled_lives
     stalled = stalled_starts(run, job, iteration)
@@ -130,12 +131,16 @@ def _check_not_looping(config: RunConfig, run: Path, iteration: int | None) -> N
 
 
 def ids_of(*parts: Sequence[Prompt]) -> set[int]:
+    """Ids of all prompts of several lists."""
     return {prompt.id for part in parts for prompt in part}
 
 
 def usable(domain: Domain, prompts: Sequence[Prompt], start: Start) -> list[Prompt]:
-    """Those that a run can work on; where it resumes, those it had, whatever has become of their
-    clips since: its place in them would mean others. Collective."""
+    """The prompts of a run. Collective.
+
+    A first start takes those that the domain can use. A resume takes the same ones, even where a
+    clip has gone since: its cursor is valid only in the same list.
+    """
     left_out = start.left_out
     if left_out is None:
         return domain.usable(prompts)
@@ -145,7 +150,7 @@ def usable(domain: Domain, prompts: Sequence[Prompt], start: Start) -> list[Prom
 def take_over(
     config: RunConfig, state: TrainingState, saver: Saver, metrics: MetricsLog, start: Start
 ) -> None:
-    """Brings the state to where the run resumes, or to the weights that it starts from."""
+    """Restores the checkpoint of a resume, or loads the weights that the run begins with."""
     reader, origin = start.reader, start.origin
     if reader is not None:
         state.restore(reader)
@@ -161,4 +166,4 @@ def take_over(
         state.start_from(origin)
     for checkpoint in (reader, origin):
         if checkpoint is not None:
-            checkpoint.close()  # or its space stays taken when retention removes it
+            checkpoint.close()  # otherwise a removed checkpoint keeps its disk space

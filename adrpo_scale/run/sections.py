@@ -1,6 +1,6 @@
-"""Which section of a config a place in a file's data is, and keys by names of before.
+"""The class of each section in the data of a config file, and the current names of renamed keys.
 
-Nothing here checks values: the data may have any fault, and what fits no section is left as it is.
+Values are not checked here: data that fits no section is left unchanged.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ def class_of(field: FieldInfo | None, data: Any) -> type[Section] | None:
 
 
 def _parts(annotation: Any) -> list[Any]:
-    """What stands inside an annotation (union, list, optional, Annotated), or it alone."""
+    """The types inside an annotation (union, list, optional, Annotated), or the annotation."""
     inside = get_args(annotation)
     return [part for one in inside for part in _parts(one)] if inside else [annotation]
 
 
 def _inside(data: Any, part: Any) -> Any:
-    """What `data` has under a key or a number; {} where there is nothing."""
+    """The value of `data` at a key or a number; {} where there is none."""
     if isinstance(data, list):
         number = int(part) if str(part).isdigit() else len(data)
         return data[number] if number < len(data) else {}
@@ -57,8 +57,10 @@ def _inside(data: Any, part: Any) -> Any:
 
 
 def modern(data: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    """The data with every key by its name of today, and (path before → path today) of those that
-    had another. ConfigError where a key is given by two of its names."""
+    """The data with current names of all keys, and (old path → current path) of the renamed ones.
+
+    ConfigError where a key is given by two of its names.
+    """
     renamed: dict[str, str] = {}
     return _modern(data, RunConfig, "", renamed), renamed
 
@@ -91,7 +93,7 @@ def _modern_item(field: FieldInfo | None, value: Any, prefix: str, renamed: dict
 
 
 def current_key(key: str, data: Any) -> str:
-    """A dotted key by its names of today. data: the config that it is a key of."""
+    """A dotted key by its current names. data: the config of the key."""
     model: type[Section] | None = RunConfig
     field: FieldInfo | None = None
     names = []
@@ -114,4 +116,4 @@ def _class_if_known(field: FieldInfo | None, data: Any) -> type[Section] | None:
     try:
         return class_of(field, data)
     except ConfigError:
-        return None  # its name is no component's: the check of values says so
+        return None  # an unknown component; the check of values raises the error

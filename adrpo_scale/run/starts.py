@@ -1,9 +1,8 @@
-"""`lives/NN.json`: on which code, versions and hardware each start of a run ran, and its end.
+"""`lives/NN.json`: the code, versions and hardware of each start of a run, and its outcome.
 
-A start is one process life of a run; the folder on disk keeps its first name.
-
-The records are for people. Nothing that trains reads them, and a record that cannot be written is
-a warning, not the end of a run.
+A start is one process life of a run; the folder on disk keeps its first name. The records are for
+people and for the check of stalled starts. A record that cannot be written is a warning, not an
+error.
 """
 
 from __future__ import annotations
@@ -41,14 +40,13 @@ PACKAGES = (
     "safetensors",
     "numpy",
 )
-_LISTED = 4  # hosts in one line
+_LISTED = 4  # hosts listed in one line
 
 
 def environment() -> dict[str, Any]:
-    """Of this process: host, code, versions, driver, and the GPU it computes on.
+    """The environment of this process: host, code, versions, driver and GPU.
 
-    gpu: None where CUDA is not in use; asking would start it, and take memory on a GPU that a
-    process on CPU does not need.
+    gpu: None where CUDA is not in use; asking would start CUDA and take memory on a GPU.
     """
     return {
         "host": socket.gethostname(),
@@ -70,8 +68,8 @@ def _version(package: str) -> str | None:
 def code_commit(root: Path) -> str | None:
     """Commit of the checkout at `root`, with `+changes` where the package was edited.
 
-    None where `root` is no checkout of this project: an environment's site-packages may lie inside
-    the checkout of something else, whose commit would say nothing.
+    None where `root` is not a checkout of this project: site-packages may lie inside the checkout
+    of another one.
     """
     if not (root / ".git").exists() or not _is_this_project(root / "pyproject.toml"):
         return None
@@ -79,7 +77,7 @@ def code_commit(root: Path) -> str | None:
         head = _git(root, "rev-parse", "HEAD")
         edited = _git(root, "--no-optional-locks", "status", "--porcelain", "--", NAME)
     except (OSError, subprocess.SubprocessError):
-        return None  # no git here, or the checkout belongs to somebody it does not trust
+        return None  # git is missing, or refuses a checkout of another owner
     return head + ("+changes" if edited else "")
 
 
@@ -91,7 +89,7 @@ def _is_this_project(file: Path) -> bool:
 
 
 def _git(root: Path, *arguments: str) -> str:
-    # GIT_DIR and its like, as a hook leaves them, would lead to another repository.
+    # GIT_DIR and similar variables, set inside a hook, would lead to another repository.
     env = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     done = subprocess.run(
         ["git", "-C", str(root), *arguments],
@@ -105,7 +103,7 @@ def _git(root: Path, *arguments: str) -> str:
 
 
 def driver_version(file: Path = Path("/proc/driver/nvidia/version")) -> str | None:
-    """Of the NVIDIA kernel module; None without one."""
+    """Version of the NVIDIA kernel module; None without one."""
     try:
         found = re.search(r"\b\d+\.\d+(?:\.\d+)*\b", file.read_text())
     except OSError:
@@ -114,7 +112,7 @@ def driver_version(file: Path = Path("/proc/driver/nvidia/version")) -> str | No
 
 
 class StartRecord:
-    """The record of this start, on rank 0 alone. path: None where it could not be made."""
+    """The record of this start, on rank 0 only. path: None where the file could not be created."""
 
     def __init__(self, path: Path | None, content: dict[str, Any]) -> None:
         self.path, self.content = path, content
@@ -130,9 +128,12 @@ class StartRecord:
         changed_settings: Sequence[str],
         found: Mapping[str, Any] | None = None,
     ) -> StartRecord:
-        """Writes the next number in `run/lives`. environments: of every rank, in rank order.
-        changed_settings: one line each. found: work of the start before that is done again, as
-        `folder.left_behind` gives it."""
+        """Writes the record with the next number in `run/lives`.
+
+        environments: of all ranks, in rank order. resumed_from: iteration of the checkpoint.
+        changed_settings: one line each. found: work of the previous start that is repeated, from
+        `folder.left_behind`.
+        """
         first = environments[0]
         content = {
             "began": _now(),
@@ -157,9 +158,9 @@ class StartRecord:
     def end(
         self, outcome: str, exit_code: int, iteration: int, seconds_from_signal: float | None
     ) -> None:
-        """How it ended. A record without this is of a start that was killed, or still runs.
+        """Adds the outcome. A record without one is of a start that was killed or still runs.
 
-        seconds_from_signal: how long the stop took; None where no signal came.
+        seconds_from_signal: from the signal to the stop; None without a signal.
         """
         self.content |= {
             "ended": _now(),
@@ -171,12 +172,12 @@ class StartRecord:
         try:
             if self.path is not None:
                 replace_json(self.path, self.content)
-        except OSError as error:  # must not hide the error that the start ended with
+        except OSError as error:  # must not hide the error that ended the start
             log.warning("the end of this start cannot be written to %s: %s", self.path, error)
 
 
 def _write_next(folder: Path, content: dict[str, Any]) -> Path:
-    """A new file with the next number, whole from the start, never over another."""
+    """Creates the file with the next number, complete at once, and never replaces another."""
     folder.mkdir(parents=True, exist_ok=True)
     whole = folder / f"new-{socket.gethostname()}-{os.getpid()}"
     replace_json(whole, content)
@@ -186,13 +187,16 @@ def _write_next(folder: Path, content: dict[str, Any]) -> Path:
             try:
                 return _link(whole, folder / f"{number:02d}.json")
             except FileExistsError:
-                continue  # of a process that has lost the folder and does not know it yet
+                continue  # another process, which has lost the folder's lock, took the number
     finally:
         whole.unlink(missing_ok=True)
 
 
 def _link(source: Path, path: Path) -> Path:
-    """Gives `source` a second name that is still free; the only one, where there are no links."""
+    """Links `source` as `path`, or renames it where the filesystem has no links.
+
+    Raises FileExistsError where `path` exists.
+    """
     try:
         os.link(source, path)
     except FileExistsError:
@@ -215,12 +219,12 @@ def records(run: Path) -> list[Path]:
 
 
 def previous_start(run: Path) -> dict[str, Any] | None:
-    """The newest record that can be read; before `begin` that of the start before. None: none."""
+    """The newest readable record: before `begin`, that of the previous start. None without one."""
     return next((found for path in reversed(records(run)) if (found := _read(path))), None)
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """A record; None for somebody's edit, or from a damaged disk."""
+    """A record; None where it is not a JSON object."""
     try:
         record = json.loads(path.read_text())
     except (OSError, ValueError):
@@ -229,17 +233,19 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def stalled_starts(run: Path, job: str | None, iteration: int | None) -> list[dict[str, Any]]:
-    """The last starts in a row of Slurm's job `job` that ended by accident (killed, or hung) and
-    left the checkpoint that they began with, that of `iteration`, as the newest."""
+    """The last consecutive starts of Slurm's job `job` that ended by accident (killed, hung) and
+    left no checkpoint newer than that of `iteration`, with which they began."""
     found: list[dict[str, Any]] = []
     for path in reversed(records(run)):
         record = _read(path)
         if job is None or record is None or record.get("job_id") != job:
             break
         if record.get("resumed_from") != iteration:
-            break  # it has left a newer one
+            break  # that start left a newer checkpoint
         outcome = str(record.get("outcome", "killed"))
-        if outcome != "done" and not outcome.startswith("stopped by"):  # asked for by somebody
+        if outcome != "done" and not outcome.startswith(
+            "stopped by"
+        ):  # these two are not accidents
             found.append(record)
     return found
 
@@ -255,15 +261,15 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def disagreements(environments: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Code, versions and drivers in which ranks differ among themselves, one line each, the rarest
-    value first: `torch: 2.11.0 on a6000-07, 2.15.0 on a6000-03, a6000-04`. Empty: they agree."""
+    """The facts (code, versions, drivers) that differ between ranks, one line each, the rarest
+    value first: `torch: 2.11.0 on a6000-07, 2.15.0 on a6000-03, a6000-04`."""
     told = [(e["host"], _facts(e)) for e in environments]
     lines = []
     for name in dict.fromkeys(name for _, facts in told for name in facts):
         hosts: dict[str, dict[str, None]] = {}
         for host, facts in told:
             if name == "commit" and name not in facts:
-                continue  # git is not on every node, or does not answer
+                continue  # some nodes may have no git
             hosts.setdefault(facts.get(name, "none"), {})[host] = None
         if len(hosts) > 1:
             rarest_first = sorted(hosts.items(), key=lambda item: len(item[1]))
@@ -278,7 +284,7 @@ def _listed(hosts: list[str]) -> str:
 
 
 def _facts(record: Mapping[str, Any]) -> dict[str, str]:
-    """The facts that are compared, by the name they are shown under; unknown ones are left out."""
+    """The facts to compare, by the name that is shown; unknown ones are left out."""
     facts = {"commit": _short_commit(record.get("commit"))}
     facts |= record.get("versions") or {}
     facts |= {name: record.get(name) for name in ("cuda", "driver", "hosts", "world_size")}
@@ -288,7 +294,7 @@ def _facts(record: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _short_commit(commit: str | None) -> str | None:
-    """The first 12 digits, and whether the code was edited."""
+    """The first 12 digits, with `+changes` where the code was edited."""
     if not commit:
         return None
     digits, _, edited = commit.partition("+")

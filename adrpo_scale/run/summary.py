@@ -1,4 +1,4 @@
-"""The table and the places that `train` prints when a run has reached its end."""
+"""The table and the paths that `train` prints at the end of a run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from adrpo_scale.run import figures, tables
 
 
 def summarise(run: Path) -> None:
-    """The table before/after, and where everything is."""
+    """Prints the table before/after and the paths of the output; writes curves.png."""
     if (run / "eval.jsonl").is_file():
         rows = tables.read_rows(run)
         table = Table("metric", "split", "before", "after", "change", title="before and after")

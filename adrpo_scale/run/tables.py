@@ -14,7 +14,7 @@ from typing import Any
 from adrpo_scale.core.errors import RunFolderError
 
 Row = Mapping[str, Any]
-LAST = 3  # evaluations averaged for "after": single ones are noisy
+LAST = 3  # evaluations averaged for "after", because a single one is noisy
 
 COLUMNS = (
     ("train", "reward"),
@@ -35,19 +35,19 @@ COLUMNS = (
 
 
 def read_rows(run: Path) -> list[Row]:
-    """Rows of a run folder's `eval.jsonl`; RunFolderError if there is none."""
+    """Rows of a run folder's `eval.jsonl`. RunFolderError where there is none."""
     path = run / "eval.jsonl"
     if not path.is_file():
         raise RunFolderError(
             f"{path} is not there: give the folder of a run with evaluation.every > 0 that has "
             "reached its first evaluation"
         )
-    # Up to its last line end: the run may be writing the line after it.
+    # The run may still be writing the line after the last line end.
     return [json.loads(line) for line in path.read_text().split("\n")[:-1]]
 
 
 def before(rows: Iterable[Row], split: str, metric: str) -> float | None:
-    """Value at iteration 0, or None."""
+    """The value at iteration 0, or None."""
     values = [r["value"] for r in rows if _is(r, split, metric) and r["iteration"] == 0]
     return values[0] if values else None
 
@@ -67,7 +67,7 @@ def _is(row: Row, split: str, metric: str) -> bool:
 
 
 def before_after(rows: Sequence[Row]) -> list[tuple[str, str, float | None, float | None]]:
-    """(split, metric, before, after) for every metric that the rows hold, in a fixed order."""
+    """(split, metric, before, after) of every metric in the rows, in a fixed order."""
     known = {(r["split"], r["metric"]) for r in rows}
     metrics = metric_order({metric for _, metric in known})
     ordered = [(s, m) for m in metrics for s in ("train", "held_out") if (s, m) in known]

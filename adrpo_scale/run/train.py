@@ -1,4 +1,4 @@
-"""One start of a run: what a process of `train` does from its first line to its last."""
+"""One start of a run: all steps of `train` in one process."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """The options of the command line, beside the settings of a run.
+    """The options of the command `train`.
 
-    run_dir: its folder; by default one named after its settings. fresh: refuse to resume from a
-    checkpoint. allowed: settings that may change in the middle of the run.
+    run_dir: the run's folder; by default one named after its settings. fresh: refuse to resume from
+    a checkpoint. allowed: settings that may differ from the checkpoint's.
     """
 
     run_dir: Path | None = None
@@ -52,15 +52,15 @@ class TrainOptions:
 
 
 def train(loaded: LoadedConfig, options: TrainOptions = TrainOptions()) -> Path:
-    """One start of a run, from its folder to its last checkpoint and summary; the folder.
+    """One start of a run, up to its last checkpoint and summary; returns the run's folder.
 
     Raises StopRequested after a signal, with everything saved that could be.
     """
     config = loaded.config
     if options.allowed and options.run_dir is None:
         raise ConfigError(
-            "--allow-change without --run-dir: a run's default folder is named after its settings, "
-            "so with other settings it is another one; name the folder of the run that is to resume"
+            "--allow-change without --run-dir: the default folder is named after the settings, so "
+            "changed settings lead to another one; give the folder of the run to resume"
         )
     require_models(config.needs_from_hub())
     run = options.run_dir or default_folder(loaded.name, config.digest())
@@ -89,7 +89,7 @@ def _take_folder(run: Path, lock: RunLock) -> None:
 def _carry_out(
     config: RunConfig, run: Path, options: TrainOptions, signals: Signals, lock: RunLock
 ) -> None:
-    """From the newest checkpoint to the end, or to a stop."""
+    """Trains from the newest checkpoint to the end, or to a stop."""
     start = find_start(config, run, options.fresh, options.allowed)
     if dist.is_main():
         _announce(config, start)
@@ -105,7 +105,7 @@ def _carry_out(
 
 
 def _announce(config: RunConfig, start: Start) -> None:
-    """Prints where a resumed run stands, and what changed since."""
+    """Prints the iteration of a resumed run, and the settings that changed since."""
     if start.iteration is None:
         return
     done = " (the last one)" if start.iteration >= config.iterations else ""
@@ -116,15 +116,15 @@ def _announce(config: RunConfig, start: Start) -> None:
 
 @contextmanager
 def _recorded(record: StartRecord | None, signals: Signals) -> Iterator[list[Trainer]]:
-    """Writes into a start's record how it ended, whatever ended it. The body adds its trainer to
-    the list, once there is one."""
+    """A context that writes the outcome into a start's record. The body appends its trainer to the
+    list when it is built."""
     trainers: list[Trainer] = []
     outcome, code, since = "failed", 1, None
     try:
         yield trainers
         outcome, code = "done", 0
     except StopRequested:
-        # Every rank raised it, but only some may have been sent a signal.
+        # All ranks raise it, but some may have had no signal.
         told = [pair for pair in dist.gather_objects((signals.name, signals.seconds)) if pair[0]]
         name, since = max(told, key=lambda pair: pair[1])
         outcome, code = f"stopped by {name}", STOPPED
@@ -146,7 +146,7 @@ def _recorded(record: StartRecord | None, signals: Signals) -> Iterator[list[Tra
 def _watched(
     config: RunConfig, run: Path, record: StartRecord | None, trainers: Sequence[Trainer]
 ) -> AbstractContextManager[object]:
-    """The watchdog, which notes in the start's record how it ended the process."""
+    """The watchdog. Before it ends the process, it writes the outcome into the start's record."""
     seconds = config.limits.hang_seconds
     if seconds is None:
         return nullcontext()
@@ -160,26 +160,26 @@ def _watched(
 
 
 def _run(trainer: Trainer) -> None:
-    """Trains, and saves what stands at the end."""
+    """Trains, and saves the last state."""
     try:
         trainer.train()
     except StopRequested as stop:
         if stop.saveable:
             trainer.saver.save_now()
         else:
-            trainer.saver.close()  # a save under way is worth the rest of the grace
+            trainer.saver.close()  # waits for a save under way
         raise
     except LimitReached:
-        trainer.saver.save_now()  # every rank raises it at the same iteration's end
+        trainer.saver.save_now()  # collective: all ranks raise it at the same time
         raise
     except Exception:
-        trainer.saver.close()  # a save under way is of an earlier state, which stands
+        trainer.saver.close()  # a save under way is of an earlier, valid state
         raise
     trainer.saver.save_now()
 
 
 def _open_record(run: Path, start: Start) -> StartRecord | None:
-    """This start's record, on rank 0, and a warning of every difference from the start before."""
+    """This start's record, on rank 0. Warns of each difference from the previous start."""
     environments = dist.gather_objects(starts.environment())
     if not dist.is_main():
         return None
@@ -196,7 +196,7 @@ def _open_record(run: Path, start: Start) -> StartRecord | None:
     )
     if before is not None and start.reader is not None:
         for line in starts.changes(before, record.content):
-            log.warning("other than in the start before: %s", line)
+            log.warning("changed since the previous start: %s", line)
     return record
 
 
