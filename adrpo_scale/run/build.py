@@ -201,7 +201,7 @@ def _build_evaluator(
 
 
 def specs_of(domain: Domain, config: RunConfig, origin: Reader | None) -> Specs:
-    """Specs of policy and reference; with rebase_reference, both of the origin's trained weights."""
+    """Specs of policy and reference; with rebase_reference, of the origin's trained weights."""
     policy, reference = domain.policy_spec(), domain.reference_spec()
     if origin is None or not config.rebase_reference:
         return policy, reference
