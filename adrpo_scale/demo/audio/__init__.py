@@ -1,1 +1,1 @@
-"""The sounds demo: task, model and how it is built."""
+"""The sounds demo: task, model and its construction."""

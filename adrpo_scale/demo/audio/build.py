@@ -1,4 +1,4 @@
-"""Builds the sounds demo's model, clips and questions, in the layouts of real ones.
+"""Builds the sounds demo's model, clips and questions, in the formats of real ones.
 
     config.json  model.safetensors      a thinker of Qwen2.5-Omni, towers included
     tokenizer.json  processor_config.json  chat_template.jinja …
@@ -6,8 +6,8 @@
                                         as `adrpo-scale prepare avqa` writes rows and clips
 
 `Qwen2_5OmniThinkerForConditionalGeneration` and `Qwen2_5OmniProcessor` load the folder by
-`from_pretrained`. Seeds and steps are pinned: the same machine writes the same bytes again. Other
-machines write models that differ by rounding.
+`from_pretrained`. Seeds and steps are pinned: the same machine writes the same bytes again. Models
+written by other machines differ by rounding.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ from adrpo_scale.demo.audio.task import (
 from adrpo_scale.demo.text.build import pinned, write_rows
 from adrpo_scale.demo.text.model import Batch, SftRecipe, train_sft
 
-LISTENING = 0.6  # share of the training in which all completions say what is heard
-REASONING = 0.3  # share of the later ones that do, before they answer
+LISTENING = 0.6  # first share of the steps, in which all completions reason
+REASONING = 0.3  # share of completions with reasoning in the later steps
 SHARD = "clips-00000.tar"
 
 
@@ -61,7 +61,7 @@ def build_audio(
     log: Callable[[str], object] = print,
     recipe: SftRecipe = SOUNDS_SFT,
 ) -> None:
-    """Train the sounds demo's thinker; write it, its processor, the clips and the questions.
+    """Trains the sounds demo's thinker; writes it, its processor, the clips and the questions.
 
     About three minutes on one CPU thread with the default recipe; 4 MB. Files in `to` of the same
     names are replaced. The global random state and the number of threads are left as they were.
@@ -85,7 +85,7 @@ def _batches(
     processor: Qwen2_5OmniProcessor, orders: Sequence[Order], steps: int, seed: int
 ) -> Callable[[int], Batch]:
     """Draws the batches of a training: new clips of these orders, each with a question and a
-    demonstration. First the model learns to hear, then in what style to answer."""
+    demonstration. The model first learns to recognise sounds, then the style of answers."""
     rng = np.random.default_rng(seed)
     drawn = count(1)
 
@@ -116,7 +116,7 @@ def _write_questions(to: Path, splits: dict[str, list[Order]], seed: int) -> Non
 
 
 def _row(question: Question, references: dict[str, str]) -> dict[str, Any]:
-    """As `prepare avqa` writes them."""
+    """A row in the format of `prepare avqa`."""
     clip = "-".join(question.order)
     return {
         "id": f"{clip}-{question.place}",
@@ -128,7 +128,8 @@ def _row(question: Question, references: dict[str, str]) -> dict[str, Any]:
 
 
 def _write_shard(to: Path, clips: Iterable[tuple[str, Samples]]) -> dict[str, str]:
-    """A plain tar of FLAC files; where in it each is, as `audio_clips.read_clip` takes it."""
+    """Writes a plain tar of FLAC files; returns the reference of each clip for
+    `clips.read_clip`."""
     import soundfile
 
     with tarfile.open(to, "w", format=tarfile.GNU_FORMAT) as tar:

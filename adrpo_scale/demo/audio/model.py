@@ -1,7 +1,7 @@
 """The sounds demo's model: a small thinker of Qwen2.5-Omni with its processor, and its training.
 
-The classes and the layout of the folder are transformers' own: an audio tower and a language model
-of some 0.5 M parameters, and the smallest vision tower that can be built, which nobody uses.
+Classes and folder are those of transformers: an audio tower and a language model of about 0.5 M
+parameters, and the smallest possible vision tower, which is not used.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ SOUNDS_SFT = SftRecipe(
 
 
 def build_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
-    """One token a word, tag or mark; `<think>` and the like are ordinary words, since special ones
-    would vanish when decoding with `skip_special_tokens`."""
+    """One token per word, tag or punctuation mark. Tags such as `<think>` are ordinary words, since
+    special ones would vanish when decoding with `skip_special_tokens`."""
     special = ["<pad>", "<unk>", "<|im_start|>", "<|im_end|>", *SPECIAL.values()]
     vocab = list(dict.fromkeys([*special, "system", "user", "assistant", *words]))
     ids = {word: index for index, word in enumerate(vocab)}
@@ -140,8 +140,8 @@ def build_thinker(
 def spoken_ids(
     processor: Qwen2_5OmniProcessor, clips: Sequence[Samples], texts: Sequence[str]
 ) -> tuple[list[list[int]], Batch]:
-    """(token ids of each prompt, what else a batch of them needs): a clip, then a text, by the
-    processor itself."""
+    """(token ids of each prompt, audio features of the batch) of prompts with a clip and then a
+    text, made by the processor."""
     content = [{"type": "audio", "audio": ""}, {"type": "text", "text": ""}]
     chats = [
         processor.apply_chat_template(

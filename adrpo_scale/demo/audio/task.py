@@ -1,10 +1,10 @@
-"""The sounds task: clips of three different sounds, and the question which of them comes first,
-second or last.
+"""The sounds task: clips of three different sounds, and questions for the first, second or last of
+them.
 
-A clip is made by code: three of six short sounds, each a little different in pitch and loudness
-every time, with short silences between them, over faint noise. A question has four options, the
-three sounds of its clip and one that is not in it. Completions name the right one inside
-`<answer>`, optionally after all three in their order inside `<think>`:
+A clip is synthesised: three of six short sounds with random pitch and loudness, short silences
+between them, and faint noise. A question has four options: the three sounds of its clip and one
+other. Completions name the right one inside `<answer>`, optionally after all three in order inside
+`<think>`:
 
     <answer> hiss </answer>
     <think> first beep , second hiss , last rise </think> <answer> hiss </answer>
@@ -22,10 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 SAMPLE_RATE = 16_000  # Hz
-SECONDS = 0.2  # of a sound
+SECONDS = 0.2  # length of a sound
 GAPS = (0.02, 0.08)  # seconds before, between and after the sounds
-PITCH = 0.06  # largest share by which a sound is higher or lower than it usually is
-HELD_OUT = 24  # of the 120 orders of three of six sounds
+PITCH = 0.06  # largest relative change of a sound's pitch
+HELD_OUT = 24  # held-out orders, of the 120 of three out of six sounds
 POSITIONS = ("first", "second", "last")
 QUESTION = "Which sound comes {} in the audio?"
 THINK, END_THINK, ANSWER, END_ANSWER = TAGS = ("<think>", "</think>", "<answer>", "</answer>")
@@ -37,7 +37,8 @@ Order = tuple[str, str, str]
 
 @dataclass(frozen=True)
 class Question:
-    """One question about a clip of the sounds `order`. place: 0 … 2, which of them is asked for."""
+    """A question about a clip of the sounds `order`. place: 0 … 2, the place of the answer in
+    it."""
 
     order: Order
     place: int
@@ -64,7 +65,7 @@ def _hum(time: Samples, hertz: float) -> Samples:
 
 
 def _sweep(time: Samples, begin: float, end: float) -> Samples:
-    """From one pitch to another, evenly in octaves."""
+    """A sweep from one pitch to another, linear in octaves."""
     octaves = np.log2(end / begin)
     return np.sin(
         2 * np.pi * begin * SECONDS / octaves / np.log(2) * 2 ** (octaves * time / SECONDS)
@@ -75,7 +76,7 @@ def _clicks(time: Samples, hertz: float) -> Samples:
     return 2.0 * (np.modf(time * hertz)[0] < 0.002 * hertz)
 
 
-# Name → samples by time in seconds, what multiplies all pitches, and the source of randomness.
+# Name → samples, a function of (times in seconds, factor on all pitches, random generator).
 SOUNDS: dict[str, Callable[[Samples, float, np.random.Generator], Samples]] = {
     "beep": lambda time, pitch, rng: _tone(time, 1000 * pitch),
     "hum": lambda time, pitch, rng: _hum(time, 120 * pitch),
@@ -87,7 +88,7 @@ SOUNDS: dict[str, Callable[[Samples, float, np.random.Generator], Samples]] = {
 
 
 def draw_clip(order: Order, rng: np.random.Generator) -> Samples:
-    """float32 samples at 16 kHz within [-1, 1], .7 to .95 s: the sounds in their order."""
+    """A clip of the sounds in order: float32 samples at 16 kHz in [-1, 1], 0.7 to 0.95 s."""
     parts = [_silence(rng)]
     for name in order:
         parts += [_sound(name, rng), _silence(rng)]
@@ -103,7 +104,9 @@ def _silence(rng: np.random.Generator) -> Samples:
 def _sound(name: str, rng: np.random.Generator) -> Samples:
     time = np.arange(round(SAMPLE_RATE * SECONDS)) / SAMPLE_RATE
     wave = SOUNDS[name](time, 1 + rng.uniform(-PITCH, PITCH), rng)
-    edges = np.minimum(1, np.minimum(time, SECONDS - time) / 0.01)  # else both ends are clicks
+    edges = np.minimum(
+        1, np.minimum(time, SECONDS - time) / 0.01
+    )  # without the fades, both ends would click
     return rng.uniform(0.15, 0.3) * edges * wave
 
 
@@ -117,23 +120,24 @@ def draw_question(order: Order, place: int, rng: np.random.Generator) -> Questio
 
 
 def split_orders(seed: int = 0) -> tuple[list[Order], list[Order]]:
-    """(train, held out): all orders of three different sounds, in a random sequence."""
+    """(train, held out): all orders of three different sounds, shuffled."""
     orders: list[Order] = list(permutations(SOUNDS, 3))  # type: ignore[arg-type]
     shuffled = [orders[i] for i in np.random.default_rng(seed).permutation(len(orders))]
     return shuffled[HELD_OUT:], shuffled[:HELD_OUT]
 
 
 def completion_of(question: Question) -> str:
-    """The right answer after reasoning: what is heard, in order."""
+    """The right answer after reasoning, which lists the sounds in order."""
     heard = " , ".join(map(" ".join, zip(POSITIONS, question.order, strict=True)))
     return f"{THINK} {heard} {END_THINK} {ANSWER} {question.answer} {END_ANSWER}"
 
 
 def draw_demonstration(question: Question, rng: np.random.Generator, *, reasons: bool) -> str:
-    """What the base policy learns from: right where it reasons, else any of the sounds it hears.
+    """A demonstration for the base policy: the right answer with reasoning, else a random sound of
+    the clip.
 
-    Answers without reasoning that are right would be learnt too, all at once and a little earlier
-    or later by mere rounding, and leave reinforcement learning nothing to find.
+    Right answers without reasoning would be learnt abruptly, at a step that depends on rounding,
+    and would leave nothing to learn for reinforcement learning.
     """
     if reasons:
         return completion_of(question)
@@ -141,7 +145,7 @@ def draw_demonstration(question: Question, rng: np.random.Generator, *, reasons:
 
 
 def words(instructions: Sequence[str]) -> list[str]:
-    """Every word and mark of questions, instructions and completions, sorted. instructions: the
-    texts that prompts are made with."""
+    """Every word and punctuation mark of questions, instructions and completions, sorted.
+    instructions: the fixed texts of prompts."""
     texts = [*instructions, QUESTION.format(""), *POSITIONS, *SOUNDS, *TAGS, "[ ' , ' ] ."]
     return sorted({word for text in texts for word in re.findall(WORD, text)})

@@ -1,1 +1,1 @@
-"""The image demo: task, models and how they are built."""
+"""The image demo: task, models and their construction."""

@@ -6,7 +6,7 @@
 
 `diffusers.StableDiffusion3Pipeline.from_pretrained(folder)` loads it; call the pipeline with
 `num_inference_steps=8, guidance_scale=1.0, max_sequence_length=12`. Seeds and steps are pinned: the
-same machine writes the same bytes again. Other machines write models that differ by rounding.
+same machine writes the same bytes again. Models written by other machines differ by rounding.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def _save_all(
         tokenizer=build_clip_tokenizer(),
         text_encoder_2=encoder,
         tokenizer_2=build_clip_tokenizer(),
-        # float32: transformers loads the stored dtype, and the pipeline mixes none.
+        # float32: transformers loads the stored dtype, and the pipeline needs one for all.
         text_encoder_3=build_t5(seed, len(tokenizer_3)),
         tokenizer_3=tokenizer_3,
     )
@@ -78,7 +78,7 @@ def build_image(
     clip_recipe: ClipRecipe | None = None,
     sd3_recipe: Sd3Recipe | None = None,
 ) -> None:
-    """Train the small CLIP, pretrain the small Stable Diffusion 3, write both and the prompts.
+    """Trains the small CLIP, pretrains the small Stable Diffusion 3, writes both and the prompts.
 
     About five minutes on one CPU thread with the default recipes; 4 MB. Files in `to` of the same
     names are replaced. The global random state and the number of threads are left as they were.

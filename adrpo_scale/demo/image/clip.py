@@ -1,8 +1,8 @@
 """The small CLIP of the image task: tokenizers, contrastive training, the reward folder.
 
 Its text tower is also the text encoder of the small Stable Diffusion 3, and the whole model is the
-reward. It is trained on rendered images of all prompts, held-out ones included, as a real CLIP has
-seen more than the prompts that reinforcement learning uses.
+reward. It is trained on rendered images of all prompts, including held-out ones, because a real
+CLIP knows more than the prompts of reinforcement learning.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from transformers import (
 
 from adrpo_scale.demo.image.task import CELL, SIZE, ImagePrompt, enumerate_prompts, render
 
-TOKENS = 12  # of a prompt in either tokenizer; the longest prompt of the task needs 10
+TOKENS = 12  # per prompt, in either tokenizer; the longest prompt of the task has 10
 WIDTH = 64  # hidden size of both towers
 PROJECTION = 48
 
 
 @dataclass(frozen=True)
 class ClipRecipe:
-    """How the CLIP is trained; about 60 CPU-seconds on one thread."""
+    """Training of the CLIP; about 60 CPU-seconds on one thread."""
 
     steps: int = 900
     batch: int = 128  # distinct prompts, so that no negative is a copy of the positive
@@ -50,10 +50,10 @@ def _words() -> list[str]:
 
 
 def _learn_merges(words: Sequence[str]) -> list[tuple[str, str]]:
-    """Byte-pair merges that make one token of every word; the commonest pair first, ties by name.
+    """Byte-pair merges that make each word one token: the commonest pair first, ties by name.
 
-    Not `BpeTrainer`: it breaks ties in the order of a hash table, so that two calls in one process
-    give different token ids.
+    `BpeTrainer` breaks ties in the order of a hash table, so two calls in one process give
+    different token ids.
     """
     pieces = [[*word[:-1], word[-1] + "</w>"] for word in words]
     merges: list[tuple[str, str]] = []
@@ -71,11 +71,11 @@ def _learn_merges(words: Sequence[str]) -> list[tuple[str, str]]:
 
 @cache
 def build_clip_tokenizer() -> CLIPTokenizer:
-    """A CLIP tokenizer with byte-pair merges learnt on the task: one token a word of the task.
+    """A CLIP tokenizer with byte-pair merges learnt on the task: one token per word of the task.
 
-    Other text falls apart into letters. Every printable ASCII character is in the vocabulary, once
-    inside and once at the end of a word: an unknown one would become the end-of-text token, and
-    the text model would pool there.
+    Other text becomes single characters. Every printable ASCII character is in the vocabulary, once
+    inside and once at the end of a word: an unknown one would become the end-of-text token, at
+    which the text model pools.
     """
     marks = string.ascii_lowercase + string.digits + string.punctuation
     merges = _learn_merges(_words())
@@ -87,7 +87,7 @@ def build_clip_tokenizer() -> CLIPTokenizer:
 
 
 def build_t5_tokenizer() -> T5TokenizerFast:
-    """A T5 tokenizer with one token a word of the task, and letters for other text."""
+    """A T5 tokenizer: one token per word of the task, single characters for other text."""
     vocab = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
     vocab += [("▁" + word, -1.0) for word in _words()]
     vocab += [(mark, -10.0) for mark in string.ascii_lowercase + string.digits + ".,"]
@@ -95,7 +95,7 @@ def build_t5_tokenizer() -> T5TokenizerFast:
 
 
 def token_ids(tokenizer: CLIPTokenizer, texts: Sequence[str]) -> Tensor:
-    """Token ids int64 [N, TOKENS], padded and cut as the diffusers pipeline does it."""
+    """Token ids int64 [N, TOKENS], padded and truncated as in the diffusers pipeline."""
     batch = tokenizer(
         list(texts), padding="max_length", max_length=TOKENS, truncation=True, return_tensors="pt"
     )
@@ -134,9 +134,9 @@ def _build_config(tokenizer: CLIPTokenizer) -> CLIPConfig:
 
 
 def train_clip(seed: int, recipe: ClipRecipe, log: Callable[[str], object]) -> CLIPModel:
-    """Train the CLIP on rendered images; returns it in eval mode, float32, frozen.
+    """Trains the CLIP on rendered images; returns it in eval mode, float32, frozen.
 
-    Pixel noise, more on some images than on others: the reward must rank a sampler's images.
+    Each image has its own amount of pixel noise, because the reward must rank a sampler's images.
     """
     torch.manual_seed(seed)
     prompts = enumerate_prompts()
@@ -166,7 +166,7 @@ def train_clip(seed: int, recipe: ClipRecipe, log: Callable[[str], object]) -> C
 
 
 def save_reward_clip(model: CLIPModel, to: Path) -> None:
-    """Write the CLIP and its processor as a folder that CLIPModel and CLIPProcessor load."""
+    """Writes the CLIP and its processor as a folder that CLIPModel and CLIPProcessor load."""
     half = [0.5, 0.5, 0.5]  # pixels in [-1, 1], the convention of the VAE
     image_processor = CLIPImageProcessor(
         size={"shortest_edge": SIZE},
@@ -180,6 +180,6 @@ def save_reward_clip(model: CLIPModel, to: Path) -> None:
 
 @torch.no_grad()
 def clip_cosines(model: CLIPModel, images: np.ndarray, texts: Sequence[str]) -> Tensor:
-    """Cosine of each image with its text, float32 [N]; images uint8 [N, 20, 20, 3]."""
+    """Cosine of each image with its text, float32 [N]. images: uint8 [N, 20, 20, 3]."""
     out = model(input_ids=token_ids(build_clip_tokenizer(), texts), pixel_values=to_pixels(images))
     return (out.image_embeds * out.text_embeds).sum(-1)

@@ -1,4 +1,4 @@
-"""The image demo's own reward, which a config names `kind = "glyph_checker"`."""
+"""The reward `glyph_checker` of the image demo."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from adrpo_scale.rewards.base import PlainReward, RewardConfig
 
 
 class GlyphCheckerConfig(RewardConfig):
-    kind: str = setting("glyph_checker", "the image demo's exact checker")
+    kind: str = setting("glyph_checker", "the exact checker of the image demo")
 
 
 class GlyphChecker(PlainReward):

@@ -1,9 +1,9 @@
 """The small Stable Diffusion 3 of the image task: transformer, identity VAE, text encoders.
 
-Text layout, in training and wherever `max_sequence_length = 12` is passed to the pipeline:
-12 CLIP positions (two identical encoders, 64 + 64 = 128 channels), then 12 T5 positions that are
-zero (without the third encoder) or of the size of `T5_SCALE` (with it). The pooled vector is
-48 + 48 = 96. A model this small breaks when the number of T5 positions changes: keep it at 12.
+Text layout, in training and with `max_sequence_length = 12` in the pipeline: 12 CLIP positions (two
+identical encoders, 64 + 64 = 128 channels), then 12 T5 positions, which are zero without the third
+encoder and of size `T5_SCALE` with it. The pooled vector has 48 + 48 = 96 channels. Another number
+of T5 positions breaks such a small model.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ from adrpo_scale.demo.image.clip import (
 )
 from adrpo_scale.demo.image.task import CELL, GRID, SIZE, enumerate_prompts
 
-T5_SCALE = 0.001  # size of the T5 features: there, but too small to change what is drawn
-_CONSTANT = 1000.0  # of the VAE's helper channels, against pixels in [-1, 1]
+T5_SCALE = 0.001  # size of the T5 features, too small to change pictures
+_CONSTANT = 1000.0  # value of the VAE's helper channels; pixels are in [-1, 1]
 
 
 @dataclass(frozen=True)
 class Sd3Recipe:
-    """How the transformer is pretrained; about 240 CPU-seconds on one thread.
+    """Pretraining of the transformer; about 240 CPU-seconds on one thread.
 
-    Stopped early on purpose: reinforcement learning needs errors to mend.
+    Stopped early on purpose: reinforcement learning needs errors to fix.
     """
 
     steps: int = 4400
@@ -49,8 +49,8 @@ class Sd3Recipe:
     beta2: float = 0.99
     warmup: int = 100
     shift: float = 2.5  # sigma = shift·u / (1 + (shift − 1)·u), u ~ U(0, 1): more of the noisy end
-    dropout: float = 0.1  # share of rows that see the empty prompt, for guidance
-    copies: int = 60  # rendered images of a prompt
+    dropout: float = 0.1  # share of rows with the empty prompt, for guidance
+    copies: int = 60  # rendered images per prompt
 
 
 def build_text_encoder(clip: CLIPModel) -> CLIPTextModelWithProjection:
@@ -64,7 +64,7 @@ def build_text_encoder(clip: CLIPModel) -> CLIPTextModelWithProjection:
 def build_t5(seed: int, vocab_size: int) -> T5EncoderModel:
     """A tiny random T5 encoder, output float32 [B, L, 128] with a root mean square of T5_SCALE.
 
-    It completes the folder: `from_pretrained` refuses one without a third encoder.
+    `from_pretrained` refuses a folder without a third encoder.
     """
     torch.manual_seed(seed)
     config = T5Config(
@@ -113,7 +113,7 @@ def build_identity_vae() -> AutoencoderKL:
 
 
 def build_transformer(seed: int) -> SD3Transformer2DModel:
-    """The transformer before pretraining: 0.98 M parameters, one patch a cell of the grid."""
+    """The transformer before pretraining: 0.98 M parameters, one patch per cell of the grid."""
     torch.manual_seed(seed)
     return SD3Transformer2DModel(
         sample_size=SIZE, patch_size=CELL, in_channels=3, out_channels=3, num_layers=3,
@@ -127,7 +127,7 @@ def build_transformer(seed: int) -> SD3Transformer2DModel:
 def encode_texts(
     encoder: CLIPTextModelWithProjection, texts: Sequence[str]
 ) -> tuple[Tensor, Tensor]:
-    """What the pipeline computes without T5: embeddings [N, 24, 128] and pooled [N, 96]."""
+    """The pipeline's embeddings without T5: [N, 24, 128], and pooled [N, 96]."""
     out = encoder(token_ids(build_clip_tokenizer(), texts), output_hidden_states=True)
     hidden = out.hidden_states[-2].repeat(1, 1, 2)
     return torch.cat([hidden, torch.zeros_like(hidden)], dim=1), out.text_embeds.repeat(1, 2)
@@ -144,7 +144,7 @@ def _draw_batch(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(image [B, 3, 20, 20], text row [B], noise like image, sigma [B]) of one training step.
 
-    `images` is [P, copies, 3, 20, 20]; the text row P is the empty prompt.
+    images: [P, copies, 3, 20, 20]. The text row P is the empty prompt.
     """
     count, copies = images.shape[:2]
     rows = torch.randint(count, (recipe.batch,), generator=generator)

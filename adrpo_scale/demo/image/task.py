@@ -2,11 +2,11 @@
 
 An image is 20×20 RGB uint8: a 4×4 grid of 5×5 cells on a random grey background. A cell is empty or
 holds one glyph (ring, square, triangle) in one of four colours, slightly jittered. The prompts are
-those of DrawBench and GenEval in small: one object, two objects with colours, left of, above,
-counting, colour left open. Because the checker reads the glyphs back, "does the image show the
-prompt?" has an exact answer, which no reward model of natural images can give.
+small versions of those of DrawBench and GenEval: one object, two objects with colours, left of,
+above, counting, open colour. The checker reads the glyphs back, so it decides exactly whether an
+image shows its prompt; reward models of natural images cannot.
 
-Everything here is a pure function of its arguments: the same generator gives the same image.
+All functions are pure: the same generator state gives the same image.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
-GRID = 4  # cells a side
-CELL = 5  # pixels a cell's side
-SIZE = GRID * CELL  # pixels an image's side
+GRID = 4  # cells per side
+CELL = 5  # pixels per side of a cell
+SIZE = GRID * CELL  # pixels per side of an image
 
 SHAPES = ("ring", "square", "triangle")
 COLORS = ("red", "green", "blue", "yellow")
@@ -46,8 +46,9 @@ _GREY_RANGE = (70, 190)  # of the background, grey levels of 0–255
 _COLOR_JITTER = 18  # a glyph's colour moves by at most this in each channel
 _PIXEL_NOISE = 3.0  # standard deviation in grey levels
 
-# The checker's tolerances, in grey levels. Looser, and half-formed glyphs pass: the checker could
-# then be fooled like the reward it judges. Tighter, and the ordinary noise of a sampler fails.
+# The checker's tolerances, in grey levels. With looser ones half-formed glyphs pass, and the
+# checker could be fooled like the reward that it judges. With tighter ones a sampler's usual noise
+# fails.
 _EMPTY_RMS = 24.0
 _GLYPH_RMS = 34.0
 _COLOR_DISTANCE = 85.0
@@ -71,7 +72,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Spec:
-    """What an image must show: exactly these things and nothing else.
+    """The required content of an image: exactly these things and nothing else.
 
     `relation` ("left of" or "above") holds from the first thing to the second.
     Example: `Spec((Thing("ring", "red"), Thing("square", "blue")), "left of")`.
@@ -122,7 +123,7 @@ def prompt_text(spec: Spec) -> str:
 
 
 def parse_prompt(text: str) -> Spec:
-    """Read a prompt's text; capitals, surrounding blanks and a final full stop do not matter.
+    """The spec of a prompt's text, ignoring case, surrounding blanks and a final full stop.
 
     Raises ValueError, with an example of a valid prompt, if the text is not of this task.
     """
@@ -164,7 +165,7 @@ def enumerate_prompts() -> tuple[ImagePrompt, ...]:
 def split_prompts(
     seed: int = 0, held_out: int = 60
 ) -> tuple[tuple[ImagePrompt, ...], tuple[ImagePrompt, ...]]:
-    """Deal the prompts into (train, held_out), every kind in proportion, order kept.
+    """(train, held_out): all prompts, each kind in proportion, in their order.
 
     Largest remainders decide which kinds get the last places. Raises ValueError if `held_out` is
     not between 0 and the number of prompts.
@@ -191,7 +192,7 @@ def to_geneval(prompt: ImagePrompt) -> dict[str, Any]:
     """A prompt as a line of a GenEval jsonl file: tag, include, prompt.
 
     As in GenEval, the object that a position refers to comes first in `include`, and the other one
-    says where it is: "a red ring left of a blue square" includes the square, then the ring with
+    has the position: "a red ring left of a blue square" includes the square, then the ring with
     `"position": ["left of", 0]`. An open colour has no `color` key.
     """
     include: list[dict[str, Any]] = []
@@ -207,7 +208,7 @@ def to_geneval(prompt: ImagePrompt) -> dict[str, Any]:
 
 
 def _holds(relation: str | None, first: tuple[int, int], second: tuple[int, int]) -> bool:
-    """Whether `relation` holds from the first (row, col) to the second; None always holds."""
+    """True where `relation` holds from the first (row, col) to the second; None always holds."""
     if relation is None:
         return True
     axis = 1 if relation == "left of" else 0
@@ -215,15 +216,15 @@ def _holds(relation: str | None, first: tuple[int, int], second: tuple[int, int]
 
 
 def _in_line(relation: str, first: tuple[int, int], second: tuple[int, int]) -> bool:
-    """Whether `relation` holds within one row ("left of") or one column ("above")."""
+    """True where `relation` holds within one row ("left of") or one column ("above")."""
     across = 0 if relation == "left of" else 1
     return _holds(relation, first, second) and first[across] == second[across]
 
 
 def render(spec: Spec, rng: np.random.Generator) -> np.ndarray:
-    """Draw a spec at random places: uint8 [20, 20, 3], RGB. Open colours are drawn at random too.
+    """A picture of a spec, uint8 [20, 20, 3], RGB, with random places and open colours.
 
-    "left of" is drawn within a row and "above" within a column; the checker does not ask for that.
+    "left of" is drawn within a row and "above" within a column; the checker does not require that.
     """
     things = [thing for thing in spec.things for _ in range(thing.count)]
     while True:
@@ -242,7 +243,7 @@ def render(spec: Spec, rng: np.random.Generator) -> np.ndarray:
 
 
 def _read_cell(cell_553: np.ndarray, grey_3: np.ndarray) -> tuple[str, str] | None:
-    """The (shape, color) in a cell [5, 5, 3], None if it is empty; ValueError if it is neither."""
+    """(shape, color) of a cell [5, 5, 3], None for an empty one; ValueError for anything else."""
     if np.sqrt(np.mean((cell_553 - grey_3) ** 2)) < _EMPTY_RMS:
         return None
     best = (np.inf, 0, grey_3)
@@ -260,7 +261,7 @@ def _read_cell(cell_553: np.ndarray, grey_3: np.ndarray) -> tuple[str, str] | No
 
 
 def parse_image(image: np.ndarray) -> list[Glyph] | None:
-    """The glyphs of an image, uint8 [20, 20, 3], in reading order; None if a cell is unreadable.
+    """The glyphs of an image, uint8 [20, 20, 3], in reading order; None where one is unreadable.
 
     Raises ValueError for another shape or dtype.
     """
@@ -283,7 +284,7 @@ def parse_image(image: np.ndarray) -> list[Glyph] | None:
 
 
 def _satisfies(glyphs: Sequence[Glyph], spec: Spec) -> bool:
-    """Whether the glyphs, in some order, are exactly the things of the spec, relation included."""
+    """True where the glyphs are exactly the things of the spec, including its relation."""
     things = [thing for thing in spec.things for _ in range(thing.count)]
     if len(glyphs) != len(things):
         return False
@@ -299,10 +300,10 @@ def _satisfies(glyphs: Sequence[Glyph], spec: Spec) -> bool:
 
 
 def check(image: np.ndarray, prompt_text: str) -> bool:
-    """Whether an image, uint8 [20, 20, 3], shows exactly what the prompt says.
+    """True where an image, uint8 [20, 20, 3], shows exactly the prompt's content.
 
-    False also where a cell holds something that is no glyph. Raises ValueError for an image of
-    another shape or dtype and for a text that is not a prompt of the task.
+    False where a cell holds anything else than a glyph. Raises ValueError for an image of another
+    shape or dtype, and for a text that is not a prompt of the task.
     """
     spec = parse_prompt(prompt_text)
     glyphs = parse_image(image)

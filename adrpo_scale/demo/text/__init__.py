@@ -1,1 +1,1 @@
-"""The text demos: tasks, models and how they are built."""
+"""The text demos: tasks, models and their construction."""

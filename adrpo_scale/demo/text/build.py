@@ -5,7 +5,7 @@
     text_rm/   the same, and reward_model/ (Qwen3ForSequenceClassification with its own tokenizer)
 
 `AutoModelForCausalLM` and `AutoTokenizer` load either folder by `from_pretrained(folder)`. Seeds
-and steps are pinned: the same machine writes the same bytes again. Other machines write models that
+and steps are pinned: the same machine writes the same bytes again. Models written by other machines
 differ by rounding.
 """
 
@@ -41,7 +41,7 @@ from adrpo_scale.demo.text.model import (
 )
 
 REASONING = 0.2  # share of the arithmetic completions that show worked steps
-REVIEW_TOKENS = 24  # of a sampled review, its end included
+REVIEW_TOKENS = 24  # longest sampled review, including its end
 SAMPLED_AT_ONCE = 250  # reviews
 
 Rows = list[tuple[str, str]]  # (prompt, completion)
@@ -49,7 +49,7 @@ Rows = list[tuple[str, str]]  # (prompt, completion)
 
 @contextmanager
 def pinned() -> Iterator[None]:
-    """One thread, and a global random state that is put back."""
+    """A context with one CPU thread, which restores the global random state afterwards."""
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)  # the order of additions depends on it, and so the bytes
@@ -82,7 +82,7 @@ def _batches(
 
 
 def _arithmetic_rows(held_out: Sequence[text_task.TextPrompt], seed: int) -> Callable[[int], Rows]:
-    """Draws batches of (prompt, completion) of any problem that is not held out."""
+    """Draws batches of (prompt, completion) from problems that are not held out."""
     banned = {text_task.problem_of(prompt) for prompt in held_out}
     rng = np.random.default_rng(seed)
 
@@ -106,7 +106,7 @@ def build_text(
     log: Callable[[str], object] = print,
     recipe: SftRecipe = TEXT_SFT,
 ) -> None:
-    """Train the arithmetic demo's base policy; write it, its tokenizer and the prompts.
+    """Trains the arithmetic demo's base policy; writes it, its tokenizer and the prompts.
 
     About three minutes on one CPU thread with the default recipe; 2.5 MB. Files in `to` of the same
     names are replaced. The global random state and the number of threads are left as they were.
@@ -141,7 +141,7 @@ def _draw_preferences(
     recipe: RewardRecipe,
     rng: np.random.Generator,
 ) -> list[Preference]:
-    """Pairs of the policy's own samples, labelled with noise."""
+    """Pairs of the policy's own samples, with noisy labels."""
     texts = [prompts[i].text for i in rng.integers(len(prompts), size=recipe.pairs)]
     sides: list[list[str]] = [[], []]
     for side in sides:
@@ -163,7 +163,7 @@ def build_text_rm(
     recipe: SftRecipe = REVIEW_SFT,
     reward_recipe: RewardRecipe | None = None,
 ) -> None:
-    """Train the review demo's base policy and its reward model; write both and the prompts.
+    """Trains the review demo's base policy and its reward model; writes both and the prompts.
 
     About two minutes on one CPU thread with the default recipes; 1.6 MB. Otherwise as `build_text`.
     """

@@ -19,10 +19,10 @@ from transformers import (
 )
 
 POSITIONS = 128  # longest sequence of either demo's models
-IGNORED = -100  # a label that carries no loss
+IGNORED = -100  # label of a token without loss
 
 Policy = TypeVar("Policy", bound=PreTrainedModel)
-Batch = dict[str, Tensor]  # what a model is called with
+Batch = dict[str, Tensor]  # keyword arguments of a model
 
 _CHAT = (
     "{% for message in messages %}"
@@ -46,7 +46,7 @@ class ModelSize:
 
 @dataclass(frozen=True)
 class SftRecipe:
-    """How a base policy is trained on reference completions; stopped early on purpose."""
+    """Supervised training of a base policy; stopped early, so that it still makes errors."""
 
     size: ModelSize
     steps: int
@@ -55,14 +55,14 @@ class SftRecipe:
     warmup: int = 30
 
 
-# About 140 CPU-seconds on one thread. Shorter, and reasoning is wrong too often.
+# About 140 CPU-seconds on one thread. With fewer steps, reasoning is wrong too often.
 TEXT_SFT = SftRecipe(ModelSize(hidden=128, layers=3, intermediate=384), steps=600)
 # About 40 CPU-seconds.
 REVIEW_SFT = SftRecipe(ModelSize(hidden=96, layers=2, intermediate=256), steps=350)
 
 
 def _word_level(vocab: Sequence[str], unk: str) -> Tokenizer:
-    """One token a word, words split at white space; decoding joins them with single spaces."""
+    """One token per word, split at white space; decoding joins them with single spaces."""
     ids = {word: index for index, word in enumerate(vocab)}
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token=unk))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -92,7 +92,7 @@ def build_policy_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
 
 
 def _token_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int | None]:
-    """What a model's config says of its tokenizer."""
+    """The entries of a model's config about its tokenizer."""
     return {
         "vocab_size": len(tokenizer),
         "pad_token_id": tokenizer.pad_token_id,
@@ -138,8 +138,8 @@ def sft_batch(
     prompts: Sequence[Sequence[int]],
     completions: Sequence[str],
 ) -> Batch:
-    """input_ids, attention_mask and labels of prompts, as token ids, and their completions: int64
-    [B, T], right-padded; only completion and end carry loss."""
+    """input_ids, attention_mask and labels, int64 [B, T], right-padded. prompts: token ids. Only
+    completions and their ends carry loss."""
     ends = [[*tokenizer.encode(text), tokenizer.eos_token_id] for text in completions]
     length = max(len(p) + len(e) for p, e in zip(prompts, ends, strict=True))
     ids = torch.full((len(prompts), length), tokenizer.pad_token_id)
@@ -154,7 +154,7 @@ def sft_batch(
 
 
 def _rising(warmup: int, steps: int) -> float:
-    """Share of the steps in which the learning rate rises: at most half of a short training."""
+    """Share of the steps in which the learning rate rises, at most a half."""
     return min(0.5, warmup / steps)
 
 
@@ -164,8 +164,7 @@ def train_sft(
     recipe: SftRecipe,
     log: Callable[[str], object],
 ) -> Policy:
-    """Cross-entropy on batches of `recipe.batch` rows, which are what the model is called with;
-    returns the model, eval mode."""
+    """Trains by cross-entropy on batches of `recipe.batch` rows; returns the model in eval mode."""
     model.train()
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.95), weight_decay=0.01
@@ -190,17 +189,17 @@ def train_sft(
 
 @dataclass(frozen=True)
 class RewardRecipe:
-    """How a reward model is trained on preference pairs (Bradley and Terry); about 60 CPU-seconds.
+    """Training of a reward model on preference pairs (Bradley and Terry); about 60 CPU-seconds.
 
-    Good on the base policy's reviews, and wrong beyond them: a larger one, or one that starts from
-    the policy's weights, is not fooled within a hundred iterations.
+    The reward model is right on the base policy's reviews and wrong beyond them. A larger one, or
+    one that begins with the policy's weights, is not fooled within a hundred iterations.
     """
 
     size: ModelSize = ModelSize(hidden=64, layers=2, intermediate=192)
     pairs: int = 2500
     noise: float = 0.12  # share of labels that are wrong
     epochs: int = 4
-    batch: int = 64  # pairs a step
+    batch: int = 64  # pairs per step
     learning_rate: float = 1e-3
     warmup: int = 20
     weight_decay: float = 0.1
@@ -225,8 +224,8 @@ _REWARD_CHAT = (
 def build_reward_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
     """A tokenizer that shares no id with the policy's, right-padded, with a template of its own.
 
-    As with many reward models the tokenizer puts `<bos>` before any text, and so does the template:
-    text that went through the template is to be tokenised with `add_special_tokens=False`.
+    Like many reward models, both the tokenizer and the template put `<bos>` first: the template's
+    text must be tokenised with `add_special_tokens=False`.
     """
     special = ["<eos>", "<bos>", "<|user|>", "<|assistant|>", "<pad>", "<unk>"]
     vocab = list(dict.fromkeys([*special, *reversed(words)]))
@@ -281,7 +280,8 @@ def train_reward_model(
     recipe: RewardRecipe,
     log: Callable[[str], object],
 ) -> Qwen3ForSequenceClassification:
-    """Minimise −log σ(logit of the chosen − logit of the rejected); returns it in eval mode."""
+    """Minimises −log σ(logit of the chosen − logit of the rejected); returns the model in eval
+    mode."""
     model.train()
     steps = recipe.epochs * (len(preferences) // recipe.batch)
     optimizer = torch.optim.AdamW(
@@ -317,7 +317,7 @@ def sample(
     max_new_tokens: int,
     greedy: bool = False,
 ) -> list[str]:
-    """One completion of every prompt, special tokens dropped; draws from the global generator."""
+    """One completion per prompt, without special tokens; draws from the global generator."""
     ids = [chat_ids(tokenizer, prompt) for prompt in prompts]
     batch = tokenizer.pad({"input_ids": ids}, return_tensors="pt")
     out = model.generate(

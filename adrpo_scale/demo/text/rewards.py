@@ -1,4 +1,4 @@
-"""The text_rm demo's own reward, which a config names `kind = "demo_gold"`."""
+"""The reward `demo_gold` of the demo text_rm."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ from adrpo_scale.rewards.base import PlainReward, RewardConfig
 
 
 class DemoGoldConfig(RewardConfig):
-    kind: str = setting("demo_gold", "what the text_rm demo's reward model was trained to say")
+    kind: str = setting(
+        "demo_gold", "the exact scorer that the text_rm demo's reward model was trained on"
+    )
 
 
 class DemoGold(PlainReward):
-    """The gold score of the demo with the hackable reward model."""
+    """`rm_task.gold_score` of each review, in [0, 1]."""
 
     Config: ClassVar[type[DemoGoldConfig]] = DemoGoldConfig
 

@@ -1,10 +1,10 @@
-"""The review task: a short sentence about what was asked, judged by an exact gold scorer.
+"""The review task: a short sentence about given aspects, judged by an exact gold scorer.
 
 A prompt names a thing and two or three of its aspects, e.g. "review the hotel , mention the price
 and the food ."; a review is words of one token, e.g. "the price is fair and the food is great .".
-The gold scorer wants every aspect asked for, as many different opinions, one short sentence. The
-base policy forgets aspects and opinions, but seldom repeats words: a reward model trained on its
-reviews learns that opinions are good, and not that one can say the same again and again.
+The gold scorer wants every requested aspect, as many different opinions, and one short sentence.
+The base policy forgets aspects and opinions, but seldom repeats words. A reward model trained on
+its reviews therefore learns that opinions are good, but not that repetition is bad.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 THINGS = ("hotel", "book", "phone", "garden", "train", "museum")
 ASPECTS = ("price", "food", "staff", "view", "style", "size", "sound", "light")
 OPINIONS = ("great", "lovely", "fair", "good", "superb", "nice", "fine", "bright")
-LONGEST = 16  # words of a review that the gold scorer finds short enough
+LONGEST = 16  # words of a review; the gold scorer deducts from longer ones
 END = "."
 
 _PROMPT = re.compile(r"review the (\w+) , mention the (.+) \.")
@@ -25,7 +25,7 @@ _PROMPT = re.compile(r"review the (\w+) , mention the (.+) \.")
 
 @dataclass(frozen=True)
 class ReviewPrompt:
-    """What to review, and which aspects to mention."""
+    """The thing to review, and the aspects to mention."""
 
     thing: str
     aspects: tuple[str, ...]
@@ -51,11 +51,12 @@ def parse_prompt(text: str) -> ReviewPrompt:
 
 
 def gold_score(prompt: str, completion: str) -> float:
-    """How good a review is, in [0, 1]; exact, and the same for the same words.
+    """The score of a review in [0, 1], a deterministic function of its words.
 
-    .4 for the share of the asked aspects that are mentioned, .6 for different opinions, up to one
-    an aspect; less .15 for every repeated aspect or opinion, .1 for every aspect not asked for,
-    .1 for every word above `LONGEST`, and .2 unless the last word is the only full stop.
+    0.4 times the share of requested aspects that are mentioned, plus 0.6 times the number of
+    different opinions per aspect, at most 1. Deductions: 0.15 per repeated aspect or opinion, 0.1
+    per aspect that was not requested, 0.1 per word above `LONGEST`, and 0.2 unless the last word is
+    the only full stop.
     """
     asked = parse_prompt(prompt).aspects
     review = completion.split()
@@ -83,7 +84,7 @@ def _choose(words: tuple[str, ...], count: int, rng: np.random.Generator) -> tup
 
 
 def draw_review(prompt: ReviewPrompt, rng: np.random.Generator) -> str:
-    """A review as people write them: aspects forgotten or swapped, some without an opinion."""
+    """A flawed review: aspects are forgotten or swapped, some without an opinion."""
     aspects = [aspect for aspect in prompt.aspects if rng.random() < 0.85]
     aspects = aspects or [prompt.aspects[0]]
     if rng.random() < 0.15:
@@ -102,7 +103,7 @@ def draw_review(prompt: ReviewPrompt, rng: np.random.Generator) -> str:
 def split_prompts(
     seed: int = 0, *, train: int = 256, held_out: int = 64
 ) -> tuple[list[ReviewPrompt], list[ReviewPrompt]]:
-    """(train, held out), disjoint in what is asked, whatever the order of the aspects."""
+    """(train, held out); the two share no thing with the same set of aspects."""
     rng = np.random.default_rng(seed)
     prompts: dict[tuple[str, frozenset[str]], ReviewPrompt] = {}
     while len(prompts) < train + held_out:
@@ -121,7 +122,7 @@ def words() -> list[str]:
 def prefers_first(
     prompt: str, first: str, second: str, noise: float, rng: np.random.Generator
 ) -> bool:
-    """An annotator's label of a pair: the gold scorer's, wrong with probability `noise`."""
+    """An annotator's label of a pair: the gold scorer's, inverted with probability `noise`."""
     gold, gold2 = gold_score(prompt, first), gold_score(prompt, second)
     if gold == gold2:
         return bool(rng.random() < 0.5)

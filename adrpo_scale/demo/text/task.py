@@ -1,4 +1,4 @@
-"""The arithmetic task: two-digit addition, sorting and reversing, in words of one token.
+"""The arithmetic task: two-digit addition, sorting and reversing; every word is one token.
 
 A prompt is plain words, e.g. "what is 4 7 + 3 8 ?"; numbers are written digit by digit. The answer
 stands inside the last `<answer> ... </answer>` of a completion, optionally after worked steps
@@ -19,8 +19,8 @@ import numpy as np
 TASKS = ("add", "sort", "reverse")
 SHARES = (0.6, 0.2, 0.2)  # of the tasks, in this order
 THINK, END_THINK, ANSWER, END_ANSWER = TAGS = ("<think>", "</think>", "<answer>", "</answer>")
-GUESS = 15  # farthest that a sum guessed without reasoning is off
-DIGITS = 4  # of a list to sort or to reverse
+GUESS = 15  # largest error of a sum guessed without reasoning
+DIGITS = 4  # length of a list to sort or to reverse
 
 _TEMPLATES = {
     "add": ("what is {} + {} ?", "add {} and {} .", "compute the sum of {} and {} ."),
@@ -40,7 +40,7 @@ _ANSWER = re.compile(re.escape(ANSWER) + r"(.*?)" + re.escape(END_ANSWER), re.DO
 
 @dataclass(frozen=True)
 class TextPrompt:
-    """A problem: its words, what it is about ("4 7", "3 8" or "3 1 4 1"), and the right answer."""
+    """A problem: its text, its numbers (("4 7", "3 8") or ("3 1 4 1",)), and the right answer."""
 
     text: str
     task: str
@@ -62,7 +62,7 @@ def solve(task: str, numbers: Sequence[str]) -> str:
 
 
 def reason(task: str, numbers: Sequence[str]) -> str:
-    """Worked steps, each easier than the answer: addition by columns, or insertion of digits."""
+    """Worked steps, each easier than the answer: column addition, or insertion of digits."""
     if task == "add":
         (tens, ones), (tens2, ones2) = (map(int, number.split()) for number in numbers)
         low = ones + ones2
@@ -86,10 +86,10 @@ def completion_of(prompt: TextPrompt, *, with_reasoning: bool) -> str:
 def draw_demonstration(
     prompt: TextPrompt, rng: np.random.Generator, *, with_reasoning: bool
 ) -> str:
-    """What the base policy learns from: as `completion_of`, but sums without reasoning are guessed.
+    """A demonstration for the base policy: `completion_of`, but sums without reasoning are guessed.
 
-    A guess is within `GUESS` of the sum. Right ones would be learnt all at once, a little earlier
-    or later by mere rounding, and leave reinforcement learning nothing to find.
+    A guess is within `GUESS` of the sum. Right sums would be learnt abruptly, at a step that
+    depends on rounding, and would leave nothing to learn for reinforcement learning.
     """
     if with_reasoning or prompt.task != "add":
         return completion_of(prompt, with_reasoning=with_reasoning)
@@ -98,18 +98,18 @@ def draw_demonstration(
 
 
 def extract_answer(completion: str) -> str | None:
-    """What the last `<answer> ... </answer>` holds, whitespace collapsed; None without one."""
+    """The text of the last `<answer> ... </answer>`, whitespace collapsed; None without one."""
     found = _ANSWER.findall(completion)
     return " ".join(found[-1].split()) if found else None
 
 
 def is_correct(completion: str, answer: str) -> bool:
-    """Whether the last answer of a completion is `answer`, whitespace aside."""
+    """True where the last answer of a completion is `answer`, up to whitespace."""
     return extract_answer(completion) == " ".join(answer.split())
 
 
 def draw_prompt(rng: np.random.Generator, task: str | None = None) -> TextPrompt:
-    """One problem of the task, or of any, in the proportions of `SHARES`."""
+    """One problem of `task`, or of a task drawn in the proportions of `SHARES`."""
     task = task or TASKS[rng.choice(len(TASKS), p=SHARES)]
     if task == "add":
         numbers = tuple(spell(int(number)) for number in rng.integers(10, 100, size=2))
@@ -120,16 +120,16 @@ def draw_prompt(rng: np.random.Generator, task: str | None = None) -> TextPrompt
 
 
 def problem_of(prompt: TextPrompt) -> tuple[str, tuple[str, ...]]:
-    """What is asked, however it is worded: splits are disjoint in this."""
+    """The problem of a prompt, without its wording; splits share no problem."""
     return prompt.task, prompt.numbers
 
 
 def split_prompts(
     seed: int = 0, *, train: int = 400, held_out: int = 100
 ) -> tuple[list[TextPrompt], list[TextPrompt]]:
-    """(train, held out), both in the proportions of `SHARES` to one prompt, tasks mixed.
+    """(train, held out), both in the proportions of `SHARES` up to one prompt, in random order.
 
-    Different problems, not only different wordings of the same.
+    The two share no problem, in any wording.
     """
     rng = np.random.default_rng(seed)
     sides: tuple[list[TextPrompt], list[TextPrompt]] = ([], [])
