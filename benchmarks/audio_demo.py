@@ -1,12 +1,13 @@
-"""The sounds demo under GRPO and ADRPO, three seeds, one and two processes, both engines;
-ADRPO's clip range at half, one and two times beta0 (paper, table 3); GRPO without and with twice
-the penalty, because ADRPO acts much like GRPO with a larger beta: the table of
-docs/results/sounds.md.
+"""The sounds demo under GRPO and ADRPO: the table of docs/results/sounds.md.
 
-    python benchmarks/audio_demo.py [--runs runs/sounds] [--jobs 2]
+Three seeds, one and two processes, both engines; ADRPO's clip range at half, one and two times
+beta0 (paper, table 3); GRPO without and with twice the penalty, because ADRPO acts much like GRPO
+with a larger beta.
 
-Values are those of held-out questions, means of the last three evaluations, averaged over seeds,
-± half their range. Runs that are there already are not repeated.
+    python -m benchmarks.audio_demo [--runs runs/sounds] [--jobs 2]
+
+Values are of held-out questions, means of the last three evaluations, averaged over seeds, ± half
+their range. Finished runs in the folder are not repeated.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ METRICS = ("accuracy_sampled", "accuracy_greedy", "format_sampled", "kl", "entro
 
 @dataclass(frozen=True)
 class Setting:
-    """clip: ADRPO's clip range over beta0; beta0: GRPO's."""
+    """One line of the table. clip: ADRPO's clip range over beta0. beta0: of GRPO."""
 
     algorithm: str
     engine: str = "fsdp2"

@@ -1,12 +1,12 @@
-"""CPU-seconds of an iteration of GRPO on clips, each clip encoded once against once per sample.
+"""CPU-seconds of a GRPO iteration on clips: each clip encoded once, against once per sample.
 
-    python benchmarks/audio_encoding.py [--rounds 5]
+    python -m benchmarks.audio_encoding [--rounds 5]
 
 One process, one thread, LoRA on a small Qwen2.5-Omni with random weights whose audio tower has a
 twelfth of the language model's parameters, as in the 7B model; two clips of 4 s, groups of eight.
-Iterations of both kinds alternate; the figure is the median over the rounds of their ratio. Once
-per sample: every row's clip is read, transformed and encoded for it in the rollout and in each pass
-of policy and reference; the passes of the language model are the same.
+Iterations of both kinds alternate; the figure is the median of their ratio over the rounds. "Once
+per sample" reads, transforms and encodes the clip of every row, in the rollout and in each pass of
+policy and reference. The passes of the language model are the same in both.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ SETTINGS = [
     "prompts.per_iteration=2",
     "prompts.group_size=8",
     "optimizer.micro_batch=8",
-    "optimizer.learning_rate=1e-9",  # completions stay as long as they are
+    "optimizer.learning_rate=1e-9",  # completions keep their lengths
     "iterations=1000",
     "algorithm={name='grpo', beta0=0.04, scale='group_std'}",
 ]
@@ -105,7 +105,7 @@ def main() -> None:
         sizes = {n: sum(p.numel() for p in m.parameters()) for n, m in parts.items()}
         once, apart = [], []
         with trainer.log:
-            seconds(trainer)  # first calls make what later ones find
+            seconds(trainer)  # the first call fills caches
             for _ in range(rounds):
                 once.append(seconds(trainer))
                 with once_per_sample(trainer.domain):

@@ -1,15 +1,15 @@
-"""What a checkpoint costs: bytes per second of a save, and wall time added to training.
+"""The cost of checkpoints: bytes per second of a save, and wall time added to training.
 
-    python benchmarks/checkpoint.py save [--gigabytes 1] [--rounds 5] [--to FOLDER]
-    python benchmarks/checkpoint.py training [--iterations 20] [--to FOLDER]
+    python -m benchmarks.checkpoint save [--gigabytes 1] [--rounds 5] [--to FOLDER]
+    python -m benchmarks.checkpoint training [--iterations 20] [--to FOLDER]
 
-`save`: one process; our store (copy, SHA-256, write, fsync, manifest, rename), `dd conv=fsync` of
-the same bytes from memory, and torch's own distributed checkpoint (its fsync is on) of the same
-tensors, alternating on one filesystem; medians and ratios.
+`save`: medians and ratios of three writers in one process, alternating on one filesystem: this
+package's store (copy, SHA-256, write, fsync, manifest, rename), `dd conv=fsync` of the same bytes
+from memory, and torch's distributed checkpoint, with fsync, of the same tensors.
 
-`training`: the image demo with rollouts so large that an iteration takes at least ten seconds; of
-each pair of iterations one belongs to the run with checkpoints, one to the run without. Two saves
-of one gigabyte in the background fall into the former, beginning right before an iteration.
+`training`: the image demo with rollouts so large that an iteration takes at least ten seconds. Of
+each pair of iterations, one belongs to the run with checkpoints and one to the run without. The
+former has two background saves of one gigabyte, which begin right before an iteration.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ ROWS = 1024  # a tensor is [ROWS, 1024] float32: 4 MiB, a projection of a small 
 
 
 def tensors(gigabytes: float) -> dict[str, dict[str, torch.Tensor]]:
-    """Weights and both moments, random, `gigabytes` in all."""
+    """Random weights and both moments, `gigabytes` in total."""
     count = max(1, round(gigabytes * 1e9 / 3 / (4 * ROWS * 1024)))
     return {
         kind: {f"blocks.{n}.weight": torch.randn(ROWS, 1024) for n in range(count)}
@@ -56,7 +56,7 @@ def as_sets(state: dict[str, dict[str, torch.Tensor]]) -> Any:
 
 
 def seconds(work: Callable[[], None]) -> float:
-    os.sync()  # nobody pays for what another one left unwritten
+    os.sync()  # otherwise this one would also write the previous one's dirty pages
     begin = time.perf_counter()
     work()
     return time.perf_counter() - begin
@@ -69,7 +69,7 @@ def measure_save(gigabytes: float, rounds: int, to: Path) -> dict[str, Any]:
     sets, iteration = as_sets(state), 0
     flat = {f"{kind}.{n}": t for kind, parts in state.items() for n, t in parts.items()}
     found: dict[str, list[float]] = {"ours": [], "dd": [], "torch": []}
-    # The same bytes for dd, from memory: some virtual disks take zeros for nothing.
+    # dd gets the same bytes, from memory: some virtual disks write zeros at no cost.
     source = Path("/dev/shm") / f"benchmark-{os.getpid()}"
     save_file(flat, source)
 
@@ -88,7 +88,7 @@ def measure_save(gigabytes: float, rounds: int, to: Path) -> dict[str, Any]:
         times = {"ours": seconds(ours), "dd": seconds(dd), "torch": seconds(torchs)}
         shutil.rmtree(to / "torch")
         (to / "dd").unlink()
-        if iteration:  # the first round also pays for fresh memory
+        if iteration:  # the first round also allocates memory
             for name, value in times.items():
                 found[name].append(value)
             print({name: f"{size / 1e6 / value:.0f} MB/s" for name, value in times.items()})

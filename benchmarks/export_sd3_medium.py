@@ -1,17 +1,17 @@
-"""Exports of an SD3-medium-shaped pipeline: peak resident memory, time against a plain copy.
+"""Exports of an SD3-medium-shaped pipeline: peak resident memory, and time against a plain copy.
 
-    python benchmarks/export_sd3_medium.py [--rounds 3] [--folder /tmp] [--outputs]
+    python -m benchmarks.export_sd3_medium [--rounds 3] [--folder /tmp] [--outputs]
 
 Writes a pipeline folder whose transformer has Stable Diffusion 3 medium's shape (2.09 B parameters,
-bfloat16, random), and two checkpoints in this package's format that no training made: LoRA of rank
-32, and all parameters. Then, alternating, `--rounds` times: each export without its verification in
-a process of its own, whose peak resident memory is measured, and a plain copy, read and write in
-pieces of 8 MB and fsync, of as many bytes as the export wrote. Both find their input in the page
-cache if it fits. `seconds` are those of reading, merging, hashing, writing and fsync; the process
-also imports the libraries and hashes the checkpoint.
+bfloat16, random), and two synthetic checkpoints in this package's format: LoRA of rank 32, and all
+parameters. Then export and copy alternate, `--rounds` times. The export runs without verification,
+in a separate process whose peak resident memory is measured. The plain copy reads and writes as
+many bytes as the export wrote, in pieces of 8 MB, and ends with fsync. Both inputs are in the page
+cache if they fit. `seconds` covers reading, merging, hashing, writing and fsync; the process also
+imports the libraries and hashes the checkpoint.
 
 --outputs also runs the two verifications once each: `tensors`, and `outputs`, which holds the
-model in float32 (9 GB). Prints JSON; `--to FILE.json` keeps it, and a table beside it.
+model in float32 (9 GB). Prints JSON; `--to FILE.json` writes it, and a table beside it.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ CHUNK = 8 << 20
 
 
 def write_base(folder: Path, layers: int) -> list[TensorHeader]:
-    """A pipeline folder; its transformer is written tensor by tensor. The transformer's tensors."""
+    """Writes a pipeline folder, its transformer tensor by tensor; returns the transformer's
+    headers."""
     write_pipeline(folder, 1, (128, 256, 512, 512))
     for file in (folder / "transformer").glob(f"{STEM}*"):
         file.unlink()
@@ -78,7 +79,7 @@ def write_base(folder: Path, layers: int) -> list[TensorHeader]:
 
 
 def values(shape: tuple[int, ...], number: int) -> torch.Tensor:
-    """Random float32 values of the size that trained weights have."""
+    """Random float32 values of the magnitude of trained weights."""
     generator = torch.Generator().manual_seed(number)
     if not shape:
         return torch.ones(())
@@ -102,7 +103,7 @@ def parameter_shapes(layers: int) -> dict[str, tuple[int, ...]]:
 def write_checkpoint(
     run: Path, config: RunConfig, shapes: dict[str, tuple[int, ...]], base: SafetensorsFolder
 ) -> None:
-    """One committed checkpoint of a run of one rank: near the base's, or random adapters."""
+    """Writes a committed checkpoint of one rank: weights near the base's, or random adapters."""
     folder = run / "checkpoints" / folder_name(1)
     folder.mkdir(parents=True)
     pieces = {n: Piece(0, math.prod(s), "rank-000.safetensors") for n, s in shapes.items()}
@@ -148,7 +149,7 @@ from adrpo_scale.export.exporter import export
 
 start = time.perf_counter()
 done = export(sys.argv[1], Request(Path(sys.argv[2]), sys.argv[3], verify=sys.argv[4], link=True))
-# Not ru_maxrss, which counts what the process was before it became this program.
+# Not ru_maxrss, which includes the memory of the parent before exec.
 status = Path("/proc/self/status").read_text()
 own = int(status.split("VmHWM:")[1].split()[0])
 child = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
@@ -165,7 +166,7 @@ print(json.dumps({
 
 
 def run_export(run: Path, to: Path, kind: str, verify: str) -> dict[str, Any]:
-    """The export in a process of its own: time, bytes, and its own peak memory."""
+    """Time, bytes and peak memory of an export in a separate process."""
     done = subprocess.run(
         [sys.executable, "-c", CHILD, run, to, kind, verify],
         capture_output=True,
@@ -178,7 +179,7 @@ def run_export(run: Path, to: Path, kind: str, verify: str) -> dict[str, Any]:
 
 
 def plain_copy(source: Path, to: Path, size: int) -> float:
-    """Seconds to copy `size` bytes, from the start of the source again where it is shorter."""
+    """Seconds to copy `size` bytes; a shorter source is read again from its start."""
     start, left = time.perf_counter(), size
     with open(to, "wb", buffering=0) as target:
         while left:
@@ -204,7 +205,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     write_checkpoint(folder / "full", full, parameter_shapes(arguments.layers), base)
     results = {kind: list(rounds(arguments, folder, kind, weights)) for kind in KINDS}
     answer = {
-        "command": shlex.join(["python", *sys.argv]),
+        "command": shlex.join(["python", "-m", "benchmarks.export_sd3_medium", *sys.argv[1:]]),
         "machine": arguments.machine,
         "torch": torch.__version__,
         "parameters": sum(math.prod(header.shape) for header in headers),
@@ -222,7 +223,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
 def rounds(
     arguments: argparse.Namespace, folder: Path, kind: str, weights: Path
 ) -> Iterator[dict[str, Any]]:
-    """Export and copy in turn; the first round warms up and is dropped."""
+    """Figures of alternating export and copy; the first round, a warm-up, is dropped."""
     for number in range(arguments.rounds + 1):
         to, copy = folder / "export", folder / "copy"
         found = run_export(folder / KINDS[kind], to, kind, "none")

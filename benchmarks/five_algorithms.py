@@ -1,12 +1,11 @@
-"""The five algorithms on the image demo, three seeds each: the table of
-docs/results/five-algorithms.md.
+"""The five algorithms on the image demo: the table of docs/results/five-algorithms.md.
 
-    python benchmarks/five_algorithms.py [--runs runs/five] [--jobs 1]
+    python -m benchmarks.five_algorithms [--runs runs/five] [--jobs 1]
 
-Runs `configs/demo/image_*.toml` in one process each and prints a Markdown table: values are means
-of the last three evaluations (iterations 50, 55, 60), averaged over seeds, ± half their range.
-CPU-seconds are the median over iterations of the whole trainer's, evaluation apart. Runs that are
-there already are not repeated.
+Runs `configs/demo/image_*.toml` with three seeds, in one process each, and prints a Markdown table:
+values are means of the last three evaluations (iterations 50, 55, 60), averaged over seeds, ± half
+their range. CPU-seconds are the median over iterations, without evaluations. Finished runs in the
+folder are not repeated.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ SEEDS = (0, 1, 2)
 
 
 def train(folder: Path, algorithm: str, seed: int) -> None:
-    if (folder / "weights").is_dir():
+    if (folder / "curves.png").is_file():
         return
     command = [sys.executable, "-m", "adrpo_scale", "train", f"configs/demo/image_{algorithm}.toml"]
     command += ["--run-dir", str(folder), "--set", f"seed={seed}"]

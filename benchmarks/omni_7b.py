@@ -1,11 +1,11 @@
 """A Qwen2.5-Omni-7B-shaped thinker with random weights: one LoRA iteration on clips under 48 GB.
 
-    python benchmarks/omni_7b.py [--iterations 2] [--set section.key=value]
+    python -m benchmarks.omni_7b [--iterations 2] [--set section.key=value]
 
 Writes a real thinker folder (28 layers, 152,064 words, 32 layers of audio tower, bfloat16; 17 GB)
-whose completions never end, so all have --new-tokens tokens; then runs GRPO with adapters of rank
-32 on P = 2 clips of --seconds and G = 8. CUDA is refused more than --cap-gib. The vision tower,
-which is never built, is written with one layer.
+whose completions never end, so all have --new-tokens tokens. Then runs GRPO with adapters of rank
+32 on P = 2 clips of --seconds and G = 8. The process may use at most --cap-gib of the GPU. The
+vision tower, which is never built, is written with one layer.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def even_tokens(completions: list[Any], prompts: list[Any]) -> list[float]:
 
 
 def write_model(folder: Path, layers: int, vocabulary: int) -> None:
-    """The defaults of transformers' classes are the shape of the 7B model."""
+    """Writes a thinker folder. Unstated sizes are transformers' defaults, those of the 7B model."""
     text = {"num_hidden_layers": layers, "vocab_size": vocabulary, "tie_word_embeddings": False}
     sizes = {
         "text_config": text | {"rope_parameters": _rope()},
@@ -46,7 +46,7 @@ def write_model(folder: Path, layers: int, vocabulary: int) -> None:
     torch.manual_seed(0)
     with mock.patch.dict(tiny_audio.SIZES, sizes):
         config = tiny_config()
-    config.initializer_range = 0.02  # small, so that no token is likely, nor the one that ends
+    config.initializer_range = 0.02  # so small that no token is likely, including the end token
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         model = Qwen2_5OmniThinkerForConditionalGeneration._from_config(
             config, dtype=torch.bfloat16
@@ -123,8 +123,8 @@ def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(description=__doc__)
     result.add_argument("--iterations", type=int, default=1)
     result.add_argument("--new-tokens", type=int, default=256)
-    result.add_argument("--seconds", type=float, default=10.0, help="of a clip")
-    result.add_argument("--cap-gib", type=float, default=44.7, help="48 GB, as an A6000 has")
+    result.add_argument("--seconds", type=float, default=10.0, help="length of a clip")
+    result.add_argument("--cap-gib", type=float, default=44.7, help="44.7: an A6000's 48 GB")
     result.add_argument("--layers", type=int, default=28, help="fewer for a dry run without a GPU")
     result.add_argument("--vocabulary", type=int, default=152064)
     result.add_argument("--set", dest="overrides", action="append", default=[])

@@ -1,11 +1,11 @@
-"""CPU-seconds of the trainer's iteration over the same work written by hand, in one run.
+"""CPU-seconds of the trainer's iteration, relative to the same work written by hand.
 
-    python benchmarks/overhead.py [--rounds 20] [--set section.key=value ...]
+    python -m benchmarks.overhead [--rounds 20] [--set section.key=value ...]
 
 One process, one thread, `configs/demo/image_adrpo.toml` with its default logging and without
-picture grids. Trainer and bare loop alternate, a block of iterations each; the figure is the median
-over the rounds of their ratio. The bare loop is rollout, rewards, forward, backward and step with
-nothing around it: no seeds per sample, no ids, no collectives, no exchange, no logging.
+picture grids. Trainer and bare loop alternate in blocks of iterations; the figure is the median of
+their ratio over the rounds. The bare loop is rollout, rewards, forward, backward and step alone: no
+seeds per sample, no ids, no collectives, no exchange, no logging.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ ITERATIONS_PER_BLOCK = 3
 
 
 def bare_iteration(config: Any) -> Callable[[], None]:
-    """The same models, sizes, steps and loss (eq. 6), by hand."""
+    """A hand-written iteration with the same models, sizes, steps and loss (eq. 6)."""
     train, _ = build_prompts(config.prompts)
     domain, engine = build_domain(config), build_engine(config)
     (reward, _) = build_rewards(config, engine)

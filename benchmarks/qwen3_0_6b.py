@@ -1,12 +1,12 @@
 """A Qwen3-0.6B-shaped model with random weights: tokens/s of rollout and update, memory, MFU.
 
-    python benchmarks/qwen3_0_6b.py [--iterations 2] [--trl] [--set section.key=value]
+    python -m benchmarks.qwen3_0_6b [--iterations 2] [--trl] [--set section.key=value]
 
-Writes a real Qwen3 folder (28 layers, 151,936 words, bfloat16) without an end that is ever likely,
-so every completion has --new-tokens tokens; then runs GRPO with P = 4 prompts of --prompt-tokens
+Writes a real Qwen3 folder (28 layers, 151,936 words, bfloat16) in which the end token is unlikely,
+so every completion has --new-tokens tokens. Then runs GRPO with P = 4 prompts of --prompt-tokens
 and G = 8, all parameters trained. --trl then measures TRL's GRPOTrainer with its default rollout on
 the same model, prompts and lengths, in the same process. MFU counts policy forward and backward and
-the reference's forward (8 · parameters FLOPs a token, attention left out) over `seconds_update`.
+the reference's forward (8 · parameters FLOPs per token, without attention) over `seconds_update`.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def write_model(folder: Path, layers: int, vocabulary: int) -> None:
 
 
 def write_prompts(path: Path, tokens: int) -> list[str]:
-    """Texts of about that many tokens each with the chat template around them."""
+    """Writes and returns prompts of about `tokens` tokens each, including the chat template."""
     texts = [" ".join(f"w{(i * 7 + p) % 50}" for i in range(tokens - 6)) for p in range(PROMPTS)]
     path.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts))
     return texts
@@ -146,7 +146,7 @@ def theirs(folder: Path, texts: list[str], arguments: argparse.Namespace) -> dic
         disable_tqdm=True,
     )
     messages = [{"prompt": [{"role": "user", "content": text}]} for text in texts]
-    gc.collect()  # our model and its head refer to each other
+    gc.collect()  # frees the previous model, whose parts refer to each other
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
@@ -200,7 +200,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--prompt-tokens", type=int, default=128)
     result.add_argument("--layers", type=int, default=28, help="fewer for a dry run without a GPU")
     result.add_argument("--vocabulary", type=int, default=SHAPE["vocab_size"])
-    result.add_argument("--trl", action="store_true", help="measure TRL's GRPOTrainer too")
+    result.add_argument("--trl", action="store_true", help="also measure TRL's GRPOTrainer")
     result.add_argument("--set", dest="overrides", action="append", default=[])
     return result
 

@@ -1,12 +1,12 @@
 """Iterations of an SD3-medium-shaped model with random weights: peak memory, samples/s, MFU.
 
-    python benchmarks/sd3_medium.py [--cap-gib 48] [--iterations 3] [--set section.key=value]
+    python -m benchmarks.sd3_medium [--cap-gib 48] [--iterations 3] [--set section.key=value]
 
 Writes a real Stable Diffusion 3 pipeline folder (transformer and VAE of SD3-medium's shape; text
-encoders of its widths with one layer each, because embeddings are computed once and then dropped),
-then runs `configs/sd3/adrpo.toml` on it: 512 px, LoRA r = 32, bfloat16. The process may use at
-most --cap-gib of the GPU. MFU counts policy forward, reference forward and backward through the
-activations (3 forwards' FLOPs a row, no recomputation) over `seconds_update`.
+encoders of its widths with one layer each, because they only compute embeddings once), then runs
+`configs/sd3/adrpo.toml` on it: 512 px, LoRA r = 32, bfloat16. The process may use at most --cap-gib
+of the GPU. MFU counts policy forward, reference forward and backward through the activations (the
+FLOPs of 3 forwards per row, no recomputation) over `seconds_update`.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ MEDIUM = {
     "pooled_projection_dim": 2048,
     "pos_embed_max_size": 192,
 }
-CLIP_TOKENS = 77  # of SD3's own tokenizers; the demo's are shorter
+CLIP_TOKENS = 77  # length of SD3's own CLIP prompts; the demo's are shorter
 # Dense bfloat16 FLOP/s from the vendors' data sheets.
 PEAK = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "A6000": 154.8e12}
 
@@ -137,7 +137,7 @@ def write_clip(folder: Path, layers: int) -> None:
 
 
 def forward_flops(trainer: Any, tokens: int) -> float:
-    """FLOPs of one row's forward through the transformer, counted."""
+    """FLOPs of one row's forward pass through the transformer, counted by torch."""
     model, device, dtype = trainer.policy, trainer.engine.device, trainer.engine.dtype
     shape, width = trainer.domain.latent_shape, MEDIUM["joint_attention_dim"]
     with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -151,7 +151,8 @@ def forward_flops(trainer: Any, tokens: int) -> float:
 
 
 def iterations_peak_gib(records: list[dict[str, Any]]) -> float:
-    """From the iterations' own records: every phase starts torch's count again."""
+    """The largest peak of any phase, from the iterations' records: each phase resets torch's
+    peak."""
     peaks = (value for r in records for key, value in r.items() if key.startswith("peak_gb_"))
     return max(peaks) * 1e9 / 2**30
 

@@ -1,15 +1,14 @@
-"""ADRPO against GRPO with fixed betas on the two text demos, three seeds: the tables of
-docs/results/text.md.
+"""ADRPO against GRPO with fixed betas on the two text demos: the tables of docs/results/text.md.
 
-    python benchmarks/text_betas.py arithmetic [--runs runs/betas] [--jobs 1]
-    python benchmarks/text_betas.py reward_model [--set iterations=120 ...]
+    python -m benchmarks.text_betas arithmetic [--runs runs/betas] [--jobs 1]
+    python -m benchmarks.text_betas reward_model [--set iterations=120 ...]
 
-arithmetic: `configs/demo/text_*.toml`, beta0 in {0, .04, .08} fixed, and ADRPO at .04.
-reward_model: `configs/demo/text_rm_*.toml` over a sweep of beta0 for both, ADRPO's clip range being
-its beta0; prints a line per setting and draws reward and gold score against KL.
+arithmetic: `configs/demo/text_*.toml`, GRPO with beta0 in {0, 0.04, 0.08} and ADRPO at 0.04.
+reward_model: `configs/demo/text_rm_*.toml` over a sweep of beta0 for both; ADRPO's clip range is
+its beta0. Prints a line per setting and draws reward and gold score against KL.
 
-Values are those of held-out prompts, means of the last three evaluations, averaged over seeds,
-± half their range. Runs that are there already are not repeated.
+Values are of held-out prompts, means of the last three evaluations, averaged over three seeds, ±
+half their range. Finished runs in the folder are not repeated.
 """
 
 from __future__ import annotations
@@ -32,6 +31,8 @@ SWEEP = (0.04, 0.08, 0.1, 0.2, 0.4, 0.8)
 
 @dataclass(frozen=True)
 class Setting:
+    """One line of a table. ADRPO's advantages are clipped to ± beta0."""
+
     algorithm: str
     beta0: float
 
@@ -89,9 +90,10 @@ def cell(values: Sequence[float]) -> str:
 
 
 def frontier(points: dict[str, list[tuple[float, float, float]]], to: Path) -> None:
-    """Reward and gold score against KL, a line per algorithm, a dot per setting.
+    """Draws reward and gold score against KL, a line per algorithm and a dot per setting.
 
-    points: algorithm → (kl, reward, gold) of each setting."""
+    points: (kl, reward, gold) of each setting, by algorithm.
+    """
     import matplotlib
 
     matplotlib.use("Agg")

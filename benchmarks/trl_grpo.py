@@ -1,16 +1,15 @@
 """Samples per CPU-second and peak memory of GRPO here and in TRL's GRPOTrainer, in one run.
 
-    python benchmarks/trl_grpo.py [--rounds 8] [--vocabulary 151936] [--json FILE]
+    python -m benchmarks.trl_grpo [--rounds 8] [--vocabulary 151936] [--json FILE]
 
 The same model, prompts (P = 8, G = 8), temperature, lengths, reward, learning rate and loss (group
 advantages over their deviation, ratio clipped at .2, k3 with beta = .04 to a frozen copy, mean over
-a completion, then over completions), 16 rows of one forward and backward, float32, one thread, one
-process each. The two take turns, a
-block of steps each; figures are medians over the rounds. Memory is the peak of the resident set
-during the blocks less what was resident when everything was loaded.
+a completion, then over completions), 16 rows per forward and backward, float32, one thread, one
+process each. The two alternate in blocks of steps; figures are medians over the rounds. Memory is
+the peak of the resident set during the blocks, minus the resident set after loading.
 
---vocabulary gives the model that many rows of embeddings (and random weights): what a real
-tokenizer's size costs. Without it the demo's own model is trained.
+--vocabulary sets the number of embedding rows, with random weights, to measure the cost of a real
+tokenizer's vocabulary. Without it the demo's own model is trained.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 PROMPTS, GROUP, NEW_TOKENS, RATE, BETA = 8, 8, 32, 1e-4, 0.04
-ROWS = 16  # of one forward and backward
+ROWS = 16  # per forward and backward
 Block = Callable[[int], None]  # runs that many optimizer steps
 
 
@@ -143,7 +142,7 @@ def theirs(model: str, prompts: str, folder: Path) -> Block:
 
 
 def work(kind: str, model: str, prompts: str) -> None:
-    """A process of its own: builds, then answers every number of steps with its costs."""
+    """The loop of a worker process: reads numbers of steps, and prints the costs of each block."""
     import torch
 
     torch.set_num_threads(1)
@@ -190,7 +189,8 @@ class Worker:
 
 
 def with_vocabulary(model: str, rows: int, folder: Path) -> str:
-    """A small Qwen3 with that many rows of embeddings, and the demo's tokenizer."""
+    """Writes a small Qwen3 with `rows` embedding rows and the demo's tokenizer; returns its
+    folder."""
     import shutil
 
     import torch

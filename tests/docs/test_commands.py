@@ -79,15 +79,18 @@ def check(words: list[str]) -> None:
 
 
 def check_python(words: list[str]) -> None:
-    if words[0] != "-m":
+    if words[:2] == ["-m", "adrpo_scale"]:
+        check_command(words[2:])
+        return
+    if words[0] == "-m":
+        found = importlib.util.find_spec(words[1])
+        assert found is not None and found.origin is not None, f"{words[1]} is no module"
+        script = Path(found.origin)
+    else:
         script = ROOT / words[0]
         assert script.is_file(), f"{script} is not there"
-        for option in (word for word in words if word.startswith("--")):
-            assert f'"{option.partition("=")[0]}"' in script.read_text(), f"{option} is not its own"
-    elif words[1] == "adrpo_scale":
-        check_command(words[2:])
-    else:
-        assert importlib.util.find_spec(words[1]) is not None, f"{words[1]} is no module"
+    for option in (word for word in words if word.startswith("--")):
+        assert f'"{option.partition("=")[0]}"' in script.read_text(), f"{option} is not its own"
 
 
 def check_command(words: list[str]) -> None:
@@ -158,7 +161,8 @@ def test_a_config_that_a_reader_writes_is_shown():
         "torchrun --nprocs 2 -m adrpo_scale train configs/sd3/adrpo.toml",
         "sbatch --node=10 slurm/train.sbatch configs/sd3/adrpo.toml",
         "sbatch --nodes=10 slurm/train.sbatch configs/sd3/adrpo.toml --seed 1",
-        "python benchmarks/overhead.py --round 20",
+        "python -m benchmarks.overhead --round 20",
+        "python -m benchmarks.overheads",
         "python benchmarks/overheads.py",
         "make doc",
     ],
