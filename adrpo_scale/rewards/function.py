@@ -32,7 +32,7 @@ class FunctionReward(Reward):
         try:
             self._function = imported(config.path)
         except ImportError as error:
-            raise RewardError(f"rewards.path = {config.path!r} {error}") from error
+            raise RewardError(f"reward {self.label}: path = {config.path!r} {error}") from error
 
     def __call__(self, artifacts: Sequence[Any], prompts: Sequence[Prompt]) -> Tensor:
         return torch.as_tensor(self._function(list(artifacts), list(prompts)))

@@ -156,8 +156,8 @@ def test_a_function_may_answer_with_a_list_an_array_or_a_tensor(name):
     "path", ["no_such_module:f", "tests.rewards.test_rewards:no_such", "json", ""]
 )
 def test_a_function_that_cannot_be_imported_is_named(path):
-    with pytest.raises(RewardError, match="cannot be imported"):
-        FunctionReward(FunctionRewardConfig(path=path), CPU)
+    with pytest.raises(RewardError, match=f"reward mine: path = '{path}' cannot be imported"):
+        FunctionReward(FunctionRewardConfig(path=path, name="mine"), CPU)
 
 
 @pytest.mark.parametrize("name", ["as_column", "as_one_number"])
