@@ -1,1 +1,1 @@
-"""What a job checks before it loads a model: nodes, folders, versions, GPUs and the network."""
+"""Checks of a job before it loads a model: nodes, folders, versions, GPUs and the network."""

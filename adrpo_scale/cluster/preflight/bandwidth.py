@@ -1,12 +1,12 @@
-"""Whether all-reduce gives the right sums, and how fast: within nodes, between them, everywhere.
+"""Correctness and bandwidth of all-reduce: within nodes, between nodes, over all processes.
 
-Small groups come first, so that a fault has a name: each node by itself; then pairs of neighbours
-on a ring of the nodes, in rounds of pairs that share no node, so that every node is in two pairs
-whatever their number (a node is bad where all its pairs are); then all processes together.
+Small groups come first, so that a fault can be attributed: each node by itself; then pairs of
+neighbours on a ring of the nodes, in rounds of pairs that share no node, so that each node is in
+two pairs (a node is bad where both fail); then all processes together.
 
-Groups are made directly on the store of the rendezvous, without torch's global process group: some
-of them are to fail, and the next ones must work nevertheless. Each measurement runs in a thread
-that is left behind where it does not come back, as a broken network can block NCCL for good.
+Groups are made directly on the rendezvous's store, without torch's global process group: after a
+group has failed, the next one must still work. Each measurement runs in a thread of its own, which
+is abandoned if it does not return, because a broken network can block NCCL forever.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from adrpo_scale.cluster.preflight.node import Node
 
 BYTES = {"gloo": 4 << 20, "nccl": 64 << 20}  # of the message that is timed
 REPEATS = 3
-SECONDS = 60.0  # for a group to form and sum; the first NCCL call of a node takes some
+SECONDS = 60.0  # limit for a group to form and sum; a node's first NCCL call takes seconds
 _PATTERN = 3
 
-_kept: list[Any] = []  # groups that are closed while others still use theirs can abort a process
+_kept: list[Any] = []  # keeps groups open: closing one while others are in use can abort
 
 
 @dataclass(frozen=True)
 class Sums:
-    """What one group measured. members: ranks. bandwidth: bytes per second and process that cross a
-    link of a ring, 2(n-1)/n · size/time (nccl-tests' "bus bandwidth"), of the slowest member; None
-    where it failed. wrong: of a sum that is not what it should be. failed: rank → why."""
+    """The measurement of one group. members: ranks. bandwidth: bytes/s over a link of a ring,
+    2(n-1)/n · size/time (nccl-tests' "bus bandwidth"), of the slowest member; None where the group
+    failed. wrong: description of a wrong sum. failed: rank → reason."""
 
     backend: str
     members: tuple[int, ...]
@@ -60,7 +60,7 @@ def within_nodes(nodes: Sequence[Node]) -> list[list[int]]:
 
 
 def ring_rounds(number: int) -> list[list[tuple[int, int]]]:
-    """Pairs of neighbours on a ring of `number` nodes, in rounds in which no node is twice:
+    """Pairs of neighbours on a ring of `number` nodes, in rounds that use each node at most once:
     4 → [[(0, 1), (2, 3)], [(1, 2), (3, 0)]]; an odd number takes a third round."""
     if number < 2:
         return []
@@ -73,7 +73,7 @@ def ring_rounds(number: int) -> list[list[tuple[int, int]]]:
 
 
 def between_nodes(nodes: Sequence[Node]) -> list[list[list[int]]]:
-    """Rounds of pairs of processes, one process a node."""
+    """Rounds of pairs of ranks, one rank of each node."""
     firsts = [node.ranks[0] for node in nodes]
     rounds = ring_rounds(len(nodes))
     return [[[firsts[a], firsts[b]] for a, b in pairs] for pairs in rounds]
@@ -83,8 +83,8 @@ def between_nodes(nodes: Sequence[Node]) -> list[list[list[int]]]:
 
 
 def measure(order: Mapping[str, Any], store: Any, place: Place) -> dict[str, Any] | None:
-    """This process's part of a round; None where no group has it. order: `key`, unique; `groups`,
-    lists of ranks; `backend`; `seconds`."""
+    """This process's part of a round; None where it is in no group. order: a unique `key`;
+    `groups`, lists of ranks; `backend`; `seconds`, the time limit."""
     mine = [group for group in order["groups"] if place.rank in group]
     if not mine:
         return None
@@ -103,7 +103,7 @@ def measure(order: Mapping[str, Any], store: Any, place: Place) -> dict[str, Any
 
 
 def _short(error: Exception) -> str:
-    """The first line without where in torch's sources it was raised."""
+    """The first line of an error, without its place in torch's sources."""
     line = (str(error).splitlines() or [""])[0]
     return line.rpartition("] ")[2] or repr(error)
 
@@ -118,7 +118,7 @@ def _measure(
     _kept.append(group)
     device = torch.device("cuda", place.local_rank) if backend == "nccl" else torch.device("cpu")
     if device.type == "cuda":
-        torch.cuda.set_device(device)  # of this thread
+        torch.cuda.set_device(device)  # the current device is a thread's own
     dtypes = [torch.float32, torch.bfloat16] if backend == "nccl" else [torch.float32]
     for dtype in dtypes:
         numbers = contribution(rank, 1 << 16, dtype).to(device)
@@ -130,7 +130,7 @@ def _measure(
 
 
 def new_group(backend: str, store: Any, rank: int, size: int, timeout: timedelta) -> Any:
-    """A process group of its own. Raises RuntimeError where its members do not find each other."""
+    """A separate process group. Raises RuntimeError where its members do not find each other."""
     if backend == "gloo":
         return td.ProcessGroupGloo(store, rank, size, timeout)
     os.environ["TORCH_NCCL_BLOCKING_WAIT"] = "1"  # an exception at the time limit, not an abort
@@ -140,7 +140,7 @@ def new_group(backend: str, store: Any, rank: int, size: int, timeout: timedelta
 
 
 def _fastest(group: Any, device: torch.device, size: int) -> float:
-    """Seconds of the best of some sums of `size` bytes, after one to warm up."""
+    """Seconds of the fastest of REPEATS sums of `size` bytes, after one warm-up."""
     message = torch.zeros(size // 4, device=device)
     times = []
     for _ in range(1 + REPEATS):
@@ -153,13 +153,14 @@ def _fastest(group: Any, device: torch.device, size: int) -> float:
 
 
 def contribution(rank: int, number: int, dtype: torch.dtype) -> Tensor:
-    """[number] of 0 and 1, another pattern for each rank; their sum is exact in bfloat16 up to 256
-    times three ranks, in any order."""
+    """[number] of 0 and 1, in a pattern that depends on rank mod 3: sums in bfloat16 are exact in
+    any order for up to 768 ranks."""
     return ((torch.arange(number) + rank) % _PATTERN == 0).to(dtype)
 
 
 def wrong_sum(found: Tensor, size: int) -> str | None:
-    """What is wrong with the sum of the contributions of ranks 0 … size-1; None: nothing."""
+    """A description of wrong sums of the contributions of ranks 0 … size-1; None if all are
+    right."""
     expected = sum(contribution(r, len(found), torch.float32) for r in range(size))
     right = found.detach().to("cpu", torch.float32) == expected
     if bool(right.all()):
@@ -176,8 +177,8 @@ def wrong_sum(found: Tensor, size: int) -> str | None:
 
 
 def combine(order: Mapping[str, Any], answers: Mapping[int, Mapping[str, Any]]) -> list[Sums]:
-    """One result a group. answers: by rank, as the rendezvous gives them; a rank that did not
-    answer has failed."""
+    """One result for each group. answers: the rendezvous's, by rank; a rank without an answer has
+    failed."""
     return [_combined(order["backend"], group, answers) for group in order["groups"]]
 
 

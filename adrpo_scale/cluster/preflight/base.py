@@ -1,7 +1,7 @@
-"""What a preflight says: checks, what each has found, and what that means for the job.
+"""The result of a preflight: checks, their findings, and the exit code that follows.
 
-A fault stops the job, a warning does not. A fault of scope `node` is one that other nodes in place
-of the named ones would fix; of scope `run` one that only a person can.
+A fault stops the job, a warning does not. A fault of scope `node` disappears with other nodes in
+place of the named ones; a fault of scope `run` needs a person.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ FIT, SETUP_FAULT, NODE_FAULT = 0, 2, 4  # exit codes; errors.py has the same for
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that is not as it should be. nodes: the names of those it is about."""
+    """A fault or a warning. nodes: the names of the nodes concerned."""
 
     severity: Literal["fault", "warning"]
     value: str
@@ -31,7 +31,8 @@ class Finding:
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the table. name: its name for `--skip`. stated: the line where all is well."""
+    """One line of the table. name: for `--skip`. stated: the text of the line if nothing is
+    found."""
 
     name: str
     stated: str
@@ -45,8 +46,8 @@ class Check:
 
 @dataclass(frozen=True)
 class Place:
-    """Where this process is. node: number of its node, from 0. names: of all nodes, in their order,
-    as the job script gave them; may be empty."""
+    """The place of this process in the job. node: number of its node, from 0. names: names of all
+    nodes, in order, from the job script; may be empty."""
 
     rank: int = 0
     world: int = 1
@@ -57,13 +58,13 @@ class Place:
     names: tuple[str, ...] = ()
 
     def name_of(self, rank: int) -> str | None:
-        """The node that a process should be on; None where it is not known."""
+        """The node of a rank; None where it is unknown."""
         number = rank // self.local_world
         return self.names[number] if number < len(self.names) else None
 
 
 def find_place(env: Mapping[str, str] = os.environ) -> Place:
-    """From the launcher's variables and ADRPO_NODES, the nodes' names separated by commas."""
+    """The place by the launcher's variables and ADRPO_NODES (the nodes' names, comma-separated)."""
     facts = dist.rank_facts(env)
     if facts.launcher == "srun":
         node = int(env["SLURM_NODEID"])
@@ -75,7 +76,7 @@ def find_place(env: Mapping[str, str] = os.environ) -> Place:
 
 
 def exit_code(checks: Iterable[Check]) -> int:
-    """0: fit. 4: other nodes would fix every fault. 2: they would not."""
+    """0: fit; 4: faults that other nodes fix; 2: faults that they do not fix."""
     scopes = {f.scope for check in checks for f in check.findings if f.severity == "fault"}
     return FIT if not scopes else SETUP_FAULT if "run" in scopes else NODE_FAULT
 

@@ -1,6 +1,6 @@
-"""What is wrong with the nodes, from what they say of themselves. Pure functions.
+"""Checks of the nodes by their surveys; pure functions.
 
-Each takes the nodes in their order and returns one line of the table.
+Each takes the nodes in order and returns one line of the table.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ SCRATCH_BYTES = 2_000_000_000
 SHARED_MEMORY_BYTES = 1_000_000_000
 
 
-# ---- who is there --------------------------------------------------------------------------------
+# ---- presence ------------------------------------------------------------------------------------
 
 
 def check_present(place: Place, absent: Sequence[int], seconds: float, did: str) -> Check:
-    """absent: ranks. did: what they have not done, `answer`. Names their nodes where the job
-    script states which there are."""
+    """Every process has answered. absent: ranks that have not; did: the missing action, "answer".
+    The finding names their nodes where the job script states the names."""
     nodes = len(place.names) or -(-place.world // place.local_world)
     stated = f"{counted(nodes, 'node')}, {counted(place.world, 'process')}"
     ranks_of: dict[str | None, list[int]] = {}
@@ -51,7 +51,7 @@ def check_present(place: Place, absent: Sequence[int], seconds: float, did: str)
 
 
 def check_errors(place: Place, errors: Mapping[int, str]) -> Check:
-    """errors: what went wrong on a rank while it looked."""
+    """No survey failed. errors: rank → its error."""
     findings = []
     for rank, error in errors.items():
         name = place.name_of(rank)
@@ -78,7 +78,7 @@ def check_folder(nodes: Sequence[Node], folder: str) -> Check:
     findings = []
     blind = [node for group in unseen.values() for node in group]
     for why, bad in alike(unseen):
-        is_local = len(blind) == len(others) > 1  # nobody but rank 0's node has it
+        is_local = len(blind) == len(others) > 1  # only rank 0's node sees it
         findings.append(
             Finding(
                 "fault",
@@ -105,13 +105,13 @@ def check_folder(nodes: Sequence[Node], folder: str) -> Check:
 
 
 def _why_unwritable(node: Node) -> str | None:
-    """Only of nodes that see the folder: one finding a node is enough."""
+    """The reason; None for nodes that do not see the folder: one finding for a node is enough."""
     facts = node.facts.folder
     return None if facts is None or facts.unseen is not None else facts.unwritable
 
 
 def check_models(nodes: Sequence[Node], number: int) -> Check:
-    """Every node has the run's models, the same of them. number: how many there are."""
+    """Every node has the same copies of the run's models. number: how many models there are."""
     missing = by_value(
         nodes, lambda n: "\n".join(n.facts.models.missing) if n.facts.models else None
     )
@@ -146,8 +146,8 @@ def check_models(nodes: Sequence[Node], number: int) -> Check:
 def check_space(
     space: Space, folder: str, size: int | None, count: int, files: int, how: str
 ) -> Check:
-    """Room for `count` checkpoints of `size` bytes (None: not known yet) with `files` files in all;
-    how: where the size is from."""
+    """Space for `count` checkpoints of `size` bytes (None: not known yet), with `files` files in
+    total. how: the source of the size."""
     if size is None:
         free = f"{size_text(space.free_bytes)} free by the {space.source}"
         return Check("space", f"{free}; what a checkpoint takes is known once the model is loaded")
@@ -169,7 +169,7 @@ def check_space(
 
 
 def check_scratch(nodes: Sequence[Node]) -> Check:
-    """Node-local space for temporary files and compile caches."""
+    """Node-local space for temporary files and caches of compiled kernels."""
     stated = [node.facts.scratch for node in nodes if node.facts.scratch]
     least = min((free for _, free in stated), default=0)
 
@@ -189,8 +189,8 @@ def check_scratch(nodes: Sequence[Node]) -> Check:
 
 
 def check_versions(nodes: Sequence[Node]) -> Check:
-    """Code, config file, python and packages are the same everywhere (fault); so are the drivers
-    (warning: nodes are updated one after the other)."""
+    """Code, config file, Python and packages are the same on all nodes (else a fault); so are the
+    drivers (else a warning: nodes are updated one by one)."""
     findings = []
     code = [_without(node, "driver") for node in nodes]
     drivers = [_without(node, "commit", "versions", "cuda") for node in nodes]
@@ -217,7 +217,7 @@ def _version_finding(
     lines: list[str],
     severity: Any,
 ) -> Finding:
-    """The odd ones are those that differ from what most have."""
+    """A finding about the nodes that differ from the most frequent environment."""
     groups: dict[str, list[Node]] = {}
     for node, facts in zip(nodes, environments, strict=True):
         key = json.dumps({k: v for k, v in facts.items() if k != "host"}, sort_keys=True)
@@ -234,7 +234,7 @@ def _version_finding(
 
 
 def check_clocks(nodes: Sequence[Node], offsets: Mapping[int, float]) -> Check:
-    """offsets: node number → seconds that its clock is ahead of rank 0's."""
+    """Clocks agree. offsets: node number → seconds that its clock is ahead of rank 0's."""
     middle = median(offsets.values()) if offsets else 0.0
 
     def wrong(node: Node) -> str | None:
@@ -243,7 +243,7 @@ def check_clocks(nodes: Sequence[Node], offsets: Mapping[int, float]) -> Check:
             return None
         return f"the clock is {abs(ahead):.0f} s {'ahead' if ahead > 0 else 'behind'}"
 
-    remedy = "ask for its time service to be fixed; ages of locks and checkpoints are judged by it"
+    remedy = "have its time service fixed: ages of locks and checkpoints depend on it"
     findings = [
         found(bad, nodes, "warning", value, f"within {CLOCK_SECONDS:g} s of the others", remedy)
         for value, bad in alike(by_value(nodes, wrong))
@@ -253,8 +253,8 @@ def check_clocks(nodes: Sequence[Node], offsets: Mapping[int, float]) -> Check:
 
 
 def check_limits(nodes: Sequence[Node], world: int, is_cuda: bool) -> Check:
-    """What NCCL and many connections need of the operating system; warnings alone."""
-    files = 256 + 8 * world  # each process is connected with every other, in several groups
+    """Limits of the operating system that NCCL and many connections need; warnings only."""
+    files = 256 + 8 * world  # each process connects to all others, in several groups
 
     def open_files(node: Node) -> str | None:
         limit = -1 if node.facts.limits is None else node.facts.limits.open_files

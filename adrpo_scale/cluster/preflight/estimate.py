@@ -1,8 +1,8 @@
-"""What a checkpoint of a run will take, before any model is loaded. On rank 0 alone.
+"""The estimated size of a run's checkpoints, before any model is loaded; on rank 0 alone.
 
 Checkpoints hold the trained parameters, Adam's two moments and, with `ema_decay`, an average, all
-in float32. The sizes are those of the run's last checkpoint, or come from the headers of the weight
-files; `train` checks again, with the exact ones, once its model is loaded.
+in float32. The size is that of the run's newest checkpoint, or follows from the headers of the
+weight files; `train` checks again with exact sizes once its model is loaded.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _FLOAT32 = 4  # bytes
 
 
 def space_check(config: RunConfig, run: Path, world: int) -> Check:
-    """Room for the checkpoints that the run keeps and one being written, less those it has."""
+    """Space for the checkpoints that the run keeps and one being written, less existing ones."""
     settings = config.checkpoint
     there = committed(run / CHECKPOINTS) if run.is_dir() else {}
     size, how = _measured(there) if there else (_estimated(config), "estimated")
@@ -44,7 +44,7 @@ def _measured(there: dict[int, Path]) -> tuple[int, str]:
 
 
 def _estimated(config: RunConfig) -> int | None:
-    """None where the weights are not here; the check of the models says so."""
+    """Bytes of a checkpoint; None where the weights are not here, which `check_models` reports."""
     try:
         elements = trained_elements(config)
     except AdrpoError:
@@ -54,9 +54,9 @@ def _estimated(config: RunConfig) -> int | None:
 
 
 def trained_elements(config: RunConfig) -> int | None:
-    """How many numbers are trained (of all parameters some more: files hold buffers too); None for
-    a domain whose weights are not known here. Raises ModelNotFoundError where the model is not on
-    this machine."""
+    """The number of trained elements (in full training slightly too high: files hold buffers, too);
+    None for a domain whose weights are unknown here. Raises ModelNotFoundError where the model is
+    not on this machine."""
     domain, table = config.domain, DOMAINS[config.domain.name]
     (need, *_) = domain.needs_from_hub()
     weights = table.weights_in(find_here(need))
@@ -74,7 +74,7 @@ def trained_elements(config: RunConfig) -> int | None:
 
 
 def _is_adapted(name: str, shape: tuple[int, ...], targets: tuple[str, ...]) -> bool:
-    """Whether adapters [rank, in] and [out, rank] are put on this matrix [out, in]."""
+    """True where this matrix [out, in] gets adapters [rank, in] and [out, rank]."""
     module, _, leaf = name.rpartition(".")
     named = any(module == target or module.endswith(f".{target}") for target in targets)
     return leaf == "weight" and len(shape) == 2 and named

@@ -1,4 +1,4 @@
-"""What is wrong with the GPUs of the nodes, from what they say of them. Pure functions."""
+"""Checks of the nodes' GPUs by their surveys; pure functions."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from adrpo_scale.cluster.preflight.judging import Severity, alike, by_value, fou
 from adrpo_scale.cluster.preflight.node import GpuFacts, Node
 from adrpo_scale.core.disk_space import size_text
 
-USED_BYTES, USED_SHARE = 2_000_000_000, 0.05  # a context, and what a desktop takes
+USED_BYTES, USED_SHARE = 2_000_000_000, 0.05  # tolerated: a context, and a desktop
 MINIMUM_DRIVER = {"12": "525.60.13", "13": "580.65.06"}  # NVIDIA's CUDA compatibility guide
 
 
 def uses_cuda(nodes: Sequence[Node], device: str) -> bool:
-    """Whether the run computes on GPUs: with `auto`, where any node can."""
+    """True where the run computes on GPUs; with "auto", where any node can."""
     able = any(node.facts.cuda is not None and node.facts.cuda.available for node in nodes)
     return device == "cuda" or (device == "auto" and able)
 
 
 def check_gpus(nodes: Sequence[Node], device: str) -> Check:
-    """A working, free GPU of one model for every process. device: the setting engine.device."""
+    """Every process has a working, free GPU, all of one model. device: the setting
+    engine.device."""
     if device == "cpu":
         return Check("gpus", 'none is used: engine.device = "cpu"')
     if not uses_cuda(nodes, device):
@@ -44,7 +45,7 @@ def check_gpus(nodes: Sequence[Node], device: str) -> Check:
 
 
 def _unused(nodes: Sequence[Node]) -> Iterable[Finding]:
-    """GPUs or drivers are there, but no node can use them: days on a CPU that nobody wanted."""
+    """Findings about GPUs or drivers that no node can use: the run would silently use the CPU."""
 
     def unusable(node: Node) -> str | None:
         cuda = node.facts.cuda

@@ -1,4 +1,4 @@
-"""Which nodes the measured sums speak against. Pure functions."""
+"""Checks of the measured all-reduces; pure functions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from adrpo_scale.cluster.preflight.judging import found
 from adrpo_scale.cluster.preflight.node import Node
 from adrpo_scale.core.disk_space import size_text
 
-SLOW = 0.5  # of the median: slower nodes are named
+SLOW = 0.5  # share of the median below which a node is named
 _NETWORK = (
     "set NCCL_SOCKET_IFNAME and GLOO_SOCKET_IFNAME to the interface between the nodes, or exclude "
     "the node; NCCL_DEBUG=INFO says more"
@@ -21,7 +21,7 @@ _INSIDE = "exclude the node, and report it; NCCL_DEBUG=INFO says more, NCCL_P2P_
 
 
 def check_within(nodes: Sequence[Node], sums: Sequence[Sums]) -> Check:
-    """All-reduce among the processes of each node."""
+    """All-reduce among the processes of each node works."""
     of_node = {rank: node for node in nodes for rank in node.ranks}
     findings = []
     for one in (one for one in sums if not one.is_sound):
@@ -35,15 +35,15 @@ def check_within(nodes: Sequence[Node], sums: Sequence[Sums]) -> Check:
 
 
 def check_pairs(nodes: Sequence[Node], sums: Sequence[Sums]) -> Check:
-    """All-reduce between neighbours on the ring of nodes: a node is bad where all its pairs are,
-    slow where even its best is."""
+    """All-reduce between neighbours on the ring of nodes works. A node is bad where all its pairs
+    fail, slow where even its fastest pair is."""
     of_node = {rank: node for node in nodes for rank in node.ranks}
     findings = []
     for backend, own in _by_backend(sums).items():
         broken = [one for one in own if not one.is_sound]
         pairs = {node.number: [o for o in own if node.ranks[0] in o.members] for node in nodes}
         bad = [n for n in nodes if pairs[n.number] and not any(o.is_sound for o in pairs[n.number])]
-        if len(bad) == len(nodes) > 2:  # not the nodes, but what they have in common
+        if len(bad) == len(nodes) > 2:  # the nodes share the cause
             value = f"{backend} all-reduce between any two neighbours: {_what(broken[0])}"
             findings.append(found(bad, nodes, "fault", value, "right sums", _NETWORK))
             continue
@@ -68,7 +68,7 @@ def check_pairs(nodes: Sequence[Node], sums: Sequence[Sums]) -> Check:
 
 
 def _most_telling(pairs: Sequence[Sums], node: Node) -> Sums:
-    """The first in which the node itself says what went wrong, without its neighbour's words."""
+    """The first pair in which the node itself reports an error, without its neighbour's report."""
     for one in pairs:
         own = {rank: why for rank, why in (one.failed or {}).items() if rank in node.ranks}
         if own:
@@ -77,7 +77,7 @@ def _most_telling(pairs: Sequence[Sums], node: Node) -> Sums:
 
 
 def check_all(nodes: Sequence[Node], sums: Sequence[Sums]) -> Check:
-    """All-reduce of all processes at once, after every node and every pair was fine."""
+    """All-reduce of all processes works; run after all nodes and pairs were sound."""
     findings = []
     for one in (one for one in sums if not one.is_sound):
         value = f"{one.backend} all-reduce of all {len(one.members)} processes: {_what(one)}"
@@ -100,7 +100,8 @@ def _by_backend(sums: Sequence[Sums]) -> dict[str, list[Sums]]:
 def _slow(
     nodes: Sequence[Node], backend: str, rates: Mapping[int, float], where: str, remedy: str
 ) -> list[Finding]:
-    """Warnings about nodes under half of the median; of two nodes nobody knows which is normal."""
+    """Warnings about nodes below SLOW of the median; none for two nodes, which have no usual
+    rate."""
     if len(rates) < 3:
         return []
     usual = median(rates.values())

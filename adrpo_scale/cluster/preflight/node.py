@@ -1,4 +1,4 @@
-"""What a process says of itself and of its node: plain data, sent to rank 0 as JSON."""
+"""Surveys: a process's facts about itself and its node, sent to rank 0 as JSON."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from adrpo_scale.hub.needs import HubNeed
 
 @dataclass(frozen=True)
 class Request:
-    """What every process is to look at.
+    """The survey that rank 0 requests of every process.
 
-    folder: the run folder, or the nearest parent that rank 0 sees. token: the name of a file that
-    rank 0 wrote there, which contains its own name; None where it could not. device: the setting
-    `engine.device`. config: the run's TOML file. needs: the models of the run.
+    folder: the run folder, or its nearest parent that rank 0 sees. token: the name of a file that
+    rank 0 wrote there and that contains its own name; None where writing failed. device: the
+    setting `engine.device`. config: the run's TOML file. needs: the run's models. skipped: names of
+    checks.
     """
 
     folder: str
@@ -30,7 +31,8 @@ class Request:
 
 @dataclass(frozen=True)
 class FolderFacts:
-    """unseen: why the token is not seen, None if it is. unwritable: why no file can be made."""
+    """A node's view of the run folder. unseen: reason why the token is not seen, or None.
+    unwritable: reason why no file can be written, or None."""
 
     unseen: str | None = None
     unwritable: str | None = None
@@ -38,7 +40,8 @@ class FolderFacts:
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """missing: a line each. fingerprint: equal where revisions and sizes are."""
+    """A node's copies of the models. missing: a line for each missing model. fingerprint: equal for
+    equal revisions and file sizes."""
 
     missing: tuple[str, ...] = ()
     fingerprint: str = ""
@@ -46,8 +49,9 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class Limits:
-    """Of a node: bytes free in /dev/shm (None: it is not there), open files of a process, bytes of
-    locked memory (-1: no limit), and whether there is an InfiniBand adapter that needs them."""
+    """Limits of a node. shared_memory: bytes free in /dev/shm, None without it. open_files: of one
+    process. locked_memory: bytes; -1: no limit. infiniband: there is an adapter, which needs locked
+    memory."""
 
     shared_memory: int | None = None
     open_files: int = -1
@@ -57,9 +61,9 @@ class Limits:
 
 @dataclass(frozen=True)
 class CudaFacts:
-    """Of a node: whether torch can compute on its GPUs, and how many it sees. why: torch's words
-    where it cannot. wheel: the CUDA version of torch, None for a build without. granted: the GPUs
-    that Slurm gave, 0 where it says nothing."""
+    """CUDA on a node. available: torch can compute on GPUs; count: the GPUs that it sees. why: its
+    warnings where it cannot. wheel: torch's CUDA version; None for a build without CUDA. granted:
+    number of GPUs that Slurm assigned; 0 where unstated."""
 
     available: bool = False
     count: int = 0
@@ -71,8 +75,8 @@ class CudaFacts:
 
 @dataclass(frozen=True)
 class GpuFacts:
-    """Of one process's GPU. used: bytes that were taken when this process had taken nothing but its
-    own context. users: other processes on it, where `nvidia-smi` names them."""
+    """The GPU of one process. used: bytes in use while this process holds only its context. users:
+    other processes on it, where `nvidia-smi` names them."""
 
     index: int
     name: str = ""
@@ -84,7 +88,8 @@ class GpuFacts:
 
 @dataclass(frozen=True)
 class NodeFacts:
-    """What local rank 0 says for its node. scratch: (folder of temporary files, bytes free)."""
+    """The facts of a node, from its local rank 0. scratch: (folder of temporary files, bytes
+    free)."""
 
     environment: Mapping[str, Any]
     folder: FolderFacts | None = None
@@ -96,7 +101,7 @@ class NodeFacts:
 
 @dataclass(frozen=True)
 class Survey:
-    """What one process says. node: None but from local rank 0."""
+    """The survey of one process. number: its node's. node: only from local rank 0."""
 
     rank: int
     number: int
@@ -120,7 +125,7 @@ _REQUEST, _SURVEY = TypeAdapter(Request), TypeAdapter(Survey)
 
 
 def to_data(value: Request | Survey) -> dict[str, Any]:
-    """JSON-able."""
+    """`value` as JSON-able data."""
     adapter: TypeAdapter[Any] = _REQUEST if isinstance(value, Request) else _SURVEY
     return adapter.dump_python(value, mode="json")
 
@@ -134,7 +139,7 @@ def to_survey(data: Mapping[str, Any]) -> Survey:
 
 
 def to_nodes(surveys: Sequence[Survey]) -> list[Node]:
-    """The nodes, in their order. Every node's local rank 0 must be among the surveys."""
+    """The nodes, in order. Every node's local rank 0 must be among the surveys."""
     members: dict[int, list[Survey]] = {}
     for survey in sorted(surveys, key=lambda survey: survey.rank):
         members.setdefault(survey.number, []).append(survey)

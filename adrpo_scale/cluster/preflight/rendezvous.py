@@ -1,8 +1,7 @@
-"""Where all processes of a job meet before any process group, so that those who do not come have a
-name.
+"""The rendezvous of all processes of a job before any process group: it can name absent ones.
 
-Rank 0 opens a `TCPStore`. Everybody says hello; then rank 0 gives orders, one after the other, and
-everybody answers each. The last order is to end, with the exit code that all processes share.
+Rank 0 opens a `TCPStore`. Every process says hello; then rank 0 gives orders, one after the other,
+and every process answers each. The last order is to end, with the exit code for all processes.
 """
 
 from __future__ import annotations
@@ -26,10 +25,10 @@ from adrpo_scale.core.errors import ConfigError, NodeError, StopRequested
 
 Order = Mapping[str, Any]
 END = "end"
-_POLL_SECONDS = 0.05  # the store's own waits do not see signals, and warn at each time limit
-_NOTICE_SECONDS = 15.0  # silence after which a person is told whom it waits for
-_LATE_SECONDS = 3.0  # between the first process that starts and the last
-_BUSY_SECONDS = 15.0  # for what a process is doing while rank 0 ends: it may look for a folder
+_POLL_SECONDS = 0.05  # polling: the store's own waits ignore signals and print warnings
+_NOTICE_SECONDS = 15.0  # waiting time after which the awaited nodes are printed
+_LATE_SECONDS = 3.0  # between the starts of the first and the last process
+_BUSY_SECONDS = 15.0  # for a process that is busy when rank 0 ends, e.g. with a slow folder
 _INTERFACE = (
     "set NCCL_SOCKET_IFNAME and GLOO_SOCKET_IFNAME to the interface between the nodes (`ip -br "
     "addr` lists them)"
@@ -47,7 +46,7 @@ class Meeting:
     # ---- rank 0 ----------------------------------------------------------------------------------
 
     def absent(self) -> list[int]:
-        """The ranks that have not called in time."""
+        """The ranks that have not said hello in time."""
         left = self._begin + self.seconds - time.monotonic()
         here = self._collect("hello", range(self.place.world), left)
         return [rank for rank in range(self.place.world) if rank not in here]
@@ -55,9 +54,8 @@ class Meeting:
     def ask(
         self, order: Order, obey: Callable[[Order], Any], seconds: float | None = None
     ) -> dict[int, dict[str, Any]]:
-        """Gives an order, obeys it too, and returns each rank's `{"answer": …}` or
-        `{"error": text}`, with the time `at` which it came by this clock; a rank without an answer
-        in time has none."""
+        """Gives an order, obeys it too, and returns the answers in time, by rank: `{"answer": …}`
+        or `{"error": text}`, each with its arrival time `at` by this process's clock."""
         self._set(f"order/{self._number}", order)
         step = f"answer/{self._number}"
         self._number += 1
@@ -65,8 +63,8 @@ class Meeting:
         return self._collect(step, range(self.place.world), seconds or self.seconds)
 
     def end(self, code: int) -> None:
-        """Everybody exits with `code`. Waits until those who are here know it, as the store ends
-        with this process; the rest of a start-up for the others."""
+        """Orders all processes to exit with `code`. The store ends with this process, so it waits
+        until all present processes have read the order, and briefly for late ones."""
         self._set(f"order/{self._number}", {"do": END, "code": code})
         ranks = [rank for rank in range(self.place.world) if rank != self.place.rank]
         told = self._collect("bye", ranks, _LATE_SECONDS)
@@ -78,7 +76,7 @@ class Meeting:
         waiting, found = list(ranks), {}
         begin, is_noticed = time.monotonic(), step == "bye"
         while True:
-            # Every one, at each turn: others may have spoken while the first one was waited for.
+            # All of them at each turn: any of them may have answered in the meantime.
             here = [rank for rank in waiting if self.store.check([f"{step}/{rank}"])]
             for rank in here:
                 found[rank] = json.loads(self.store.get(f"{step}/{rank}")) | {"at": time.time()}
@@ -103,7 +101,8 @@ class Meeting:
         self._set(f"hello/{self.place.rank}", {})
 
     def serve(self, obey: Callable[[Order], Any]) -> int:
-        """Obeys rank 0 until the end; returns the exit code. NodeError where rank 0 is gone."""
+        """Obeys rank 0 until it ends; returns the exit code. Raises NodeError where rank 0 is
+        lost."""
         while True:
             order = self._hear()
             if order["do"] == END:
@@ -114,7 +113,7 @@ class Meeting:
             self._set(f"{step}/{self.place.rank}", _answer(order, obey))
 
     def _hear(self) -> Order:
-        # Rank 0 may wait this long for others, and has work of its own between two orders.
+        # Between two orders, rank 0 may wait this long for others, and works itself.
         deadline = time.monotonic() + 2 * self.seconds + 60
         key = f"order/{self._number}"
         try:
@@ -141,7 +140,8 @@ class Meeting:
 
 
 def _answer(order: Order, obey: Callable[[Order], Any]) -> dict[str, Any]:
-    """An exception is an answer too: its node is to be named, and rank 0 not to wait for it."""
+    """The answer to an order; an exception becomes one, so that rank 0 can name the node at
+    once."""
     try:
         return {"answer": obey(order)}
     except StopRequested:
@@ -151,8 +151,8 @@ def _answer(order: Order, obey: Callable[[Order], Any]) -> dict[str, Any]:
 
 
 def meet(place: Place, seconds: float) -> Meeting:
-    """Opens the store on rank 0, or reaches it. Raises NodeError where that cannot be, ConfigError
-    where its place is not stated."""
+    """Opens the store on rank 0, or connects to it. Raises NodeError where that fails, ConfigError
+    where its address is not stated."""
     if place.world == 1:
         return Meeting(td.HashStore(), place, seconds)
     if dist.rank_facts().launcher == "srun":
@@ -168,7 +168,7 @@ def meet(place: Place, seconds: float) -> Meeting:
     has_store = env.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     opens = place.rank == 0 and not has_store
     if not opens:
-        # By the time that rank 0 counts the absent, it must not be this one that gave up.
+        # Longer than rank 0 waits: it must not count this process as absent for giving up.
         _reach(place, host, int(port), seconds + 10)
     store = _open(place, host, int(port), opens)
     start = [env.get(name, "") for name in _START]
@@ -197,7 +197,8 @@ def _open(place: Place, host: str, port: int, opens: bool) -> Any:
 
 
 def _reach(place: Place, host: str, port: int, seconds: float) -> None:
-    """Waits until something listens there. The store's own attempts say much and name nobody."""
+    """Waits until the port is open. The store's own attempts print much and do not name the
+    node."""
     deadline = time.monotonic() + seconds
     while True:
         try:
@@ -210,7 +211,7 @@ def _reach(place: Place, host: str, port: int, seconds: float) -> None:
 
 
 def _unreachable(place: Place, host: str, port: int, seconds: float, error: OSError) -> str:
-    """Says which of the two ends it is, as far as this end can know."""
+    """The error message; it names the faulty end as far as this process can tell."""
     if isinstance(error, socket.gaierror):
         why = (
             f"the name does not resolve here: fix it, or exclude this node: --exclude={place.name}"

@@ -1,8 +1,8 @@
-"""The command `preflight`: what a job checks before it loads a model.
+"""The command `preflight`: checks of a job before it loads a model.
 
-Rank 0 alone reads the config; it tells the others what to look at, and judges. The order is from
-what is cheap and blames precisely to what needs it to hold: who is there; folders, models,
-versions, GPUs; and only where those are fine the network.
+Rank 0 alone reads the config; it orders the surveys and judges them. Cheap checks with precise
+blame come first, because later ones rely on them: presence; folders, models, versions, GPUs; and,
+only where these are fine, the network.
 """
 
 from __future__ import annotations
@@ -73,7 +73,8 @@ class PreflightOptions:
 
 
 def preflight(options: PreflightOptions) -> int:
-    """The exit code, the same in all processes: 0 fit, 4 other nodes would do, 2 they would not.
+    """Runs the checks. Returns the exit code, equal in all processes: 0 fit, 4 exclude the named
+    nodes, 2 a fault that other nodes do not fix.
 
     Raises NodeError in a process that cannot meet the others, AdrpoError on rank 0 where the config
     is wrong, StopRequested after a signal.
@@ -93,7 +94,7 @@ def preflight(options: PreflightOptions) -> int:
 
         if place.rank > 0:
             return meeting.serve(obey)
-        code = 1  # for the others, where something is wrong here
+        code = 1  # for the others, in case of a bug here
         try:
             code = _Leader(options, meeting, obey, begin).decide()
         except StopRequested:
@@ -111,14 +112,14 @@ def _meet(place: Place, options: PreflightOptions) -> Meeting:
     try:
         return meet(place, options.seconds)
     except NodeError:
-        if place.rank == 0:  # the port is taken, or its own name leads elsewhere
+        if place.rank == 0:  # its port is taken, or its name leads to another machine
             write_bad_nodes([place.name])
         raise
 
 
 @contextmanager
 def _signals_raised() -> Iterator[None]:
-    """Inside, a stop from Slurm is an exception, so that nothing is left in the run folder."""
+    """Turns Slurm's signals into StopRequested, so that no file stays in the run folder."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise StopRequested(saveable=False)
@@ -133,7 +134,7 @@ def _signals_raised() -> Iterator[None]:
 
 
 def _obey(order: Order, store: Any, place: Place) -> Any:
-    """What every process does at an order; the answer is JSON-able."""
+    """Carries out an order in any process; the answer is JSON-able."""
     match order["do"]:
         case "survey":
             return to_data(survey(to_request(order["request"]), place))
@@ -157,7 +158,7 @@ class _Leader:
         self._rounds = 0  # of sums, each with a key of its own in the store
 
     def decide(self) -> int:
-        """Runs the checks until one leaves no sense in the next; prints; returns the exit code."""
+        """Runs the checks as far as they make sense, prints them, and returns the exit code."""
         self._check()
         code, seconds = exit_code(self.checks), time.monotonic() - self.begin
         if self.options.as_json:
@@ -169,7 +170,7 @@ class _Leader:
         return code
 
     def _check(self) -> None:
-        # The imports of the config take as long as the others need to come.
+        # Imported here: meanwhile the other processes start.
         from adrpo_scale.run.folder import default_folder
         from adrpo_scale.run.load import load_config
 
@@ -193,7 +194,7 @@ class _Leader:
         return name not in self.options.skipped
 
     def _survey(self, folder: Path, device: str, needs: Sequence[Any]) -> list[Node] | None:
-        """The nodes; None where one of their processes could not look."""
+        """The surveyed nodes; None where a process did not answer."""
         config = str(self.options.config.absolute())
         with token_in(folder) if self._wants("folder") else nullcontext() as token:
             request = Request(
@@ -235,8 +236,8 @@ class _Leader:
         self.checks += [judge() for name, judge in judges.items() if self._wants(name)]
 
     def _clock_offsets(self, nodes: Sequence[Node]) -> dict[int, float]:
-        """Seconds that each node's clock is ahead of this one. Everybody waits for the order, so
-        the answers are as old as the network is slow."""
+        """Seconds that each node's clock is ahead of this one, up to the network's latency: all
+        processes are waiting for the order."""
         clocks = self.meeting.ask({"do": "clock"}, self.obey)
         return {
             node.number: clocks[node.ranks[0]]["answer"] - clocks[node.ranks[0]]["at"]
@@ -245,7 +246,7 @@ class _Leader:
         }
 
     def _measure(self, nodes: Sequence[Node], is_cuda: bool) -> None:
-        """Within nodes, between them, all: each only where the ones before were sound."""
+        """Sums within nodes, between nodes, over all; each stage only after sound ones."""
         everybody = [rank for node in nodes for rank in node.ranks]
         if len(everybody) == 1:
             return
@@ -264,7 +265,7 @@ class _Leader:
                 return
 
     def _sums(self, groups: Sequence[Sequence[int]], is_cuda: bool) -> list[bandwidth.Sums]:
-        """One round, by every backend that the run will use."""
+        """One round of sums, with every backend of the run."""
         sums = []
         for backend in ("gloo", "nccl") if is_cuda else ("gloo",):
             self._rounds += 1
@@ -281,7 +282,7 @@ class _Leader:
 
 
 def write_bad_nodes(names: Sequence[str], env: Mapping[str, str] = os.environ) -> None:
-    """One name a line into the file that ADRPO_BAD_NODES names, for the job script to exclude."""
+    """Writes one name a line into the file $ADRPO_BAD_NODES, for the job script to exclude."""
     path = env.get("ADRPO_BAD_NODES")
     if not path or not names:
         return

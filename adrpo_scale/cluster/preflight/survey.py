@@ -1,7 +1,6 @@
-"""Looks at this node: its view of the run folder, models, versions, GPUs and limits.
+"""The survey of this node: its view of the run folder, models, versions, GPUs and limits.
 
-Local rank 0 looks for its node, every process at its own GPU. No model is loaded, and nothing is
-left behind.
+Local rank 0 surveys its node, every process its own GPU. No model is loaded, and no file stays.
 """
 
 from __future__ import annotations
@@ -36,13 +35,13 @@ from adrpo_scale.core.disk_space import disk_space
 from adrpo_scale.hub.lock import check, fingerprint
 from adrpo_scale.run.starts import driver_version, environment
 
-SEEN_SECONDS = 10.0  # a client of NFS may show a folder as it was seconds ago
-CONTEXT_BYTES = 2_000_000_000  # of a GPU: more than a CUDA context of any GPU takes
+SEEN_SECONDS = 10.0  # an NFS client may show a folder's state of seconds ago
+CONTEXT_BYTES = 2_000_000_000  # more than a CUDA context takes on any GPU
 _TOKEN = ".adrpo-preflight-"
 
 
 def survey(request: Request, place: Place) -> Survey:
-    """What this process says."""
+    """This process's survey."""
     first = place.local_rank == 0
     node = _node_facts(request, place) if first else None
     gpu = None if request.device == "cpu" or "gpus" in request.skipped else gpu_facts(place)
@@ -65,7 +64,7 @@ def _node_facts(request: Request, place: Place) -> NodeFacts:
 
 
 def _environment(request: Request, place: Place) -> dict[str, Any]:
-    """As a start's record has it, by the node's name, and which config the node would read."""
+    """The environment in a start's record, with the node's name and a hash of its config file."""
     found = environment() | {"host": place.name, "gpu": None}
     return found | {"versions": found["versions"] | {"config file": _file_digest(request.config)}}
 
@@ -88,10 +87,10 @@ def nearest(folder: Path) -> Path:
 
 @contextmanager
 def token_in(folder: Path) -> Iterator[str | None]:
-    """A small file whose name nobody has used before, while inside; None where it cannot be
-    written, which `folder_facts` says of this node as of every other."""
+    """Yields the name of a new small file, which is removed afterwards; None where writing fails:
+    `folder_facts` then reports this node like any other."""
     token = f"{_TOKEN}{os.urandom(8).hex()}"
-    try:  # from before it is written: a stop may come at any line
+    try:  # around the writing, too: a stop may come at any line
         yield token if _is_written(folder / token) else None
     finally:
         with suppress(OSError):
@@ -107,7 +106,7 @@ def _is_written(path: Path) -> bool:
 
 
 def folder_facts(request: Request, place: Place) -> FolderFacts:
-    """Whether this node sees what rank 0 wrote, and can write beside it."""
+    """Checks that this node sees the file of rank 0, and can write beside it."""
     folder = Path(request.folder)
     unseen = None if request.token is None else _why_unseen(folder / request.token)
     own = folder / f"{request.token or _TOKEN}-{place.node}-{os.getpid()}"
@@ -122,7 +121,7 @@ def folder_facts(request: Request, place: Place) -> FolderFacts:
 
 
 def _why_unseen(path: Path) -> str | None:
-    """None as soon as the file is there with its own name in it."""
+    """None as soon as the file contains its own name; after SEEN_SECONDS the reason."""
     deadline = time.monotonic() + SEEN_SECONDS
     while True:
         try:
@@ -138,7 +137,7 @@ def _why_unseen(path: Path) -> str | None:
             return why
         time.sleep(0.2)
         with suppress(OSError):
-            os.listdir(path.parent)  # makes a client of NFS ask its server again
+            os.listdir(path.parent)  # makes an NFS client ask its server again
 
 
 def _words(error: OSError) -> str:
@@ -172,9 +171,9 @@ def _is_linux() -> bool:
 
 
 def cuda_facts(env: Mapping[str, str] = os.environ) -> CudaFacts:
-    """Without a context on any GPU: what `torch` says of the driver and counts."""
+    """CUDA on this node as torch sees it; no context is created on any GPU."""
     with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")  # torch says only in a warning that a driver is too old
+        warnings.simplefilter("always")  # torch reports an old driver only in a warning
         available = torch.cuda.is_available()
         count = torch.cuda.device_count() if available else 0
     why = "; ".join(str(warning.message).splitlines()[0] for warning in caught)
@@ -190,13 +189,13 @@ def cuda_facts(env: Mapping[str, str] = os.environ) -> CudaFacts:
 
 
 def gpu_facts(place: Place) -> GpuFacts | None:
-    """Of the GPU that this process is to compute on; None without CUDA. It computes something
-    small: a GPU that has fallen off its bus is counted, and fails only then."""
+    """The facts of this process's GPU; None without CUDA. A small product is computed on it: a GPU
+    that has fallen off its bus is still counted and fails only in use."""
     if not torch.cuda.is_available():
         return None
     index = place.local_rank
     if index >= torch.cuda.device_count():
-        return None  # the node's count says it
+        return None  # the node's `count` shows it
     try:
         torch.cuda.set_device(index)
         free, total = torch.cuda.mem_get_info(index)
@@ -212,7 +211,7 @@ def gpu_facts(place: Place) -> GpuFacts | None:
 
 
 def _users(uuid: str) -> tuple[str, ...]:
-    """Other processes on a GPU, `pid 4711 python 9000 MiB`; empty without `nvidia-smi`."""
+    """Other processes on a GPU, e.g. `pid 4711 python 9000 MiB`; empty without `nvidia-smi`."""
     asked = "--query-compute-apps=pid,process_name,used_memory"
     command = ["nvidia-smi", asked, "--format=csv,noheader", f"--id=GPU-{uuid}"]
     try:

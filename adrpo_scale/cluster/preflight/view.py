@@ -1,4 +1,4 @@
-"""How a preflight is shown: a line a check, details where something is not as it should be."""
+"""The output of a preflight: a line for each check, and its findings below."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from rich.text import Text
 from adrpo_scale.cluster.preflight.base import Check, Finding, bad_nodes, exit_code, listed
 
 _SIGNS = {"fine": ("✓", "green"), "warning": ("!", "yellow"), "fault": ("✗", "red")}
-_WIDTH = 12  # of the names
+_WIDTH = 12  # columns of the names
 
 
 def show(checks: Sequence[Check], title: str, seconds: float) -> None:
-    """Prints the table; the last line says the verdict and how long it took."""
+    """Prints the table; the last line is the verdict, with the seconds taken."""
     # Not the console of `metrics`, whose imports would double the time of this command's start.
     console = Console(highlight=False, soft_wrap=True)
     console.print(title, markup=False)
@@ -49,7 +49,7 @@ def _verdict(checks: Sequence[Check], seconds: float) -> str:
 
 
 def as_json(checks: Sequence[Check], title: str, seconds: float) -> str:
-    """Everything that `show` says, for programs."""
+    """The contents of `show` as JSON."""
     document = {
         "title": title,
         "fit": exit_code(checks) == 0,

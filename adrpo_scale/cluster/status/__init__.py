@@ -1,1 +1,1 @@
-"""The command `status`: where runs are, by their folders alone, and where in the queue."""
+"""The command `status`: the state of runs, read from their folders and Slurm's queue."""

@@ -1,10 +1,10 @@
-"""The facts of a run, and the answer that is made of them.
+"""The facts of a run, and the status that follows from them.
 
-    facts.py   run folder → RunFacts        queue.py   job id → QueueEntry
+    read.py    run folder → RunFacts        queue.py   job id → QueueEntry
     state.py   RunFacts → Status            view.py    Status → block, table, JSON
 
-Times are seconds since the epoch, durations are seconds. Nothing here loads torch: the answer is
-wanted at once, on a login node, about runs that are under way.
+Times are seconds since the epoch, durations are seconds. No module here imports torch, so that the
+command answers at once on a login node.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ DONE, FAILED, KILLED, NEW = "done", "failed", "killed", "new"
 
 @dataclass(frozen=True)
 class Row:
-    """An iteration in metrics.jsonl. between: seconds from the end of the iteration before, spent
-    on its evaluation, save and log."""
+    """An iteration in metrics.jsonl. between: seconds since the end of the previous iteration,
+    which its evaluation, save and log took."""
 
     iteration: int
     reward: float | None
@@ -32,7 +32,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The reward of a split. before: of iteration 0; now: mean of the last three evaluations."""
+    """The evaluated reward of a split. before: at iteration 0; now: mean of the last three."""
 
     split: str
     before: float | None
@@ -41,8 +41,8 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Found:
-    """Work of the start before, after its last checkpoint, that a start does again. iterations,
-    seconds: how much; last_line: when the last of it was written; None: nothing was."""
+    """Work of the previous start after its last checkpoint, which a start repeats. last_line: time
+    of its last line in metrics.jsonl; None without any."""
 
     iterations: int
     seconds: float
@@ -51,8 +51,9 @@ class Found:
 
 @dataclass(frozen=True)
 class PastStart:
-    """One of lives/NN.json. ended to iteration: None where no end was written; iteration: -1 where
-    it ended before it could train. resumed_from: None where it began anew."""
+    """One record lives/NN.json. resumed_from: None for a start at iteration 0. ended, outcome,
+    exit_code, iteration: None where no end was recorded; iteration: -1 where the start ended before
+    it trained."""
 
     number: int
     began: float
@@ -69,8 +70,8 @@ class PastStart:
 
 @dataclass(frozen=True)
 class Holder:
-    """Who is written in lock.json. silence: seconds since the heartbeat; expiry: seconds after
-    which that counts as death; has_ended: it is known to be no more."""
+    """The holder in lock.json. silence: seconds since its heartbeat; expiry: seconds of silence
+    after which it counts as dead; has_ended: its process is known to have ended."""
 
     text: str
     host: str | None
@@ -95,8 +96,8 @@ class Saved:
 
 @dataclass(frozen=True)
 class QueueEntry:
-    """A job as squeue shows it. state: PENDING, RUNNING, ...; start: when it began, or is expected
-    to; None where nobody knows. left: of its time limit, as squeue writes it."""
+    """A job in squeue. state: PENDING, RUNNING, …; start: time of its start, past or expected; None
+    if unknown. left: time left of its limit, in squeue's format."""
 
     job: str
     name: str
@@ -109,8 +110,8 @@ class QueueEntry:
 
 @dataclass(frozen=True)
 class RunFacts:
-    """The facts of a run folder, at the time `now`. iterations: None before the first start has
-    written config.json. last_line: when metrics.jsonl was last written to."""
+    """The facts of a run folder at the time `now`. iterations: None before the first start has
+    written config.json. last_line: time of the last change of metrics.jsonl."""
 
     run: str
     now: float
@@ -127,13 +128,13 @@ class RunFacts:
 
 @dataclass(frozen=True)
 class Status:
-    """The answer about a run.
+    """The status of a run.
 
-    why: a line about the state. reward: mean of the last iterations. seconds_per_iteration: of the
-    recent ones, with their evaluations and saves. at_risk: what a kill now would undo, or, where no
-    process is alive, what the next start will repeat. lost: work that was done again, as far as the
-    records tell. between: from the end of a start to the begin of the next, in the queue or down.
-    hours: processes times hours, over all starts; on_gpus: whether those were GPUs.
+    why: the reason of the state, in one line. reward: mean of the last iterations.
+    seconds_per_iteration: mean of recent ones, evaluations and saves included. at_risk: work that a
+    kill now would undo or, where no process is alive, that the next start repeats. lost: repeated
+    work, as far as records show. between: time from the end of each start to the next one.
+    hours: processes times hours, over all starts; on_gpus: the processes used GPUs.
     """
 
     run: str

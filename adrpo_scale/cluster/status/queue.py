@@ -1,7 +1,7 @@
-"""Jobs in Slurm's queue, where there is one. No answer is no news: `status` goes without.
+"""Jobs in Slurm's queue; without Slurm, or without its answer, there are none.
 
-squeue is asked once for all jobs. The fields are asked for by name rather than as JSON, which
-squeue writes only where it was built with that plug-in.
+One call of squeue covers all jobs. It requests fields by name: squeue writes JSON only where it was
+built with that plug-in.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from collections.abc import Iterable
 
 from adrpo_scale.cluster.status.base import QueueEntry
 
-SECONDS = 5.0  # a controller that does not answer must not keep anybody waiting
-# A job's own id (of an array's element too), state, reason, start, time left, nodes, name: the
-# name last, because it may hold anything.
+SECONDS = 5.0  # time limit: Slurm's controller may not answer
+# A job's own id (also of an array's element), state, reason, start, time left, nodes, name. The
+# name is the last field, because it may contain the separator.
 FORMAT = "%A|%T|%r|%S|%L|%N|%j"
 _NOTHING = ("", "N/A", "None", "(null)", "NOT_SET", "INVALID", "UNLIMITED", "Unknown")
 
 
 def ask(jobs: Iterable[str]) -> dict[str, QueueEntry]:
-    """Job id → entry, of those that the queue knows; {} without Slurm or without an answer."""
+    """Job id → entry, for known jobs; {} without Slurm or without its answer."""
     ids = sorted(set(jobs))
     command = shutil.which("squeue")
     if command is None or not ids:
@@ -37,11 +37,11 @@ def ask(jobs: Iterable[str]) -> dict[str, QueueEntry]:
         )
     except (OSError, subprocess.SubprocessError):
         return {}
-    return parse(done.stdout)  # with a message and nothing here, where no job is known any more
+    return parse(done.stdout)  # empty, with an error, where squeue knows none of the jobs
 
 
 def parse(text: str) -> dict[str, QueueEntry]:
-    """Lines of squeue in FORMAT; others are passed over."""
+    """Job id → entry from squeue's lines in FORMAT; other lines are ignored."""
     found = {}
     for line in text.splitlines():
         fields = line.strip().split("|", 6)

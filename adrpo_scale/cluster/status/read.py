@@ -1,5 +1,5 @@
-"""Run folder → RunFacts. Reads alone, writes nothing, and takes a folder as it is: with a last line
-that is half written, with files that go while it looks, with records that somebody has edited.
+"""Run folder → RunFacts. The module only reads, and tolerates the folder of a living run:
+incomplete last lines, files that vanish, and edited records.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from adrpo_scale.core.errors import RunFolderError
 from adrpo_scale.run import tables
 
 _CHECKPOINT = re.compile(r"step-(\d{6,})")  # a committed one, as in checkpoint/shelf.py
-_EXPIRY = 120.0  # seconds, as long as config.json does not say it
+_EXPIRY = 120.0  # seconds, where config.json does not state it
 
 
 class TrialFolderError(RunFolderError):
@@ -34,7 +34,7 @@ class TrialFolderError(RunFolderError):
 
 
 def read(run: Path) -> RunFacts:
-    """Raises RunFolderError where there is no run."""
+    """Reads a run folder. Raises RunFolderError for any other folder."""
     config = _json(run / "config.json")
     if not config and not (run / "lives").is_dir() and not (run / run_lock.LOCK).exists():
         raise _no_run(run)
@@ -68,7 +68,7 @@ def _no_run(run: Path) -> RunFolderError:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    """The object in a file; {} where there is none that can be read."""
+    """The JSON object in a file; {} where none can be read."""
     try:
         found = json.loads(path.read_text(errors="replace"))
     except (OSError, ValueError):
@@ -82,7 +82,7 @@ def _section(record: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 
 def _number(value: Any, number: type) -> Any:
-    """`value` as int or float; None where it is no number."""
+    """`value` as int or float; None unless it is a number."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return number(value) if is_number else None
 
@@ -96,7 +96,7 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
         try:
             record = json.loads(line)
         except ValueError:
-            continue  # being written at this moment, or cut off by a kill
+            continue  # incomplete: being written, or cut off by a kill
         if isinstance(record, dict):
             yield record
 
@@ -119,7 +119,7 @@ def _rows(path: Path) -> Iterator[Row]:
 
 
 def _evaluation(path: Path) -> Evaluation | None:
-    """Of the held-out prompts, or of the others where none are held out."""
+    """The evaluation of held-out prompts, or of training prompts where none are held out."""
     keys = {"iteration", "split", "metric", "value"}
     rows = [row for row in _lines(path) if keys <= row.keys() and row["metric"] == "reward"]
     splits = {row["split"] for row in rows}
@@ -206,6 +206,6 @@ def _checkpoint(folder: Path) -> Saved | None:
             at = (there[iteration] / "manifest.json").stat().st_mtime
             size = sum(path.stat().st_size for path in there[iteration].iterdir())
         except OSError:
-            continue  # removed in the meantime: a newer one was committed, or there was none
+            continue  # removed in the meantime, or without a manifest
         return Saved(iteration, at, size)
     return None

@@ -1,4 +1,4 @@
-"""RunFacts → Status: arithmetic alone, so that every case can be written down in a test."""
+"""RunFacts → Status; pure functions."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from adrpo_scale.cluster.status.base import (
 from adrpo_scale.core.errors import LOST
 from adrpo_scale.core.errors import STOPPED as REQUEUE
 
-RECENT = 10  # iterations that the reward is a mean of
-ENOUGH = 3  # iterations of a start that tell how fast it is
+RECENT = 10  # iterations in the mean reward
+ENOUGH = 3  # iterations that suffice for the speed of a start
 
 
 def judge(facts: RunFacts) -> Status:
-    """The answer about a run."""
+    """The status of a run."""
     state, why = _state(facts)
     saved, rate = facts.checkpoint, _seconds_per_iteration(facts)
     iteration = _iteration(facts)
@@ -62,8 +62,8 @@ def judge(facts: RunFacts) -> Status:
 
 
 def _state(facts: RunFacts) -> tuple[str, str]:
-    """(state, why). A heartbeat says more than a record, a recorded end more than the queue: a job
-    whose run is done or failed may still be seen in the queue for a moment."""
+    """(state, why). A heartbeat outranks a recorded end, and this outranks the queue, which may
+    still show a job for a moment after its run has ended."""
     holder, queue = facts.holder, facts.queue
     last = facts.starts[-1] if facts.starts else None
     if holder is not None and holder.is_alive:
@@ -83,7 +83,7 @@ def _state(facts: RunFacts) -> tuple[str, str]:
 
 
 def _ending(facts: RunFacts, last: PastStart | None) -> str:
-    """How the last start ended."""
+    """A sentence about the end of the last start."""
     if last is None:
         return "no start has begun"
     if last.exit_code is not None:
@@ -107,9 +107,9 @@ def _iteration(facts: RunFacts) -> int:
 
 
 def _seconds_per_iteration(facts: RunFacts) -> float | None:
-    """Mean of the recent ones, over whole rounds of evaluation. The first iteration of a start is
-    left out where others are known: it warms up, and holds the evaluation before training. So are
-    those of earlier starts, as soon as there are some of this one: it may have other GPUs."""
+    """Mean over recent iterations, which span whole evaluation intervals. Left out, where others
+    are known: the first iteration of a start, which warms up and holds the evaluation before
+    training; and iterations of earlier starts, which may have had other GPUs."""
     first = {(start.resumed_from or 0) + 1 for start in facts.starts}
     begin = (facts.starts[-1].resumed_from or 0) if facts.starts else 0
     recent = facts.rows[-max(RECENT, 2 * facts.evaluation_every) :]
@@ -120,7 +120,7 @@ def _seconds_per_iteration(facts: RunFacts) -> float | None:
 
 
 def _at_risk(facts: RunFacts, state: str) -> tuple[int, float]:
-    """(iterations, seconds) since the last commit."""
+    """(iterations, seconds) of work since the last committed checkpoint."""
     saved = facts.checkpoint.iteration if facts.checkpoint else 0
     since = [row for row in facts.rows if row.iteration > saved]
     if state != RUNNING or not facts.starts:
@@ -131,8 +131,8 @@ def _at_risk(facts: RunFacts, state: str) -> tuple[int, float]:
 
 
 def _lost(facts: RunFacts, rate: float | None) -> tuple[int, float]:
-    """(iterations, seconds) of work done again. As each start found it; of starts whose record does
-    not say it, as far as the end of the start before was recorded."""
+    """(iterations, seconds) of repeated work, from each start's record; for records without it,
+    from the recorded end of the previous start."""
     iterations, seconds = 0, 0.0
     for before, start in pairwise(facts.starts):
         if start.found is not None:
@@ -146,7 +146,7 @@ def _lost(facts: RunFacts, rate: float | None) -> tuple[int, float]:
 
 
 def _end(start: PastStart, after: PastStart) -> float:
-    """When a start that has a successor ended; of one that was killed, when it last wrote."""
+    """Time of the end of a start with a successor; for a killed one, of its last line."""
     if start.ended is not None:
         return start.ended
     last = after.found.last_line if after.found else None
@@ -166,7 +166,8 @@ def _hours(facts: RunFacts, state: str) -> float:
 
 
 def _last_end(facts: RunFacts, state: str) -> float:
-    """Of the last start: its end, now, or the last sign of one that was killed."""
+    """Time of the last start's end; `now` while it runs; for a killed one, of its last sign of
+    life."""
     last = facts.starts[-1]
     if last.ended is not None:
         return last.ended

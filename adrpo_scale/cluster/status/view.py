@@ -1,4 +1,4 @@
-"""Status → what a person reads, or a program."""
+"""Status → a block of lines, a table, or JSON."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def show(runs: Sequence[Path], as_json: bool) -> int:
 
 
 def statuses(runs: Sequence[Path]) -> list[Status | RunFolderError]:
-    """The answer about each run, with the queue's about their jobs."""
+    """The status of each run, or its error; the queue is asked once for all jobs."""
     found = [_read(run) for run in runs]
     known = [facts for facts in found if isinstance(facts, RunFacts)]
     jobs = {facts.run: _job(facts) for facts in known}
@@ -62,7 +62,7 @@ def _read(run: Path) -> RunFacts | RunFolderError:
 
 
 def _job(facts: RunFacts) -> str | None:
-    """The Slurm job that holds the folder, or did last."""
+    """The Slurm job that holds the folder, or held it last."""
     if facts.holder is not None and facts.holder.is_alive:
         return facts.holder.job
     return facts.starts[-1].job if facts.starts else None
@@ -85,7 +85,7 @@ def _show(answers: Sequence[Status]) -> None:
 
 
 def _block(status: Status) -> list[tuple[str, str]]:
-    """(heading, text) of every line about one run."""
+    """(heading, text) of each line about a run."""
     lines = [
         ("run", status.run),
         ("state", f"{status.state}: {status.why}" if status.why else status.state),
@@ -205,7 +205,7 @@ def _count(number: int, what: str) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """As people say it: 12.3 s, 4 min, 2 h 05 min, 3 d 04 h."""
+    """A duration for people: 4.2 s, 12 s, 4 min, 2 h 05 min, 3 d 04 h."""
     if seconds is None:
         return _NONE
     if seconds < 59.95:
