@@ -16,7 +16,7 @@ _WIDTH = 12  # columns of the names
 
 def show(checks: Sequence[Check], title: str, seconds: float) -> None:
     """Prints the table; the last line is the verdict, with the seconds taken."""
-    # Not the console of `metrics`, whose imports would double the time of this command's start.
+    # A console of its own: a finding is one line at any width of the terminal.
     console = Console(highlight=False, soft_wrap=True)
     console.print(title, markup=False)
     for check in checks:

@@ -56,11 +56,11 @@ def read(run: Path) -> RunFacts:
 def _no_run(run: Path) -> RunFolderError:
     if not run.is_dir():
         return RunFolderError(
-            f"{run} is not there: give the folder of a run, e.g. runs/<config>-<hash>"
+            f"{run} is not there; name the folder of a run, e.g. runs/<config>-<hash>"
         )
     if (run / "trial.json").exists():
         return TrialFolderError(
-            f"{run} is the folder of a trial, which is over: see {run / 'trial.json'}"
+            f"{run} is the folder of a trial, not of a run; its results are in {run / 'trial.json'}"
         )
     return RunFolderError(
         f"{run} is not the folder of a run: it has no config.json, no lives/ and no lock"

@@ -23,8 +23,8 @@ _NONE = "–"
 
 
 def show(runs: Sequence[Path], as_json: bool) -> int:
-    """Prints the status of each run, in the order given. The exit code: 2 where one is no run; the
-    folder of a trial is a note beside other runs, because `runs/*` names those too."""
+    """Prints the status of each run, in the given order. Returns the exit code: 2 where a folder is
+    not that of a run. A trial's folder among others is only a note: `runs/*` includes trials."""
     answers = statuses(runs)
     if as_json:
         pairs = zip(runs, answers, strict=True)
