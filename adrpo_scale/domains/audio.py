@@ -172,10 +172,7 @@ class AudioDomain(TextDomain):
         return tokens | audio_inputs([heard])
 
     def usable(self, prompts: Sequence[Prompt]) -> list[Prompt]:
-        """The prompts without those whose clip is missing or broken, and those that are too long.
-
-        Collective: all ranks take the headers that rank 0 has read.
-        """
+        """The prompts with sound clips that are not too long. Collective: rank 0 reads headers."""
         silent = sum(clip_of(prompt) is None for prompt in prompts)
         if silent:
             log.warning("%d of %d prompts name no clip: they are text", silent, len(prompts))
@@ -282,15 +279,11 @@ class AudioDomain(TextDomain):
     def _expanded(self, prompt: Prompt, samples: int | None) -> list[int]:
         """Token ids of a prompt. samples: length of its clip at 16 kHz, None without a clip.
 
-        PromptError, naming it, where the clip is too short or too long for the model, or the text
-        has audio tokens of its own.
-        """
+        PromptError where the model cannot take the clip, or the text has audio tokens itself."""
         spoken = prompt if samples is None else replace(prompt, messages=with_audio(prompt))
         ids = token_ids(self.tokenizer, spoken, self.config.chat)
-        token, count = (
-            self.model.audio_token,
-            0 if samples is None else self._count(prompt, samples),
-        )
+        token = self.model.audio_token
+        count = 0 if samples is None else self._count(prompt, samples)
         if ids.count(token) != (samples is not None):
             raise PromptError(
                 f"prompt {prompt.id} {prompt.text[:80]!r} becomes {ids.count(token)} audio tokens "

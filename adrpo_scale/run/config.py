@@ -29,7 +29,7 @@ class SampleConfig(Section):
     """The settings for sampling from a model: written for a published model, or the part of a run's
     config that sampling uses (`RunConfig.sampling`)."""
 
-    domain: DomainSection = setting(REQUIRED, "what is generated")
+    domain: DomainSection = setting(REQUIRED, "the kind of samples and the model that makes them")
     engine: EngineSection = setting(ENGINES.config_of("fsdp2")(), "how models are sharded")
 
 
@@ -44,17 +44,17 @@ class RunConfig(Section):
     rebase_reference: bool = setting(
         False, "with init_from: these weights are also the reference, in place of the original base"
     )
-    domain: DomainSection = setting(REQUIRED, "what is generated")
-    algorithm: Annotated[Any, OneOf(ALGORITHMS)] = setting(REQUIRED, "what is learned")
-    rewards: list[Annotated[Any, OneOf(REWARDS)]] = setting(REQUIRED, "what is good")
-    prompts: PromptsConfig = setting(REQUIRED, "what is asked for")
+    domain: DomainSection = setting(REQUIRED, "the kind of samples and the model that makes them")
+    algorithm: Annotated[Any, OneOf(ALGORITHMS)] = setting(REQUIRED, "the loss and its credit")
+    rewards: list[Annotated[Any, OneOf(REWARDS)]] = setting(REQUIRED, "the judges of samples")
+    prompts: PromptsConfig = setting(REQUIRED, "the prompts of training and evaluation")
     optimizer: OptimizerConfig = setting(OptimizerConfig(), "AdamW and the updates of an iteration")
     ema_decay: float | None = setting(None, "moving average of the trained weights", gt=0, lt=1)
     engine: EngineSection = setting(ENGINES.config_of("fsdp2")(), "how models are sharded")
-    evaluation: EvaluationConfig = setting(EvaluationConfig(), "what is measured during training")
-    checkpoint: CheckpointConfig = setting(CheckpointConfig(), "when to save, what to keep")
-    limits: LimitsConfig = setting(LimitsConfig(), "when to stop on purpose")
-    logging: LoggingConfig = setting(LoggingConfig(), "what is written down, and how often")
+    evaluation: EvaluationConfig = setting(EvaluationConfig(), "measurements during training")
+    checkpoint: CheckpointConfig = setting(CheckpointConfig(), "times of saves, and retention")
+    limits: LimitsConfig = setting(LimitsConfig(), "conditions for stopping on purpose")
+    logging: LoggingConfig = setting(LoggingConfig(), "contents and frequency of the logs")
 
     @model_validator(mode="after")
     def _sections_agree(self) -> RunConfig:
