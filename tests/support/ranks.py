@@ -57,6 +57,7 @@ PRELOAD = [
     "adrpo_scale.cli.main",
     "tests.support.ranks",
     "tests.support.warm",
+    "tests.support.frozen",  # the last
 ]
 THREADS = os.environ.get("OMP_NUM_THREADS", "1")  # of each process
 # Read at import, so they must be set before the forkserver imports anything. Further variables,
