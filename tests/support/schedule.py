@@ -1,8 +1,7 @@
 """The order of test files: the longest first, so that no worker of pytest-xdist is left idle.
 
-pytest-xdist begins with the files that have the most tests, which are the quick ones. The slow
-suite's files come in their own order, since it has few. `python -m pytest -p
-tests.support.processor_time` says when this list is out of date.
+pytest-xdist begins with the files that have the most tests, which are the quick ones.
+`python -m pytest -p tests.support.processor_time` says when this list is out of date.
 """
 
 from __future__ import annotations
@@ -10,6 +9,15 @@ from __future__ import annotations
 import pytest
 
 LONGEST = (  # by processor time, the longest first
+    # The slow suite. Jobs of Slurm wait for much of their time, so they stand beside what computes.
+    "tests/slurm/test_whole_jobs.py",
+    "tests/slow/test_image_demo.py",
+    "tests/slow/test_text_demo.py",
+    "tests/slow/test_crash_points.py",
+    "tests/slow/test_audio_demo.py",
+    "tests/slurm/test_refusals.py",
+    "tests/slow/test_chaos.py",
+    # The quick one.
     "tests/run/test_resume.py",
     "tests/engines/test_updates.py",
     "tests/export/pictures",
