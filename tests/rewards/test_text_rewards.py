@@ -236,7 +236,7 @@ def test_a_model_that_gives_nan_masks_its_samples_by_name(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         found = rewards_of(made, [Completion(text) for _, text in CASES], [p for p, _ in CASES])
     assert bool(found.isnan().all())
-    assert "reward reward_model is nan on prompt 0 'w1 w2'; masked" in caplog.text
+    assert "reward reward_model is nan on 3 samples: prompt 0 'w1 w2', prompt 1" in caplog.text
 
 
 def test_models_that_are_no_reward_models_are_refused(tmp_path):

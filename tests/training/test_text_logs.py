@@ -79,7 +79,7 @@ def test_a_run_whose_rewards_all_fail_stops(tmp_path):
         'path="tests.training.test_text_logs:no_reward"}]',
     ]
     with pytest.raises(
-        LimitReached, match=r"3 iterations in a row had no sample .*what broken gave"
+        LimitReached, match=r"3 iterations in a row had no sample .*errors of broken"
     ):
         run(tmp_path, *overrides)
     assert [line["reward"] for line in records(tmp_path)] == [None] * 3
