@@ -141,7 +141,9 @@ def test_a_signal_reaches_every_rank_also_one_that_is_still_starting(name, tmp_p
         signal.signal(signal.SIGUSR1, told)
         time.sleep(60)"""
     command = [str(NODE), "-S", "-c", script, str(tmp_path)]
-    env = environment(ADRPO_PROCESSES="2", ADRPO_PYTHON=sys.executable)
+    # Longer than the time between two sends: a rank that was late for the first waits for the next.
+    patience = {"ADRPO_PATIENCE": "60"}
+    env = environment(ADRPO_PROCESSES="2", ADRPO_PYTHON=sys.executable, **patience)
     process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True)
     wait_until(lambda: len(list(tmp_path.glob("starting-*"))) == 2, "two ranks that start")
     process.send_signal(getattr(signal, name))
