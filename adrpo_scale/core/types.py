@@ -33,16 +33,18 @@ class Prompt:
     id: its place in the file (int64). text: the model's input. metadata: the other fields of the
     file's row (GenEval's `include`, DrawBench's category, a reference answer, ...). messages: a
     conversation of several turns, `{"role": ..., "content": ...}` each, which `text` then only
-    shows; where it is empty, `text` is one message of the user.
+    shows; where it is empty, `text` is one message of the user. derived: keys of the metadata that
+    were made from others of the row.
     """
 
     id: int
     text: str
     metadata: Mapping[str, Any] = field(default_factory=dict)
-    messages: Sequence[Mapping[str, str]] = ()
+    messages: Sequence[Mapping[str, Any]] = ()
+    derived: tuple[str, ...] = ()
 
     @property
-    def conversation(self) -> list[dict[str, str]]:
+    def conversation(self) -> list[dict[str, Any]]:
         """The messages for a chat model."""
         return [dict(m) for m in self.messages] or [{"role": "user", "content": self.text}]
 

@@ -2,7 +2,8 @@
 
 Columns of tables become metadata under their name in lower case (`Category` → `category`), keys
 of JSON under their own. Files are UTF-8 with or without a byte order mark; lines end in LF or CRLF.
-A file that cannot be read raises a `PromptError` with file, line, value, expectation and remedy.
+A file that cannot be read raises a `PromptError` with file, line, value, expectation and remedy; a
+row that cannot be read is a `Row` with that error, so that all of them can be named at once.
 
 A new format is one reader and one entry of `READERS`; a new suffix, one of `SUFFIXES`.
 """
@@ -10,36 +11,24 @@ A new format is one reader and one entry of `READERS`; a new suffix, one of `SUF
 from __future__ import annotations
 
 import csv
-import io
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from adrpo_scale.core.errors import PromptError
 from adrpo_scale.data import questions
 from adrpo_scale.data.lines import lines, read_text, row_error
+from adrpo_scale.data.rows import AUTO, Reading, Row, RowReader
+from adrpo_scale.data.tables import read_table, starts_with_csv_header
 
-PROMPT_COLUMNS = ("prompts", "prompt")
-MESSAGES = ("context_messages", "messages", "prompt")
 DATA_FILES = ("*.parquet", "*.jsonl")
 QUOTED = re.compile(r'"([^"]+)"|“([^”]+)”')
 
 
-@dataclass(frozen=True)
-class Row:
-    """One row before it is checked. where: "line 7" or "entry 7"; prompt: its value, None if there
-    is none; messages: the value of a key that holds a conversation, None if there is none."""
-
-    where: str
-    prompt: Any
-    metadata: Mapping[str, Any] = field(default_factory=dict)
-    messages: Any = None
-
-
-Reader = Callable[[Path], Iterator[Row]]
+Reader = Callable[[Path, Reading], Iterator[Row]]
 
 
 def guess_format(path: Path) -> str:
@@ -58,7 +47,7 @@ def guess_format(path: Path) -> str:
 # ---- text ----------------------------------------------------------------------------------------
 
 
-def read_txt(path: Path) -> Iterator[Row]:
+def read_txt(path: Path, reading: Reading = AUTO) -> Iterator[Row]:
     """One prompt per line; its first text in double quotes becomes `target`, for an OCR reward."""
     for number, line in lines(path):
         quoted = QUOTED.search(line)
@@ -69,66 +58,28 @@ def read_txt(path: Path) -> Iterator[Row]:
 # ---- tables --------------------------------------------------------------------------------------
 
 
-def _is_header(cells: list[str]) -> bool:
-    return any(cell.strip().lower() in PROMPT_COLUMNS for cell in cells)
-
-
-def _table(path: Path, quoting: Any, delimiter: str, example: str) -> Iterator[Row]:
-    """The rows of a table with a header; `where` is the last line of a row."""
-    # strict: otherwise one quote that is never closed swallows the rest of the file as one prompt.
-    lines = io.StringIO(read_text(path), newline="")
-    reader = csv.reader(
-        lines, delimiter=delimiter, quoting=quoting, strict=True, skipinitialspace=delimiter == ","
-    )
-    header: list[str] | None = None
-    try:
-        for cells in reader:
-            where = f"line {reader.line_num}"
-            if not cells:
-                continue
-            if header is None:
-                header = [cell.strip().lower() for cell in cells]
-                if not _is_header(header):
-                    expected = f"a header with the column Prompt or Prompts, as in {example!r}"
-                    remedy = "add the header, or set format = 'txt' if this is one prompt a line"
-                    raise row_error(path, where, delimiter.join(cells), expected, remedy)
-                continue
-            if len(cells) > len(header):
-                expected = f"at most {len(header)} fields, as the header has"
-                remedy = "put a prompt with commas into double quotes, and no tab inside a field"
-                raise row_error(path, where, delimiter.join(cells), expected, remedy)
-            row = dict(zip(header, (cell.strip() for cell in cells), strict=False))
-            column = next(name for name in PROMPT_COLUMNS if name in header)
-            prompt = row.pop(column, None)
-            yield Row(where, prompt, {name: value for name, value in row.items() if name})
-    except csv.Error as error:
-        remedy = "write a quote inside a quoted field twice, and close every quoted field"
-        raise row_error(path, f"line {reader.line_num}", str(error), "a CSV row", remedy) from None
-
-
-def read_drawbench(path: Path) -> Iterator[Row]:
+def read_drawbench(path: Path, reading: Reading = AUTO) -> Iterator[Row]:
     """CSV with the header `Prompts,Category` (or `Prompt`); a .txt file without a header as txt."""
-    if path.suffix.lower() == ".txt" and not _starts_with_csv_header(path):
+    if path.suffix.lower() == ".txt" and not starts_with_csv_header(path):
         yield from read_txt(path)
     else:
-        yield from _table(path, csv.QUOTE_MINIMAL, ",", "Prompts,Category")
+        yield from read_table(path, csv.QUOTE_MINIMAL, ",", "Prompts,Category", reading)
 
 
-def read_partiprompts(path: Path) -> Iterator[Row]:
+def read_partiprompts(path: Path, reading: Reading = AUTO) -> Iterator[Row]:
     """TSV with the header `Prompt, Category, Challenge, Note`; a quote stands for itself."""
-    yield from _table(path, csv.QUOTE_NONE, "\t", "Prompt\tCategory\tChallenge\tNote")
-
-
-def _starts_with_csv_header(path: Path) -> bool:
-    cells = next((line.split(",") for _, line in lines(path)), [])
-    # One word, "prompts", may be a prompt; "Prompts,Category" is a header.
-    return len(cells) > 1 and _is_header(cells)
+    example = "Prompt\tCategory\tChallenge\tNote"
+    yield from read_table(path, csv.QUOTE_NONE, "\t", example, reading)
 
 
 # ---- JSON ----------------------------------------------------------------------------------------
 
 
-def _json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+Entries = Iterator[tuple[str, dict[str, Any] | PromptError]]
+
+
+def _json_lines(path: Path) -> Entries:
+    """(where, object, or the fault of the line) of every line."""
     for number, line in lines(path):
         where = f"line {number}"
         expected = "one JSON object a line, as in " + '{"prompt": "a red fox"}'
@@ -136,32 +87,34 @@ def _json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             entry = json.loads(line)
         except json.JSONDecodeError as error:
             remedy = f"fix column {error.colno} ({error.msg})"
-            raise row_error(path, where, line, expected, remedy) from None
-        if not isinstance(entry, dict):
+            yield where, row_error(path, where, line, expected, remedy)
+            continue
+        if isinstance(entry, dict):
+            yield where, entry
+        else:
             remedy = "a JSON list over the whole file is the format imagereward, suffix .json"
-            raise row_error(path, where, entry, expected, remedy)
-        yield where, entry
+            yield where, row_error(path, where, entry, expected, remedy)
 
 
-def _row(where: str, entry: Mapping[str, Any]) -> Row:
-    key = "prompt"
-    if not isinstance(entry.get("prompt"), str):
-        key = next((k for k in MESSAGES if entry.get(k) is not None), "prompt")
-    others = {name: value for name, value in entry.items() if name != key}
-    value = entry.get(key)
-    is_text = key == "prompt" and not isinstance(value, list)
-    return Row(where, value, others) if is_text else Row(where, None, others, value)
+def _read(entries: Entries, row: Callable[[str, dict[str, Any]], Row]) -> Iterator[Row]:
+    """The row of each entry. A fault, or a PromptError that `row` raises, becomes a row too."""
+    for where, entry in entries:
+        try:
+            yield Row(where, fault=entry) if isinstance(entry, PromptError) else row(where, entry)
+        except PromptError as fault:
+            yield Row(where, fault=fault)
 
 
-def read_jsonl(path: Path) -> Iterator[Row]:
-    """JSON lines `{"prompt": ..., ...}`, or with a conversation; the other keys are metadata."""
-    for where, entry in _json_lines(path):
-        yield _row(where, entry)
+def read_jsonl(path: Path, reading: Reading = AUTO) -> Iterator[Row]:
+    """JSON lines `{"prompt": ..., ...}`, or of another shape; the other keys are metadata."""
+    return _read(_json_lines(path), RowReader(reading).row)
 
 
-def read_geneval(path: Path) -> Iterator[Row]:
+def read_geneval(path: Path, reading: Reading = AUTO) -> Iterator[Row]:
     """GenEval's JSON lines `{tag, include: [{class, count, color?}, ...], exclude?, prompt}`."""
-    for where, entry in _json_lines(path):
+    rows = RowReader(reading)
+
+    def row(where: str, entry: dict[str, Any]) -> Row:
         remedy = "correct the row, or set format = 'jsonl' if it is not GenEval's"
         if not isinstance(entry.get("tag"), str):
             raise row_error(path, where, entry.get("tag"), "a string under 'tag'", remedy)
@@ -170,7 +123,9 @@ def read_geneval(path: Path) -> Iterator[Row]:
             if not (isinstance(objects, list) and all(_is_object(o) for o in objects)):
                 expected = f"a list of {{class: str, count: int}} under {key!r}"
                 raise row_error(path, where, objects, expected, remedy)
-        yield _row(where, entry)
+        return rows.row(where, entry)
+
+    return _read(_json_lines(path), row)
 
 
 def _is_object(entry: Any) -> bool:
@@ -181,7 +136,9 @@ def _is_object(entry: Any) -> bool:
     )
 
 
-def _json_list(path: Path, expected: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _json_list(path: Path, expected: str, is_of_texts: bool = False) -> Entries:
+    """(where, object, or its fault) of a JSON list. is_of_texts: a list that begins with a text may
+    hold texts in place of objects."""
     text = read_text(path)
     if not text.strip():
         return  # an empty file, which load_prompts refuses
@@ -194,46 +151,61 @@ def _json_list(path: Path, expected: str) -> Iterator[tuple[str, dict[str, Any]]
     if not isinstance(entries, list):
         remedy = "wrap it into a list, or set format = 'jsonl' for one object a line"
         raise row_error(path, "line 1", entries, expected, remedy)
+    takes_texts = is_of_texts and bool(entries) and isinstance(entries[0], str)
     for number, entry in enumerate(entries, start=1):
-        if not isinstance(entry, dict):
-            remedy = "put the prompt into an object"
-            raise row_error(path, f"entry {number}", entry, expected, remedy)
-        yield f"entry {number}", entry
+        where = f"entry {number}"
+        if takes_texts and isinstance(entry, str):
+            yield where, {"prompt": entry}
+        elif isinstance(entry, dict):
+            yield where, entry
+        else:
+            yield where, row_error(path, where, entry, expected, "put the prompt into an object")
 
 
-def read_imagereward(path: Path) -> Iterator[Row]:
-    """A JSON list of `{id, prompt}`; the file's own id is kept as metadata["id"]."""
-    for where, entry in _json_list(path, "a JSON list of {id, prompt}"):
-        yield _row(where, entry)
+def read_imagereward(path: Path, reading: Reading = AUTO) -> Iterator[Row]:
+    """A JSON list of `{id, prompt}`, or of texts; the file's own id is kept as metadata["id"]."""
+    entries = _json_list(path, "a JSON list of {id, prompt}", is_of_texts=True)
+    return _read(entries, RowReader(reading).row)
 
 
-def json_entries(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(where, object) of a JSON list or of JSON lines, with any suffix."""
+def _entries(path: Path) -> Entries:
+    """(where, object or fault) of a JSON list or of JSON lines, with any suffix."""
     if read_text(path).lstrip().startswith("["):
         return _json_list(path, "a JSON list of objects")
     return _json_lines(path)
 
 
-def read_avqa(path: Path, think: bool = False) -> Iterator[Row]:
+def json_entries(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(where, object) of a JSON list or of JSON lines, with any suffix. Raises the first fault."""
+    for where, entry in _entries(path):
+        if isinstance(entry, PromptError):
+            raise entry
+        yield where, entry
+
+
+def read_avqa(path: Path, reading: Reading = AUTO, think: bool = False) -> Iterator[Row]:
     """Questions about audio, prepared or AVQA's own; the prompt asks for the answer alone."""
-    for where, entry in json_entries(path):
+
+    def row(where: str, entry: dict[str, Any]) -> Row:
         try:
             prompt, metadata = questions.prompt_row(entry, str(path.absolute().parent), think)
         except ValueError as error:
             expected = f"a question about audio: {error}"
             raise row_error(path, where, entry, expected, "fix the row or delete it") from None
-        yield Row(where, prompt, metadata)
+        return Row(where, prompt, metadata)
+
+    return _read(_entries(path), row)
 
 
-def read_avqa_think(path: Path) -> Iterator[Row]:
+def read_avqa_think(path: Path, reading: Reading = AUTO) -> Iterator[Row]:
     """As `read_avqa`; the prompt asks for reasoning first, and then the answer."""
-    return read_avqa(path, think=True)
+    return read_avqa(path, reading, think=True)
 
 
 # ---- parquet and folders -------------------------------------------------------------------------
 
 
-def read_parquet(path: Path) -> Iterator[Row]:
+def read_parquet(path: Path, reading: Reading = AUTO) -> Iterator[Row]:
     """Rows of a parquet file; its columns are the keys that a JSON line has."""
     import pyarrow
     from pyarrow import parquet
@@ -246,8 +218,9 @@ def read_parquet(path: Path) -> Iterator[Row]:
         raise PromptError(
             f"{path}: cannot be read as parquet ({error}); was it copied completely?"
         ) from None
+    rows = RowReader(reading)
     for number, entry in enumerate(table.to_pylist(), start=1):
-        yield _row(f"row {number}", entry)
+        yield rows.row(f"row {number}", entry)
 
 
 def split_of(file: Path) -> str:
@@ -258,23 +231,35 @@ def split_of(file: Path) -> str:
     return next((w for w in known if w in ("train", "test", "validation")), "unnamed")
 
 
-def read_folder(path: Path) -> Iterator[Row]:
+def read_folder(path: Path, reading: Reading = AUTO, split: str | None = None) -> Iterator[Row]:
     """Rows of every parquet and jsonl file below a folder, by name: a dataset as downloaded.
 
-    Raises PromptError for files of several splits: the test set must not be trained on."""
+    split: reads its files alone. Raises PromptError for files of several splits otherwise: the test
+    set must not be trained on."""
+    for file in data_files(path, split):
+        for row in READERS[guess_format(file)](file, reading):
+            yield replace(row, where=f"{file.relative_to(path)} {row.where}")
+
+
+def data_files(path: Path, split: str | None) -> list[Path]:
+    """The files that `read_folder` reads. Raises as it does."""
     files = sorted(file for pattern in DATA_FILES for file in path.rglob(pattern))
     if not files:
         raise PromptError(f"{path}: no {' or '.join(DATA_FILES)} in this folder; name a file")
-    splits = {split_of(file.relative_to(path)) for file in files}
-    if len(splits) > 1:
+    split_by_file = {file: split_of(file.relative_to(path)) for file in files}
+    splits = ", ".join(sorted(set(split_by_file.values())))
+    if split is not None:
+        files = [file for file in files if split_by_file[file] == split]
+        if not files:
+            raise PromptError(f"{path}: no file of the split {split!r}; there are: {splits}")
+        return files
+    if len(set(split_by_file.values())) > 1:
         names = ", ".join(str(file.relative_to(path)) for file in files[:6])
         raise PromptError(
-            f"{path}: its files are of several splits ({', '.join(sorted(splits))}): {names}; name "
-            "one file, or a folder with one split"
+            f"{path}: its files are of several splits ({splits}): {names}; name one file, a folder "
+            f"with one split, or the split: {path}:train"
         )
-    for file in files:
-        for row in READERS[guess_format(file)](file):
-            yield replace(row, where=f"{file.relative_to(path)} {row.where}")
+    return files
 
 
 # ---- the tables ----------------------------------------------------------------------------------
@@ -282,6 +267,8 @@ def read_folder(path: Path) -> Iterator[Row]:
 
 def _guess_jsonl(path: Path) -> str:
     for _, entry in _json_lines(path):
+        if isinstance(entry, PromptError):
+            return "jsonl"  # its reader reports the fault
         if questions.is_question(entry):
             return "avqa"
         return "geneval" if "tag" in entry and "include" in entry else "jsonl"
@@ -290,10 +277,11 @@ def _guess_jsonl(path: Path) -> str:
 
 def _guess_json(path: Path) -> str:
     try:
-        first = next(json_entries(path), None)
+        first = next(_entries(path), ("", {}))[1]
     except PromptError:
         return "imagereward"  # its reader reports the fault of the file
-    return "avqa" if first is not None and questions.is_question(first[1]) else "imagereward"
+    is_avqa = isinstance(first, dict) and questions.is_question(first)
+    return "avqa" if is_avqa else "imagereward"
 
 
 READERS: dict[str, Reader] = {
@@ -309,7 +297,7 @@ READERS: dict[str, Reader] = {
     "folder": read_folder,
 }
 SUFFIXES: dict[str, Callable[[Path], str]] = {
-    ".txt": lambda path: "drawbench" if _starts_with_csv_header(path) else "txt",
+    ".txt": lambda path: "drawbench" if starts_with_csv_header(path) else "txt",
     ".csv": lambda path: "drawbench",
     ".tsv": lambda path: "partiprompts",
     ".json": _guess_json,

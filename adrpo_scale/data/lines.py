@@ -38,8 +38,18 @@ def read_text(path: Path) -> str:
     except UnicodeDecodeError as error:
         line = raw[: error.start].count(b"\n") + 1
         value = raw[error.start : error.start + 1]
-        raise row_error(path, f"line {line}", value, "UTF-8 text", remedy) from None
+        others = sum(not _is_text(part) for part in raw.split(b"\n")[line:])
+        more = f" (as {others} more lines)" if others else ""
+        raise row_error(path, f"line {line}{more}", value, "UTF-8 text", remedy) from None
     return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _is_text(line: bytes) -> bool:
+    try:
+        line.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def lines(path: Path) -> Iterator[tuple[int, str]]:

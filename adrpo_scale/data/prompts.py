@@ -26,6 +26,7 @@ from adrpo_scale.core.seeding import Purpose, permutation
 from adrpo_scale.core.settings import REQUIRED, Section, setting
 from adrpo_scale.core.types import Prompt
 from adrpo_scale.data.prompt_files import load_prompts, needs_from_hub
+from adrpo_scale.data.rows import Form, Reading
 from adrpo_scale.hub.needs import HubNeed
 
 __all__ = ["PromptStream", "PromptsConfig", "build_prompts", "load_prompts", "split"]
@@ -51,7 +52,7 @@ class PromptsConfig(Section):
     train: str = setting(
         REQUIRED,
         "prompt file or dataset folder to train on; relative to the current folder, demo:... for a "
-        "shipped one, or hub:OWNER/DATASET",
+        "shipped one, or hub:OWNER/DATASET, with /FOLDER or /FILE and :SPLIT at its end",
         effect="content",
         min_length=1,
     )
@@ -63,6 +64,25 @@ class PromptsConfig(Section):
     )
     format: Format = setting(
         "auto", "format of both files; auto decides for each by its suffix and first row"
+    )
+    column: str | None = setting(
+        None,
+        "key of the prompt in both files, with dots for a key inside another; decided by the first "
+        "row by default",
+        before=None,
+        min_length=1,
+    )
+    answer: str | None = setting(
+        None,
+        "key of the reference answer, which rewards find as `answer`; decided as column is",
+        before=None,
+        min_length=1,
+    )
+    answer_form: Form = setting(
+        "auto",
+        "where the answer stands in its text: text (all of it), hashes (after ####), boxed (in "
+        "\\boxed{}); auto decides by the first row",
+        before="auto",
     )
     per_iteration: int = setting(6, "P, prompts of one iteration", ge=1)
     group_size: int = setting(12, "G, samples of each prompt", ge=2)
@@ -89,6 +109,11 @@ class PromptsConfig(Section):
             *needs_from_hub(held_out, "prompts.held_out"),
         ]
 
+    @property
+    def reading(self) -> Reading:
+        """How rows are read."""
+        return Reading(self.column, self.answer, self.answer_form)
+
     @model_validator(mode="after")
     def _one_held_out(self) -> PromptsConfig:
         if self.held_out is not None and self.held_out_share > 0:
@@ -111,9 +136,9 @@ def build_prompts(config: PromptsConfig) -> tuple[list[Prompt], list[Prompt]]:
     so that an id names one prompt of the run. Raises PromptError, or ConfigError for an unknown
     `demo:` name.
     """
-    prompts = load_prompts(config.train, config.format)
+    prompts = load_prompts(config.train, config.format, config.reading)
     if config.held_out is not None:
-        held_out = load_prompts(config.held_out, config.format)
+        held_out = load_prompts(config.held_out, config.format, config.reading)
         return prompts, [replace(prompt, id=len(prompts) + prompt.id) for prompt in held_out]
     return split(prompts, config.held_out_share, config.split_seed)
 

@@ -18,11 +18,12 @@ from adrpo_scale.checkpoint.reader import Reader
 from adrpo_scale.checkpoint.shelf import CHECKPOINTS, TRAJECTORY
 from adrpo_scale.core import dist
 from adrpo_scale.core.console import console
-from adrpo_scale.core.errors import ConfigError
+from adrpo_scale.core.errors import ConfigError, PromptError
 from adrpo_scale.core.paths import resolve_path
 from adrpo_scale.core.types import DrawKey, Prompt
 from adrpo_scale.data.formats import guess_format
 from adrpo_scale.data.prompt_files import load_prompts
+from adrpo_scale.data.prompts import PromptsConfig
 from adrpo_scale.domains.base import Domain, Published
 from adrpo_scale.engines.base import Engine, OptimizerConfig
 from adrpo_scale.run.build import build_domain, specs_of
@@ -212,7 +213,7 @@ def sample_to(
     Returns the paths of the pictures, or of completions.jsonl, on rank 0. Collective.
     """
     config = source.config
-    trained = source.run.prompts.format if source.run is not None else "auto"
+    trained = source.run.prompts if source.run is not None else None
     prompts = load_asked_as_trained(str(prompts_file), trained)
     domain, engine = build_domain(config), sampling_engine(config)
     prompts = domain.usable(prompts)
@@ -233,11 +234,20 @@ def sample_to(
     return medium_of(domain).write(prompts, artifacts, per_prompt, to)
 
 
-def load_asked_as_trained(file: str, trained: str) -> list[Prompt]:
-    """The prompts of a file. Questions about clips get the wording of the run's training
-    prompts."""
-    is_reworded = trained == "avqa_think" and guess_format(resolve_path(file)) == "avqa"
-    return load_prompts(file, trained if is_reworded else "auto")
+def load_asked_as_trained(file: str, trained: PromptsConfig | None) -> list[Prompt]:
+    """The prompts of a file. trained: the section of the run, None for a published model. Questions
+    about clips get the wording of the training prompts. A file without the column that the run
+    names is read as if it named none."""
+    if trained is None:
+        return load_prompts(file)
+    is_reworded = trained.format == "avqa_think" and guess_format(resolve_path(file)) == "avqa"
+    format = trained.format if is_reworded else "auto"
+    try:
+        return load_prompts(file, format, trained.reading)
+    except PromptError:
+        if trained.column is None:
+            raise
+    return load_prompts(file, format)
 
 
 def _report(written: Sequence[Path], to: Path, medium: Medium) -> None:

@@ -125,15 +125,17 @@ def constant_facts(
 
 def prompts_digest(*lists: Sequence[Prompt]) -> str:
     """Hash of the prompts' texts and metadata, in order: a cursor is valid in these only.
-    The folder of clips is left out, because data may move between two starts of a run."""
+    The folder of clips is left out, because data may move between two starts of a run, and so is
+    what was made from the other fields."""
     facts = [[_without_place(asdict(prompt)) for prompt in prompts] for prompts in lists]
     text = json.dumps(facts, sort_keys=True, default=str)  # str is for dates in parquet rows
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _without_place(prompt: dict[str, Any]) -> dict[str, Any]:
-    metadata = {k: v for k, v in prompt["metadata"].items() if k != "audio_folder"}
-    return prompt | {"metadata": metadata}
+    left_out = ("audio_folder", *prompt["derived"])
+    metadata = {k: v for k, v in prompt["metadata"].items() if k not in left_out}
+    return {k: v for k, v in prompt.items() if k != "derived"} | {"metadata": metadata}
 
 
 def check_content(reader: Reader, constant: Mapping[str, Any], allowed: Sequence[str]) -> None:

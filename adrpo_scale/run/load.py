@@ -42,7 +42,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> LoadedConfig:
     """Reads and checks a TOML file. overrides: "section.key=value", the value as in TOML (a bare
     word is a string). Raises ConfigError, which lists all faults."""
     try:
-        data = tomllib.loads(path.read_text())
+        data = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise ConfigError(
             f"config {path} is not there; see configs/ for the shipped ones"

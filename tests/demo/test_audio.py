@@ -15,6 +15,7 @@ from transformers import Qwen2_5OmniProcessor, Qwen2_5OmniThinkerForConditionalG
 import adrpo_scale.demo
 from adrpo_scale.data.clips import SAMPLE_RATE, read_clip
 from adrpo_scale.data.formats import read_avqa_think
+from adrpo_scale.data.prompts import PromptsConfig
 from adrpo_scale.demo.audio import task as audio_task
 from adrpo_scale.demo.audio.build import build_audio, prompt_of
 from adrpo_scale.demo.audio.model import spoken_batch, spoken_ids
@@ -117,11 +118,13 @@ def test_prompts_are_worded_as_avqa_s():
 
 def test_samples_are_asked_for_in_the_wording_of_the_training(tmp_path):
     name = "demo:audio/prompts/held_out.jsonl"
-    asked = load_asked_as_trained(name, "avqa_think")
+    thinking = PromptsConfig(train=name, format="avqa_think")
+    asked = load_asked_as_trained(name, thinking)
     assert [prompt.text for prompt in asked] == list(map(prompt_of, _questions("held_out")))
-    assert "<think>" not in load_asked_as_trained(name, "auto")[0].text
+    assert "<think>" not in load_asked_as_trained(name, PromptsConfig(train=name))[0].text
+    assert "<think>" not in load_asked_as_trained(name, None)[0].text
     (tmp_path / "mine.txt").write_text("what is this?\n")
-    (other,) = load_asked_as_trained(str(tmp_path / "mine.txt"), "avqa_think")
+    (other,) = load_asked_as_trained(str(tmp_path / "mine.txt"), thinking)
     assert other.text == "what is this?"
 
 

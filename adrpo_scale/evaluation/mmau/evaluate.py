@@ -73,7 +73,7 @@ class Subject:
 def load_settings(path: Path, overrides: Sequence[str], data: Path | None) -> MmauConfig:
     """Reads and checks a TOML file. Raises ConfigError with a line for each fault."""
     try:
-        document = tomllib.loads(path.read_text())
+        document = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"config {path} cannot be read ({error}); configs/omni/mmau.toml is the shipped one"

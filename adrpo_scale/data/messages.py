@@ -1,0 +1,121 @@
+"""Conversations as rows have them → the messages of a prompt.
+
+Read besides `{"role": ..., "content": ...}`: ShareGPT's `{"from": ..., "value": ...}`, content in
+parts of text, an empty system message, an assistant's turn that only calls tools. A conversation
+that needed nothing of this stays as it is written, without the other keys of its messages.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "model": "assistant"}
+ROLES |= {"function_call": "assistant", "observation": "tool", "function_response": "tool"}
+_MAY_BE_EMPTY = ("system", "tool", "developer")
+
+
+def is_answered(value: Any) -> bool:
+    """Whether a value is a conversation that ends with an answer, after a message of the user's."""
+    if not (isinstance(value, list) and len(value) > 1):
+        return False
+    return all(isinstance(m, Mapping) for m in value) and _role(value[-1]) == "assistant"
+
+
+def without_answer(value: Any) -> tuple[Any, str | None]:
+    """(a conversation without the answer at its end, that answer); the value itself without one."""
+    if not is_answered(value):
+        return value, None
+    text, _ = _content(value[-1])
+    return value[:-1], text
+
+
+def read_messages(value: Any) -> tuple[tuple[dict[str, Any], ...], str | None]:
+    """(the messages, None), or ((), the fault)."""
+    if not isinstance(value, list) or not value:
+        return (), f"{value!r} is no list of messages" if value else "there is no message"
+    if all(_is_plain(message) for message in value):
+        messages = tuple({"role": m["role"], "content": m["content"]} for m in value)
+    else:
+        read = [_read(message) for message in value]
+        faults = [fault for _, fault in read if fault]
+        if faults:
+            return (), faults[0]
+        messages = tuple(message for message, _ in read)
+    if messages[-1]["role"] != "user":
+        return (), f"the last message is of the role {messages[-1]['role']!r}"
+    return messages, None
+
+
+def shown(messages: Sequence[Mapping[str, Any]]) -> str:
+    """A conversation as one text, for logs and to tell prompts apart."""
+    if len(messages) == 1:
+        return str(messages[0]["content"])
+    return "\n".join(_line(message) for message in messages)
+
+
+def _line(message: Mapping[str, Any]) -> str:
+    calls = message.get("tool_calls")
+    text = f"{message['role']}: {message['content']}"
+    return f"{text}{json.dumps(calls, sort_keys=True, default=str)}" if calls else text
+
+
+def _is_plain(message: Any) -> bool:
+    return isinstance(message, dict) and all(
+        isinstance(message.get(key), str) and message[key].strip() for key in ("role", "content")
+    )
+
+
+def _role(message: Mapping[str, Any]) -> str | None:
+    role = message.get("role", message.get("from"))
+    return ROLES.get(role, role) if isinstance(role, str) and role.strip() else None
+
+
+def _read(message: Any) -> tuple[dict[str, Any], str | None]:
+    """(the message, None), or ({}, the fault)."""
+    if not isinstance(message, Mapping):
+        return {}, f"{message!r} is no message"
+    role = _role(message)
+    if role is None:
+        return {}, f"a message without a role, with the keys {sorted(message)}"
+    text, fault = _content(message)
+    if fault is not None:
+        return {}, fault
+    others = {k: message[k] for k in ("tool_call_id", "name") if message.get(k)}
+    if message.get("tool_calls"):
+        others["tool_calls"] = [_call(call) for call in message["tool_calls"]]
+    if not text.strip() and role not in _MAY_BE_EMPTY and "tool_calls" not in others:
+        return {}, f"an empty message of the role {role!r}"
+    return {"role": role, "content": text, **others}, None
+
+
+def _call(call: Any) -> Any:
+    """A tool call with its arguments as an object: templates would write a text as JSON again."""
+    try:
+        arguments = json.loads(call["function"]["arguments"])
+    except (TypeError, KeyError, ValueError):  # another form: the template's own business
+        return call
+    return {**call, "function": {**call["function"], "arguments": arguments}}
+
+
+def _content(message: Mapping[str, Any]) -> tuple[str, str | None]:
+    """(the text of a message, None), or ("", the fault)."""
+    content = message.get("content", message.get("value"))
+    if content is None:
+        return "", None
+    if isinstance(content, str):
+        return content, None
+    if not isinstance(content, list):
+        return "", f"content of the type {type(content).__name__}, expected text"
+    texts = [part if isinstance(part, str) else _part(part) for part in content]
+    if None in texts:
+        kinds = [part.get("type") if isinstance(part, Mapping) else part for part in content]
+        return "", f"content in parts of the types {kinds}, of which only text is read"
+    return "".join(str(text) for text in texts), None
+
+
+def _part(part: Any) -> str | None:
+    is_text = isinstance(part, Mapping) and part.get("type", "text") == "text"
+    text = part.get("text") if is_text else None
+    return text if isinstance(text, str) else None
