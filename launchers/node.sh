@@ -28,7 +28,8 @@ read -ra prefix <<<"${ADRPO_PREFIX:-}"
 # Before anything else: without a trap, Slurm's signal kills bash. It would also kill ranks that are
 # still importing, so they begin with it ignored, and it is sent to them repeatedly.
 stopping=0 interrupts=0
-trap 'stopping=1' USR1 TERM
+trap 'stopping=1' USR1 TERM HUP
+trap '' PIPE # a message that nobody reads ends nothing
 trap 'stopping=1 interrupts=$((interrupts + 1))' INT
 
 export WORLD_SIZE=$((processes * ${#hosts[@]})) LOCAL_WORLD_SIZE=$processes

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
+from contextlib import nullcontext
 
 from adrpo_scale.cli import demo, prepare
 from adrpo_scale.cli.config import show_config
@@ -19,6 +21,7 @@ from adrpo_scale.cli.report import report
 from adrpo_scale.cli.sample import sample
 from adrpo_scale.cli.status import status
 from adrpo_scale.cli.train import train
+from adrpo_scale.core import screen
 from adrpo_scale.core.errors import (
     LOST,
     STOPPED,
@@ -57,16 +60,36 @@ app.add_typer(prepare.app, name="prepare")
 _AGREED = (ConfigError, PromptError, GroupError, LimitReached, NonFiniteError)
 
 
+# Their output is all they make: they wait for its reader, and it must arrive.
+_PRINTING = {"config", "inspect", "plan", "report", "status"}
+
+
 def main() -> None:
     """Runs the command. Exit codes: 0 done, 2 an error that the user fixes, 3 a limit reached,
     4 a node is unfit and should be excluded, 85 stopped by a signal, 86 another process was lost.
+    A console that cannot be written changes none of them, except of a command that only prints.
     """
     if not {"", os.getcwd()} & {*sys.path}:
         sys.path.append(os.getcwd())  # components of the user's own, as with python -m adrpo_scale
+    only_prints = not _PRINTING.isdisjoint(sys.argv[1:2])
+    with screen.guarded(), nullcontext() if only_prints else screen.unblocked():
+        code = _run()
+        screen.flush()
+        why = screen.lost("stdout")
+        if only_prints and why not in (None, os.strerror(errno.EPIPE)) and not code:
+            print(f"error: the output cannot be written: {why}; send it elsewhere", file=sys.stderr)
+            code = 2
+    sys.exit(code)
+
+
+def _run() -> int | str | None:
+    """Runs the command; returns its exit code."""
     try:
         app()
+    except SystemExit as end:
+        return end.code
     except StopRequested:
-        sys.exit(STOPPED)
+        return STOPPED
     except AdrpoError as error:
         from adrpo_scale.core.dist import rank_facts
 
@@ -74,11 +97,12 @@ def main() -> None:
         if facts.is_main or not (error.agreed or isinstance(error, _AGREED)):
             who = "" if facts.world == 1 else f"[rank {facts.rank}] "
             print(f"{who}error: {error}", file=sys.stderr)
-        sys.exit(exit_code(error))
+        return exit_code(error)
     except Exception as error:
         from adrpo_scale.core.dist import is_lost
 
         if not is_lost(error):
             raise
         traceback.print_exc()
-        sys.exit(LOST)
+        return LOST
+    return 0

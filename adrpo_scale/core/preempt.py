@@ -1,10 +1,10 @@
 """Signals → a stop that all ranks agree on.
 
-SIGUSR1, SIGTERM and SIGINT only set a flag: Slurm sends several, to some ranks earlier than to
-others, and an exception in the middle of a collective would leave the other ranks waiting. At safe
-points, which every rank passes equally often, the flags are combined over a process group of their
-own, and all ranks stop at the same point. Only a second SIGINT on a terminal ends the process at
-once.
+The signals below only set a flag: Slurm sends several, to some ranks earlier than to others, and an
+exception in the middle of a collective would leave the other ranks waiting. At safe points, which
+every rank passes equally often, the flags are combined over a process group of their own, and all
+ranks stop at the same point. Only a second SIGINT on a terminal ends the process at once. SIGHUP
+comes from a terminal that is closed; nohup ignores it, and it stays ignored then.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from adrpo_scale.core.errors import StopRequested
 
 log = logging.getLogger(__name__)
 
-SIGNALS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Signals:
@@ -37,7 +37,10 @@ class Signals:
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Signals:
-        self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        ignored = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else set()
+        self._before = {
+            number: signal.signal(number, self._note) for number in SIGNALS if number not in ignored
+        }
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from rich.table import Table
 
-from adrpo_scale.core.console import console
+from adrpo_scale.core.console import say, show
 from adrpo_scale.run import figures, tables
 
 
@@ -18,15 +19,13 @@ def summarise(run: Path) -> None:
         for split, metric, before, after in tables.before_after(rows):
             change = None if before is None or after is None else after - before
             table.add_row(metric, split, _number(before), _number(after), _number(change, "+"))
-        console.print(table)
-        console.print(f"after: mean of the last {tables.LAST} evaluations", style="dim")
+        show(table)
+        say(f"after: mean of the last {tables.LAST} evaluations")
         figures.curves([rows], run / "curves.png")
-        console.print(f"curves:       {run / 'curves.png'}", highlight=False, soft_wrap=True)
+        say(f"curves:       {run / 'curves.png'}")
     if (run / "samples").is_dir():
-        console.print(f"samples:      {run / 'samples'}", highlight=False, soft_wrap=True)
-    console.print(
-        f"TensorBoard:  tensorboard --logdir {run / 'tensorboard'}", highlight=False, soft_wrap=True
-    )
+        say(f"samples:      {run / 'samples'}")
+    say(f"TensorBoard:  tensorboard --logdir {shlex.quote(str(run / 'tensorboard'))}")
 
 
 def _number(value: float | None, sign: str = "") -> str:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adrpo_scale.checkpoint.store import Store
-from adrpo_scale.core import dist, watchdog
-from adrpo_scale.core.console import console
+from adrpo_scale.core import dist, screen, watchdog
+from adrpo_scale.core.console import note_losses, say
 from adrpo_scale.core.errors import (
     LOST,
     STOPPED,
@@ -64,8 +64,14 @@ def train(loaded: LoadedConfig, options: TrainOptions = TrainOptions()) -> Path:
         )
     require_models(config.needs_from_hub())
     run = options.run_dir or default_folder(loaded.name, config.digest())
+    with screen.guarded(), screen.unblocked():
+        _train(config, run, options)
+    return run
+
+
+def _train(config: RunConfig, run: Path, options: TrainOptions) -> None:
     if dist.rank_facts().is_main:
-        console.print(f"run folder: {run}", highlight=False, soft_wrap=True)
+        say(f"run folder: {run}")
     timeout = config.engine.timeout_seconds
     with Signals() as signals, dist.process_group(config.engine.torch_device(), timeout):
         lock = RunLock(run, config.checkpoint.lock_expiry_seconds)
@@ -78,7 +84,7 @@ def train(loaded: LoadedConfig, options: TrainOptions = TrainOptions()) -> Path:
                 lock.release()
         if dist.is_main():
             summarise(run)
-    return run
+        note_losses()
 
 
 def _take_folder(run: Path, lock: RunLock) -> None:
@@ -109,9 +115,9 @@ def _announce(config: RunConfig, start: Start) -> None:
     if start.iteration is None:
         return
     done = " (the last one)" if start.iteration >= config.iterations else ""
-    console.print(f"resuming from iteration {start.iteration}{done}", highlight=False)
+    say(f"resuming from iteration {start.iteration}{done}")
     for note in start.notes:
-        console.print(f"changed since: {note}", highlight=False, soft_wrap=True)
+        say(f"changed since: {note}")
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from pyarrow import parquet
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from adrpo_scale.core import dist
-from adrpo_scale.core.console import console, warnings_on_screen
+from adrpo_scale.core.console import console, note_losses, say, warnings_on_screen
 from adrpo_scale.core.errors import DiskSpaceError
 from adrpo_scale.core.files import sync_file
 from adrpo_scale.core.settings import Effect, Section, setting
@@ -64,7 +64,9 @@ def setup_logging(run: Path) -> None:
     """Sends warnings of rank 0 to the terminal, and each rank's messages to `logs/rank-NNN.log`."""
     folder = run / "logs"
     folder.mkdir(parents=True, exist_ok=True)
-    file = logging.FileHandler(folder / f"rank-{dist.rank():03d}.log")
+    file = logging.FileHandler(
+        folder / f"rank-{dist.rank():03d}.log", encoding="utf-8", errors="backslashreplace"
+    )
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     handlers: list[logging.Handler] = [file]
     if dist.is_main():
@@ -132,10 +134,12 @@ class MetricsLog:
             self._curves("add_histogram", f"train/{name}", values, step)
         line = progress_line(record)
         self._progress.update(self._task, completed=step, line=line)
-        if not self._live:
-            console.print(
-                f"iteration {step}/{self.iterations}  {line}", highlight=False, soft_wrap=True
-            )
+        text = f"iteration {step}/{self.iterations}  {line}"
+        if self._live:
+            log.info("%s", text)
+        else:
+            say(text)
+        note_losses()
 
     def evaluation(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Writes rows of `eval.jsonl`."""

@@ -80,3 +80,36 @@ assert b"KeyboardInterrupt" in out, out
 def test_only_a_second_interrupt_on_a_terminal_ends_at_once():
     """On a real pseudo-terminal, by the key."""
     subprocess.run([sys.executable, "-c", TERMINAL], check=True, timeout=240)
+
+
+HANG_UP = """
+import os, pty, sys
+reader, writer = os.pipe()
+pid, master = pty.fork()
+if pid == 0:
+    import signal, time
+    from adrpo_scale.core import screen
+    from adrpo_scale.core.preempt import Signals
+    if sys.argv[1] == "nohup":
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with screen.guarded(), Signals() as signals:
+        print("ready")
+        for _ in range(40):
+            time.sleep(.05)
+            if signals.name:
+                break
+        print("nobody sees this")
+        os.write(writer, f"{signals.name} {screen.lost('stdout')}".encode())
+    os._exit(0)
+os.close(writer)
+os.read(master, 100)
+os.close(master)
+told = os.read(reader, 1000).decode()
+assert told == sys.argv[2], told
+"""
+
+
+@pytest.mark.parametrize(("how", "name"), [("plain", "SIGHUP"), ("nohup", "None")])
+def test_a_terminal_that_is_closed_asks_for_a_stop_unless_nohup_was_given(how, name):
+    told = f"{name} Input/output error"
+    subprocess.run([sys.executable, "-c", HANG_UP, how, told], check=True, timeout=240)

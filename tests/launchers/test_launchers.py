@@ -102,6 +102,17 @@ def test_the_first_bad_exit_decides_and_the_rest_get_some_time(tmp_path):
     assert (tmp_path / "0").read_text() == "3\n"
 
 
+def test_a_message_that_nobody_reads_ends_nothing(tmp_path):
+    """Bash dies of a closed pipe; the ranks that are still saving would be killed later."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    script = f"((RANK)) && exit 3; sleep .8; touch {tmp_path}/saved; exit 1"
+    env = environment(ADRPO_PROCESSES="2", ADRPO_PATIENCE="60", ADRPO_EXITS=str(tmp_path))
+    done = subprocess.run([str(NODE), "-c", script], env=env, stderr=writer, timeout=240)
+    assert done.returncode == 3
+    assert (tmp_path / "saved").exists() and (tmp_path / "0").read_text() == "3\n"
+
+
 def test_a_rank_that_lost_another_one_does_not_decide(tmp_path):
     done = node("((RANK)) || exit 86; sleep .7; exit 5", ADRPO_PROCESSES="2")
     assert done.returncode == 5
@@ -126,7 +137,7 @@ def test_by_srun_alone_the_hosts_are_those_of_the_step(tmp_path):
     assert done.stdout == "0/2 n1 20021\n"
 
 
-@pytest.mark.parametrize("name", ["SIGUSR1", "SIGTERM"])
+@pytest.mark.parametrize("name", ["SIGUSR1", "SIGTERM", "SIGHUP"])
 def test_a_signal_reaches_every_rank_also_one_that_is_still_starting(name, tmp_path):
     """A rank that is importing would die of it, or, if it were sent once, never know of it."""
     script = """if True:
