@@ -74,13 +74,14 @@ def advantages(
 def combined(rewards: Rewards, how: Combine = "sum") -> Tensor:
     """One reward per sample from R weighted ones, float64 [P, G].
 
-    "sum": the weighted sum. "normalise_each": each reward is first centred and scaled by its
-    group's std, so that weights compare rewards of different size.
+    "sum": the weighted sum. "normalise_each": each reward is first centred and scaled by the std of
+    the samples of its group that it scored, so that weights compare rewards of different size.
     """
     if how == "sum":
         return rewards.total_PG
     planes = [
-        advantages(plane, rewards.mask_PG, scale="group_std") for plane in rewards.per_reward_RPG
+        advantages(plane, rewards.mask_PG & plane.isfinite(), scale="group_std")
+        for plane in rewards.per_reward_RPG
     ]
     return torch.einsum("r,rpg->pg", rewards.weights_R, torch.stack(planes))
 

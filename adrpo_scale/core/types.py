@@ -23,6 +23,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -111,9 +112,11 @@ class Rewards:
 
     per_reward_RPG: float64 [R, P, G], one plane per reward function in config order.
     weights_R: float64 [R]. total_PG: float64 [P, G], the weighted sum.
-    mask_PG: bool [P, G], False where a reward raised or was not finite: such a sample counts
-    nowhere. kept_PG: bool [P, G], False where the domain keeps a sample out of the loss (a
-    truncated completion) while its reward counts; None keeps all. prompt_ids_P: int64 [P].
+    abstained_RPG: bool [R, P, G], True where a reward gave none: the weighted sum leaves it out;
+    None: nowhere. mask_PG: bool [P, G], False where a reward raised or was not finite, and where
+    all abstained: such a sample counts nowhere. kept_PG: bool [P, G], False where the domain keeps
+    a sample out of the loss (a truncated completion) while its reward counts; None keeps all.
+    prompt_ids_P: int64 [P]. info: means of what rewards gave beside their numbers, by name.
     """
 
     names: Sequence[str]
@@ -123,6 +126,15 @@ class Rewards:
     mask_PG: Tensor
     prompt_ids_P: Tensor
     kept_PG: Tensor | None = None
+    abstained_RPG: Tensor | None = None
+    info: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def unscored_PG(self) -> Tensor:
+        """bool [P, G]: samples for which every reward abstained."""
+        if self.abstained_RPG is None:
+            return torch.zeros_like(self.mask_PG)
+        return self.abstained_RPG.all(0)
 
     @property
     def included_PG(self) -> Tensor:

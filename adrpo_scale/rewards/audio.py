@@ -13,11 +13,10 @@ from typing import ClassVar
 
 import torch
 
-from adrpo_scale.core.errors import RewardError
 from adrpo_scale.core.settings import setting
 from adrpo_scale.core.types import Prompt
-from adrpo_scale.rewards.base import named
-from adrpo_scale.rewards.text import Verifier, VerifierConfig, extract_answer, reference_answer
+from adrpo_scale.rewards.answers import Fault, reference_answer
+from adrpo_scale.rewards.text import Verifier, VerifierConfig, extract_answer
 
 # Quotes and Markdown's marks around an option, and punctuation at its end. "#", "/" and "-" stay:
 # C# is another note than C, 3/4 another time signature than 34.
@@ -79,30 +78,29 @@ class Choice(Verifier):
         super().__init__(config, device)
         self._choices_key = config.choices_key
 
-    def check(self, prompts: Sequence[Prompt]) -> None:
-        super().check(prompts)
-        for prompt in prompts:
-            self._options(prompt)
+    def fault_of(self, prompt: Prompt) -> Fault | None:
+        """The fault of a prompt's answer or options: no completion could be right."""
+        key = self._choices_key
+        choices = prompt.metadata.get(key)
+        fault = super().fault_of(prompt)
+        if fault is not None:
+            return fault
+        if not isinstance(choices, list | tuple) or not all(isinstance(c, str) for c in choices):
+            return Fault(
+                "options",
+                f"has {key} = {choices!r}, a list of texts is expected",
+                "add it to the prompt file, or name the right column as rewards.choices_key",
+            )
+        right = reference_answer(prompt, self._key)
+        if not option_text(right) or option_text(right) not in map(option_text, choices):
+            return Fault(
+                "none of the options",
+                f"cannot be met: its right answer {right!r} is none of its options {choices}",
+                f"{self._key!r} is the text of one of them, not its letter or number",
+            )
+        return None
 
     def is_right(self, text: str, prompt: Prompt) -> bool:
         answer = extract_answer(text)
         right = option_text(reference_answer(prompt, self._key))
-        return answer is not None and chosen(answer, self._options(prompt)) == right
-
-    def _options(self, prompt: Prompt) -> Sequence[str]:
-        """The options of a prompt. Raises RewardError where there are none, or the right answer is
-        none of them: no completion could be right."""
-        key = self._choices_key
-        choices = prompt.metadata.get(key)
-        if not isinstance(choices, list | tuple) or not all(isinstance(c, str) for c in choices):
-            raise RewardError(
-                f"{named(prompt)} has {key} = {choices!r}, a list of texts is expected: add it to "
-                "the prompt file, or name the right column as rewards.choices_key"
-            )
-        right = reference_answer(prompt, self._key)
-        if not option_text(right) or option_text(right) not in map(option_text, choices):
-            raise RewardError(
-                f"{named(prompt)}: its right answer {right!r} is none of its options {choices}: "
-                f"{self._key!r} is the text of one of them, not its letter or number"
-            )
-        return choices
+        return answer is not None and chosen(answer, prompt.metadata[self._choices_key]) == right

@@ -1,32 +1,23 @@
-"""The contract of a reward, and calls of rewards in which a bad sample stops no run.
+"""The contract of a reward: it is built once per rank and called with artifacts and their prompts.
 
-A reward is built once per rank. It is called with a batch of artifacts (`Domain.artifacts`) and
-their prompts, and returns one number per sample. If it raises, it is called again for one sample at
-a time. A sample whose reward raises or is not finite is masked on every rank, and the log names its
-prompt; samples with the same fault share one line, which names the first prompts.
+`calls` calls it.
 """
 
 from __future__ import annotations
 
-import logging
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from adrpo_scale.core.errors import RewardError
 from adrpo_scale.core.settings import REQUIRED, Section, setting
 from adrpo_scale.core.types import Prompt
 from adrpo_scale.engines.planning import Rung
 from adrpo_scale.engines.spec import ModelSpec
 from adrpo_scale.engines.workload import Frozen
 from adrpo_scale.hub.needs import HubNeed
-
-log = logging.getLogger(__name__)
-_NAMED = 6  # prompts of one fault that a warning names
 
 
 class RewardConfig(Section):
@@ -54,6 +45,8 @@ class RewardConfig(Section):
 class Reward(ABC):
     """Base class of rewards; see the module docstring."""
 
+    is_light: ClassVar[bool] = False  # True: building it loads no model
+
     @classmethod
     def models(
         cls, config: Any, section: str, dtype: torch.dtype, tokens: int
@@ -73,6 +66,7 @@ class Reward(ABC):
     def __init__(self, config: RewardConfig) -> None:
         self.label, self.weight = config.label, config.weight
         self.sharded: nn.Module | None = None  # whole only inside `engine.sampling()`
+        self.resumes = False  # True before `check` where the run resumes from a checkpoint
 
     def check(self, prompts: Sequence[Prompt]) -> None:
         """Raises RewardError if a prompt of the run lacks a field that this reward needs. Called
@@ -89,13 +83,17 @@ class Reward(ABC):
         self.sharded = model
 
     @abstractmethod
-    def __call__(self, artifacts: Sequence[Any], prompts: Sequence[Prompt]) -> Tensor:
-        """One number per sample, float [N]; N ≥ 1. An exception masks single samples, but
-        RewardError ends the run."""
+    def __call__(self, artifacts: Sequence[Any], prompts: Sequence[Prompt]) -> Any:
+        """One number per sample, N ≥ 1: a tensor or an array [N], or a list, in which None abstains
+        (see `calls`). With further numbers for the log: a pair of these and a dictionary, whose
+        values are one number or N. An exception masks single samples, but RewardError ends the
+        run."""
 
 
 class PlainReward(Reward):
     """A reward that states that it holds no model."""
+
+    is_light = True
 
     @classmethod
     def models(cls, config: Any, section: str, dtype: torch.dtype, tokens: int) -> Sequence[Frozen]:
@@ -114,57 +112,6 @@ class Embedding(ABC):
 def sharded_models(rewards: Sequence[Reward]) -> list[nn.Module]:
     """The models that `engine.sampling()` must gather before these rewards are called."""
     return [reward.sharded for reward in rewards if reward.sharded is not None]
-
-
-def rewards_of(reward: Reward, artifacts: Sequence[Any], prompts: Sequence[Prompt]) -> Tensor:
-    """float64 [N] on the CPU, NaN where the reward raised or was not finite. The log has one line
-    for each fault of the batch: a reward with a bug fails on every sample in the same way."""
-    if not artifacts:
-        return torch.empty(0, dtype=torch.float64)
-    values, faults = _scored(reward, artifacts, prompts)
-    for fault in dict.fromkeys(filter(None, faults)):
-        hit = [prompt for prompt, its in zip(prompts, faults, strict=True) if its == fault]
-        log.warning("reward %s %s on %s; masked", reward.label, fault, _all_named(hit))
-    return values
-
-
-def _scored(
-    reward: Reward, artifacts: Sequence[Any], prompts: Sequence[Prompt]
-) -> tuple[Tensor, list[str]]:
-    """float64 [N], NaN where the reward failed, and the fault of each sample; "" where none."""
-    try:
-        values = checked(reward, artifacts, prompts)
-    except RewardError:
-        raise  # the reward breaks the contract on every sample
-    except Exception as error:
-        # Third-party code on generated input: one bad sample must not end a run of days.
-        if len(artifacts) == 1:
-            return torch.full((1,), torch.nan, dtype=torch.float64), [f"raised {error!r}"]
-        pairs = zip(artifacts, prompts, strict=True)
-        alone = [_scored(reward, [artifact], [prompt]) for artifact, prompt in pairs]
-        return torch.cat([value for value, _ in alone]), [fault for _, (fault,) in alone]
-    faults = ["" if math.isfinite(value) else f"is {value}" for value in values.tolist()]
-    return torch.where(values.isfinite(), values, torch.nan), faults
-
-
-def _all_named(prompts: Sequence[Prompt]) -> str:
-    """The prompts of some samples for a message, the first few of them in full."""
-    each = list({prompt.id: prompt for prompt in prompts}.values())
-    names = ", ".join(named(prompt) for prompt in each[:_NAMED])
-    more = f" and {len(each) - _NAMED} more" if len(each) > _NAMED else ""
-    samples = f"{len(prompts)} samples: " if len(prompts) > 1 else ""
-    return f"{samples}{names}{more}"
-
-
-def checked(reward: Reward, artifacts: Sequence[Any], prompts: Sequence[Prompt]) -> Tensor:
-    """The reward's result as float64 [N] on the CPU. Raises RewardError for any other shape."""
-    values = torch.as_tensor(reward(artifacts, prompts)).detach().cpu().double()
-    if values.shape != (len(artifacts),):
-        raise RewardError(
-            f"reward {reward.label} gave shape {tuple(values.shape)} for {len(artifacts)} samples; "
-            "one number per sample is expected"
-        )
-    return values
 
 
 def named(prompt: Prompt) -> str:

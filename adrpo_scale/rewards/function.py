@@ -1,7 +1,7 @@
 """A user's function as a reward: `kind = "function"`, `path = "my_module:my_function"`.
 
 It is called as `function(artifacts, prompts)` with a list of uint8 images [H, W, 3] (or texts) and
-a list of `Prompt`, and returns one number per sample (a list, an array or a tensor).
+a list of `Prompt`, and returns what `rewards.calls` reads.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
 
 from adrpo_scale.core.components import imported
 from adrpo_scale.core.errors import RewardError
@@ -26,6 +25,7 @@ class FunctionRewardConfig(RewardConfig):
 
 class FunctionReward(Reward):
     Config: ClassVar[type[FunctionRewardConfig]] = FunctionRewardConfig
+    is_light = True
 
     def __init__(self, config: FunctionRewardConfig, device: torch.device) -> None:
         super().__init__(config)
@@ -34,5 +34,5 @@ class FunctionReward(Reward):
         except ImportError as error:
             raise RewardError(f"reward {self.label}: path = {config.path!r} {error}") from error
 
-    def __call__(self, artifacts: Sequence[Any], prompts: Sequence[Prompt]) -> Tensor:
-        return torch.as_tensor(self._function(list(artifacts), list(prompts)))
+    def __call__(self, artifacts: Sequence[Any], prompts: Sequence[Prompt]) -> Any:
+        return self._function(list(artifacts), list(prompts))

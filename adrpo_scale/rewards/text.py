@@ -6,6 +6,7 @@ text inside its last `<answer>…</answer>`, which may hold line breaks.
 
 from __future__ import annotations
 
+import logging
 import re
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
@@ -14,36 +15,35 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from adrpo_scale.core.errors import ConfigError, RewardError
+from adrpo_scale.core import watchdog
+from adrpo_scale.core.errors import ConfigError
 from adrpo_scale.core.settings import setting
 from adrpo_scale.core.types import Completion, Prompt
-from adrpo_scale.rewards.base import PlainReward, RewardConfig, named
+from adrpo_scale.rewards.answers import (
+    Fault,
+    fault_in,
+    is_same,
+    normalised,
+    reference_answer,
+    refuse_rows,
+    refused_rows,
+)
+from adrpo_scale.rewards.base import PlainReward, RewardConfig
+
+log = logging.getLogger(__name__)
 
 ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
 _INSIDE = r"(?:(?!</?think>|</?answer>).)*"
 THINK_THEN_ANSWER = rf"\s*<think>{_INSIDE}</think>\s*<answer>{_INSIDE}</answer>\s*"
+_COMMAND = re.compile(r"\\[A-Za-z]+")
+_WORD = re.compile(r"[A-Za-z]{2}")
+GIVE = "give the row its answer, or leave the row out"
 
 
 def extract_answer(text: str) -> str | None:
     """The text inside the last `<answer>…</answer>`; None without one."""
     found = ANSWER.findall(text)
     return found[-1] if found else None
-
-
-def normalised(text: str) -> str:
-    """The text for comparison: without case, repeated spaces and a full stop at the end."""
-    return " ".join(text.split()).strip().rstrip(".").strip().casefold()
-
-
-def reference_answer(prompt: Prompt, key: str) -> str:
-    """The reference answer of a prompt. Raises RewardError where its row has none: no sample could
-    be right."""
-    if key not in prompt.metadata:
-        raise RewardError(
-            f"{named(prompt)} has no {key!r} beside its text (it has {sorted(prompt.metadata)}): "
-            "add it to the prompt file, or name the right column as rewards.answer_key"
-        )
-    return str(prompt.metadata[key])
 
 
 class VerifierConfig(RewardConfig):
@@ -58,14 +58,28 @@ class Verifier(PlainReward):
     def __init__(self, config: VerifierConfig, device: torch.device) -> None:
         super().__init__(config)
         self._key = config.answer_key
+        self._hopeless: set[int] = set()  # prompts of a run of before for which nothing is right
 
     def check(self, prompts: Sequence[Prompt]) -> None:
-        for prompt in prompts:
-            reference_answer(prompt, self._key)
+        """Refuses prompts without an answer, all at once. A run that resumes may have begun before
+        its answers were checked: there they are named in the log, and their samples get 0."""
+        if not self.resumes:
+            refuse_rows(self.label, prompts, self.fault_of)
+            return
+        for line in refused_rows(prompts, self.fault_of):
+            log.warning("reward %s is 0 where nothing can be right: %s", self.label, line)
+        self._hopeless = {prompt.id for prompt in prompts if self.fault_of(prompt) is not None}
+
+    def fault_of(self, prompt: Prompt) -> Fault | None:
+        """Why no completion could be right for a prompt; None where one could."""
+        return fault_in(prompt, self._key)
 
     def __call__(self, artifacts: Sequence[Completion], prompts: Sequence[Prompt]) -> Tensor:
         pairs = zip(artifacts, prompts, strict=True)
-        return torch.tensor([float(self.is_right(c.text, p)) for c, p in pairs])
+        return torch.tensor([float(self._is_paid(c.text, p)) for c, p in pairs])
+
+    def _is_paid(self, text: str, prompt: Prompt) -> bool:
+        return prompt.id not in self._hopeless and self.is_right(text, prompt)
 
     @abstractmethod
     def is_right(self, text: str, prompt: Prompt) -> bool:
@@ -79,14 +93,20 @@ class ExactAnswerConfig(VerifierConfig):
 
 
 class ExactAnswer(Verifier):
-    """Equality up to case and spaces; 0 where there is no `<answer>`."""
+    """Equality up to case and spaces, of numbers as numbers; 0 where there is no `<answer>`."""
 
     Config: ClassVar[type[ExactAnswerConfig]] = ExactAnswerConfig
 
+    def fault_of(self, prompt: Prompt) -> Fault | None:
+        fault = super().fault_of(prompt)
+        if fault is None and not normalised(reference_answer(prompt, self._key)):
+            shown = f"{self._key} = {prompt.metadata[self._key]!r}"
+            return Fault("punctuation", f"has {shown}, of which a comparison leaves nothing", GIVE)
+        return fault
+
     def is_right(self, text: str, prompt: Prompt) -> bool:
-        right = normalised(reference_answer(prompt, self._key))
-        answer = extract_answer(text)
-        return answer is not None and normalised(answer) == right
+        right, answer = reference_answer(prompt, self._key), extract_answer(text)
+        return answer is not None and is_same(answer, right)
 
 
 class MathVerifyConfig(VerifierConfig):
@@ -103,11 +123,35 @@ class MathVerify(Verifier):
     def __init__(self, config: MathVerifyConfig, device: torch.device) -> None:
         super().__init__(config, device)
         self._parse, self._verify = _math_verify()
+        self._readable: dict[str, bool] = {}  # by reference answer
+
+    def fault_of(self, prompt: Prompt) -> Fault | None:
+        fault = super().fault_of(prompt)
+        if fault is not None:
+            return fault
+        right = reference_answer(prompt, self._key)
+        if right not in self._readable:
+            watchdog.beat()
+            self._readable[right] = bool(self._read(right))
+        if self._readable[right]:
+            return None
+        shown = f"{self._key} = {right!r}"
+        what = "has {}, in which math-verify finds no number and no formula".format
+        return Fault("unreadable", what(shown), f'{GIVE}; "exact_answer" compares texts')
 
     def is_right(self, text: str, prompt: Prompt) -> bool:
-        right = self._parse(reference_answer(prompt, self._key))
+        right = self._read(reference_answer(prompt, self._key))
         answer = extract_answer(text)
-        return bool(self._verify(right, self._parse(text if answer is None else answer)))
+        found = self._parse(text) if answer is None else self._read(answer)
+        return bool(self._verify(right, found))
+
+    def _read(self, answer: str) -> list[Any]:
+        """What math-verify reads in an answer. It takes a formula for one only between marks: what
+        it reads nothing in and has no words, as x+1, is read again between them."""
+        found: list[Any] = self._parse(answer)
+        if not found and not _WORD.search(_COMMAND.sub("", answer)) and answer.strip():
+            found = self._parse(f"${answer}$")
+        return found
 
 
 def _math_verify() -> tuple[Callable[..., Any], Callable[..., Any]]:

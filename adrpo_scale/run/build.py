@@ -14,7 +14,6 @@ from adrpo_scale.checkpoint.merged import MergedWeights
 from adrpo_scale.checkpoint.reader import Reader
 from adrpo_scale.checkpoint.store import Store
 from adrpo_scale.core import dist
-from adrpo_scale.core.errors import RewardError, agreed
 from adrpo_scale.core.preempt import Signals, Stop
 from adrpo_scale.core.types import Prompt
 from adrpo_scale.data.prompts import PromptStream, build_prompts
@@ -25,8 +24,9 @@ from adrpo_scale.engines.spec import ModelSpec
 from adrpo_scale.rewards.base import Reward
 from adrpo_scale.run.compare import check_content, constant_facts
 from adrpo_scale.run.config import RunConfig, SampleConfig
-from adrpo_scale.run.registry import ALGORITHMS, DOMAINS, ENGINES, REWARDS
+from adrpo_scale.run.registry import ALGORITHMS, DOMAINS, ENGINES
 from adrpo_scale.run.resume import FROM_ZERO, Start, ids_of, take_over, usable
+from adrpo_scale.run.rewards import build_light_rewards, build_rewards
 from adrpo_scale.training.ema import Ema
 from adrpo_scale.training.evaluator import Evaluator
 from adrpo_scale.training.limits import Limits
@@ -47,25 +47,6 @@ def build_engine(config: RunConfig) -> Engine:
 def build_domain(config: RunConfig | SampleConfig) -> Domain:
     """The domain of a config; reads the model's config files, not its weights."""
     return DOMAINS[config.domain.name](config.domain)  # type: ignore[call-arg]
-
-
-def build_rewards(
-    config: RunConfig, engine: Engine, prompts: Sequence[Prompt] = ()
-) -> list[Reward]:
-    """All rewards, loaded. prompts: those of the run. Collective.
-
-    Raises RewardError on every rank where a prompt lacks a value that a reward needs.
-    """
-    rewards = [REWARDS[reward.kind](reward, engine.device) for reward in config.rewards]  # type: ignore[call-arg]
-    for reward in rewards:
-        try:
-            reward.check(prompts)
-        except RewardError as error:
-            raise agreed(error) from error
-        spec = reward.model_spec()
-        if spec is not None:
-            reward.use(engine.build_frozen(spec))
-    return rewards
 
 
 def build_reference(
@@ -102,15 +83,20 @@ def build_trainer(
 ) -> Trainer:
     """The trainer of a run, loaded and at the iteration where it starts or resumes. Collective.
 
-    Prompt files and model configs are read first, then reward models, then the policy's weights.
+    Prompt files and model configs are read first and rows are checked, then reward models are
+    loaded, then the policy's weights.
     start: `find_start` of the run. signals: the signals that stop it. store: the store of its
     checkpoints; by default one that does not check the folder's lock.
     """
-    domain, specs, (train, held_out), constant = _compared(config, run, start)
+    domain, parts, (train, held_out) = _read(config, start)
     engine = build_engine(config)
-    rewards = build_rewards(config, engine, [*train, *held_out])
+    prompts, resumes = [*train, *held_out], start.reader is not None
+    light = build_light_rewards(config, engine, prompts, resumes)
+    left_out = sorted(ids_of(*parts) - ids_of(train, held_out))
+    specs, constant = _compared(config, run, start, domain, train, left_out)
+    rewards = build_rewards(config, engine, prompts, resumes, light)
     trained_on = _trained_on(config, rewards)
-    domain.prepare([*train, *held_out], engine.device, engine.dtype)
+    domain.prepare(prompts, engine.device, engine.dtype)
     policy = engine.build_policy(specs[0])
     reference, frozen = build_reference(specs[1], engine, policy)
     ema = Ema(engine, config.ema_decay) if config.ema_decay is not None else None
@@ -152,23 +138,35 @@ def build_trainer(
     )
 
 
-def _compared(
-    config: RunConfig, run: Path, start: Start
-) -> tuple[Domain, Specs, tuple[list[Prompt], list[Prompt]], dict[str, Any]]:
-    """(domain, its `specs_of`, (train, held out) prompts, `constant_facts`), after a comparison of
-    the facts with the checkpoint that the run resumes from. Collective."""
+def _read(
+    config: RunConfig, start: Start
+) -> tuple[Domain, Sequence[list[Prompt]], tuple[list[Prompt], list[Prompt]]]:
+    """(domain, all (train, held out) prompts, the usable ones of each). Collective."""
     parts = build_prompts(config.prompts)
     domain = build_domain(config)
     domain.check_training()
     train, held_out = (usable(domain, part, start) for part in parts)
-    left_out = sorted(ids_of(*parts) - ids_of(train, held_out))
+    return domain, parts, (train, held_out)
+
+
+def _compared(
+    config: RunConfig,
+    run: Path,
+    start: Start,
+    domain: Domain,
+    train: list[Prompt],
+    left_out: Sequence[int],
+) -> tuple[Specs, dict[str, Any]]:
+    """(`specs_of` the domain, `constant_facts`), after a comparison of the facts with the
+    checkpoint that the run resumes from. left_out: ids of prompts that are not usable.
+    Collective."""
     specs = specs_of(domain, config, start.origin)
     constant = dist.run_on_main(
-        lambda: constant_facts(config, run, domain, train, start.origin) | {"left_out": left_out}
+        lambda: constant_facts(config, run, domain, train, start.origin) | {"left_out": [*left_out]}
     )
     if start.reader is not None:
         check_content(start.reader, constant, start.allowed)
-    return domain, specs, (train, held_out), constant
+    return specs, constant
 
 
 def _build_stream(config: RunConfig, train: Sequence[Prompt]) -> PromptStream:

@@ -21,8 +21,15 @@ from adrpo_scale.core.types import DrawKey, Prompt, Rewards, Rows
 from adrpo_scale.domains.base import Domain, Mode, Reference
 from adrpo_scale.engines.base import Engine
 from adrpo_scale.rewards.base import Reward, sharded_models
+from adrpo_scale.rewards.calls import ABSTAINED
 from adrpo_scale.training.media import Samples, medium_of
-from adrpo_scale.training.rollout import gather_rewards, nothing, reward_block, sample_block
+from adrpo_scale.training.rollout import (
+    gather_rewards,
+    nothing,
+    reward_block,
+    sample_block,
+    weighted_sum,
+)
 
 EVALUATION = -1  # the iteration in the seed of draws, the same at every evaluation
 
@@ -193,9 +200,10 @@ def reward_planes(rewards: Rewards, trained_on: set[str], every: bool = False) -
     `every`."""
     # A weight of 0 would not do: a failed evaluation-only reward is NaN, and 0 · NaN is NaN.
     trained = torch.tensor([name in trained_on for name in rewards.names])
-    total_PG = torch.einsum(
-        "r,rpg->pg", rewards.weights_R[trained], rewards.per_reward_RPG[trained]
-    )
+    given_RPG = rewards.per_reward_RPG
+    if rewards.abstained_RPG is not None:
+        given_RPG = torch.where(rewards.abstained_RPG, ABSTAINED, given_RPG)
+    total_PG = weighted_sum(rewards.weights_R[trained], given_RPG[trained])
     planes = {"reward": total_PG}
     for name, plane in zip(rewards.names, rewards.per_reward_RPG, strict=True):
         if every or len(trained_on) > 1 or name not in trained_on:

@@ -120,8 +120,20 @@ def credit_record(rewards: Rewards, credit: Credit) -> dict[str, Any]:
     if len(rewards.names) > 1:
         for name, plane in zip(rewards.names, rewards.per_reward_RPG, strict=True):
             values = plane.flatten()[kept]
-            record[f"reward_{name}"] = float(values.mean()) if some else None
-    return record
+            values = values[values.isfinite()]
+            record[f"reward_{name}"] = float(values.mean()) if len(values) else None
+    return record | abstained_record(rewards) | {f"info_{n}": v for n, v in rewards.info.items()}
+
+
+def abstained_record(rewards: Rewards) -> dict[str, Any]:
+    """How often rewards abstained; {} where none did."""
+    abstained_RPG = rewards.abstained_RPG
+    if abstained_RPG is None or not bool(abstained_RPG.any()):
+        return {}
+    shares = abstained_RPG.flatten(1).double().mean(1).tolist()
+    each = zip(rewards.names, shares, strict=True)
+    unscored = int(rewards.unscored_PG.sum())
+    return {"unscored": unscored} | {f"abstained_{name}": share for name, share in each}
 
 
 def warnings_of(record: dict[str, Any], algorithm: Algorithm) -> Iterator[tuple[str, str]]:
@@ -147,5 +159,13 @@ def warnings_of(record: dict[str, Any], algorithm: Algorithm) -> Iterator[tuple[
             f"{record['truncated']:.0%} of the completions were cut off before they ended: raise "
             "domain.rollout.max_new_tokens, or set domain.mask_truncated = true",
         )
-    if record["masked"]:
-        yield "masked", f"{record['masked']} samples are masked because a reward failed; see logs/"
+    unscored = record.get("unscored", 0)
+    if record["masked"] > unscored:
+        failed = record["masked"] - unscored
+        yield "masked", f"{failed} samples are masked because a reward failed; see logs/"
+    if unscored:
+        yield (
+            "unscored",
+            f"{unscored} samples are masked because every reward abstained (None): give each kind "
+            "of prompt a reward that scores it",
+        )

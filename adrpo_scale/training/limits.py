@@ -56,8 +56,8 @@ class Limits:
         if self._unscored >= config.max_unscored_iterations:
             raise LimitReached(
                 f"{where}: {self._unscored} iterations in a row had no sample with a finite reward "
-                f"(limits.max_unscored_iterations = {config.max_unscored_iterations}); logs/ has "
-                f"the errors of {' and '.join(self._rewards)}: fix them and start again"
+                f"(limits.max_unscored_iterations = {config.max_unscored_iterations}); "
+                f"{self._why(record)}"
             )
         if config.max_divergence is not None and (divergence or 0.0) > config.max_divergence:
             raise LimitReached(
@@ -71,6 +71,12 @@ class Limits:
                 f"{config.min_reward}; training has collapsed: lower optimizer.learning_rate, or "
                 "lower the limit"
             )
+
+    def _why(self, record: Mapping[str, Any]) -> str:
+        rewards = " and ".join(self._rewards)
+        if record["masked"] > record.get("unscored", 0):
+            return f"logs/ has the errors of {rewards}: fix them and start again"
+        return f"{rewards} gave None for every sample: let one of them score these prompts"
 
     def count_skipped(self, counters: Counters, norm: float, prompts_P: Sequence[Prompt]) -> None:
         """Counts an update that was skipped because its gradient norm is not finite. Raises

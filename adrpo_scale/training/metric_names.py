@@ -30,6 +30,8 @@ class Metric:
 SEVERAL = "several rewards"
 TOKENS = "tokens"
 AUDIO = "audio"
+ABSTAINED = "a reward abstains"
+INFO = "a reward gives (scores, info)"
 PICTURES = "pictures"
 
 ITERATION = (
@@ -41,9 +43,12 @@ ITERATION = (
     Metric("beta_mean", "mean coefficient of the divergence over samples"),
     Metric("beta_min", "the smallest of them"),
     Metric("beta_max", "the largest of them"),
-    Metric("masked", "samples without a finite reward; they are left out everywhere"),
+    Metric("masked", "samples without a reward: one failed, or all abstained; left out everywhere"),
     Metric("degenerate_groups", "share of the groups with equal rewards or fewer than two samples"),
-    Metric("reward_NAME", "mean of one reward, unweighted", SEVERAL),
+    Metric("reward_NAME", "mean of one reward over the samples that it scored", SEVERAL),
+    Metric("unscored", "samples for which every reward abstained; they are masked", ABSTAINED),
+    Metric("abstained_NAME", "share of the samples for which a reward gave None", ABSTAINED),
+    Metric("info_NAME", "mean of a number that a reward gave beside its scores", INFO),
     Metric("loss", "mean over the optimizer steps; null where nothing was trained on"),
     Metric(
         "divergence",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -22,7 +22,8 @@ from adrpo_scale.core.types import DrawKey, Prompt, Rewards, Rows
 from adrpo_scale.data.prompts import PromptStream
 from adrpo_scale.domains.base import Domain, Mode, Reference
 from adrpo_scale.engines.base import Engine
-from adrpo_scale.rewards.base import Reward, rewards_of, sharded_models
+from adrpo_scale.rewards.base import Reward, sharded_models
+from adrpo_scale.rewards.calls import ABSTAINED, Info, rewards_of
 from adrpo_scale.training.stopwatch import Stopwatch
 
 
@@ -85,13 +86,15 @@ class Rollouts:
 
     def _reward(self, rows: Rows, artifacts: Sequence[Any], prompts_P: Sequence[Prompt]) -> Rewards:
         prompts_N = [prompts_P[int(s) // self.group_size] for s in rows.sample_ids_N]
-        samples = len(prompts_P) * self.group_size
+        samples, info = len(prompts_P) * self.group_size, Info()
         with self.engine.sampling(*sharded_models(self.rewards)):
             rewards_NR = reward_block(
-                self.rewards, artifacts, prompts_N, samples, self.chunk, self.check
+                self.rewards, artifacts, prompts_N, samples, self.chunk, self.check, info
             )
         keeps_N = self.domain.keeps(rows)
-        return gather_rewards(rows, rewards_NR, self.rewards, prompts_P, self.group_size, keeps_N)
+        size = self.group_size
+        found = gather_rewards(rows, rewards_NR, self.rewards, prompts_P, size, keeps_N)
+        return replace(found, info=gather_info(info))
 
 
 def nothing() -> None:
@@ -148,16 +151,19 @@ def reward_block(
     samples: int,
     chunk: int,
     check: Callable[[], None] = nothing,
+    info: Info | None = None,
 ) -> Tensor:
-    """float64 [N, R]: rewards of this rank's samples, NaN where a reward failed.
+    """float64 [N, R]: rewards of this rank's samples, NaN where a reward failed, ABSTAINED where it
+    gave none.
 
-    Computed in the chunks of `sample_block`. samples: S, over all ranks. check: as there.
+    Computed in the chunks of `sample_block`. samples: S, over all ranks. check: as there. info:
+    takes what rewards gave beside their numbers.
     """
     parts = []
     for k in range(chunk_count(samples, chunk)):
         check()
         part = slice(k * chunk, (k + 1) * chunk)
-        columns = [rewards_of(reward, artifacts[part], prompts_N[part]) for reward in rewards]
+        columns = [rewards_of(one, artifacts[part], prompts_N[part], info) for one in rewards]
         size = len(artifacts[part])
         parts.append(torch.stack(columns, 1) if columns else torch.empty(size, 0).double())
     return torch.cat(parts)
@@ -173,8 +179,8 @@ def gather_rewards(
 ) -> Rewards:
     """The rewards of all S samples, the same on every rank. Collective.
 
-    keeps_N: `Domain.keeps` of the rows; all by default. Raises GroupError, naming the prompt, where
-    a group does not have exactly `size` samples.
+    rewards_NR: of `reward_block`. keeps_N: `Domain.keeps` of the rows; all by default. Raises
+    GroupError, naming the prompt, where a group does not have exactly `size` samples.
     """
     if keeps_N is None:
         keeps_N = torch.ones(len(rows), dtype=torch.bool)
@@ -183,19 +189,38 @@ def gather_rewards(
     rewards_SR = dist.gather_rows(rewards_NR)
     check_groups(ids, prompts_P, size)
     order, shape = ids[:, 0].argsort(), (len(prompts_P), size)
-    per_reward_RPG = rewards_SR[order].T.unflatten(1, shape)
-    mask_PG = per_reward_RPG.isfinite().all(0)
+    given_RPG = rewards_SR[order].T.unflatten(1, shape)
+    abstained_RPG = given_RPG == ABSTAINED
     weights_R = torch.tensor([reward.weight for reward in rewards], dtype=torch.float64)
-    total_PG = torch.einsum("r,rpg->pg", weights_R, per_reward_RPG)
+    total_PG = weighted_sum(weights_R, given_RPG)
+    mask_PG = total_PG.isfinite()
     return Rewards(
         names=[reward.label for reward in rewards],
         weights_R=weights_R,
-        per_reward_RPG=per_reward_RPG,
+        per_reward_RPG=torch.where(abstained_RPG, torch.nan, given_RPG),
         total_PG=torch.where(mask_PG, total_PG, 0.0),
         mask_PG=mask_PG,
         prompt_ids_P=torch.tensor([p.id for p in prompts_P], dtype=torch.int64),
         kept_PG=facts[order, 2].bool().unflatten(0, shape),
+        abstained_RPG=abstained_RPG,
     )
+
+
+def weighted_sum(weights_R: Tensor, given_RPG: Tensor) -> Tensor:
+    """The weighted sum of the rewards that a sample got, float64 [P, G]; NaN where one of them
+    failed, and where all abstained. Weights are not shared out again: a sample that one of two
+    rewards scores has that one's share alone. given_RPG: as in `reward_block`."""
+    abstained_RPG = given_RPG == ABSTAINED
+    total_PG = torch.einsum("r,rpg->pg", weights_R, torch.where(abstained_RPG, 0.0, given_RPG))
+    return torch.where(abstained_RPG.all(0), torch.nan, total_PG)
+
+
+def gather_info(info: Info) -> dict[str, float]:
+    """Means over the samples of all ranks. Collective."""
+    whole = Info()
+    for part in dist.gather_objects(info.sums):
+        whole.merge(part)
+    return whole.means()
 
 
 def gather_sizes(domain: Domain, rows: Rows) -> Tensor | None:

@@ -72,10 +72,11 @@ class TrainingState:
     rewards: dict[str, RewardStatistics] = field(default_factory=dict)
 
     def add_rewards(self, rewards: Rewards) -> None:
-        """Adds the rewards of an iteration, without masked samples."""
-        kept = rewards.mask_PG.flatten()
+        """Adds the rewards of an iteration, without masked samples and those of which a reward
+        abstained."""
         for name, plane in zip(rewards.names, rewards.per_reward_RPG, strict=True):
-            self.rewards.setdefault(name, RewardStatistics()).add(plane.flatten()[kept])
+            kept = rewards.mask_PG & plane.isfinite()
+            self.rewards.setdefault(name, RewardStatistics()).add(plane[kept])
 
     def sets(self, kind: str) -> LocalSets:
         """This rank's slices by set. kind: FULL, or WEIGHTS, which leaves the optimizer out."""

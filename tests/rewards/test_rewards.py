@@ -16,7 +16,7 @@ from transformers import CLIPModel, CLIPProcessor
 from adrpo_scale.core.errors import ConfigError, GroupError, ModelNotFoundError, RewardError
 from adrpo_scale.core.types import Prompt, Rows
 from adrpo_scale.hub.weights import find_model
-from adrpo_scale.rewards.base import checked, rewards_of
+from adrpo_scale.rewards.calls import checked, rewards_of
 from adrpo_scale.rewards.function import FunctionReward, FunctionRewardConfig
 from adrpo_scale.rewards.image import ClipReward, ClipRewardConfig
 from adrpo_scale.training.rollout import gather_rewards

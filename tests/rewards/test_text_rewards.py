@@ -12,7 +12,7 @@ from transformers import Qwen3ForSequenceClassification
 from adrpo_scale.core.errors import ConfigError, ModelNotFoundError, RewardError, WeightsError
 from adrpo_scale.core.types import Completion, Prompt
 from adrpo_scale.demo.text.rm_task import ReviewPrompt, gold_score
-from adrpo_scale.rewards.base import rewards_of
+from adrpo_scale.rewards.calls import rewards_of
 from adrpo_scale.rewards.reward_model import RewardModel, RewardModelConfig
 from adrpo_scale.rewards.text import extract_answer
 from adrpo_scale.run.build import build_engine, build_rewards, build_trainer

@@ -1,0 +1,130 @@
+"""Reference answers as people's files have them: which are refused, and what is paid for."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from adrpo_scale.core.errors import RewardError
+from adrpo_scale.core.types import Completion, Prompt
+from adrpo_scale.rewards.answers import number_in, ranges, reference_answer
+from adrpo_scale.rewards.audio import Choice, ChoiceConfig
+from adrpo_scale.rewards.text import ExactAnswer, ExactAnswerConfig, MathVerify, MathVerifyConfig
+from adrpo_scale.run.build import build_trainer
+from tests.support.tiny_text import text_config
+
+CPU = torch.device("cpu")
+EXACT = ExactAnswer(ExactAnswerConfig(), CPU)
+MATH = MathVerify(MathVerifyConfig(), CPU)
+NULL = [None, None, None, None]
+EMPTY = ["", " ", "\n", ""]
+LISTS = [["4 6"], ["1 6 7"], [], ["3 3"]]
+DICTS = [{"target": ["4 6"]}, {"target": ["1 6 7"]}, {}, {"target": ["3 3"]}]
+NOT_FINITE = [float("nan"), float("inf"), float("-inf"), float("nan")]
+FIGURES = ["see the figure"] * 4
+
+
+def prompts(answers):
+    return [Prompt(n, f"add 1 {n}", {"answer": answer}) for n, answer in enumerate(answers)]
+
+
+def paid(reward, answer, *texts):
+    prompt = Prompt(0, "?", {"answer": answer})
+    return reward([Completion(text) for text in texts], [prompt] * len(texts)).tolist()
+
+
+@pytest.mark.parametrize("reward", [EXACT, MATH, Choice(ChoiceConfig(), CPU)])
+@pytest.mark.parametrize(
+    ("answers", "what"),
+    [
+        (NULL, "has answer = null, which is null"),
+        (EMPTY, "has answer = '', which is empty"),
+        (LISTS, r"has answer = \['4 6'\], which is a list .*one text or number.*answer_key"),
+        (DICTS, "which is a dictionary .*one text or number.*rewards.answer_key"),
+        (NOT_FINITE, "has answer = nan, which is not finite"),
+    ],
+)
+def test_rows_that_nothing_can_match_are_refused_all_at_once(reward, answers, what):
+    with pytest.raises(RewardError, match=what) as error:
+        reward.check(prompts(answers))
+    assert "prompt 0 'add 1 0'" in str(error.value)
+    assert "; so it is with prompts 1-3: " in str(error.value)
+
+
+def test_each_kind_of_fault_is_a_line_and_sound_rows_are_not_named():
+    with pytest.raises(RewardError) as error:
+        EXACT.check(prompts(["4", None, ["4"], 4, None, ".", "None", True, None]))
+    lines = str(error.value).splitlines()
+    assert [line.split(" has ")[0] for line in lines] == [
+        "reward exact_answer: prompt 1 'add 1 1'",
+        "reward exact_answer: prompt 2 'add 1 2'",
+        "reward exact_answer: prompt 5 'add 1 5'",
+    ]
+    assert "; so it is with prompts 4, 8: give the row its answer" in lines[0]
+
+
+def test_only_a_reward_that_expects_a_number_refuses_answers_without_one():
+    with pytest.raises(RewardError, match=r"'see the figure', in which math-verify .*prompts 1-3"):
+        MATH.check(prompts(FIGURES))
+    EXACT.check(prompts(FIGURES))
+    assert paid(EXACT, FIGURES[0], "<answer>See the figure.</answer>") == [1]
+    MATH.check(prompts([46.0, "46", r"\pi", "x+1", "a", r"$\frac{1}{2}$", "(3, 4)"]))
+
+
+def test_nothing_is_paid_for_none_or_for_an_empty_tag():
+    with pytest.raises(RewardError):
+        paid(EXACT, None, "<answer>None</answer>")
+    assert paid(EXACT, "4", "<answer></answer>", "<answer>None</answer>", "") == [0, 0, 0]
+    assert paid(EXACT, ".", "<answer></answer>", "<answer>.</answer>") == [0, 0]
+
+
+def test_numbers_are_compared_as_numbers():
+    right = [f"<answer>{text}</answer>" for text in ("46", "46.0", " 46.00.\n", "+46", "4.6e1")]
+    wrong = [f"<answer>{text}</answer>" for text in ("47", "46.5", "4 6", "046", "-46", "460e-2")]
+    for answer in (46.0, 46, "46", "46.0"):
+        assert paid(EXACT, answer, *right, *wrong) == [1] * 5 + [0] * 6
+        assert paid(MATH, answer, *right[:3], wrong[0]) == [1, 1, 1, 0]
+    assert paid(EXACT, 0.5, "<answer>.5</answer>", "<answer>0.50</answer>") == [1, 1]
+    assert paid(EXACT, "1,234", "<answer>1234</answer>", "<answer>1,23,4</answer>") == [1, 0]
+    assert paid(EXACT, 1e22, "<answer>10000000000000000000000</answer>") == [1]
+    assert paid(EXACT, "007", "<answer>007</answer>", "<answer>7</answer>") == [1, 0]
+    assert reference_answer(Prompt(0, "", {"answer": True}), "answer") == "True"
+    assert number_in("−3") == -3 and number_in("1e999999") is None
+
+
+def test_a_formula_without_marks_is_read_as_one():
+    """What a file's column has is often `x+1`, in which math-verify alone reads nothing."""
+    answers = (r"\pi", "x+1", r"\sqrt{2}")
+    for answer in answers:
+        assert paid(MATH, answer, f"<answer>{answer}</answer>") == [1]
+        assert paid(MATH, answer, rf"so it is $\boxed{{{answer}}}$", "<answer>3</answer>") == [1, 0]
+
+
+def test_a_run_that_began_before_answers_were_checked_resumes(caplog):
+    made = ExactAnswer(ExactAnswerConfig(), CPU)
+    made.resumes = True
+    rows = prompts(["4", None])
+    made.check(rows)
+    assert "is 0 where nothing can be right: prompt 1 'add 1 1' has answer = null" in caplog.text
+    texts = [Completion("<answer>4</answer>"), Completion("<answer>None</answer>")]
+    assert made(texts, rows).tolist() == [1, 0]
+
+
+def test_all_rewards_tell_of_their_rows_before_anything_is_loaded(tmp_path):
+    rewards = 'rewards=[{kind="exact_answer", answer_key="a"}, {kind="choice"}]'
+    config = text_config(tmp_path / "model", [rewards])
+    (tmp_path / "model" / "model.safetensors").unlink()
+    with pytest.raises(RewardError) as error:
+        build_trainer(config, tmp_path / "run")
+    assert error.value.agreed
+    lines = str(error.value).splitlines()
+    assert lines[0].startswith("reward exact_answer: prompt 0 'w1 w2' has no 'a' beside its text")
+    assert "so it is with prompts 1-5: add it to the prompt file" in lines[0]
+    assert (
+        lines[1].startswith("reward choice: prompt 0 'w1 w2' has choices = None") and not lines[2:]
+    )
+
+
+def test_numbers_of_prompts_are_listed_as_ranges():
+    assert ranges([7, 1, 2, 3, 9, 10]) == "1-3, 7, 9-10"
+    assert ranges(range(0, 1000, 2)).endswith("118 and 440 more")
