@@ -7,7 +7,7 @@ with the exit code that asks for a requeue; it would otherwise use up the alloca
 
 Progress is a call of `beat`: at safe points, after chunks, at each tensor that is read, and at the
 beginning and end of a `phase`. A process has one watchdog, because it has one `faulthandler`; where
-none is running, these calls only remember a name.
+none is running, these calls only remember a name. Timers of the kernel's are left to other code.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from __future__ import annotations
 import faulthandler
 import logging
 import os
-import signal
 import socket
 import sys
 import threading
@@ -25,17 +24,19 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from adrpo_scale.core.errors import STOPPED
+from adrpo_scale.core.watchdog_guard import STACKS, Guard
 
 log = logging.getLogger(__name__)
 
 FOLDER = "stacks"
 _OTHERS = 20.0  # seconds for the other ranks to notice the hang before their sockets break
 _WRITING = 30.0  # seconds for the stacks to be written, to a disk that may itself be hanging
-_BACKSTOP = 60.0  # seconds after which C code writes the stacks, should Python itself be stuck
+_BACKSTOP = 60.0  # seconds after which the guard acts, should Python itself be stuck
 _MORE = {"load": 3}  # factor on the seconds: rank 0 may encode every prompt while the others wait
 
 _phases: list[str] = ["start"]  # of the main thread, the innermost last
 _last = time.monotonic()  # time of the newest progress
+_patience = 0.0  # further seconds that this process may wait for others
 
 
 def beat() -> None:
@@ -54,6 +55,19 @@ def phase(name: str) -> Iterator[None]:
     finally:
         _phases.pop()
         beat()
+
+
+@contextmanager
+def patience(seconds: float) -> Iterator[None]:
+    """Allows more time without progress inside the block, where this process waits for others whose
+    work has a time limit of its own."""
+    global _patience
+    _patience += seconds
+    try:
+        yield
+    finally:
+        beat()
+        _patience -= seconds
 
 
 def where() -> str:
@@ -92,22 +106,17 @@ class Watchdog:
 
     def _watch(self) -> None:
         step = min(10.0, self._seconds / 4)
-        faulthandler.register(signal.SIGALRM, file=2, chain=True)
+        faulthandler.register(STACKS, file=2, chain=True)
+        guard = Guard(self._seconds + _BACKSTOP)
         try:
             while not self._done.wait(step):
-                self._arm_backstop()
+                guard.tell()
                 silent = time.monotonic() - _last
-                if silent > self._seconds * _MORE.get(where(), 1):
+                if silent > self._seconds * _MORE.get(where(), 1) + _patience:
                     self._end(silent)
         finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            faulthandler.unregister(signal.SIGALRM)
-
-    def _arm_backstop(self) -> None:
-        """Sets an alarm that is put off for as long as this thread runs. Its handler is C code that
-        needs no lock of Python's: it writes the stacks, then the signal's default action ends the
-        process."""
-        signal.setitimer(signal.ITIMER_REAL, self._seconds + _BACKSTOP)
+            guard.close()
+            faulthandler.unregister(STACKS)
 
     def _end(self, silent: float) -> None:
         line = (
