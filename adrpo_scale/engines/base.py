@@ -93,8 +93,8 @@ class OptimizerConfig(Section):
 
 @dataclass(frozen=True)
 class StepResult:
-    """grad_norm: global norm before clipping. skipped: the norm was not finite, so no parameter
-    was changed."""
+    """grad_norm: global norm before clipping. skipped: no parameter was changed, because the norm
+    was not finite or the engine refused it."""
 
     grad_norm: float
     skipped: bool

@@ -13,6 +13,7 @@ collects the gradients, and the optimizer steps the masters.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar, Literal
@@ -179,8 +180,8 @@ class Fsdp2Engine(Engine):
         if self.mesh is None:
             sum_gradients(stepped)
         norm = global_norm([p.grad for p in stepped if p.grad is not None])
-        finite = bool(torch.isfinite(norm))
-        if finite:
+        accepted = self.accepts(float(norm))
+        if accepted:
             scale = min(1.0, self.optimizer_config.max_grad_norm / (float(norm) + 1e-6))
             if scale < 1.0:
                 torch._foreach_mul_([p.grad for p in stepped if p.grad is not None], scale)
@@ -189,7 +190,11 @@ class Fsdp2Engine(Engine):
             self._optimizer.step()
             self.publish()
         self._optimizer.zero_grad(set_to_none=True)
-        return StepResult(float(norm), skipped=not finite)
+        return StepResult(float(norm), skipped=not accepted)
+
+    def accepts(self, norm: float) -> bool:
+        """Whether a step is taken whose gradients have that global norm before clipping."""
+        return math.isfinite(norm)
 
     def trained_slices(self) -> dict[str, Tensor]:
         return {n: local_rows(p.detach())[0] for n, p in self._stepped().items()}

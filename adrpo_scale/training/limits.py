@@ -79,7 +79,7 @@ class Limits:
         return f"{rewards} gave None for every sample: let one of them score these prompts"
 
     def count_skipped(self, counters: Counters, norm: float, prompts_P: Sequence[Prompt]) -> None:
-        """Counts an update that was skipped because its gradient norm is not finite. Raises
+        """Counts an update that the engine skipped, for its gradient norm as a rule. Raises
         NonFiniteError at max_nonfinite_updates in a row."""
         counters.nonfinite_in_a_row += 1
         in_a_row, most = counters.nonfinite_in_a_row, self.config.max_nonfinite_updates

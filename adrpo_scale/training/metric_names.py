@@ -59,7 +59,10 @@ ITERATION = (
     Metric("grad_norm", "mean global gradient norm before clipping"),
     Metric("learning_rate", "learning rate of the last optimizer step"),
     Metric("updates", "optimizer steps"),
-    Metric("updates_skipped", "of these, steps with a gradient that was not finite"),
+    Metric(
+        "updates_skipped",
+        "of these, steps left out: the gradient was not finite, or the engine refused it",
+    ),
     Metric("completion_tokens", "mean length of a completion", TOKENS),
     Metric("truncated", "share of the completions that were cut off", TOKENS),
     Metric("unheard", "share of the samples whose clip could not be read", AUDIO),

@@ -23,7 +23,8 @@ OWN = {
     "extend_beta": ['algorithm={name="extend_beta:SmoothBeta", height=0.5}'],
     "extend_reward": ['rewards=[{kind="extend_reward:Colour", colour=[0, 0, 255]}]'],
     "extend_domain": ["domain.name=extend_domain:Enlarged", "domain.times=3"],
-    "extend_engine": ["engine.name=extend_engine:OneProcess", "engine.shard=null"],
+    "extend_engine": ["engine.name=extend_engine:Careful", "engine.largest_norm=1e-9"],
+    "extend_engine_alone": ["engine.name=extend_engine_alone:OneProcess", "engine.shard=null"],
 }
 
 
@@ -102,7 +103,8 @@ def test_a_component_from_outside_the_package_trains(script, tmp_path, trained):
     rows = run.metrics()
     assert [row["iteration"] for row in rows] == [1, 2]
     assert all(row["grad_norm"] > 0 for row in rows)
-    if script == "extend_engine":  # the same as the library's engine in two processes
+    assert all(row["updates_skipped"] == (script == "extend_engine") for row in rows)
+    if script == "extend_engine_alone":  # the same as the library's engine in two processes
         for here, there in zip(rows, trained.metrics(), strict=True):
             assert here["reward"] == pytest.approx(there["reward"], rel=1e-4)
             assert here["loss"] == pytest.approx(there["loss"], rel=1e-3, abs=1e-6)
