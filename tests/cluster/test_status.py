@@ -44,7 +44,7 @@ from adrpo_scale.core.errors import STOPPED as REQUEUE
 from adrpo_scale.core.errors import RunFolderError
 from adrpo_scale.core.folder_lock import RunLock
 from tests.support import starts
-from tests.support.faults import SignalAt
+from tests.support.faults import DieAt
 
 ROLLOUT = "adrpo_scale.domains.flow:FlowDomain.sample"
 SETTINGS = ["iterations=6", "checkpoint.every_iterations=2", "evaluation.every=3"]
@@ -56,7 +56,8 @@ def real(tmp_path_factory):
     resumed from the checkpoint of iteration 2 and came to the end."""
     folder = tmp_path_factory.mktemp("status")
     evaluations = 2  # of rollouts before the first iteration: both splits
-    at = SignalAt(ROLLOUT, 4 + evaluations * 2, (signal.SIGKILL,))
+    saved = folder / "run" / "checkpoints" / "step-000002"
+    at = DieAt(ROLLOUT, 4 + evaluations * 2, saved)
     start = starts.train(folder, 1, SETTINGS, prepare=at)
     assert start.wait() == [-signal.SIGKILL], start.text()
     shutil.copytree(folder / "run", folder / "killed")

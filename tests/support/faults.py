@@ -188,6 +188,9 @@ class SignalAt:
     victim: int = 0
     slow: float = 0.0  # seconds added to every call
 
+    def __post_init__(self) -> None:
+        assert signal.SIGKILL not in self.signals, "DieAt, which waits for what is being saved"
+
     def __call__(self, rank: int) -> None:
         watch_calls(self.place, partial(self._before, rank))
 
