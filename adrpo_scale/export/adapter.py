@@ -1,5 +1,10 @@
 """Exports of the trained LoRA alone: peft's adapter_config.json and adapter_model.safetensors, and
 the same tensors in the file format of the base model's own library (`Layout.write_adapters`).
+
+The factor alpha / rank of training is in the tensors: every B is multiplied by it, and every file
+states alpha = rank. So tools that read the tensors alone, and count a missing alpha as the rank,
+apply the adapters at full strength (diffusers without its metadata, ComfyUI, kohya's scripts). The
+product is rounded once, to the written type; a power of two, 1 included, changes no digit.
 """
 
 from __future__ import annotations
@@ -54,7 +59,11 @@ def _adapters(material: Material, dtype: torch.dtype) -> dict[str, Tensor]:
         raise ExportError(
             f"{reader.folder} holds {strange[:3]}, expected LoRA adapters alone; {_REMEDY}"
         )
-    return {n.replace(".default.", "."): reader.whole(n, part).to(dtype) for n in names}
+    factor = {n: material.scaling for n in names if ".lora_B." in n}
+    return {
+        n.replace(".default.", "."): (reader.whole(n, part).double() * factor.get(n, 1)).to(dtype)
+        for n in names
+    }
 
 
 def _write_peft(
@@ -77,13 +86,14 @@ def _write_peft(
 
 
 def lora_settings(material: Material) -> dict[str, Any]:
-    """Arguments of a LoraConfig; only those that older versions of peft know, too."""
+    """Arguments of a LoraConfig, whose alpha is the rank; only those that older versions of peft
+    know, too."""
     lora, spec = material.reader.manifest.document["lora"], material.spec
     assert spec.lora is not None
-    alpha, targets = lora["alpha"], spec.lora.targets or spec.lora_targets
+    targets = spec.lora.targets or spec.lora_targets
     return {
         "r": lora["rank"],
-        "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
+        "lora_alpha": lora["rank"],
         "target_modules": targets if isinstance(targets, str) else sorted(targets),
     }
 

@@ -49,8 +49,8 @@ class Provenance:
 
 @dataclass(frozen=True)
 class Story:
-    """The contents of a card. licence: the base card's `license…` fields. rank: the LoRA's; None
-    after full training."""
+    """The contents of a card. licence: the base card's `license…` fields. lora: rank and alpha of
+    training; None after full training."""
 
     form: Form
     dtype: str
@@ -60,7 +60,7 @@ class Story:
     provenance: Provenance
     written: Written
     verdict: Verdict | None
-    rank: int | None
+    lora: Mapping[str, Any] | None
 
 
 def base_licence(folder: Path) -> dict[str, Any]:
@@ -120,7 +120,17 @@ def _summary(story: Story) -> str:
         f"* base model: `{base.name}`{revision}\n"
         f"* sha256 of the base's {part}: `{base.sha256}`\n"
         f"* {story.dtype}, {size_text(story.written.bytes)} of weights in "
-        f"{len(story.written.files)} file{'s' * (len(story.written.files) > 1)}"
+        f"{len(story.written.files)} file{'s' * (len(story.written.files) > 1)}" + _strength(story)
+    )
+
+
+def _strength(story: Story) -> str:
+    if story.form != "adapter" or story.lora is None:
+        return ""
+    rank, alpha = story.lora["rank"], story.lora["alpha"]
+    return (
+        f"\n* rank {rank}, alpha {rank}: the factor of training, {alpha:g} / {rank}, is in the "
+        "tensors of B, so tools that read no alpha apply them at full strength"
     )
 
 
@@ -144,7 +154,7 @@ def _usage(story: Story) -> str:
         base=story.base,
         target=story.target,
         dtype=settings["engine.dtype"],
-        rank=story.rank,
+        rank=story.lora["rank"] if story.lora is not None else None,
     )
     intro = "Inside this folder (or with its path or hub id in place of `.`):"
     return "\n\n".join([intro, *layout_of(story.target).usage(use)])

@@ -1,7 +1,7 @@
 """Exports for diffusers: a whole pipeline folder, or the adapters as a LoRA file beside peft's.
 
-The LoRA file carries rank and alpha in its metadata: without them the loader assumes alpha = rank,
-and silently gives wrong outputs for a run with another alpha.
+The LoRA file carries rank and alpha in its metadata. Loaders that do not read it assume
+alpha = rank, which the exported tensors have.
 """
 
 from __future__ import annotations

@@ -264,7 +264,7 @@ def _story(
         provenance=_provenance(material, request),
         written=written,
         verdict=verdict,
-        rank=material.reader.manifest.document["lora"]["rank"] if material.spec.lora else None,
+        lora=material.reader.manifest.document["lora"],
     )
 
 

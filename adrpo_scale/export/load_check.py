@@ -41,6 +41,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 LIGHT = ("scheduler", "tokenizer")  # further components that are loaded, as a test of their files
+DOWN, UP = ".lora_A.weight", ".lora_B.weight"
 GREEDY = 8  # tokens that a language model generates after the inputs
 
 
@@ -71,6 +72,12 @@ class Library:
         self.job, self.tried = job, dict[str, Any]()
         self.module = importlib.import_module(job["library"])
 
+    def _load_model(self, folder: str) -> Any:
+        """In float32: with the export's own type, rounding would hide what is compared."""
+        model_class, part = getattr(self.module, self.job["model"]), self.job["component"]
+        more: dict[str, Any] = {"dtype": torch.float32, "local_files_only": True}
+        return model_class.from_pretrained(folder, subfolder=part, **more).eval()
+
     def further(self) -> dict[str, Any]:
         """Tries the files beside the weights; returns findings by name."""
         return {}
@@ -87,6 +94,15 @@ class Library:
         """Outputs by the way in which the adapters were loaded."""
         raise NotImplementedError
 
+    def from_tensors_alone(self, model: Any, file: str, prefix: str) -> torch.Tensor:
+        """Outputs with B @ A added to the weights: the rule of ComfyUI and kohya's scripts, which
+        count a file without `.alpha` tensors as alpha = rank, and read no metadata."""
+        found = load_file(Path(self.job["export"], file))
+        for layer in {name.removesuffix(DOWN) for name in found if name.endswith(DOWN)}:
+            added = found[layer + UP].float() @ found[layer + DOWN].float()
+            model.get_submodule(layer.removeprefix(prefix)).weight += added
+        return self.run(model)
+
     def model_outputs(self) -> dict[str, torch.Tensor]:
         raise NotImplementedError
 
@@ -100,13 +116,6 @@ class Library:
 
 
 class Diffusers(Library):
-    def _load_model(self, folder: str) -> Any:
-        """In float32: with the export's own type, rounding would hide what is compared."""
-        model_class, part = getattr(self.module, self.job["model"]), self.job["component"]
-        return model_class.from_pretrained(
-            folder, subfolder=part, dtype=torch.float32, local_files_only=True
-        ).eval()
-
     def _load_pipeline(self, folder: str, model: Any) -> Any:
         """The pipeline around the model, without the encoders, which no export changes."""
         index = json.loads(Path(folder, "model_index.json").read_text())
@@ -118,14 +127,22 @@ class Diffusers(Library):
         return pipeline_class.from_pretrained(folder, local_files_only=True, **without)
 
     def adapter_outputs(self) -> dict[str, torch.Tensor]:
-        """Outputs after loading by the pipeline, and by peft."""
+        """Outputs after loading by the pipeline with and without the file's metadata, by peft, and
+        from the tensors alone."""
         export, model = self.job["export"], self._load_model(self.job["base"])
         pipeline = self._load_pipeline(self.job["base"], model)
-        pipeline.load_lora_weights(export, local_files_only=True)
-        # Adapters in a lower type would be multiplied in it; their values are what is compared.
-        outputs = {"load_lora_weights": self.run(model.float())}
-        pipeline.unload_lora_weights()
-        outputs["peft"] = self.run(peft.PeftModel.from_pretrained(model, export).float())
+        ((file, prefix),) = self.other_adapters().items()
+        ways = {"load_lora_weights": export}
+        ways["load_lora_weights without metadata"] = load_file(Path(export, file))
+        outputs = {}
+        for way, given in ways.items():
+            pipeline.load_lora_weights(given, local_files_only=True)
+            # Adapters in a lower type would be multiplied in it; their values are what is compared.
+            outputs[way] = self.run(model.float())
+            pipeline.unload_lora_weights()
+        adapted = peft.PeftModel.from_pretrained(model, export)
+        outputs["peft"] = self.run(adapted.float())
+        outputs["tensors alone"] = self.from_tensors_alone(adapted.unload(), file, prefix)
         return outputs
 
     def model_outputs(self) -> dict[str, torch.Tensor]:
@@ -142,11 +159,6 @@ class Diffusers(Library):
 
 
 class Transformers(Library):
-    def _load_model(self, folder: str) -> Any:
-        """In float32: with the export's own type, rounding would hide what is compared."""
-        model_class = getattr(self.module, self.job["model"])
-        return model_class.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
-
     def further(self) -> dict[str, Any]:
         """The tokens of the prompt."""
         tokenizer = self.module.AutoTokenizer.from_pretrained(
@@ -167,7 +179,10 @@ class Transformers(Library):
         model = self._load_model(self.job["base"])
         model = peft.PeftModel.from_pretrained(model, self.job["export"])
         # Adapters in a lower type would be multiplied in it; their values are what is compared.
-        return {"peft": self._run_and_go_on(model.float().eval())}
+        outputs = {"peft": self._run_and_go_on(model.float().eval())}
+        file, prefix = "adapter_model.safetensors", "base_model.model."
+        outputs["tensors alone"] = self.from_tensors_alone(model.unload(), file, prefix)
+        return outputs
 
     def model_outputs(self) -> dict[str, torch.Tensor]:
         model = self._load_model(self.job["export"])

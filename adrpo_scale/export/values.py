@@ -57,7 +57,12 @@ NOTHING = torch.zeros(())
 def _adapter_value(name: str, material: Material) -> Value:
     bare = name.removeprefix("base_model.model.").removeprefix(f"{material.target.component}.")
     stored = bare.replace(".lora_A.", ".lora_A.default.").replace(".lora_B.", ".lora_B.default.")
-    return material.reader.whole(stored, material.part), NOTHING
+    tensor = material.reader.whole(stored, material.part)
+    if ".lora_B." not in stored:
+        return tensor, NOTHING
+    strong = material.scaling * tensor.double()
+    # From float64, torch rounds to a lower type by way of float32.
+    return strong, torch.finfo(torch.float32).eps * strong.abs()
 
 
 def _merged_value(stored: str, material: Material) -> Value:

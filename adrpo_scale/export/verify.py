@@ -266,8 +266,9 @@ def _round(
     model: nn.Module, state: Mapping[str, Tensor], material: Material, request: Request
 ) -> None:
     """Rounds the exported weights to the export's types; for merged forms, merges adapters
-    first."""
+    first, for adapters moves peft's factor into B first."""
     if request.form == "adapter":
+        _move_factors(model)
         for name, tensor in state.items():
             if is_adapter(name):
                 tensor.copy_(tensor.to(request.dtype or torch.float32))
@@ -276,6 +277,15 @@ def _round(
         if isinstance(layer, BaseTunerLayer):
             layer.merge()
     _round_base(state, material, request)
+
+
+def _move_factors(model: nn.Module) -> None:
+    """Multiplies each B by its layer's factor alpha / rank, which becomes 1."""
+    for layer in model.modules():
+        if isinstance(layer, BaseTunerLayer):
+            for name, up in layer.lora_B.items():  # type: ignore[union-attr, operator]
+                up.weight.mul_(layer.scaling[name])
+                layer.scaling[name] = 1.0
 
 
 def _round_base(state: Mapping[str, Tensor], material: Material, request: Request) -> None:

@@ -165,7 +165,10 @@ def test_every_export_is_what_the_policy_computes(exports):
             assert figures["largest error / rounding"] <= 1
             continue
         off = {how: value for how, value in figures.items() if how.endswith("off by")}
-        assert len(off) == 2 and any(how.startswith("greedy generate") for how in off)
+        adapter = {"peft: off by", "tensors alone: off by"}
+        loaded = adapter if "adapter" in name else {"from_pretrained: off by"}
+        assert loaded == {how for how in off if not how.startswith("greedy generate")}
+        assert len(off) == len(loaded) + 1
         assert max(off.values()) <= (1e-4 if low else 1e-5), (name, figures)
         assert figures["training moved outputs by"] > 1e-3
         assert exported.written.changed == exported.written.trained > 0
@@ -239,12 +242,13 @@ def test_an_adapter_folder_is_pefts_with_the_tokenizer(root, exports):
         PEFT_FILE,
     }
     config = peft.LoraConfig.from_pretrained(place)
-    assert (config.task_type, config.r, config.lora_alpha) == ("CAUSAL_LM", 4, 6)
+    assert (config.task_type, config.r, config.lora_alpha) == ("CAUSAL_LM", 4, 4)
     assert config.base_model_name_or_path == "tied" and "q_proj" in config.target_modules
     found = load_file(place / PEFT_FILE)
     assert f"base_model.model.{QUERY}.lora_A.weight" in found and len(found) == len(expected)
     for name, tensor in expected.items():
-        assert torch.equal(found[f"base_model.model.{name.replace('.default', '')}"], tensor)
+        written = found[f"base_model.model.{name.replace('.default', '')}"]
+        assert torch.equal(written, tensor * (6 / 4 if ".lora_B." in name else 1))
 
 
 def test_a_model_folder_holds_the_model_and_nothing_else(exports):

@@ -158,7 +158,7 @@ def test_an_adapter_folder_is_pefts_with_the_processor(root, exports):
         names = {"README.md", "adapter_config.json", PEFT_FILE}
         assert {p.name for p in place.iterdir()} == beside | names
         config = peft.LoraConfig.from_pretrained(place)
-        assert (config.task_type, config.r, config.lora_alpha) == ("CAUSAL_LM", 4, 6)
+        assert (config.task_type, config.r, config.lora_alpha) == ("CAUSAL_LM", 4, 4)
         assert "language_model" in config.target_modules
         found = load_file(place / PEFT_FILE)
         assert f"base_model.model.{QUERY}.lora_A.weight" in found and len(found) == len(expected)

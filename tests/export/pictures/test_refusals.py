@@ -23,7 +23,7 @@ from tests.support.exported_pictures import TRAINED, quick
 
 def test_a_lost_alpha_is_found(root, tmp_path, monkeypatch):
     honest = adapter.lora_settings
-    monkeypatch.setattr(adapter, "lora_settings", lambda m: honest(m) | {"lora_alpha": 16})
+    monkeypatch.setattr(adapter, "lora_settings", lambda m: honest(m) | {"lora_alpha": 40})
     with pytest.raises(ExportError, match=r"not the policy: outputs differ \(load_lora_weights"):
         export(str(root / "runs/lora"), Request(tmp_path / "a", "adapter"))
     assert list(tmp_path.iterdir()) == []
