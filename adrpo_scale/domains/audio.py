@@ -138,7 +138,6 @@ class AudioDomain(TextDomain):
 
     def export_target(self) -> ExportTarget:
         is_heard = self.config.chat.template == "chat"  # plain prompts are text alone
-        silenced = {"suppress_tokens": list(self.model.banned)}
         return ExportTarget(
             library="transformers",
             model=omni.THINKER,
@@ -146,7 +145,7 @@ class AudioDomain(TextDomain):
             stem=WEIGHTS,
             task="audio-text-to-text",
             inputs={"clip": torch.from_numpy(example_clip())} if is_heard else {},
-            call=generate_arguments(self.config.evaluation, self.model.ends) | silenced,
+            call=generate_arguments(self.config.evaluation, self.model.ends, self.model.banned),
             chat=chat_target(self.tokenizer, self.config.chat, *self._example()),
             processor=omni.PROCESSOR,
             part=self.model.part(),

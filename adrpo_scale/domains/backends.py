@@ -23,6 +23,8 @@ from adrpo_scale.core import dist
 from adrpo_scale.core.errors import ConfigError
 from adrpo_scale.domains.decoding import Generated, SamplingConfig, generate
 
+VLLM_BANNED = -100.0  # the lowest bias of a logit that vLLM's requests may have
+
 
 class Backend(ABC):
     """The contract of a back-end. is_reproducible: its tokens follow from `uniforms_NT`."""
@@ -83,7 +85,13 @@ class Vllm(Backend):
     is_reproducible = False
 
     def __init__(
-        self, folder: Path, dtype: torch.dtype, memory_share: float, ends: Sequence[int], pad: int
+        self,
+        folder: Path,
+        dtype: torch.dtype,
+        memory_share: float,
+        ends: Sequence[int],
+        pad: int,
+        banned: Sequence[int],
     ) -> None:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = (
             "0"  # otherwise `sync` cannot reach the weights
@@ -99,7 +107,7 @@ class Vllm(Backend):
             os.environ.setdefault(name, str(value))
         import vllm
 
-        self._vllm, self._ends, self._pad = vllm, list(ends), pad
+        self._vllm, self._ends, self._pad, self._banned = vllm, list(ends), pad, banned
         self._model = vllm.LLM(
             model=str(folder),
             dtype=str(dtype).removeprefix("torch."),
@@ -123,16 +131,7 @@ class Vllm(Backend):
     ) -> Generated:
         assert audio_N is None, "vLLM takes tokens only here"
         settings = [
-            self._vllm.SamplingParams(
-                temperature=sampling.temperature,
-                top_p=sampling.top_p,
-                top_k=sampling.top_k or -1,
-                max_tokens=sampling.max_new_tokens,
-                stop_token_ids=self._ends,
-                seed=seed,
-                logprobs=0,
-                detokenize=False,
-            )
+            self._vllm.SamplingParams(**vllm_request(sampling, self._ends, self._banned, seed))
             for seed in sample_seeds
         ]
         requests = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
@@ -151,6 +150,23 @@ class Vllm(Backend):
             torch.tensor([a.finish_reason == "stop" for a in answers], device=device),
             logp.to(device),
         )
+
+
+def vllm_request(
+    sampling: SamplingConfig, ends: Sequence[int], banned: Sequence[int], seed: int
+) -> dict[str, Any]:
+    """Arguments of vLLM's SamplingParams for one completion."""
+    return {
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "top_k": sampling.top_k or -1,
+        "max_tokens": sampling.max_new_tokens,
+        "stop_token_ids": list(ends),
+        "logit_bias": dict.fromkeys(banned, VLLM_BANNED) or None,
+        "seed": seed,
+        "logprobs": 0,
+        "detokenize": False,
+    }
 
 
 def check_vllm() -> None:

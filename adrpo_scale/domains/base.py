@@ -8,7 +8,7 @@ the same trailing shape on every rank, even without any row.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,6 +123,16 @@ class Domain(ABC):
     @abstractmethod
     def export_target(self) -> ExportTarget:
         """The trained model's names in other libraries, and inputs to verify its export."""
+
+    def rules(self) -> dict[str, Any]:
+        """Facts of sampling, as JSON, that a run's first checkpoint records and later starts
+        keep."""
+        return {}
+
+    def keep_rules(self, rules: Mapping[str, Any]) -> None:
+        """Takes over the rules of a run's checkpoint, in place of those of new runs. rules: {} of a
+        checkpoint that records none. Called before `policy_spec`."""
+        return None
 
     def check_training(self) -> None:
         """Raises ConfigError where a package that only training needs is not installed."""

@@ -4,6 +4,8 @@ and its `ModelSpec`."""
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ from adrpo_scale.domains.chat import ChatConfig, load_tokenizer
 from adrpo_scale.engines.spec import LoraConfig, ModelSpec
 from adrpo_scale.hub.weights import SafetensorsFolder, WeightSource
 
+log = logging.getLogger(__name__)
+
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 WEIGHTS = "model"
 FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "README.md", "LICENSE*")
@@ -24,13 +28,18 @@ _BESIDE += ["*.jinja", "special_tokens_map.json", "added_tokens.json"]
 
 class LanguageModel:
     """The model in a folder, without its weights: config, tokenizer, ends (the tokens that end a
-    completion), pad, and banned (tokens that it must never generate).
+    completion), pad, and tokens that it must never generate.
+
+    special: those that stand for something else than text. tokenless: ids without a token, which
+    pad the vocabulary beyond the tokenizer; a sampled one would vanish from the text. They are
+    banned unless `bans_tokenless` is False, as in runs that began without the ban.
 
     Raises ModelNotFoundError where the folder is incomplete, and ConfigError where its parts do not
     fit each other or rollouts of it are not possible.
     """
 
-    banned: tuple[int, ...] = ()
+    special: tuple[int, ...] = ()
+    bans_tokenless = True
 
     def __init__(self, folder: Path, name: str, chat: ChatConfig) -> None:
         self.folder, self.name = folder, name
@@ -40,6 +49,12 @@ class LanguageModel:
         pad = self.tokenizer.pad_token_id
         self.pad = self.ends[0] if pad is None else int(pad)
         self._check()
+        self.tokenless = ids_without_token(self.tokenizer, self.config.vocab_size, self.ends)
+
+    @property
+    def banned(self) -> tuple[int, ...]:
+        """The tokens that it must never generate."""
+        return tuple(sorted({*self.special, *(self.tokenless if self.bans_tokenless else ())}))
 
     def _read_config(self) -> Any:
         """The config of the language model."""
@@ -85,6 +100,24 @@ class LanguageModel:
                 "recurrent state; rollouts here need attention in every layer: use another model"
             )
 
+    def rules(self) -> dict[str, Any]:
+        """See `Domain.rules`."""
+        return {"bans_tokenless": self.bans_tokenless}
+
+    def keep_rules(self, rules: Mapping[str, Any]) -> None:
+        """See `Domain.keep_rules`. Warns where that leaves ids without a token unbanned."""
+        self.bans_tokenless = rules.get("bans_tokenless", False)
+        if self.tokenless and not self.bans_tokenless:
+            runs = logprobs.ranges(self.tokenless)
+            log.warning(
+                "the run began before ids without a token were banned, and stays without the ban: "
+                "%s has %d of them (%s), which vanish from the text where they are sampled. A new "
+                "run never samples them",
+                self.name,
+                len(self.tokenless),
+                ", ".join(str(a) if a == b else f"{a}…{b}" for a, b in runs),
+            )
+
     def files(self) -> list[Path]:
         """The files beside the weights on which the model's output depends."""
         found = {path for pattern in _BESIDE for path in self.folder.glob(pattern)}
@@ -96,18 +129,36 @@ class LanguageModel:
         unwanted = ("lm_head.weight",) if self.config.tie_word_embeddings else ()
         # Some folders store the tied output layer as well.
         weights = SafetensorsFolder(self.folder, WEIGHTS, unwanted)
-        return language_model_spec(self.config, attention, weights, lora)
+        return language_model_spec(self.config, attention, weights, lora, self.banned)
+
+
+def ids_without_token(tokenizer: Any, size: int, ends: Sequence[int]) -> tuple[int, ...]:
+    """Ids below `size` for which the tokenizer has no token, in order; none of `ends`."""
+    unnamed = set(range(size)) - {*tokenizer.get_vocab().values(), *ends}
+    return tuple(sorted(i for i in unnamed if not _has_token(tokenizer, i)))
+
+
+def _has_token(tokenizer: Any, token: int) -> bool:
+    """A vocabulary's dictionary lists only one of several ids with the same text."""
+    try:
+        return tokenizer.convert_ids_to_tokens(token) is not None
+    except (IndexError, KeyError, OverflowError):  # of tokenizers in Python
+        return False
 
 
 def language_model_spec(
-    config: Any, attention: str, weights: WeightSource, lora: LoraConfig | None
+    config: Any,
+    attention: str,
+    weights: WeightSource,
+    lora: LoraConfig | None,
+    banned: tuple[int, ...] = (),
 ) -> ModelSpec:
     """The `ModelSpec` of the causal language model of a transformers config."""
     from transformers import AutoModelForCausalLM
 
     model_class = AutoModelForCausalLM._model_mapping[type(config)]
     return ModelSpec(
-        build=lambda: _build(config, attention),
+        build=lambda: _build(config, attention, banned),
         weights=weights,
         blocks=tuple(model_class._no_split_modules or ()),
         units=embedding_units,
@@ -118,7 +169,7 @@ def language_model_spec(
     )
 
 
-def _build(config: Any, attention: str) -> nn.Module:
+def _build(config: Any, attention: str, banned: tuple[int, ...]) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
     try:
@@ -128,7 +179,7 @@ def _build(config: Any, attention: str) -> nn.Module:
             f"domain.attention = {attention!r} does not work with this model here ({error}); use "
             '"eager"'
         ) from error
-    logprobs.install(model)
+    logprobs.install(model, banned)
     return model
 
 

@@ -14,6 +14,9 @@ output layer run as in any forward pass; a sharded output layer is gathered once
 
 from __future__ import annotations
 
+import functools
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,10 +56,15 @@ class LogitRule:
         logits = logits.div_(self.cap).tanh_().mul_(self.cap) if self.cap else logits
         return self.ban(logits)
 
+    @functools.cached_property
+    def _banned_slices(self) -> list[slice]:
+        return [slice(first, last + 1) for first, last in ranges(self.banned)]
+
     def ban(self, logits: Tensor) -> Tensor:
-        """Sets banned tokens to BANNED, in place."""
-        if self.banned:
-            logits[..., list(self.banned)] = BANNED
+        """Sets banned tokens to BANNED, in place. By slices: a list would go to the device in every
+        call."""
+        for part in self._banned_slices:
+            logits[..., part] = BANNED
         return logits
 
     def pull_back(self, gradient: Tensor, logits: Tensor) -> Tensor:
@@ -168,6 +176,13 @@ def tempered_logits(
     """float32 [k, vocabulary] of hidden states [k, H]; always a new tensor."""
     logits = linear(hidden, weight, bias).float()
     return rule.apply(logits).div_(temperature)
+
+
+def ranges(ids: Sequence[int]) -> list[tuple[int, int]]:
+    """(first, last) of each run of consecutive numbers."""
+    places = enumerate(sorted(set(ids)))
+    runs = ([i for _, i in run] for _, run in itertools.groupby(places, lambda p: p[1] - p[0]))
+    return [(run[0], run[-1]) for run in runs]
 
 
 def parts(total: int, size: int) -> list[slice]:

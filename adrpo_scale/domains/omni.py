@@ -66,7 +66,7 @@ _TEMPLATE = "chat_template.json"  # a processor's template before chat_template.
 class Thinker(LanguageModel):
     """A full Qwen2.5-Omni checkpoint, or a folder of its thinker alone.
 
-    config: of the language model. thinker: of the thinker. banned: the modality tokens, which mark
+    config: of the language model. thinker: of the thinker. special: the modality tokens, which mark
     the places of embeddings; a sampled one would have no embedding.
     Raises the errors of `LanguageModel`.
     """
@@ -77,7 +77,7 @@ class Thinker(LanguageModel):
         specials = (
             getattr(of, key, None) for of in (self.thinker, self.tokenizer) for key in _MODALITIES
         )
-        self.banned = tuple(sorted({token for token in specials if isinstance(token, int)}))
+        self.special = tuple(sorted({token for token in specials if isinstance(token, int)}))
         self.audio_token = int(self.thinker.audio_token_id)
 
     def _read_config(self) -> Any:

@@ -11,7 +11,7 @@ are those of generation.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -97,6 +97,12 @@ class TextDomain(Domain):
                 "are not supported; name linear layers of the blocks"
             )
 
+    def rules(self) -> dict[str, Any]:
+        return self.model.rules()
+
+    def keep_rules(self, rules: Mapping[str, Any]) -> None:
+        self.model.keep_rules(rules)
+
     def policy_spec(self) -> ModelSpec:
         lora = self.config.lora or LoraConfig()
         trained = lora if self.config.train == "lora" else None
@@ -121,7 +127,7 @@ class TextDomain(Domain):
             stem=WEIGHTS,
             task="text-generation",
             inputs={"input_ids": ids},
-            call=generate_arguments(self.config.evaluation, self.model.ends),
+            call=generate_arguments(self.config.evaluation, self.model.ends, self.model.banned),
             chat=chat_target(self.tokenizer, self.config.chat, *self._example()),
             # The attention of training may need a GPU.
             build=lambda: AutoModelForCausalLM.from_config(self.model.config, dtype=torch.float32),
@@ -165,7 +171,9 @@ class TextDomain(Domain):
         if self.config.backend == "in_process":
             return self._in_process
         share = self.config.vllm_memory
-        return Vllm(self.folder, self.dtype, share, self.model.ends, self.model.pad)
+        return Vllm(
+            self.folder, self.dtype, share, self.model.ends, self.model.pad, self.model.banned
+        )
 
     def begin_rollout(self, policy: nn.Module) -> None:
         self._check_logprobs(policy)

@@ -11,14 +11,18 @@ from adrpo_scale.domains.decoding import SamplingConfig
 from adrpo_scale.domains.export_target import ChatTarget
 
 
-def generate_arguments(sampling: SamplingConfig, ends: Sequence[int]) -> dict[str, Any]:
+def generate_arguments(
+    sampling: SamplingConfig, ends: Sequence[int], banned: Sequence[int]
+) -> dict[str, Any]:
     """Arguments of transformers' `generate`. Each is stated, because the model's
-    generation_config.json may have another value. ends: tokens that end a completion."""
+    generation_config.json may have another value. ends: tokens that end a completion. banned:
+    tokens that are never generated."""
     found: dict[str, Any] = {"max_new_tokens": sampling.max_new_tokens, "do_sample": False}
     if sampling.temperature > 0:
         names = ("temperature", "top_p", "top_k")
         found |= {"do_sample": True} | {name: getattr(sampling, name) for name in names}
-    return found | {"repetition_penalty": 1.0, "eos_token_id": ends}
+    found |= {"repetition_penalty": 1.0, "eos_token_id": ends}
+    return found | ({"suppress_tokens": list(banned)} if banned else {})
 
 
 def chat_target(

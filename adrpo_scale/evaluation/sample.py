@@ -215,7 +215,7 @@ def sample_to(
     config = source.config
     trained = source.run.prompts if source.run is not None else None
     prompts = load_asked_as_trained(str(prompts_file), trained)
-    domain, engine = build_domain(config), sampling_engine(config)
+    domain, engine = build_domain(config, source.reader), sampling_engine(config)
     prompts = domain.usable(prompts)
     domain.prepare(prompts, engine.device, engine.dtype)
     policy = load_policy(source, domain, engine, weights)

@@ -26,6 +26,7 @@ from adrpo_scale.checkpoint.reader import Reader
 from adrpo_scale.core.errors import ExportError
 from adrpo_scale.core.tensor_files import FileFacts
 from adrpo_scale.domains.export_target import ExportTarget
+from adrpo_scale.domains.logprobs import ranges
 from adrpo_scale.engines.spec import ModelSpec
 from adrpo_scale.export.stored import StoredTensors
 
@@ -259,6 +260,14 @@ class Layout(ABC):
 def code_block(lines: Sequence[str], language: str = "python") -> str:
     """A fenced code block of Markdown."""
     return f"```{language}\n" + "\n".join(lines) + "\n```"
+
+
+def value_text(value: Any) -> str:
+    """A value in Python, long lists of numbers by their ranges."""
+    if not (isinstance(value, list) and len(value) > 8):
+        return repr(value)
+    parts = (str(a) if a == b else f"*range({a}, {b + 1})" for a, b in ranges(value))
+    return f"[{', '.join(parts)}]"
 
 
 def base_lines(base: Base) -> list[str]:

@@ -166,7 +166,7 @@ def _check_whole(reader: Reader) -> None:
 def _material(reader: Reader, config: RunConfig, request: Request) -> Material:
     """Opens everything that is read. Raises ExportError where the base model's weights have
     changed."""
-    domain, document = build_domain(config), reader.manifest.document
+    domain, document = build_domain(config, reader), reader.manifest.document
     weights = domain.policy_spec().weights
     stated, found = document["base"], weights.sha256()
     if found != stated["sha256"]:

@@ -16,28 +16,26 @@ not need it. It uses no network. JOB.json:
     dtypes      of the other forms' tensors, by stored name; names: stored name → name in the class
     copied      stored names of tensors copied from the base; the class may not know some of them
     files       weight files: path inside the export → SHA-256
-    outputs     file for the outputs (safetensors); answer: file for this script's findings (JSON)
+    outputs     file for the outputs (safetensors); answer: file for the findings (JSON)
 
     pipeline    diffusers: the pipeline's class
     prompt      transformers: a text; is_chat: it passes through the chat template, with
-                template_arguments
+                template_arguments; silent: tokens that are not generated, null: as the export says
     processor   hearing: the class that turns a prompt and the clip in `inputs` into the model's
                 inputs; attribute: the thinker's name in a whole model
 """
 
 from __future__ import annotations
 
-import hashlib
 import importlib
+import importlib.util
 import json
 import sys
-from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 import peft
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 LIGHT = ("scheduler", "tokenizer")  # further components that are loaded, as a test of their files
@@ -45,19 +43,30 @@ DOWN, UP = ".lora_A.weight", ".lora_B.weight"
 GREEDY = 8  # tokens that a language model generates after the inputs
 
 
+def _beside(name: str) -> Any:
+    """A module of this folder, without the package around it."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+TENSORS = _beside("tensor_check")
+
+
 def main(job: dict[str, Any]) -> None:
     torch.set_grad_enabled(False)
     loaders = {"diffusers": Diffusers, "transformers": Transformers, "hearing": Hearing}
     library = loaders[job.get("loader", job["library"])](job)
-    answer: dict[str, Any] = {"tensors": 0, **library.further()}
+    answer: dict[str, Any] = {"tensors": 0, **library.further(), "silent": library.silent()}
     if job["mode"] == "outputs":
-        is_adapter = job["form"] == "adapter"
-        outputs = library.adapter_outputs() if is_adapter else library.model_outputs()
-        save_file(outputs, job["outputs"])
+        made = library.adapter_outputs if job["form"] == "adapter" else library.model_outputs
+        save_file(made(), job["outputs"])
         answer |= library.tried
     else:
-        check_hashes(job)
-        check = check_adapter if job["form"] == "adapter" else check_model
+        TENSORS.check_hashes(job)
+        check = TENSORS.check_adapter if job["form"] == "adapter" else TENSORS.check_model
         answer["tensors"] = check(job, library)
     versions = {each.__name__: each.__version__ for each in (torch, library.module, peft)}
     modules = sorted({name.split(".")[0] for name in sys.modules})
@@ -81,6 +90,13 @@ class Library:
     def further(self) -> dict[str, Any]:
         """Tries the files beside the weights; returns findings by name."""
         return {}
+
+    def silent(self) -> list[int]:
+        """The tokens that are not generated."""
+        if self.job.get("silent", []) is not None:
+            return list(self.job.get("silent", []))
+        config = self.module.GenerationConfig.from_pretrained(self.job["export"])
+        return list(config.suppress_tokens or [])
 
     def inputs(self) -> dict[str, torch.Tensor]:
         """Keyword arguments of the model's forward."""
@@ -194,7 +210,9 @@ class Transformers(Library):
         inputs = self.inputs()
         ids = inputs["input_ids"]
         # Otherwise end tokens and penalties of generation_config.json would apply.
-        model.generation_config = self.module.GenerationConfig()
+        model.generation_config = self.module.GenerationConfig(
+            suppress_tokens=self.silent() or None
+        )
         given = {"attention_mask": torch.ones_like(ids)} | inputs
         tokens = model.generate(**given, do_sample=False, max_new_tokens=GREEDY)
         assert tokens.shape[1] == ids.shape[1] + GREEDY, f"generate returned {tuple(tokens.shape)}"
@@ -246,103 +264,13 @@ def check_loaded(model: Any, folder: Path, job: dict[str, Any]) -> None:
     """Asserts that every tensor of the model has the values in the files."""
     own = dict(model.named_parameters()) | dict(model.named_buffers())
     wanted = {name for name in model.state_dict() if name in own}
-    for name, tensor in tensors(folder, weight_files(folder, job["stem"])):
+    for name, tensor in TENSORS.tensors(folder, TENSORS.weight_files(folder, job["stem"])):
         called = job["names"][name]
         if called in wanted:
             wanted.remove(called)
             found = own[called]
             assert torch.equal(found, tensor.to(found.dtype)), f"{name} was not loaded"
     assert not wanted, f"missing {sorted(wanted)[:3]}"
-
-
-def check_hashes(job: dict[str, Any]) -> None:
-    for name, expected in job["files"].items():
-        with Path(job["export"], name).open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        assert found == expected, f"{name} has SHA-256 {found}, {expected} was written"
-
-
-def check_model(job: dict[str, Any], library: Library) -> int:
-    """Compares every tensor with the class that the exported config builds; returns their
-    number."""
-    folder = Path(job["export"], job["component"])
-    with torch.device("meta"):
-        model = library.empty(folder)
-    # named_parameters() lists a tied weight once; the files hold it once.
-    own = dict(model.named_parameters()) | dict(model.named_buffers())
-    shapes = {name: tuple(own[name].shape) for name in model.state_dict() if name in own}
-    files, names = weight_files(folder, job["stem"]), job["names"]
-    stored = {name: shapes[names[name]] for name in names if names[name] in shapes}
-    missing = shapes.keys() - {names[name] for name in stored}
-    assert not missing, f"missing {sorted(missing)[:3]}"
-    # Some published checkpoints hold tensors that their class does not know.
-    unknown = {name for name in job["copied"] if name not in stored}
-    return compare(folder, files, stored, job["dtypes"], unknown)
-
-
-def weight_files(folder: Path, stem: str) -> list[str]:
-    """Names of a model folder's weight files; asserts that an index matches them."""
-    index = folder / f"{stem}.safetensors.index.json"
-    if not index.is_file():
-        return [f"{stem}.safetensors"]
-    content = json.loads(index.read_text())
-    files = sorted(set(content["weight_map"].values()))
-    assert content["weight_map"] == where(folder, files), f"{index.name} is wrong"
-    return files
-
-
-def check_adapter(job: dict[str, Any], library: Library) -> int:
-    """Compares every file with the adapters that peft builds; returns the number of tensors."""
-    folder = Path(job["export"])
-    config = peft.LoraConfig.from_pretrained(folder)
-    with torch.device("meta"):
-        model = peft.get_peft_model(library.empty(Path(job["base"], job["component"])), config)
-    state = {n: v for n, v in model.state_dict().items() if ".lora_" in n}
-    shapes = {n.replace(".default.", "."): tuple(v.shape) for n, v in state.items()}
-    count = compare(folder, ["adapter_model.safetensors"], shapes, job["dtype"])
-    for file, prefix in library.other_adapters().items():
-        other = {prefix + n.removeprefix("base_model.model."): s for n, s in shapes.items()}
-        count += compare(folder, [file], other, job["dtype"])
-    return count
-
-
-def where(folder: Path, files: list[str]) -> dict[str, str]:
-    """Tensor name → name of the file that holds it."""
-    found: dict[str, str] = {}
-    for name in files:
-        with safe_open(folder / name, "pt") as file:
-            found |= dict.fromkeys(file.keys(), name)
-    return found
-
-
-def compare(
-    folder: Path,
-    files: list[str],
-    shapes: dict[str, tuple[int, ...]],
-    dtypes: str | dict[str, str],
-    unknown: Collection[str] = (),
-) -> int:
-    """Asserts that the files hold exactly the tensors of `shapes`, finite and in their types,
-    beside those in `unknown`; returns their number."""
-    there = {name: file for name, file in where(folder, files).items() if name not in unknown}
-    missing, extra = sorted(shapes.keys() - there), sorted(there.keys() - shapes)
-    assert not missing and not extra, f"missing {missing[:3]}, not of the model {extra[:3]}"
-    for name, tensor in tensors(folder, files):
-        if name in unknown:
-            continue
-        wanted = dtypes if isinstance(dtypes, str) else dtypes[name]
-        found = (tuple(tensor.shape), str(tensor.dtype))
-        assert found == (shapes[name], wanted), f"{name} is {found}, not {(shapes[name], wanted)}"
-        assert bool(torch.isfinite(tensor).all()), f"{name} holds values that are not finite"
-    return len(there)
-
-
-def tensors(folder: Path, files: list[str]) -> Iterator[tuple[str, torch.Tensor]]:
-    """(name, tensor), one at a time; each opens its file again, because mapped pages count as
-    memory."""
-    for name, file_name in where(folder, files).items():
-        with safe_open(folder / file_name, "pt") as file:
-            yield name, file.get_tensor(name)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from adrpo_scale.export.base import (
     base_arguments,
     base_lines,
     code_block,
+    value_text,
 )
 from adrpo_scale.export.copies import licence_files
 from adrpo_scale.export.transformers_layout import TransformersLayout
@@ -48,6 +49,10 @@ class HearingLayout(TransformersLayout):
         has_own = material.target.chat is not None and material.target.chat.template is not None
         once = {copy.name: copy for copy in found if not (has_own and copy.name == OLD_TEMPLATE)}
         return list(once.values())
+
+    def generation_texts(self, material: Material) -> dict[str, str]:
+        """None of a whole model, whose file is of the model around the thinker."""
+        return {} if material.stored.is_whole else super().generation_texts(material)
 
     def job(self, target: ExportTarget, form: Form) -> dict[str, Any]:
         own = {"loader": "hearing", "processor": target.processor}
@@ -117,7 +122,7 @@ def _lines(use: Use) -> list[str]:
         *_input_lines(target),
         "tokens = model.generate(",
         "    **inputs,",
-        *(f"    {name}={value!r}," for name, value in _call(target, is_whole).items()),
+        *(f"    {name}={value_text(value)}," for name, value in _call(target, is_whole).items()),
         ")",
         'print(processor.decode(tokens[0, inputs["input_ids"].shape[1] :]))',
     ]

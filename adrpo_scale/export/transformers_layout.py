@@ -26,10 +26,12 @@ from adrpo_scale.export.base import (
     base_arguments,
     base_lines,
     code_block,
+    value_text,
 )
 from adrpo_scale.export.copies import json_text, licence_files, without_paths
 
 CONFIG, TOKENIZER, TEMPLATE = "config.json", "tokenizer_config.json", "chat_template.jinja"
+GENERATION = "generation_config.json"
 _TOKENIZER_FILES = (
     TOKENIZER,
     "tokenizer.*",
@@ -41,7 +43,7 @@ _TOKENIZER_FILES = (
     "tekken.json",
     TEMPLATE,
 )
-_MODEL_FILES = (*_TOKENIZER_FILES, CONFIG, "generation_config.json")
+_MODEL_FILES = (*_TOKENIZER_FILES, CONFIG, GENERATION)
 _DTYPE_KEYS = {"dtype", "torch_dtype"}  # the latter before transformers 4.56
 _TEMPLATES = "additional_chat_templates"
 _GENERIC = {"TokenizersBackend": "PreTrainedTokenizerFast"}  # its name before transformers 5
@@ -74,24 +76,42 @@ class TransformersLayout(Layout):
     def texts(self, material: Material, request: Request) -> dict[str, str]:
         if request.form == "adapter":
             return tokenizer_texts(material, names_class=True)
-        config = {CONFIG: config_text(material, request.dtype)}
-        return tokenizer_texts(material, names_class=False) | config
+        own = {CONFIG: config_text(material, request.dtype)} | self.generation_texts(material)
+        return tokenizer_texts(material, names_class=False) | own
+
+    def generation_texts(self, material: Material) -> dict[str, str]:
+        """generation_config.json, which silences the tokens that training banned."""
+        silent = _silent(material.target)
+        if not silent:
+            return {}
+        path = material.folder / GENERATION
+        # Without the file, transformers takes the end tokens from config.json.
+        before = json.loads(path.read_text()) if path.is_file() else {}
+        ends = {"eos_token_id": list(material.target.call["eos_token_id"])} | before
+        return {GENERATION: json_text(without_paths(ends | {"suppress_tokens": silent}))}
 
     def job(self, target: ExportTarget, form: Form) -> dict[str, Any]:
-        chat = _chat(target)
+        chat, silent = _chat(target), _silent(target)
         return {
             "is_chat": chat.is_chat,
             "prompt": chat.example,
             "template_arguments": dict(chat.arguments),
+            "silent": silent if form in ("adapter", "whole") or not silent else None,
         }
 
     def check_answer(self, target: ExportTarget, answer: Mapping[str, Any]) -> None:
-        """Raises ExportError where the export's tokenizer encodes a prompt differently."""
+        """Raises ExportError where the export's tokenizer encodes a prompt differently, or its
+        generation_config.json silences other tokens."""
         ids = list(_chat(target).ids)
         if answer["prompt_ids"] != ids:
             raise ExportError(
                 f"the export's tokenizer encodes a prompt as {answer['prompt_ids'][:20]}, training "
                 f"as {ids[:20]}. The export was removed; please open an issue"
+            )
+        if sorted(answer["silent"]) != _silent(target):
+            raise ExportError(
+                f"{GENERATION} of the export suppresses {len(answer['silent'])} tokens, training "
+                f"banned {len(_silent(target))}. The export was removed; please open an issue"
             )
 
     def further_errors(
@@ -101,6 +121,7 @@ class TransformersLayout(Layout):
         ids, start = torch.tensor(answer["greedy"]), answer["prompt_length"]
         logits = model(**{**inputs, "input_ids": ids}, return_dict=False)[0].float()
         scale = logits.square().mean().sqrt()
+        logits[..., answer["silent"]] = -torch.inf
         logits, chosen = logits[:, start - 1 : -1], ids[:, start:, None]
         gaps = logits.max(-1).values - logits.gather(-1, chosen)[..., 0]
         return {f"greedy generate, {chosen.numel()} tokens: off by": float(gaps.max() / scale)}
@@ -124,6 +145,11 @@ class TransformersLayout(Layout):
 def _chat(target: ExportTarget) -> ChatTarget:
     assert target.chat is not None
     return target.chat
+
+
+def _silent(target: ExportTarget) -> list[int]:
+    """The tokens that the policy never generates."""
+    return list(target.call.get("suppress_tokens", ()))
 
 
 def untrue_copies(material: Material) -> list[str]:
@@ -215,7 +241,7 @@ def _generate_lines(use: Use) -> list[str]:
         *(_chat_lines(chat) if chat.is_chat else _plain_lines(chat)),
         "tokens = model.generate(",
         "    **inputs,",
-        *(f"    {name}={value!r}," for name, value in use.target.call.items()),
+        *(f"    {name}={value_text(value)}," for name, value in use.target.call.items()),
         ")",
         'print(tokenizer.decode(tokens[0, inputs["input_ids"].shape[1] :]))',
     ]

@@ -47,6 +47,7 @@ from adrpo_scale.hub.weights import check_coverage
 
 SCRIPT = Path(__file__).with_name("load_check.py")
 TOLERANCE, LOW_TOLERANCE = 1e-5, 1e-4
+ALONE = "tensors alone"  # a way of loading, of `load_check.py`
 MOVED = "training moved outputs by"
 LOST = "share of that lost to rounding"
 LOST_LIMIT = 0.2
@@ -89,7 +90,7 @@ def _verify_outputs(
         found = load_file(outputs)
     expected = expected_outputs(material, request, answer)
     tolerance = LOW_TOLERANCE if _is_low(material, request) else TOLERANCE
-    figures = {f"{how}: off by": distance(out, expected.rounded) for how, out in found.items()}
+    figures = {f"{how}: off by": distance(out, expected.of(how)) for how, out in found.items()}
     figures |= expected.further
     wrong = {how: off for how, off in figures.items() if not off <= tolerance}
     if wrong:
@@ -183,13 +184,19 @@ def _run_check(
 @dataclass(frozen=True)
 class Expected:
     """Outputs on the target's inputs: of the base model and of the policy (`exact`), each also with
-    weights rounded as in the export. further: errors of the layout's further results."""
+    weights rounded as in the export. merged: of an adapter, `rounded` with the products added to
+    the weights. further: errors of the layout's further results."""
 
     base: Tensor
     base_rounded: Tensor
     exact: Tensor
     rounded: Tensor
+    merged: Tensor
     further: Mapping[str, float]
+
+    def of(self, how: str) -> Tensor:
+        """The outputs of an export that was loaded in the way `how`."""
+        return self.merged if how == ALONE else self.rounded
 
     def lost(self, found: Tensor) -> float:
         """|moved(found) - moved(policy)| / |moved(policy)|, where `moved` is the difference from
@@ -216,7 +223,11 @@ def expected_outputs(material: Material, request: Request, answer: Mapping[str, 
     _round(model, state, material, request)
     rounded = _run(model, inputs)
     further = layout_of(target).further_errors(model, inputs, answer)
-    return Expected(base, base_rounded, exact, rounded, further)
+    merged = rounded
+    if request.form == "adapter":
+        _merge(model)
+        merged = _run(model, inputs)
+    return Expected(base, base_rounded, exact, rounded, merged, further)
 
 
 def _empty_policy(material: Material) -> nn.Module:
@@ -273,10 +284,14 @@ def _round(
             if is_adapter(name):
                 tensor.copy_(tensor.to(request.dtype or torch.float32))
         return
+    _merge(model)
+    _round_base(state, material, request)
+
+
+def _merge(model: nn.Module) -> None:
     for layer in model.modules():
         if isinstance(layer, BaseTunerLayer):
             layer.merge()
-    _round_base(state, material, request)
 
 
 def _move_factors(model: nn.Module) -> None:

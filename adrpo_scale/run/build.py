@@ -44,9 +44,13 @@ def build_engine(config: RunConfig) -> Engine:
     return ENGINES[config.engine.name](config.engine, config.optimizer, config.seed)  # type: ignore[call-arg]
 
 
-def build_domain(config: RunConfig | SampleConfig) -> Domain:
-    """The domain of a config; reads the model's config files, not its weights."""
-    return DOMAINS[config.domain.name](config.domain)  # type: ignore[call-arg]
+def build_domain(config: RunConfig | SampleConfig, reader: Reader | None = None) -> Domain:
+    """The domain of a config; reads the model's config files, not its weights. reader: a checkpoint
+    of the run, whose rules the domain keeps."""
+    domain: Domain = DOMAINS[config.domain.name](config.domain)  # type: ignore[call-arg]
+    if reader is not None:
+        domain.keep_rules(reader.manifest.document.get("rules", {}))
+    return domain
 
 
 def build_reference(
@@ -143,7 +147,7 @@ def _read(
 ) -> tuple[Domain, Sequence[list[Prompt]], tuple[list[Prompt], list[Prompt]]]:
     """(domain, all (train, held out) prompts, the usable ones of each). Collective."""
     parts = build_prompts(config.prompts)
-    domain = build_domain(config)
+    domain = build_domain(config, start.reader)
     domain.check_training()
     train, held_out = (usable(domain, part, start) for part in parts)
     return domain, parts, (train, held_out)

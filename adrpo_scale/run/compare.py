@@ -117,6 +117,7 @@ def constant_facts(
             "sha256": spec.weights.sha256(),
             "frozen": combined_sha256(domain.frozen_files(), domain.folder),
         },
+        "rules": domain.rules(),
         "lora": spec.lora and {"rank": spec.lora.rank, "alpha": spec.lora.alpha},
         "prompts": prompts_digest(train),
         "origin": began_from,

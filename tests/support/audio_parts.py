@@ -25,7 +25,9 @@ from tests.support.tiny_audio import (
 TEMPERATURE = 0.8
 KEY = DrawKey(0, 3)
 CHOSEN = (0, 0, 1, 2, 2, 3)  # of one length: the clips of 0 and 2
-AUDIO, BANNED = WORDS.index("<|AUDIO|>"), list(range(3, 10))
+AUDIO = WORDS.index("<|AUDIO|>")
+# The tokens of modalities, and the ids of the vocabulary that the tokenizer has no token for.
+BANNED = [*range(3, 10), *range(len(WORDS), 72)]
 
 
 class Parts:

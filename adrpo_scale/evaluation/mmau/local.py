@@ -121,7 +121,8 @@ class Local:
 @contextmanager
 def opened(source: Source, questions: Sequence[Question]) -> Iterator[Local]:
     """Loads the model. questions: those of all ranks, at least one. Collective."""
-    domain, engine = build_domain(source.config), sampling_engine(source.config)
+    domain = build_domain(source.config, source.reader)
+    engine = sampling_engine(source.config)
     prompts = domain.usable([question.prompt for question in questions])
     domain.prepare(prompts, engine.device, engine.dtype)
     policy = load_policy(source, domain, engine, "trained")

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from adrpo_scale.checkpoint.locate import open_checkpoint
 from adrpo_scale.checkpoint.reader import Reader
 from adrpo_scale.core.errors import CheckpointError, DiskSpaceError, ExportError
-from adrpo_scale.export import adapter, exporter, folder, load_check
+from adrpo_scale.export import adapter, exporter, folder, tensor_check
 from adrpo_scale.export.base import Request, parse_request, parse_size
 from adrpo_scale.export.exporter import UNFINISHED, export
 from tests.support.exported_pictures import TRAINED, quick
@@ -46,16 +46,16 @@ def test_a_file_that_changed_after_it_was_written_is_found(root, tmp_path):
     exported = quick(root, "lora", tmp_path / "a", "merged")
     files = {path: facts.sha256 for path, facts in exported.written.files.items()}
     job = {"export": str(exported.folder), "files": files}
-    load_check.check_hashes(job)
+    tensor_check.check_hashes(job)
     flip_a_bit(exported.folder / TRAINED)
     with pytest.raises(AssertionError, match="has SHA-256"):
-        load_check.check_hashes(job)
+        tensor_check.check_hashes(job)
 
 
 def test_tensors_that_are_not_the_models_are_found(tmp_path):
     def compare(tensors):
         save_file(tensors, tmp_path / "x")
-        return load_check.compare(tmp_path, ["x"], {"a": (2,)}, {"a": "torch.float32"})
+        return tensor_check.compare(tmp_path, ["x"], {"a": (2,)}, {"a": "torch.float32"})
 
     assert compare({"a": torch.zeros(2)}) == 1
     for wrong in (
