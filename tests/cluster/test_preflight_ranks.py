@@ -189,6 +189,7 @@ def command(rank, world, port):
     return os.environ | {name: str(value) for name, value in environment.items()}
 
 
+@pytest.mark.slow  # two starts of the command, with all of its imports
 def test_the_command_and_a_stop_in_its_middle(tmp_path, namespaces):
     """The real command on two nodes, of which one does not see the folder and looks for seconds:
     meanwhile Slurm stops the job. The exit code asks for a requeue, and nothing is left behind."""

@@ -44,8 +44,11 @@ def quiet(tmp_path_factory):
     ("kind", "world"),
     [
         # In one process: test_text_resume.py.
-        *[("lora", 2), ("full", 2)],
-        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("sharded", 3), ("zero3", 2))),
+        ("lora", 2),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (("full", 2), ("sharded", 3), ("zero3", 2))
+        ),
     ],
 )
 def test_a_run_in_pieces_is_the_run_in_one_to_the_bit(quiet, tmp_path, kind, world):

@@ -53,9 +53,8 @@ def test_a_run_in_pieces_is_the_run_in_one_to_the_bit(tmp_path, settings, world)
     assert files[0] == files[1] == [f"completions-00000{n}.parquet" for n in (1, 2, 3, 4)]
 
 
-@pytest.mark.parametrize(
-    "settings", [[], pytest.param(LORA, marks=pytest.mark.slow)], ids=["full", "lora"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", [[], LORA], ids=["full", "lora"])
 def test_a_checkpoint_goes_from_fsdp2_to_zero3_and_on(tmp_path, settings):
     """FSDP2 on 4 processes → ZeRO-3 on 2 → ZeRO-3 on 3 → FSDP2 on 1."""
     starts_ = ((4, FSDP2), (2, ZERO3), (3, ZERO3), (1, FSDP2))

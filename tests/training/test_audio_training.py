@@ -203,7 +203,14 @@ CASES = [("lora", "adrpo"), ("lora", "grpo"), ("full", "adrpo")]
 
 @pytest.mark.parametrize(
     ("variant", "world"),
-    [("fsdp2-1", 1), ("fsdp2-1", 2), ("fsdp2-all", 2), ("zero3-all", 1), ("zero3-all", 2)],
+    [
+        ("fsdp2-1", 1),
+        ("zero3-all", 2),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (("fsdp2-1", 2), ("fsdp2-all", 2), ("zero3-all", 1))
+        ),
+    ],
 )
 def test_an_iteration_of_three_updates_equals_the_plain_loop(variant, world):
     folder = str(model_and_rows()[0])
@@ -270,7 +277,9 @@ def alone():
     return run_ranks(goes_on, 1, str(folder), "fsdp2-1")[0]
 
 
-@pytest.mark.parametrize("variant", ["fsdp2-all", "zero3-all"])
+@pytest.mark.parametrize(
+    "variant", [pytest.param("fsdp2-all", marks=pytest.mark.slow), "zero3-all"]
+)
 def test_ranks_with_less_to_hear_do_not_hang_and_change_nothing(variant):
     """Three ranks against one: clips differ in length, ranks have no row, or no clip."""
     expected = alone()

@@ -155,7 +155,7 @@ def trains(rank, world, folder, variant, kind, more):
     return record, whole if rank == 0 else {}
 
 
-@pytest.mark.parametrize("world", [1, 2, 4])
+@pytest.mark.parametrize("world", [1, 2, pytest.param(4, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", ["lora", "full"])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_an_iteration_of_five_updates_equals_the_plain_loop(variant, kind, world):
@@ -214,7 +214,9 @@ def goes_on(rank, world, folder, variant, settings):
     return found
 
 
-@pytest.mark.parametrize("variant", ["fsdp2-all", "zero3-all"])
+@pytest.mark.parametrize(
+    "variant", ["fsdp2-all", pytest.param("zero3-all", marks=pytest.mark.slow)]
+)
 def test_ranks_with_less_to_do_do_not_hang_and_change_nothing(variant):
     """Four ranks against one: completions differ in length, ranks have no rows, or none counts."""
     folder, *_ = plain_loop("full")
