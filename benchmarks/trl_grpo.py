@@ -73,22 +73,11 @@ def right_answers(completions: list[Any], answer: list[str], **_: Any) -> list[f
     return [float(f is not None and normalised(f) == normalised(a)) for f, a in pairs]
 
 
-def theirs(model: str, prompts: str, folder: Path) -> Block:
-    import threading
+def their_settings(folder: Path) -> Any:
+    """GRPOConfig of the same loss, rows a pass and learning rate as ours."""
+    from trl import GRPOConfig
 
-    import torch
-    from datasets import Dataset
-    from transformers import AutoTokenizer, TrainerCallback
-    from trl import GRPOConfig, GRPOTrainer
-
-    from adrpo_scale.data.prompts import load_prompts
-    from adrpo_scale.hub.weights import find_model
-
-    place = str(find_model(model))
-    rows = [
-        {"prompt": p.conversation, "answer": p.metadata["answer"]} for p in load_prompts(prompts)
-    ]
-    arguments = GRPOConfig(
+    return GRPOConfig(
         output_dir=str(folder),
         report_to="none",
         save_strategy="no",
@@ -113,6 +102,23 @@ def theirs(model: str, prompts: str, folder: Path) -> Block:
         use_bias_correction_kl=False,
         max_grad_norm=1.0,
     )
+
+
+def theirs(model: str, prompts: str, folder: Path) -> Block:
+    import threading
+
+    import torch
+    from datasets import Dataset
+    from transformers import AutoTokenizer, TrainerCallback
+    from trl import GRPOTrainer
+
+    from adrpo_scale.data.prompts import load_prompts
+    from adrpo_scale.hub.weights import find_model
+
+    place = str(find_model(model))
+    rows = [
+        {"prompt": p.conversation, "answer": p.metadata["answer"]} for p in load_prompts(prompts)
+    ]
     turn, done = threading.Semaphore(0), threading.Semaphore(0)
 
     class Turns(TrainerCallback):
@@ -124,7 +130,7 @@ def theirs(model: str, prompts: str, folder: Path) -> Block:
 
     trainer = GRPOTrainer(
         model=place,
-        args=arguments,
+        args=their_settings(folder),
         reward_funcs=right_answers,
         train_dataset=Dataset.from_list(rows),
         processing_class=AutoTokenizer.from_pretrained(place),
