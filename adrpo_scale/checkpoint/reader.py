@@ -13,6 +13,7 @@ from torch import Tensor
 from adrpo_scale.checkpoint.base import MANIFEST, Manifest, Piece, key_of, parse_manifest
 from adrpo_scale.core import watchdog
 from adrpo_scale.core.errors import CheckpointError
+from adrpo_scale.core.pace import Pace
 from adrpo_scale.core.tensor_files import FileFacts, file_sha256
 
 
@@ -82,13 +83,15 @@ class Reader:
     def faults(self, files: Collection[FileFacts] | None = None) -> Iterator[str]:
         """The faults of the files (all by default): missing, truncated, other contents. Raises
         OSError where a file cannot be read."""
-        for facts in self.manifest.files if files is None else files:
+        files = self.manifest.files if files is None else files
+        pace = Pace(f"verifying {self.folder.name}", sum(facts.bytes for facts in files))
+        for facts in files:
             path = self.folder / facts.name
             try:
                 size = path.stat().st_size
                 if size != facts.bytes:
                     yield f"{path} has {size} bytes, {facts.bytes} were written"
-                elif file_sha256(path) != facts.sha256:
+                elif file_sha256(path, pace) != facts.sha256:
                     yield f"{path} is damaged: its SHA-256 is not the manifest's"
             except FileNotFoundError:
                 yield f"{path} is missing"

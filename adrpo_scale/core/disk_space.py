@@ -70,17 +70,25 @@ def free_space(folder: Path, quota_command: str | None = None) -> Space:
     return Space(fewest.free_bytes, min(files, default=None), fewest.source)
 
 
+_KEEP_FEWER = (
+    "Delete what is not needed, keep fewer (checkpoint.keep_last, keep_every, keep_best), or "
+    "choose another --run-dir"
+)
+
+
 def check_space(
-    folder: Path, needed_bytes: int, needed_files: int, quota_command: str | None, what: str
+    folder: Path,
+    needed_bytes: int,
+    needed_files: int,
+    quota_command: str | None,
+    what: str,
+    remedy: str = _KEEP_FEWER,
 ) -> None:
     """Raises DiskSpaceError unless `folder` has room for `what` by the disk and by the quota."""
     for limit in _limits(folder, quota_command):
         lack = shortage(limit, needed_bytes, needed_files)
         if lack is not None:
-            raise DiskSpaceError(
-                f"no room for {what} in {folder}: it needs {lack}. Delete what is not needed, keep "
-                "fewer (checkpoint.keep_last, keep_every, keep_best), or choose another --run-dir"
-            )
+            raise DiskSpaceError(f"no room for {what} in {folder}: it needs {lack}. {remedy}")
 
 
 def shortage(space: Space, needed_bytes: int, needed_files: int) -> str | None:

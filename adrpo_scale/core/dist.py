@@ -1,8 +1,4 @@
-"""Rank facts, and collectives that also work without a process group.
-
-The facts come from `torchrun`'s variables (which `launchers/node.sh` sets too), else from those of
-a Slurm *step* (`srun`), else they are those of a single process. Slurm's job variables alone do not
-count: in a bare `salloc` shell or a batch script SLURM_NTASKS may be 8 while one process runs.
+"""Collectives that also work without a process group; the rank facts are those of `rank_facts`.
 
 Small values (ids, rewards, counts) travel as CPU tensors over gloo, also on a GPU cluster, so that
 float64 and int64 arrive as they were sent; rows of samples travel on the device that holds them.
@@ -11,11 +7,10 @@ float64 and int64 arrive as they were sent; rows of samples travel on the device
 from __future__ import annotations
 
 import itertools
-import os
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -24,96 +19,14 @@ import torch.distributed as td
 from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
-from adrpo_scale.core.errors import AdrpoError, ConfigError, agreed
+from adrpo_scale.core import signals, watchdog
+from adrpo_scale.core.errors import AdrpoError, StopRequested, agreed
+from adrpo_scale.core.rank_facts import RankFacts as RankFacts
+from adrpo_scale.core.rank_facts import rank_facts as rank_facts
+from adrpo_scale.core.rank_facts import set_srun_rendezvous as set_srun_rendezvous
 
 Ask = Callable[[Any], list[Any]]
 """A question to every rank → their answers, in rank order."""
-
-# Step ids from here up are Slurm's own pseudo-steps: batch script, extern, interactive salloc.
-_FIRST_PSEUDO_STEP = 0xFFFFFFF0
-
-
-@dataclass(frozen=True)
-class RankFacts:
-    """Rank of this process and number of processes, over all nodes and (local_*) inside its node.
-    launcher: torchrun, node.sh, srun or single."""
-
-    rank: int = 0
-    world: int = 1
-    local_rank: int = 0
-    local_world: int = 1
-    launcher: str = "single"
-
-    @property
-    def is_main(self) -> bool:
-        return self.rank == 0
-
-
-def rank_facts(env: Mapping[str, str] = os.environ) -> RankFacts:
-    """Rank facts from the environment. Raises ConfigError where its variables contradict each
-    other."""
-    if "RANK" in env and "WORLD_SIZE" in env:
-        world = int(env["WORLD_SIZE"])
-        facts = RankFacts(
-            int(env["RANK"]),
-            world,
-            int(env.get("LOCAL_RANK", 0)),
-            int(env.get("LOCAL_WORLD_SIZE", world)),
-            env.get("ADRPO_LAUNCHER", "torchrun"),
-        )
-    elif is_slurm_step(env):
-        facts = RankFacts(
-            int(env["SLURM_PROCID"]),
-            int(env["SLURM_STEP_NUM_TASKS"]),
-            int(env["SLURM_LOCALID"]),
-            tasks_on_node(env["SLURM_STEP_TASKS_PER_NODE"], int(env["SLURM_NODEID"])),
-            "srun",
-        )
-    else:
-        return RankFacts()
-    if not 0 <= facts.local_rank < facts.local_world <= facts.world > facts.rank >= 0:
-        raise ConfigError(
-            f"{facts.launcher} says rank {facts.rank} of {facts.world}, local rank "
-            f"{facts.local_rank} of {facts.local_world}: a rank must be below its count. "
-            "Unset RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE, or start with torchrun."
-        )
-    return facts
-
-
-def is_slurm_step(env: Mapping[str, str]) -> bool:
-    """Whether this process is a task of an `srun` step (and not of a bare allocation)."""
-    step = env.get("SLURM_STEP_ID", "")
-    return step.isdigit() and int(step) < _FIRST_PSEUDO_STEP and "SLURM_STEP_NUM_TASKS" in env
-
-
-def tasks_on_node(tasks_per_node: str, node: int) -> int:
-    """Tasks on node number `node` from Slurm's compressed list: "8(x2),4" is 8, 8, 4."""
-    counts: list[int] = []
-    for part in tasks_per_node.split(","):
-        count, _, times = part.partition("(x")
-        counts += [int(count)] * int(times.rstrip(")") or 1)
-    return counts[node]
-
-
-def first_host(nodelist: str) -> str:
-    """First host of Slurm's compressed list: "a6000-[03-05,9],b1" is "a6000-03"."""
-    head = re.match(r"(?:[^,\[]|\[[^\]]+\])+", nodelist)
-    if head is None:
-        raise ConfigError(f"cannot read the host list {nodelist!r}; set MASTER_ADDR yourself")
-    return re.sub(r"\[([^\],-]+)[^\]]*\]", r"\1", head[0])
-
-
-def set_srun_rendezvous() -> None:
-    """Sets MASTER_ADDR and MASTER_PORT from the Slurm step, unless the user has set them.
-
-    The port depends on job and step, so that two jobs on one node use different ones.
-    """
-    env = os.environ
-    hosts = env.get("SLURM_STEP_NODELIST", "localhost")
-    env.setdefault("MASTER_ADDR", first_host(hosts))
-    port = 20000 + (int(env["SLURM_JOB_ID"]) * 7 + int(env["SLURM_STEP_ID"])) % 20000
-    env.setdefault("MASTER_PORT", str(port))
-
 
 _joined = itertools.count()  # groups that this process has joined: a script may train several runs
 
@@ -271,14 +184,58 @@ def exchange_rows(rows: Tensor, sources: Sequence[Tensor], counts: Sequence[int]
     return incoming
 
 
+# group: of the ranks that wait for this thread, in a tuple; told: when they last heard of it.
+_working = threading.local()
+_TELL_EVERY = 1.0  # seconds: a message takes a millisecond
+
+
 def run_on_main(build: Any, group: Any = None) -> Any:
     """The result of rank 0's `build()`, on every rank.
 
     An exception on rank 0 is raised on every rank: the others would otherwise wait in the next
-    collective until the timeout.
+    collective until the timeout. A long `build` calls `still_working` in its loops (`pace` does),
+    so that those who wait neither time out nor are taken for hung.
     """
-    result, error = _tried(build) if is_main() else (None, None)
-    return _settled(broadcast_object((result, _portable(error)), group), error)
+    if not is_main():
+        while True:
+            is_done, content = broadcast_object(None, group)
+            if is_done:
+                return _settled(content, None)
+            watchdog.beat()
+            all_max(_heard(), group)
+    outer, _working.group = getattr(_working, "group", None), (group,)
+    try:
+        result, error = _tried(build)
+    finally:
+        _working.group = outer
+    if error is not None and is_lost(error) and world_size() > 1:
+        raise error  # a broadcast would fail: another rank is gone
+    told = (result, _portable(error))
+    broadcast_object((True, told), group)
+    return _settled(told, error)
+
+
+def is_waited_for() -> bool:
+    """Whether this thread is inside the `build` of `run_on_main`."""
+    return getattr(_working, "group", None) is not None
+
+
+def still_working() -> bool:
+    """Tells the ranks that wait for this `build`, not too often, that it goes on. Returns whether a
+    signal asked any of them to stop."""
+    if world_size() == 1:
+        return signals.heard()
+    now = time.monotonic()
+    if now - getattr(_working, "told", 0.0) < _TELL_EVERY:
+        return False
+    _working.told = now
+    (group,) = _working.group
+    broadcast_object((False, None), group)
+    return bool(all_max(_heard(), group))
+
+
+def _heard() -> Tensor:
+    return torch.tensor(float(signals.heard()))
 
 
 def lead(work: Callable[[Ask], Any], serve: Callable[[Any], Any]) -> Any:
@@ -324,8 +281,8 @@ def _settled(told: tuple[Any, Exception | None], error: Exception | None) -> Any
 
 
 def _portable(error: Exception | None) -> Exception | None:
-    """The error for the other ranks: an AdrpoError itself, of any other the text. Exceptions of
+    """The error for the other ranks: one of ours itself, of any other the text. Exceptions of
     other libraries (HTTP clients') may not be picklable, and the ranks would hang."""
-    if error is None or isinstance(error, AdrpoError):
+    if error is None or isinstance(error, AdrpoError | StopRequested):
         return error
     return RuntimeError(f"{type(error).__name__} on rank 0: {error}")

@@ -75,6 +75,10 @@ class DiskSpaceError(AdrpoError):
     """The disk or a quota leaves too little room."""
 
 
+class CacheError(AdrpoError):
+    """The folder of the cache cannot be used."""
+
+
 class ExportError(AdrpoError):
     """An export cannot be made, or did not pass its verification."""
 

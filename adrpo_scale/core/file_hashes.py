@@ -3,40 +3,78 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from adrpo_scale.core.caches import REMEDY, cache_root
+from adrpo_scale.core.pace import Pace
 from adrpo_scale.core.tensor_files import file_sha256
 
+log = logging.getLogger(__name__)
+
+KEPT = 20_000  # hashes, the newest ones: some 3 MB
 _BLOB = re.compile(r"[0-9a-f]{64}")
-
-
-def cache_root() -> Path:
-    """$ADRPO_CACHE, else ~/.cache/adrpo_scale; all nodes must see it."""
-    return Path(os.environ.get("ADRPO_CACHE") or Path.home() / ".cache" / "adrpo_scale")
 
 
 def file_hashes(paths: Iterable[Path]) -> dict[Path, str]:
     """SHA-256 in hex by path. Cached under path, size and modification time; a large file of the
-    hub's cache carries its hash as its name."""
-    memory = cache_root() / "embeddings" / "file-hashes.json"
-    known: dict[str, str] = json.loads(memory.read_text()) if memory.is_file() else {}
-    before, found = len(known), {}
+    hub's cache carries its hash as its name. A cache that cannot be written costs time alone."""
+    paths = list(paths)
+    labels, found = _remembered(paths)
+    unknown = [path for path in labels if path not in found]
+    if unknown:
+        pace = Pace("hashing model files", sum(path.stat().st_size for path in unknown))
+        fresh = {path: file_sha256(path, pace) for path in unknown}
+        found |= fresh
+        _remember({labels[path]: digest for path, digest in fresh.items()})
+    return {path: found[path] for path in paths}
+
+
+def known_hashes(paths: Sequence[Path]) -> dict[Path, str] | None:
+    """As `file_hashes`, without hashing any file; None where a hash is not known yet."""
+    _, found = _remembered(paths)
+    return found if len(found) == len(set(paths)) else None
+
+
+def _remembered(paths: Sequence[Path]) -> tuple[dict[Path, str], dict[Path, str]]:
+    """(labels in the cache of files that are in no hub's cache, the hashes that are known)."""
+    known = _memory()
+    labels, found = {}, {}
     for path in paths:
         target = path.resolve()
         if target.parent.name == "blobs" and _BLOB.fullmatch(target.name):
             found[path] = target.name
             continue
         stat = path.stat()
-        label = f"{path}:{stat.st_size}:{stat.st_mtime_ns}"
-        if label not in known:
-            known[label] = file_sha256(path)
-        found[path] = known[label]
-    if len(known) > before:
-        write_atomically(memory, json.dumps(known).encode())
-    return found
+        labels[path] = f"{path}:{stat.st_size}:{stat.st_mtime_ns}"
+        if labels[path] in known:
+            found[path] = known[labels[path]]
+    return labels, found
+
+
+def _place() -> Path:
+    return cache_root() / "embeddings" / "file-hashes.json"
+
+
+def _memory() -> dict[str, str]:
+    """The hashes of earlier runs; {} where there are none, or the file is damaged."""
+    try:
+        known = json.loads(_place().read_text())
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+def _remember(fresh: dict[str, str]) -> None:
+    # Read again: other runs may have added theirs meanwhile.
+    known = list((_memory() | fresh).items())[-KEPT:]
+    try:
+        write_atomically(_place(), json.dumps(dict(known)).encode())
+    except OSError as error:
+        log.warning("hashes of model files are not kept (%s): %s", error, REMEDY)
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -1,63 +1,25 @@
 """Signals → a stop that all ranks agree on.
 
-The signals below only set a flag: Slurm sends several, to some ranks earlier than to others, and an
-exception in the middle of a collective would leave the other ranks waiting. At safe points, which
-every rank passes equally often, the flags are combined over a process group of their own, and all
-ranks stop at the same point. Only a second SIGINT on a terminal ends the process at once. SIGHUP
-comes from a terminal that is closed; nohup ignores it, and it stays ignored then.
+Signals (see `signals`) only set a flag: Slurm sends several, to some ranks earlier than to others,
+and an exception in the middle of a collective would leave the other ranks waiting. At safe points,
+which every rank passes equally often, the flags are combined over a process group of their own,
+and all ranks stop at the same point. Only a second SIGINT on a terminal ends the process at once.
+SIGHUP comes from a terminal that is closed; nohup ignores it, and it stays ignored then.
 """
 
 from __future__ import annotations
 
 import logging
-import signal
-import sys
 import time
-from types import FrameType
-from typing import Any
 
 import torch
 
 from adrpo_scale.core import dist, watchdog
 from adrpo_scale.core.errors import StopRequested
+from adrpo_scale.core.signals import SIGNALS as SIGNALS
+from adrpo_scale.core.signals import Signals as Signals
 
 log = logging.getLogger(__name__)
-
-SIGNALS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-
-
-class Signals:
-    """Catches SIGNALS inside a `with` block, in the main thread. name: of the first signal, at: its
-    time (time.monotonic), both None before it; count: number of signals so far."""
-
-    def __init__(self) -> None:
-        self.name: str | None = None
-        self.at: float | None = None
-        self.count = 0
-        self._before: dict[signal.Signals, Any] = {}
-
-    def __enter__(self) -> Signals:
-        ignored = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else set()
-        self._before = {
-            number: signal.signal(number, self._note) for number in SIGNALS if number not in ignored
-        }
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.count += 1
-        if self.at is None:
-            self.name, self.at = signal.Signals(number).name, time.monotonic()
-        elif number == signal.SIGINT and sys.stdin is not None and sys.stdin.isatty():
-            raise KeyboardInterrupt  # a person who asks twice does not want to wait
-
-    @property
-    def seconds(self) -> float | None:
-        """Seconds since the first signal; None before it."""
-        return None if self.at is None else time.monotonic() - self.at
 
 
 class Stop:

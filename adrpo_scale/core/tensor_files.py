@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from adrpo_scale.core.files import write_all
+from adrpo_scale.core.pace import Pace
 
 CHUNK = 8 << 20  # bytes written and hashed at once
 _NAMES = {
@@ -142,7 +143,13 @@ def _header(headers: Sequence[TensorHeader], metadata: Mapping[str, str] | None)
     return len(text).to_bytes(8, "little") + text
 
 
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, in hex."""
+def file_sha256(path: Path, pace: Pace | None = None) -> str:
+    """SHA-256 of a file, in hex. pace: of a loop over several files; by default its own."""
+    digest, size = hashlib.sha256(), path.stat().st_size
+    pace = pace or Pace(f"hashing {path.name}", size)
+    buffer = memoryview(bytearray(min(size, CHUNK) + 1))
     with path.open("rb", buffering=0) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while count := file.readinto(buffer):
+            digest.update(buffer[:count])
+            pace.step(count)
+    return digest.hexdigest()

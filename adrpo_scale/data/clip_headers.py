@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from adrpo_scale.core import dist, watchdog
+from adrpo_scale.core import dist
 from adrpo_scale.core.errors import ClipError, ConfigError
+from adrpo_scale.core.pace import Pace
 from adrpo_scale.core.types import Prompt
 from adrpo_scale.data.clips import duration, optional
 
@@ -56,10 +57,11 @@ def agreed_headers(prompts: Sequence[Prompt]) -> dict[Clip, Header]:
     rank 0 is raised on every rank.
     """
     clips, found = _clips_of(prompts), dict[Clip, Header]()
+    pace = Pace("looking at clips", len(clips), "clips", together=True)
     for start in range(0, len(clips), PART):
         part = clips[start : start + PART]
         found |= dist.run_on_main(functools.partial(_look_at, part))
-        watchdog.beat()
+        pace.step(len(part))
     return found
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from adrpo_scale.core.errors import PromptError
+
+NAMED = 5  # refused rows that an error names
 
 
 def row_error(path: Path, where: str, value: object, expected: str, remedy: str) -> PromptError:
@@ -13,6 +15,20 @@ def row_error(path: Path, where: str, value: object, expected: str, remedy: str)
     shown = repr(value)
     shown = shown if len(shown) <= 100 else shown[:97] + "..."
     return PromptError(f"{path}, {where}: got {shown}, expected {expected}; {remedy}")
+
+
+def all_refused(
+    faults: Sequence[PromptError], count: int, common: str = "", what: str = "rows"
+) -> PromptError:
+    """One error for all faults of `count` rows: the first, their number and the next ones, a line
+    each. common: the beginning of all of them."""
+    lines = [str(faults[0])]
+    if len(faults) > 1:
+        lines.append(f"{len(faults)} of {count} {what} are refused; the next ones:")
+        lines += [f"    {str(fault).removeprefix(common)}" for fault in faults[1:NAMED]]
+    if len(faults) > NAMED:
+        lines.append(f"    and {len(faults) - NAMED} more")
+    return PromptError("\n".join(lines))
 
 
 def read_text(path: Path) -> str:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from adrpo_scale.core.errors import PromptError
 from adrpo_scale.core.paths import resolve_path
 from adrpo_scale.core.types import Prompt
 from adrpo_scale.data.formats import DATA_FILES, READERS, guess_format, read_folder
-from adrpo_scale.data.lines import row_error
+from adrpo_scale.data.lines import all_refused, row_error
 from adrpo_scale.data.messages import read_messages, shown
 from adrpo_scale.data.rows import AUTO, Reading, Row
 from adrpo_scale.hub.needs import HubNeed
@@ -32,7 +32,6 @@ from adrpo_scale.hub.weights import find_model
 log = logging.getLogger(__name__)
 
 HUB = "hub:"
-_NAMED = 5  # refused rows that an error names
 _SPLIT = re.compile(r"(?P<place>.+):(?P<split>[A-Za-z0-9_]+)")
 _TABLES = (".parquet", ".jsonl", ".json", ".csv", ".tsv", ".txt")
 
@@ -148,19 +147,8 @@ def _checked(path: Path, rows: Iterable[Row]) -> tuple[list[Prompt], list[str]]:
         if row.note:
             notes[row.note] = None
     if faults:
-        raise PromptError("".join(_told(path, faults, count)))
+        raise all_refused(faults, count, f"{path}, ")
     return prompts, list(notes)
-
-
-def _told(path: Path, faults: list[PromptError], count: int) -> Iterator[str]:
-    """The first fault; where there are more, their number and the next ones, a line each."""
-    yield str(faults[0])
-    if len(faults) > 1:
-        yield f"\n{len(faults)} of {count} rows are refused; the next ones:"
-        for fault in faults[1:_NAMED]:
-            yield f"\n    {str(fault).removeprefix(f'{path}, ')}"
-        if len(faults) > _NAMED:
-            yield f"\n    and {len(faults) - _NAMED} more"
 
 
 def _prompt(path: Path, index: int, row: Row) -> Prompt:

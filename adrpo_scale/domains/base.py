@@ -102,6 +102,12 @@ class Domain(ABC):
         )
 
     @classmethod
+    def bytes_to_cache(cls, config: Any, prompts: Sequence[Prompt], dtype: torch.dtype) -> int:
+        """Bytes that `prepare` will add to the cache for these prompts; 0: it caches nothing, or
+        everything is there. dtype: the engine's."""
+        return 0
+
+    @classmethod
     def rungs(cls, config: Any) -> list[Rung]:
         """Settings of that config that lower memory where a run does not fit."""
         return []

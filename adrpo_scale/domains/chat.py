@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import model_validator
 
 from adrpo_scale.core.errors import ConfigError, ModelNotFoundError, PromptError
+from adrpo_scale.core.pace import paced
 from adrpo_scale.core.settings import Section, setting
 from adrpo_scale.core.types import Prompt
+from adrpo_scale.data.lines import all_refused
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +95,26 @@ def load_tokenizer(folder: Path, config: ChatConfig, template: str | None = None
     return tokenizer
 
 
+def tokenizing(prompts: Sequence[Prompt]) -> Iterator[Prompt]:
+    """The prompts of a loop that tokenizes them, the same on every rank."""
+    return paced(prompts, "tokenizing prompts", "prompts", together=True, stride=500)
+
+
+def encode_all(
+    tokenizer: Any, prompts: Sequence[Prompt], config: ChatConfig
+) -> dict[int, list[int]]:
+    """Token ids of the prompts, by id. PromptError that names those that `encode` refuses."""
+    found, faults = {}, []
+    for prompt in tokenizing(prompts):
+        try:
+            found[prompt.id] = encode(tokenizer, prompt, config)
+        except PromptError as fault:
+            faults.append(fault)
+    if faults:
+        raise all_refused(faults, len(prompts), what="prompts")
+    return found
+
+
 def encode(tokenizer: Any, prompt: Prompt, config: ChatConfig) -> list[int]:
     """Token ids of a prompt. PromptError, naming it, where it is too long or empty, or the template
     refuses it."""
@@ -126,7 +148,7 @@ def without_long(
     if config.long_prompts == "error":
         return list(prompts)  # `encode` raises the error
     length_of = length_of or (lambda prompt: len(token_ids(tokenizer, prompt, config)))
-    lengths = [length_of(prompt) for prompt in prompts]
+    lengths = [length_of(prompt) for prompt in tokenizing(prompts)]
     pairs = list(zip(prompts, lengths, strict=True))
     for prompt, length in pairs:
         if length > config.max_prompt_tokens:

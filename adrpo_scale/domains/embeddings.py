@@ -1,38 +1,53 @@
 """Prompt embeddings of Stable Diffusion 3: computed once, cached on disk, shared by all ranks.
 
-Rank 0 encodes the missing ones and then frees the encoders (T5 alone is 9 GB); every rank maps the
-files. The key of a cached embedding is its text, the encoder and tokenizer files, the sequence
-length, the precision and the version of this code.
+Every rank encodes its share of the missing ones, and then frees the encoders (T5 alone is 9 GB).
+The key of a cached embedding is its text, the encoder and tokenizer files, the sequence length, the
+precision and the version of this code. Texts are encoded in the same batches at any number of
+ranks, so that the embeddings are the same to the bit.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from adrpo_scale.core import dist
-from adrpo_scale.core.errors import ModelNotFoundError
-from adrpo_scale.core.file_hashes import cache_root, file_hashes
+from adrpo_scale.core.caches import unwritable, why_unwritable
+from adrpo_scale.core.disk_space import check_space
+from adrpo_scale.core.errors import AdrpoError, ModelNotFoundError, agreed
+from adrpo_scale.core.file_hashes import file_hashes, known_hashes
+from adrpo_scale.core.pace import Pace
+from adrpo_scale.domains.embedding_store import (
+    StoreReader,
+    StoreWriter,
+    cache_folder,
+    index_of,
+    store_folder,
+    text_hash,
+)
 from adrpo_scale.hub.weights import SafetensorsFolder
 
 VERSION = 1  # to be raised when embeddings are computed differently
 ENCODE_BATCH = 16
 
 
-def cache_folder() -> Path:
-    """$ADRPO_CACHE/embeddings, or ~/.cache/adrpo_scale/embeddings. All nodes must see it."""
-    return cache_root() / "embeddings"
-
-
-def encoder_fingerprint(model: Path, t5: bool, max_sequence_length: int, dtype: str) -> str:
-    """Hash of everything that an embedding depends on, except its text.
+def encoder_fingerprint(
+    model: Path,
+    t5: bool,
+    max_sequence_length: int,
+    dtype: str,
+    hashes: Callable[[Iterable[Path]], Mapping[Path, str]] = file_hashes,
+) -> str:
+    """Hash of everything that an embedding depends on, except its text. hashes: of files.
 
     Raises ModelNotFoundError where an encoder or tokenizer is missing.
     """
@@ -48,21 +63,52 @@ def encoder_fingerprint(model: Path, t5: bool, max_sequence_length: int, dtype: 
             )
         if folder.startswith("text_encoder"):
             SafetensorsFolder(model / folder, "model")  # raises; transformers would try a pickle
-        parts += [f"{folder}/{p.name}={digest}" for p, digest in file_hashes(files).items()]
+        parts += [f"{folder}/{p.name}={digest}" for p, digest in hashes(files).items()]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def row_bytes(model: Path, max_sequence_length: int, dtype: torch.dtype) -> int:
+    """Bytes of one embedding. model: a pipeline's folder, or that of its config files."""
+    transformer = json.loads((model / "transformer" / "config.json").read_text())
+    clip = json.loads((model / "text_encoder" / "config.json").read_text())
+    tokens = clip.get("max_position_embeddings", 77) + max_sequence_length
+    numbers = tokens * transformer["joint_attention_dim"] + transformer["pooled_projection_dim"]
+    return int(numbers) * dtype.itemsize
+
+
+def bytes_to_cache(
+    model: Path, texts: Sequence[str], t5: bool, max_sequence_length: int, dtype: torch.dtype
+) -> int:
+    """Bytes by which the cache grows when these texts are loaded. Hashes nothing: where a file of
+    the encoders has no known hash, nothing can have been cached."""
+
+    def known(files: Iterable[Path]) -> Mapping[Path, str]:
+        found = known_hashes(list(files))
+        if found is None:
+            raise LookupError
+        return found
+
+    unique = {*texts}
+    try:
+        fingerprint = encoder_fingerprint(model, t5, max_sequence_length, str(dtype), known)
+        there = index_of(store_folder(fingerprint).glob("*.safetensors"))
+    except (LookupError, AdrpoError):
+        there = {}
+    missing = sum(text_hash(text) not in there for text in unique)
+    return missing * row_bytes(model, max_sequence_length, dtype)
 
 
 class PromptEmbeddings:
     """Embeddings by prompt text: `sequence` [L, D] and `pooled` [D_pooled], on the CPU."""
 
-    def __init__(self, by_text: dict[str, dict[str, Tensor]]) -> None:
-        self._by_text = by_text
+    def __init__(self, reader: StoreReader) -> None:
+        self._reader = reader
 
     def batch(self, texts: Sequence[str], device: torch.device) -> tuple[Tensor, Tensor]:
         """(sequence [N, L, D], pooled [N, D_pooled]) on `device`. KeyError for an unknown text."""
-        entries = [self._by_text[text] for text in texts]
-        stacked = [torch.stack([e[name] for e in entries]) for name in ("sequence", "pooled")]
-        return stacked[0].to(device), stacked[1].to(device)
+        rows = {text: self._reader.row(text) for text in dict.fromkeys(texts)}
+        sequence, pooled = (torch.stack([rows[text][k] for text in texts]) for k in (0, 1))
+        return sequence.to(device), pooled.to(device)
 
 
 def load_embeddings(
@@ -74,52 +120,150 @@ def load_embeddings(
     device: torch.device,
     dtype: torch.dtype,
 ) -> PromptEmbeddings:
-    """Embeddings of `texts`; those that are not cached are encoded. Collective.
+    """Embeddings of `texts`; those that are not cached are encoded, on all ranks. Collective.
 
-    Raises ModelNotFoundError where encoders are missing, or this node does not see the cache.
+    Raises ModelNotFoundError where encoders are missing, or this node does not see the cache;
+    CacheError and DiskSpaceError where it cannot be written; StopRequested after a signal, with
+    everything kept that was encoded.
     """
     unique = sorted(set(texts))
-
-    def encode_missing() -> dict[str, Path]:
-        fingerprint = encoder_fingerprint(model, t5, max_sequence_length, str(dtype))
-        files = {text: embedding_file(fingerprint, text) for text in unique}
-        missing = [text for text in unique if not files[text].is_file()]
-        if missing:
-            _encode(
-                model,
-                {text: files[text] for text in missing},
-                t5,
-                max_sequence_length,
-                device,
-                dtype,
-            )
-        return files
-
-    files = dist.run_on_main(encode_missing)
-    absent = [path for path in files.values() if not path.is_file()]
+    fingerprint: str = dist.run_on_main(
+        lambda: encoder_fingerprint(model, t5, max_sequence_length, str(dtype))
+    )
+    folder = store_folder(fingerprint)
+    needed = row_bytes(model, max_sequence_length, dtype)
+    files, missing = dist.run_on_main(lambda: _look_up(folder, fingerprint, unique, needed))
+    if missing:
+        batches = [missing[i : i + ENCODE_BATCH] for i in range(0, len(missing), ENCODE_BATCH)]
+        written = _encode(model, folder, batches, t5, max_sequence_length, device, dtype)
+        files = [*files, *written]
+    found = index_of(files)
+    place = {text: found[key] for text in unique if (key := text_hash(text)) in found}
+    absent = [text for text in unique if text not in place]
     if absent:
         raise ModelNotFoundError(
-            f"rank 0 wrote prompt embeddings that this node does not see, e.g. {absent[0]}; "
-            "point ADRPO_CACHE at a folder that all nodes share"
+            f"the ranks wrote prompt embeddings that this node does not see, of {len(absent)} "
+            f"prompts, in {folder}; point ADRPO_CACHE at a folder that all nodes share"
         )
-    # load_file maps the file, so the ranks of a node share one copy in the page cache.
-    return PromptEmbeddings({text: load_file(path) for text, path in files.items()})
+    return PromptEmbeddings(StoreReader(place))
+
+
+def _look_up(
+    folder: Path, fingerprint: str, texts: Sequence[str], bytes_each: int
+) -> tuple[list[Path], list[str]]:
+    """(the files that hold any of the texts, the texts that none holds), on rank 0. Where some are
+    to be written, the folder must take them."""
+    # The oldest first: which of two files with one text counts never changes.
+    there = sorted(folder.glob("*.safetensors"), key=lambda path: (path.stat().st_mtime_ns, path))
+    found = index_of(there)
+    files = list(dict.fromkeys(found[key][0] for t in texts if (key := text_hash(t)) in found))
+    missing = [text for text in texts if text_hash(text) not in found]
+    if missing:
+        why = why_unwritable(folder)
+        if why is not None:
+            raise unwritable(folder, why)
+        check_space(folder, len(missing) * bytes_each, 1, None, "prompt embeddings", _ROOM)
+        taken = _taken_over(folder, fingerprint, missing)
+        files += taken
+        kept = index_of(taken)
+        missing = [text for text in missing if text_hash(text) not in kept]
+    return files, missing
+
+
+_ROOM = "Make room, or point ADRPO_CACHE at a larger disk that all nodes share"
+
+
+def _taken_over(folder: Path, fingerprint: str, texts: Sequence[str]) -> list[Path]:
+    """Files with those of the texts that earlier versions kept, each in a file of its own."""
+    writer = StoreWriter(folder)
+    if not any(len(path.name) == 2 for path in cache_folder().glob("??")):
+        return writer.files
+    pace = Pace("reading prompt embeddings of earlier runs", len(texts), "prompts")
+    for text in texts:
+        pace.step()
+        try:
+            tensors = load_file(embedding_file(fingerprint, text))
+            writer.add(text, tensors["sequence"].clone(), tensors["pooled"].clone())
+        except (OSError, SafetensorError, KeyError):
+            continue
+    writer.flush()
+    return writer.files
 
 
 def embedding_file(fingerprint: str, text: str) -> Path:
+    """The file of one text, as versions before had it."""
     digest = hashlib.sha256(f"{fingerprint}\n{text}".encode()).hexdigest()
     return cache_folder() / digest[:2] / f"{digest}.safetensors"
 
 
-@torch.no_grad()
 def _encode(
     model: Path,
-    files: dict[str, Path],
+    folder: Path,
+    batches: Sequence[Sequence[str]],
     t5: bool,
     max_sequence_length: int,
     device: torch.device,
     dtype: torch.dtype,
+) -> list[Path]:
+    """Encodes the batches, each on one rank; returns the files of all ranks. Collective: an error
+    of one rank is raised on all, after the others have kept what they have."""
+    world = dist.world_size()
+    shares = [dist.block(len(batches), rank, world) for rank in range(world)]
+    mine = shares[dist.rank()]
+    pipeline, writer = None, StoreWriter(folder)
+    error: AdrpoError | None = None
+    pace = Pace("embedding prompts", sum(map(len, batches)), "prompts", together=True)
+    try:
+        for k in range(max(map(len, shares))):
+            try:
+                if k < len(mine) and error is None:
+                    pipeline = pipeline or _pipeline(model, t5, device, dtype)
+                    _add(writer, pipeline, batches[mine[k]], device, max_sequence_length)
+            except AdrpoError as caught:
+                error = caught
+            pace.step(sum(len(batches[share[k]]) for share in shares if k < len(share)))
+    finally:
+        if error is None:
+            error = _flushed(writer)
+    told = dist.gather_objects((writer.files, error))
+    for _, fault in told:
+        if fault is not None:
+            raise agreed(fault)
+    return [path for files, _ in told for path in files]
+
+
+def _flushed(writer: StoreWriter) -> AdrpoError | None:
+    """Writes what a writer still holds; the error where that fails."""
+    try:
+        writer.flush()
+    except AdrpoError as error:
+        return error
+    return None
+
+
+@torch.no_grad()
+def _add(
+    writer: StoreWriter,
+    pipeline: Any,
+    texts: Sequence[str],
+    device: torch.device,
+    max_sequence_length: int,
 ) -> None:
+    """Encodes one batch."""
+    sequence, _, pooled, _ = pipeline.encode_prompt(
+        prompt=list(texts),
+        prompt_2=None,
+        prompt_3=None,
+        device=device,
+        do_classifier_free_guidance=False,
+        max_sequence_length=max_sequence_length,
+    )
+    for text, row, pooled_row in zip(texts, sequence.cpu(), pooled.cpu(), strict=True):
+        writer.add(text, row, pooled_row)
+
+
+def _pipeline(model: Path, t5: bool, device: torch.device, dtype: torch.dtype) -> Any:
+    """The pipeline with its text encoders alone."""
     from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 
     without = {} if t5 else {"text_encoder_3": None, "tokenizer_3": None}
@@ -130,20 +274,4 @@ def _encode(
     transformer_config = SD3Transformer2DModel.load_config(model / "transformer")
     with init_empty_weights():
         pipeline.transformer = SD3Transformer2DModel.from_config(transformer_config)
-    texts = list(files)
-    for start in range(0, len(texts), ENCODE_BATCH):
-        chunk = texts[start : start + ENCODE_BATCH]
-        sequence, _, pooled, _ = pipeline.encode_prompt(
-            prompt=chunk,
-            prompt_2=None,
-            prompt_3=None,
-            device=device,
-            do_classifier_free_guidance=False,
-            max_sequence_length=max_sequence_length,
-        )
-        for text, row, pooled_row in zip(chunk, sequence.cpu(), pooled.cpu(), strict=True):
-            path = files[text]
-            path.parent.mkdir(parents=True, exist_ok=True)
-            part = path.with_suffix(f".{os.getpid()}.part")
-            save_file({"sequence": row.contiguous(), "pooled": pooled_row.contiguous()}, part)
-            part.replace(path)
+    return pipeline

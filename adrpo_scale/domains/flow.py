@@ -30,7 +30,7 @@ from adrpo_scale.core.seeding import Purpose, normal, uniform
 from adrpo_scale.core.settings import REQUIRED, Section, setting
 from adrpo_scale.core.types import DrawKey, Prompt, Rows
 from adrpo_scale.domains.base import Domain, DomainConfig, Mode, Published, Reference
-from adrpo_scale.domains.embeddings import load_embeddings
+from adrpo_scale.domains.embeddings import bytes_to_cache, load_embeddings
 from adrpo_scale.domains.export_target import ExportTarget
 from adrpo_scale.domains.sd3 import ATTENTION, WEIGHTS, fixed_inputs, transformer_spec
 from adrpo_scale.engines.planning import Rung, halves
@@ -116,6 +116,14 @@ class FlowDomain(Domain):
         folder = config_folder(config.model, "domain.model", "transformer/config.json")
         domain = cls(config.model_copy(update={"model": str(folder)}))
         return flow_workload(config, folder, domain.latent_shape, dtype)
+
+    @classmethod
+    def bytes_to_cache(
+        cls, config: FlowConfig, prompts: Sequence[Prompt], dtype: torch.dtype
+    ) -> int:
+        folder = config_folder(config.model, "domain.model", "transformer/config.json")
+        texts = [*(prompt.text for prompt in prompts), ""]
+        return bytes_to_cache(folder, texts, config.t5, config.max_sequence_length, dtype)
 
     @classmethod
     def rungs(cls, config: FlowConfig) -> list[Rung]:

@@ -26,7 +26,7 @@ from adrpo_scale.core.types import Completion, DrawKey, Prompt, Rows
 from adrpo_scale.domains import logprobs
 from adrpo_scale.domains.backends import Backend, InProcess, Vllm, check_vllm, evaluating
 from adrpo_scale.domains.base import Domain, Mode, Published, Reference
-from adrpo_scale.domains.chat import encode, token_ids, without_long
+from adrpo_scale.domains.chat import encode_all, token_ids, without_long
 from adrpo_scale.domains.decoding import audio_inputs
 from adrpo_scale.domains.export_target import ExportTarget
 from adrpo_scale.domains.language_model import LINEAR, WEIGHTS, LanguageModel
@@ -154,7 +154,7 @@ class TextDomain(Domain):
 
     def _prepare_prompts(self, prompts: Sequence[Prompt]) -> None:
         """Tokenises the prompts. Raises PromptError for one that is too long."""
-        self._ids = {p.id: encode(self.tokenizer, p, self.config.chat) for p in prompts}
+        self._ids = encode_all(self.tokenizer, prompts, self.config.chat)
         self._first = prompts[0].id if prompts else 0
 
     def _tokens(self, prompt_id: int) -> Sequence[int]:

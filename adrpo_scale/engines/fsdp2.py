@@ -28,6 +28,7 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 
 from adrpo_scale.core import dist
 from adrpo_scale.core.errors import ConfigError
+from adrpo_scale.core.pace import Pace
 from adrpo_scale.core.settings import setting
 from adrpo_scale.core.types import FlatRange
 from adrpo_scale.engines.base import Engine, EngineConfig, OptimizerConfig, StepResult
@@ -122,7 +123,12 @@ class Fsdp2Engine(Engine):
 
     @torch.no_grad()
     def _load(self, model: nn.Module, spec: ModelSpec) -> None:
-        for name, tensor in stored_tensors(model).items():
+        tensors = stored_tensors(model)
+        pace = Pace(
+            f"loading weights of {spec.weights.folder.name}", len(tensors), "tensors", together=True
+        )
+        for name, tensor in tensors.items():
+            pace.step()
             local, start, stop = local_rows(tensor)
             local.copy_(first_values(name, tuple(tensor.shape), spec, self.seed, start, stop))
 

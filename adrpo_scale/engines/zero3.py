@@ -21,6 +21,7 @@ from pydantic import field_validator
 from torch import Tensor, nn
 
 from adrpo_scale.core import dist
+from adrpo_scale.core.pace import Pace
 from adrpo_scale.core.settings import setting
 from adrpo_scale.core.types import FlatRange
 from adrpo_scale.engines.adapters import original_name
@@ -185,8 +186,11 @@ class Zero3Engine(Engine):
     @torch.no_grad()
     def _load(self, model: nn.Module, spec: ModelSpec) -> None:
         """Fills this rank's part of every parameter, and the float32 masters of trained ones."""
-        parameters: Iterator[tuple[str, Any]] = model.named_parameters()
+        parameters: list[tuple[str, Any]] = list(model.named_parameters())
+        what = f"loading weights of {spec.weights.folder.name}"
+        pace = Pace(what, len(parameters), "tensors", together=True)
         for name, parameter in parameters:
+            pace.step()
             padded = torch.zeros(parameter.ds_tensor.numel(), device=parameter.ds_tensor.device)
             place = flat_range(parameter)
             padded[: place.stop - place.start] = self._first_values(name, place, spec)

@@ -19,6 +19,7 @@ from adrpo_scale.checkpoint.shelf import CHECKPOINTS, TRAJECTORY
 from adrpo_scale.core import dist
 from adrpo_scale.core.console import console
 from adrpo_scale.core.errors import ConfigError, PromptError
+from adrpo_scale.core.pace import Pace
 from adrpo_scale.core.paths import resolve_path
 from adrpo_scale.core.types import DrawKey, Prompt
 from adrpo_scale.data.formats import guess_format
@@ -31,7 +32,7 @@ from adrpo_scale.run.config import RunConfig, SampleConfig
 from adrpo_scale.run.load import overridden, parse_config, parsed
 from adrpo_scale.run.registry import DOMAINS, ENGINES
 from adrpo_scale.training.media import Medium, medium_of
-from adrpo_scale.training.rollout import sample_block
+from adrpo_scale.training.rollout import chunk_count, sample_block
 from adrpo_scale.training.state import TrainingState
 
 MARKS = ("model_index.json", "config.json")  # every cached model has one of them
@@ -219,6 +220,9 @@ def sample_to(
     prompts = domain.usable(prompts)
     domain.prepare(prompts, engine.device, engine.dtype)
     policy = load_policy(source, domain, engine, weights)
+    chunk = config.domain.rollout_chunk
+    chunks = chunk_count(len(prompts) * per_prompt, chunk)
+    pace, counts = Pace("sampling", chunks, "chunks"), iter((0,))
     with engine.sampling(policy):
         rows = sample_block(
             domain,
@@ -226,7 +230,8 @@ def sample_to(
             prompts,
             per_prompt,
             DrawKey(seed, 0),
-            config.domain.rollout_chunk,
+            chunk,
+            check=lambda: pace.step(next(counts, 1)),  # called before each chunk
             mode="evaluation",
         )
     artifacts = dict(zip(rows.sample_ids_N.tolist(), domain.artifacts(rows), strict=True))

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from adrpo_scale.checkpoint.merged import MergedWeights
 from adrpo_scale.core.errors import ExportError
+from adrpo_scale.core.pace import Pace
 from adrpo_scale.core.tensor_files import FileFacts, TensorFileWriter, TensorHeader
 from adrpo_scale.export.base import Material, Request, Written, check_changed
 from adrpo_scale.export.copies import json_text
@@ -48,8 +49,9 @@ def write_weights(material: Material, request: Request, folder: Path) -> Written
     part = folder / target.component
     part.mkdir(parents=True, exist_ok=True)
     stream, files = _Stream(material), {}
+    pace = Pace("writing weights", sum(header.bytes for header in headers))
     for file_name, names in split.filename_to_tensors.items():
-        facts = _write_shard(part / file_name, [by_name[name] for name in names], stream)
+        facts = _write_shard(part / file_name, [by_name[name] for name in names], stream, pace)
         files[(Path(target.component) / file_name).as_posix()] = facts
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
@@ -59,10 +61,11 @@ def write_weights(material: Material, request: Request, folder: Path) -> Written
     return written
 
 
-def _write_shard(path: Path, headers: list[TensorHeader], stream: _Stream) -> FileFacts:
+def _write_shard(path: Path, headers: list[TensorHeader], stream: _Stream, pace: Pace) -> FileFacts:
     with TensorFileWriter(path, headers, {"format": "pt"}) as file:
         for header in headers:
             file.write(stream.read(header))
+            pace.step(header.bytes)
         return file.finish()
 
 

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from adrpo_scale.core.errors import WeightsError
 from adrpo_scale.core.files import remove_folder, replace_json, sync_folder
+from adrpo_scale.core.pace import Pace
 from adrpo_scale.core.tensor_files import TensorFileWriter, TensorHeader, can_write
 from adrpo_scale.hub.needs import HubNeed
 
@@ -230,9 +231,11 @@ def _other_than_tensors(content: object) -> str | None:
 def _write(path: Path, tensors: dict[str, Tensor]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     headers = [TensorHeader(name, t.dtype, tuple(t.shape)) for name, t in tensors.items()]
+    pace = Pace(f"converting to {path.name}", sum(header.bytes for header in headers))
     with TensorFileWriter(path, headers, {"format": "pt"}) as file:
         for tensor in tensors.values():
             file.write(tensor)
+            pace.step(tensor.nbytes)
         file.finish()
 
 

@@ -14,7 +14,9 @@ from adrpo_scale.checkpoint.merged import MergedWeights
 from adrpo_scale.checkpoint.reader import Reader
 from adrpo_scale.checkpoint.store import Store
 from adrpo_scale.core import dist
+from adrpo_scale.core.pace import safe_point
 from adrpo_scale.core.preempt import Signals, Stop
+from adrpo_scale.core.signals import stoppable
 from adrpo_scale.core.types import Prompt
 from adrpo_scale.data.prompts import PromptStream, build_prompts
 from adrpo_scale.domains.base import Domain, Reference
@@ -78,6 +80,7 @@ def _adapters_off(policy: nn.Module) -> Reference:
     return reference
 
 
+@stoppable()
 def build_trainer(
     config: RunConfig,
     run: Path,
@@ -100,10 +103,13 @@ def build_trainer(
     specs, constant = _compared(config, run, start, domain, train, left_out)
     rewards = build_rewards(config, engine, prompts, resumes, light)
     trained_on = _trained_on(config, rewards)
+    safe_point(together=True)
     domain.prepare(prompts, engine.device, engine.dtype)
+    safe_point(together=True)
     policy = engine.build_policy(specs[0])
     reference, frozen = build_reference(specs[1], engine, policy)
     ema = Ema(engine, config.ema_decay) if config.ema_decay is not None else None
+    safe_point(together=True)
     state = TrainingState(engine, ema, constant)
     log = MetricsLog(run, config.iterations)
     timeout = config.engine.timeout_seconds

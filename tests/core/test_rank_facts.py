@@ -6,8 +6,14 @@ import pytest
 import torch.distributed as td
 
 from adrpo_scale.core import dist
-from adrpo_scale.core.dist import RankFacts, first_host, is_slurm_step, rank_facts, tasks_on_node
 from adrpo_scale.core.errors import ConfigError
+from adrpo_scale.core.rank_facts import (
+    RankFacts,
+    first_host,
+    is_slurm_step,
+    rank_facts,
+    tasks_on_node,
+)
 
 TORCHRUN = {
     "RANK": "9",

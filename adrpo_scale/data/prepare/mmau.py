@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from adrpo_scale.core.errors import ClipError
+from adrpo_scale.core.pace import Pace
 from adrpo_scale.core.tensor_files import file_sha256
 from adrpo_scale.data.clips import AUDIO_SUFFIXES, duration, optional
 from adrpo_scale.data.formats import json_entries
@@ -59,7 +60,10 @@ def prepare_mmau(options: MmauOptions) -> dict[str, Any]:
     optional("soundfile")
     rows, skipped, names = [], [], index(options.audio, AUDIO_SUFFIXES)
     seen: set[str] = set()
-    for where, entry in json_entries(options.json):
+    entries = list(json_entries(options.json))
+    pace = Pace("looking at clips", len(entries), "rows")
+    for where, entry in entries:
+        pace.step()
         try:
             rows.append(_row(options, entry, names, seen))
         except (ValueError, ClipError) as error:

@@ -1,0 +1,202 @@
+"""Prompt embeddings on disk: few files, bounded maps, and every rank writes."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from adrpo_scale.core.errors import CacheError, DiskSpaceError, StopRequested
+from adrpo_scale.core.signals import Signals, stoppable
+from adrpo_scale.domains import embedding_store, embeddings
+from adrpo_scale.domains.embedding_store import cache_folder, index_of, text_hash
+from adrpo_scale.domains.embeddings import (
+    bytes_to_cache,
+    embedding_file,
+    encoder_fingerprint,
+    load_embeddings,
+    row_bytes,
+)
+from adrpo_scale.hub.weights import find_model
+from tests.support.ranks import run_ranks
+from tests.support.tiny import MODEL
+
+CPU = torch.device("cpu")
+TEXTS = [f"a red ring {number}" for number in range(40)]
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    monkeypatch.setenv("ADRPO_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def load(texts: list[str]) -> embeddings.PromptEmbeddings:
+    return load_embeddings(
+        find_model(MODEL),
+        texts,
+        t5=False,
+        max_sequence_length=12,
+        device=CPU,
+        dtype=torch.float32,
+    )
+
+
+def files() -> list[Path]:
+    return sorted(cache_folder().glob("*/*.safetensors"))
+
+
+def rows(found: embeddings.PromptEmbeddings, texts: list[str]) -> torch.Tensor:
+    return torch.cat([part.flatten(1) for part in found.batch(texts, CPU)], 1)
+
+
+# ---- few files -----------------------------------------------------------------------------------
+
+
+def test_many_prompts_are_one_file_and_more_of_them_are_another(cache: Path) -> None:
+    first = rows(load(TEXTS[:30]), TEXTS[:30])
+    (before,) = files()
+    both = load(TEXTS)
+    assert len(files()) == 2 and before in files()
+    assert torch.equal(rows(both, TEXTS[:30]), first)
+    assert not list(cache.rglob("*.part"))
+
+
+def test_files_have_a_limit_and_so_has_the_number_that_is_mapped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole = rows(load(TEXTS), TEXTS)
+    for path in files():
+        path.unlink()
+    model = find_model(MODEL)
+    monkeypatch.setattr(embedding_store, "FILE_BYTES", 5 * row_bytes(model, 12, torch.float32))
+    monkeypatch.setattr(embedding_store, "MAPPED", 2)
+    found = load(TEXTS)
+    assert len(files()) == 8
+    assert torch.equal(rows(found, TEXTS), whole)
+    assert torch.equal(rows(found, TEXTS[::-1]), whole.flip(0))
+    maps = Path("/proc/self/maps").read_text()
+    assert sum(str(path) in maps for path in files()) <= 2
+
+
+def _loaded(rank: int, world: int, cache: str) -> tuple[int, torch.Tensor]:
+    os.environ["ADRPO_CACHE"] = cache
+    found = load(TEXTS)
+    mine = [path for path in files() if len(index_of([path])) < len(TEXTS)]
+    return len(mine), rows(found, TEXTS)
+
+
+def test_every_rank_writes_its_share_and_the_bits_are_those_of_one_process(cache: Path) -> None:
+    alone = rows(load(TEXTS), TEXTS)
+    (count, first), (same, second) = run_ranks(_loaded, 2, str(cache / "both"))
+    assert count == same == 2
+    assert torch.equal(first, alone) and torch.equal(second, alone)
+
+
+# ---- what earlier runs left ----------------------------------------------------------------------
+
+
+def test_files_of_one_prompt_each_are_taken_over() -> None:
+    fingerprint = encoder_fingerprint(find_model(MODEL), False, 12, "torch.float32")
+    row = rows(load(TEXTS[:1]), TEXTS[:1])
+    files()[0].unlink()
+    sequence = torch.full((89, 128), 2.0)
+    old = embedding_file(fingerprint, TEXTS[0])
+    old.parent.mkdir(parents=True)
+    save_file({"sequence": sequence, "pooled": torch.full((96,), 3.0)}, old)
+    damaged = embedding_file(fingerprint, TEXTS[1])
+    damaged.parent.mkdir(parents=True, exist_ok=True)
+    damaged.write_bytes(b"\0")
+    found = load(TEXTS[:2])
+    taken, pooled = found.batch(TEXTS[:1], CPU)
+    assert torch.equal(taken[0], sequence) and bool((pooled == 3).all())
+    assert rows(found, TEXTS[1:2]).shape == row.shape
+
+
+def test_a_damaged_file_is_written_again() -> None:
+    row = rows(load(TEXTS[:3]), TEXTS[:3])
+    (path,) = files()
+    path.write_bytes(path.read_bytes()[:-100])
+    assert torch.equal(rows(load(TEXTS[:3]), TEXTS[:3]), row)
+
+
+def test_hashes_that_are_damaged_are_made_again(cache: Path) -> None:
+    load(TEXTS[:1])
+    memory = cache / "embeddings" / "file-hashes.json"
+    memory.write_text('{"a": ')
+    load(TEXTS[:1])
+    assert memory.read_text().endswith("}")
+
+
+# ---- counting ------------------------------------------------------------------------------------
+
+
+def test_what_is_to_be_written_is_counted(cache: Path) -> None:
+    model = find_model(MODEL)
+    each = row_bytes(model, 12, torch.float32)
+
+    def counted(texts: list[str], dtype: torch.dtype = torch.float32) -> int:
+        return bytes_to_cache(model, texts, False, 12, dtype)
+
+    assert counted([*TEXTS, *TEXTS]) == 40 * each  # before any encoder was hashed
+    load(TEXTS)
+    assert counted([*TEXTS, "another"]) == each
+    assert counted(TEXTS, torch.bfloat16) == 20 * each
+    assert files()[0].stat().st_size == pytest.approx(40 * each, rel=0.05)
+
+
+# ---- errors and stops ----------------------------------------------------------------------------
+
+
+def test_a_cache_that_cannot_be_written_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("ADRPO_CACHE", str(tmp_path / "file"))
+    with pytest.raises(CacheError, match=r"the cache .* cannot be written .*: point ADRPO_CACHE"):
+        load(TEXTS[:1])
+
+
+def test_room_is_checked_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ADRPO_QUOTA_COMMAND", "echo 10")
+    monkeypatch.setattr(embeddings, "_pipeline", lambda *_: pytest.fail("encoders were loaded"))
+    with pytest.raises(DiskSpaceError, match=r"no room for prompt embeddings in .*ADRPO_CACHE"):
+        load(TEXTS)
+
+
+class _Ringing:
+    """A pipeline that gets a signal while it encodes its second batch."""
+
+    def __init__(self, inner: Any) -> None:
+        self._inner, self._calls = inner, 0
+
+    def encode_prompt(self, **given: Any) -> Any:
+        self._calls += 1
+        if self._calls == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return self._inner.encode_prompt(**given)
+
+
+def _stopped(rank: int, world: int, cache: str, ringing: int) -> bool:
+    os.environ["ADRPO_CACHE"] = cache
+    pipeline = embeddings._pipeline
+    if rank == ringing:
+        embeddings._pipeline = lambda *given: _Ringing(pipeline(*given))
+    try:
+        with Signals(), stoppable():
+            load([f"{text} {k}" for k in range(4) for text in TEXTS])
+    except StopRequested:
+        return True
+    return False
+
+
+def test_a_signal_stops_every_rank_and_keeps_what_was_encoded(cache: Path) -> None:
+    assert run_ranks(_stopped, 2, str(cache), 1) == [True, True]
+    kept = index_of(files())
+    assert len(kept) == 4 * embeddings.ENCODE_BATCH  # two rounds of two ranks
+    assert text_hash(f"{TEXTS[0]} 0") in kept
