@@ -302,7 +302,11 @@ def errors() -> str:
     codes = [
         ["0", "Done."],
         ["1", "A fault of this package, with a traceback; `inspect`: a hash does not hold."],
-        ["2", "An error of the user's to fix; `plan`: the run does not fit."],
+        [
+            "2",
+            "An error of the user's to fix; `plan`: the run does not fit; `train`: the run has "
+            "come to its end and learned nothing.",
+        ],
         ["3", "A limit of `[limits]` was reached."],
         ["4", "A node is unfit or absent; exclude it, and other nodes work."],
         [str(named_errors.STOPPED), "Stopped by a signal: start the same command again."],

@@ -69,6 +69,8 @@ class Algorithm(ABC):
     must_state: ClassVar[Mapping[type[Terms], Stated]] = {}
     asks_surrogate: ClassVar[bool] = True  # False spares a pass: see `needs_old`
     small_advantage: ClassVar[float] = 0.0  # a run warns of a mean |A| below it
+    # What becomes of groups of equal rewards; in a warning.
+    when_equal: ClassVar[str] = "they tell the algorithm nothing"
 
     rows_per_unit: int = 1  # rows that must stay together: 2 where pairs are trained on
     rollouts: Literal["policy", "reference"] = "policy"  # the model that generates the samples

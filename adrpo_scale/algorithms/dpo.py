@@ -57,6 +57,7 @@ class DpoConfig(AlgorithmConfig):
 class Dpo(Algorithm):
     Config: ClassVar[type[DpoConfig]] = DpoConfig
     config: DpoConfig
+    when_equal: ClassVar[str] = "they give no pair"
     must_state: ClassVar = {LikelihoodTerms: Stated(("beta",), "beta = 0.1 (arXiv 2305.18290)")}
     asks_surrogate = False
     rows_per_unit = 2

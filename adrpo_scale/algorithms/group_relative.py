@@ -27,6 +27,7 @@ from adrpo_scale.algorithms.base import (
 )
 from adrpo_scale.algorithms.terms import LikelihoodSettings, LikelihoodTerms, Terms
 from adrpo_scale.core.errors import ConfigError
+from adrpo_scale.core.python_warnings import SettingsWarning
 from adrpo_scale.core.settings import setting
 from adrpo_scale.core.types import Credit, Rewards
 
@@ -72,6 +73,7 @@ class GroupRelative(Algorithm):
     Config: ClassVar[type[GroupRelativeConfig]] = GroupRelativeConfig
     config: GroupRelativeConfig
     small_advantage: ClassVar[float] = 0.05
+    when_equal: ClassVar[str] = "their advantages are 0"
     must_state: ClassVar = {
         LikelihoodTerms: Stated(
             ("beta0", "scale"),
@@ -82,7 +84,8 @@ class GroupRelative(Algorithm):
 
     def __init__(self, config: GroupRelativeConfig, *gives: type[Terms]) -> None:
         super().__init__(config, *gives)
-        self.terms.check(config)
+        if config.beta0:  # without it, the divergence counts for nothing
+            self.terms.check(config)
         self._check_bounds()
 
     def _check_bounds(self) -> None:
@@ -103,6 +106,7 @@ class GroupRelative(Algorithm):
                 f"algorithm.{name} = {advantage} with beta0 = {self.config.beta0}: the loss of "
                 f"such a sample, whose beta is {beta:g}, has no lower bound; {self.terms.bound}. "
                 f"Raise beta0, or bring {name} closer to 0",
+                category=SettingsWarning,
                 stacklevel=4,
             )
 

@@ -31,6 +31,7 @@ class OrwCfmW2Config(AlgorithmConfig):
 class OrwCfmW2(Algorithm):
     Config: ClassVar[type[OrwCfmW2Config]] = OrwCfmW2Config
     config: OrwCfmW2Config
+    when_equal: ClassVar[str] = "all their samples weigh the same"
     asks_surrogate = False
 
     def credit(self, rewards: Rewards) -> Credit:

@@ -23,6 +23,7 @@ class RaftConfig(AlgorithmConfig):
 
 class Raft(Algorithm):
     Config: ClassVar[type[RaftConfig]] = RaftConfig
+    when_equal: ClassVar[str] = "the first sample of each is trained on as if it were the best"
     asks_surrogate = False
 
     def credit(self, rewards: Rewards) -> Credit:

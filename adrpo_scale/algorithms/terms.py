@@ -36,6 +36,7 @@ from adrpo_scale.algorithms.tokens import (
     per_row,
     ratio_surrogate,
 )
+from adrpo_scale.core.python_warnings import SettingsWarning
 from adrpo_scale.core.settings import Section, setting
 from adrpo_scale.core.types import Credit
 
@@ -197,6 +198,7 @@ class LikelihoodTerms(Terms):
                 'algorithm.kl_estimator = "k1": its expected on-policy gradient is zero, so it '
                 "does not hold the policy to the reference, and under ADRPO it adds to the policy "
                 "gradient; use k3 (the default) or k2",
+                category=SettingsWarning,
                 stacklevel=4,
             )
 

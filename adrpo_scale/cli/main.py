@@ -21,7 +21,7 @@ from adrpo_scale.cli.report import report
 from adrpo_scale.cli.sample import sample
 from adrpo_scale.cli.status import status
 from adrpo_scale.cli.train import train
-from adrpo_scale.core import screen
+from adrpo_scale.core import python_warnings, screen
 from adrpo_scale.core.errors import (
     LOST,
     STOPPED,
@@ -30,6 +30,7 @@ from adrpo_scale.core.errors import (
     GroupError,
     LimitReached,
     NonFiniteError,
+    NothingLearned,
     PromptError,
     StopRequested,
     exit_code,
@@ -57,7 +58,7 @@ app.add_typer(demo.app, name="demo")
 app.add_typer(prepare.app, name="prepare")
 
 # Raised alike on every rank, so rank 0's message is enough.
-_AGREED = (ConfigError, PromptError, GroupError, LimitReached, NonFiniteError)
+_AGREED = (ConfigError, PromptError, GroupError, LimitReached, NonFiniteError, NothingLearned)
 
 
 # Their output is all they make: they wait for its reader, and it must arrive.
@@ -72,7 +73,12 @@ def main() -> None:
     if not {"", os.getcwd()} & {*sys.path}:
         sys.path.append(os.getcwd())  # components of the user's own, as with python -m adrpo_scale
     only_prints = not _PRINTING.isdisjoint(sys.argv[1:2])
-    with screen.guarded(), nullcontext() if only_prints else screen.unblocked():
+    with (
+        screen.guarded(),
+        nullcontext() if only_prints else screen.unblocked(),
+        python_warnings.shown_as_lines(),
+    ):
+        _say_what_takes_seconds(sys.argv[1:])
         code = _run()
         screen.flush()
         why = screen.lost("stdout")
@@ -80,6 +86,13 @@ def main() -> None:
             print(f"error: the output cannot be written: {why}; send it elsewhere", file=sys.stderr)
             code = 2
     sys.exit(code)
+
+
+def _say_what_takes_seconds(words: list[str]) -> None:
+    """The first line of a command that imports libraries, where a person waits for it."""
+    is_quick = not words or words[0] in ("status", "--help") or "--help" in words
+    if not is_quick and python_warnings.is_first_rank() and sys.stderr.isatty():
+        print(f"adrpo-scale {words[0]}: loading libraries, which takes seconds", file=sys.stderr)
 
 
 def _run() -> int | str | None:

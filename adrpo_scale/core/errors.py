@@ -67,6 +67,10 @@ class LimitReached(AdrpoError):
     """A limit of the section [limits] was crossed, and the run was ended for it."""
 
 
+class NothingLearned(AdrpoError):
+    """A run came to its end without having learned anything."""
+
+
 class CheckpointError(AdrpoError):
     """A checkpoint cannot be written, is broken, or does not belong to this run."""
 

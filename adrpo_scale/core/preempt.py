@@ -77,14 +77,16 @@ class Stop:
         total = self._longest + update_seconds + save_seconds
         if total > self.grace_seconds and not self._warned:
             self._warned = True
+            is_chunk = total - self._longest <= self.grace_seconds
             log.warning(
                 "a stop may take %.0f s (longest chunk %.0f, updates %.0f, save %.0f), but "
                 "checkpoint.grace_seconds is %.0f: send the signal earlier (sbatch "
-                "--signal=USR1@%.0f) and raise grace_seconds, or lower domain.rollout_chunk",
+                "--signal=USR1@%.0f) and raise grace_seconds%s",
                 total,
                 self._longest,
                 update_seconds,
                 save_seconds,
                 self.grace_seconds,
                 1.5 * total,
+                ", or lower domain.rollout_chunk" if is_chunk else "",
             )

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from adrpo_scale.core.settings import Section, setting
+
+if TYPE_CHECKING:
+    from transformers import DynamicCache
 
 SHRINK = 0.75  # ended rows leave the batch when at most this share of it is still unfinished
 
@@ -121,6 +123,8 @@ def _prefill(
     lengths = torch.tensor([len(prompt) for prompt in different], device=device)
     columns = torch.arange(width + steps, device=device)
     mask = (columns[None] >= (width - lengths)[:, None]).long()
+    from transformers import DynamicCache
+
     cache = DynamicCache(config=model.config)
     logits = model(
         input_ids=ids,

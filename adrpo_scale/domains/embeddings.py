@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import init_empty_weights
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -264,6 +263,7 @@ def _add(
 
 def _pipeline(model: Path, t5: bool, device: torch.device, dtype: torch.dtype) -> Any:
     """The pipeline with its text encoders alone."""
+    from accelerate import init_empty_weights
     from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 
     without = {} if t5 else {"text_encoder_3": None, "tokenizer_3": None}

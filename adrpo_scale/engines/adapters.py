@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import peft
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from adrpo_scale.engines.spec import LoraConfig
@@ -16,6 +14,8 @@ BASE_MARK = ".base_layer"  # peft moves a wrapped layer's own weights under this
 
 def add_adapters(model: nn.Module, config: LoraConfig, targets: tuple[str, ...] | str) -> None:
     """Wraps the target layers of `model` in place and freezes everything but the adapters."""
+    import peft  # here: it takes seconds, and commands that build no model need it not
+
     model.requires_grad_(False)
     usual = targets if isinstance(targets, str) else list(targets)
     lora = peft.LoraConfig(
@@ -45,6 +45,8 @@ def adapters_off(model: nn.Module) -> Iterator[None]:
     has already recorded. This one sets only the flag that forward reads.
     Raises ValueError for a model without adapters.
     """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
     layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
     if not layers:
         raise ValueError(

@@ -7,7 +7,6 @@ import os
 from collections.abc import Iterable
 
 import torch
-from accelerate import init_empty_weights
 from torch import Tensor, nn
 
 from adrpo_scale.core import dist
@@ -38,6 +37,8 @@ def build_on_meta(spec: ModelSpec, *, trained: bool) -> nn.Module:
     Adapters are added before sharding: the gradients of later ones would not be reduced.
     Raises WeightsError unless `spec.weights` has exactly the model's tensors, in names and shapes.
     """
+    from accelerate import init_empty_weights
+
     with init_empty_weights(include_buffers=False):
         model = spec.build()
     spec.tie(model)

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-from accelerate import init_empty_weights
 from torch import Tensor, nn
 
 from adrpo_scale.engines.loading import stored_tensors
@@ -134,6 +133,8 @@ class ShapesOnly:
 
     def names(self) -> set[str]:
         if not self._shapes:
+            from accelerate import init_empty_weights
+
             with init_empty_weights(include_buffers=False):
                 model = self._spec.build()
             self._spec.tie(model)

@@ -10,6 +10,7 @@ written after each repository.
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -248,7 +249,9 @@ def _conclude(path: Path, needs: Sequence[HubNeed], locked: Mapping[Key, LockedR
     console.print(f"cache:  {cache_folder()} ({total} of these configs)", highlight=False)
     console.print(f"lock:   {path}", highlight=False, soft_wrap=True)
     if path.absolute() != lock_path().absolute():
-        console.print(f"jobs need ADRPO_PREFETCH_LOCK={path.absolute()}", highlight=False)
+        console.print(
+            f"jobs need ADRPO_PREFETCH_LOCK={shlex.quote(str(path.absolute()))}", highlight=False
+        )
 
 
 def _things(count: int) -> str:

@@ -6,12 +6,15 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 from pydantic import model_validator
 
 from adrpo_scale.checkpoint.base import CheckpointConfig
 from adrpo_scale.core.components import OneOf
+from adrpo_scale.core.errors import ConfigError
+from adrpo_scale.core.python_warnings import SettingsWarning
 from adrpo_scale.core.settings import REQUIRED, Effect, Section, leaves, setting, walk
 from adrpo_scale.data.prompts import PromptsConfig
 from adrpo_scale.engines.base import OptimizerConfig
@@ -58,32 +61,37 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _sections_agree(self) -> RunConfig:
+        faults = [*self._contradictions(), *self._faults_of_algorithm()]
+        if faults:
+            raise ValueError("\n".join(faults))
+        self._warn_of_nucleus()
+        return self
+
+    def _contradictions(self) -> Iterator[str]:
         labels = [reward.label for reward in self.rewards]
         if not any(reward.use == "training" for reward in self.rewards):
-            raise ValueError(
-                "no reward to train on: give at least one [[rewards]] with use = training"
-            )
+            yield "no reward to train on: give at least one [[rewards]] with use = training"
         if len(set(labels)) < len(labels):
-            raise ValueError(f"rewards {labels} share a name; set `name` of one of them")
+            yield f"rewards {labels} share a name; set `name` of one of them"
         if self.evaluation.weights == "ema" and self.ema_decay is None:
-            raise ValueError(
-                'evaluation.weights = "ema" without ema_decay; set ema_decay, e.g. 0.99'
-            )
+            yield 'evaluation.weights = "ema" without ema_decay; set ema_decay, e.g. 0.99'
         if self.rebase_reference and self.init_from is None:
-            raise ValueError(
-                "rebase_reference without init_from: name the run to start from, or leave it out"
-            )
-        self._check_best()
-        self._warn_of_nucleus()
-        # The algorithm refuses settings that do not fit the domain's terms.
+            yield "rebase_reference without init_from: name the run to start from, or leave it out"
+        yield from self._faults_of_best()
+
+    def _faults_of_algorithm(self) -> Iterator[str]:
+        """The algorithm refuses settings that do not fit the domain's terms."""
         table = ALGORITHMS[self.algorithm.name]
-        algorithm = table(self.algorithm, *DOMAINS[self.domain.name].gives)
+        try:
+            algorithm = table(self.algorithm, *DOMAINS[self.domain.name].gives)
+        except ConfigError as error:
+            yield str(error)
+            return
         if self.optimizer.micro_batch % algorithm.rows_per_unit:
-            raise ValueError(
+            yield (
                 f"optimizer.micro_batch = {self.optimizer.micro_batch} with {self.algorithm.name}, "
                 f"which trains on {algorithm.rows_per_unit} rows at a time; use a multiple"
             )
-        return self
 
     def _warn_of_nucleus(self) -> None:
         """Warns of top-p or top-k with several optimizer steps per rollout. Ratios are of the whole
@@ -96,22 +104,23 @@ class RunConfig(Section):
                 f"domain.rollout.top_p = {rollout.top_p}, top_k = {rollout.top_k} with {steps} "
                 "optimizer steps per rollout: ratios are of the whole distribution, not of the one "
                 "that was drawn from; use top_p = 1 and top_k = 0, or one step",
+                category=SettingsWarning,
                 stacklevel=2,
             )
 
-    def _check_best(self) -> None:
-        """Refuses `keep_best` without evaluations of its split: it would keep nothing."""
+    def _faults_of_best(self) -> Iterator[str]:
+        """`keep_best` without evaluations of its split would keep nothing."""
         if self.checkpoint.keep_best == 0:
             return
         held_out = self.prompts.held_out is not None or self.prompts.held_out_share > 0
         splits = ["train", *(["held_out"] if held_out else [])]
         if self.evaluation.every == 0:
-            raise ValueError(
+            yield (
                 "checkpoint.keep_best with evaluation.every = 0: nothing is measured; set "
                 "evaluation.every, or leave keep_best out"
             )
         if self.checkpoint.best_split not in splits:
-            raise ValueError(
+            yield (
                 f"checkpoint.best_split = {self.checkpoint.best_split!r}, but this run evaluates "
                 f"{' and '.join(splits)}; name one of these"
             )

@@ -17,8 +17,10 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from adrpo_scale.core.errors import ConfigError
+from adrpo_scale.core.python_warnings import SettingsWarning
 from adrpo_scale.core.settings import Leaf, Section, leaves, notes_of
 from adrpo_scale.run.config import RunConfig
+from adrpo_scale.run.override_values import value_of
 from adrpo_scale.run.sections import current_key, modern, section_at
 
 S = TypeVar("S", bound=Section)
@@ -39,8 +41,8 @@ class LoadedConfig:
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> LoadedConfig:
-    """Reads and checks a TOML file. overrides: "section.key=value", the value as in TOML (a bare
-    word is a string). Raises ConfigError, which lists all faults."""
+    """Reads and checks a TOML file. overrides: "section.key=value", see `override_values`. Raises
+    ConfigError, which lists all faults."""
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
@@ -51,8 +53,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> LoadedConfig:
         raise ConfigError(f"config {path} is not valid TOML: {error}") from error
     data, renamed = modern(data)
     given = {leaf: "file" for leaf, _ in leaves(data)}
-    for override in overrides:
-        key, value, old = _set(data, override)
+    for key, value, old in _set_all(data, overrides):
         given |= {f"{key}.{leaf}" if leaf else key: "--set" for leaf, _ in leaves(value)}
         renamed |= old
     warn_of_old(renamed)
@@ -82,10 +83,7 @@ def parse_override(text: str) -> tuple[str, Any]:
     key, equals, raw = text.partition("=")
     if not equals or not key.strip():
         raise ConfigError(f"--set {text!r}: expected section.key=value, e.g. optimizer.updates=2")
-    try:
-        return key.strip(), tomllib.loads(f"value = {raw}")["value"]
-    except tomllib.TOMLDecodeError:
-        return key.strip(), raw.strip()  # a bare word; quotes are awkward in a shell
+    return key.strip(), value_of(raw)
 
 
 def assign(data: dict[str, Any], key: str, value: Any) -> None:
@@ -122,8 +120,8 @@ def overridden(config: S, overrides: Sequence[str]) -> S:
     """The config after further `--set` arguments."""
     data = config.model_dump(mode="json")
     renamed: dict[str, str] = {}
-    for override in overrides:
-        renamed |= _set(data, override)[2]
+    for _, _, old in _set_all(data, overrides):
+        renamed |= old
     warn_of_old(renamed)
     return parsed(type(config), data)
 
@@ -134,6 +132,21 @@ def changed(config: S, values: Iterable[tuple[str, Any]]) -> S:
     for key, value in values:
         assign(data, key, value)
     return parsed(type(config), data)
+
+
+def _set_all(
+    data: dict[str, Any], overrides: Sequence[str]
+) -> list[tuple[str, Any, dict[str, str]]]:
+    """`_set` of each. Raises ConfigError, which lists all faults."""
+    done, faults = [], []
+    for override in overrides:
+        try:
+            done.append(_set(data, override))
+        except ConfigError as error:
+            faults.append(str(error))
+    if faults:
+        raise ConfigError("\n".join(faults))
+    return done
 
 
 def _set(data: dict[str, Any], override: str) -> tuple[str, Any, dict[str, str]]:
@@ -148,7 +161,11 @@ def warn_of_old(renamed: Mapping[str, str]) -> None:
     """Warns once of all keys with old names. renamed: current key by old key."""
     if renamed:
         listed = ", ".join(f"{old} is now {new}" for old, new in renamed.items())
-        warnings.warn(f"keys by old names, which still mean the same: {listed}", stacklevel=3)
+        warnings.warn(
+            f"keys by old names, which still mean the same: {listed}",
+            category=SettingsWarning,
+            stacklevel=3,
+        )
 
 
 def _index(items: list[Any], text: str, key: str) -> int:

@@ -182,6 +182,7 @@ def _run(trainer: Trainer) -> None:
         trainer.saver.close()  # a save under way is of an earlier, valid state
         raise
     trainer.saver.save_now()
+    trainer.check_learned()
 
 
 def _open_record(run: Path, start: Start) -> StartRecord | None:

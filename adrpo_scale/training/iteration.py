@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from adrpo_scale.algorithms.advantages import is_degenerate
-from adrpo_scale.algorithms.base import Algorithm
 from adrpo_scale.algorithms.terms import Terms
 from adrpo_scale.algorithms.tokens import per_row
 from adrpo_scale.core import dist
 from adrpo_scale.core.types import Credit, Rewards
 from adrpo_scale.training.batches import MicroBatch
 from adrpo_scale.training.media import Measured
-
-MANY_DEGENERATE = 0.5
-MANY_TRUNCATED = 0.5
 
 
 class Tally:
@@ -134,38 +130,3 @@ def abstained_record(rewards: Rewards) -> dict[str, Any]:
     each = zip(rewards.names, shares, strict=True)
     unscored = int(rewards.unscored_PG.sum())
     return {"unscored": unscored} | {f"abstained_{name}": share for name, share in each}
-
-
-def warnings_of(record: dict[str, Any], algorithm: Algorithm) -> Iterator[tuple[str, str]]:
-    """(kind, text) of each warning about an iteration. record: its line of metrics.jsonl."""
-    size, small = record["advantage_abs_mean"], algorithm.small_advantage
-    if size is not None and size < small:
-        yield (
-            "small advantages",
-            f"mean |A| is {size:.3g}, below {small}: almost nothing is learned. Give rewards "
-            'on a scale of 0 to 100, or set algorithm.scale = "group_std"',
-        )
-    # Where every sample is masked, that is the fault, and other groups would not fix it.
-    if size is not None and record["degenerate_groups"] > MANY_DEGENERATE:
-        yield (
-            "degenerate groups",
-            f"{record['degenerate_groups']:.0%} of the groups have equal rewards or fewer than two "
-            "samples left, so their advantages are 0. Raise prompts.group_size or choose a finer "
-            "reward",
-        )
-    if record.get("truncated", 0.0) > MANY_TRUNCATED:
-        yield (
-            "truncated",
-            f"{record['truncated']:.0%} of the completions were cut off before they ended: raise "
-            "domain.rollout.max_new_tokens, or set domain.mask_truncated = true",
-        )
-    unscored = record.get("unscored", 0)
-    if record["masked"] > unscored:
-        failed = record["masked"] - unscored
-        yield "masked", f"{failed} samples are masked because a reward failed; see logs/"
-    if unscored:
-        yield (
-            "unscored",
-            f"{unscored} samples are masked because every reward abstained (None): give each kind "
-            "of prompt a reward that scores it",
-        )

@@ -13,6 +13,12 @@ from adrpo_scale.training.state import Counters
 
 log = logging.getLogger(__name__)
 
+# The same run would resume where it has collapsed, and refuses another learning rate.
+FORK = (
+    "start from an earlier checkpoint (--init-from RUN@ITERATION) with a lower "
+    "optimizer.learning_rate"
+)
+
 
 class LimitsConfig(Section):
     """Conditions under which a run stops on purpose and states the reason."""
@@ -62,14 +68,13 @@ class Limits:
         if config.max_divergence is not None and (divergence or 0.0) > config.max_divergence:
             raise LimitReached(
                 f"{where}: divergence {divergence:.4g} is above limits.max_divergence = "
-                f"{config.max_divergence}; the policy has left the reference: lower "
-                "optimizer.learning_rate, or raise the limit"
+                f"{config.max_divergence}; the policy has left the reference: {FORK}, or raise the "
+                "limit"
             )
         if config.min_reward is not None and reward is not None and reward < config.min_reward:
             raise LimitReached(
                 f"{where}: mean reward {reward:.4g} is below limits.min_reward = "
-                f"{config.min_reward}; training has collapsed: lower optimizer.learning_rate, or "
-                "lower the limit"
+                f"{config.min_reward}; training has collapsed: {FORK}, or lower the limit"
             )
 
     def _why(self, record: Mapping[str, Any]) -> str:

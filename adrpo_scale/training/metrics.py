@@ -15,14 +15,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
-import diffusers
 import numpy as np
-import pyarrow
-import transformers
-from pyarrow import parquet
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from adrpo_scale.core import dist
+from adrpo_scale.core import dist, python_warnings
 from adrpo_scale.core.console import console, note_losses, say, warnings_on_screen
 from adrpo_scale.core.errors import DiskSpaceError
 from adrpo_scale.core.files import sync_file
@@ -72,7 +68,10 @@ def setup_logging(run: Path) -> None:
     if dist.is_main():
         handlers.append(warnings_on_screen())
     logging.basicConfig(level=logging.INFO, handlers=handlers, force=True)
-    logging.captureWarnings(True)
+    python_warnings.as_lines()
+    import diffusers
+    import transformers
+
     for library in (diffusers.utils.logging, transformers.utils.logging):
         library.disable_progress_bar()  # they would break the progress line
 
@@ -171,6 +170,9 @@ class MetricsLog:
         text to TensorBoard. Beyond `megabytes`, the oldest files are removed."""
         if not self._on or not table:
             return
+        import pyarrow
+        from pyarrow import parquet
+
         folder = self.run / "samples"
         path = folder / f"completions-{iteration:06d}.parquet"
         with _writing(path):

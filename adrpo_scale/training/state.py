@@ -33,6 +33,12 @@ class Counters:
     step: int = 0  # optimizer steps, skipped ones included
     nonfinite_in_a_row: int = 0
     evaluated: int = -1  # the last evaluated iteration
+    learned: int = 0  # iterations that taught something
+
+    @classmethod
+    def read(cls, stored: Mapping[str, int]) -> Counters:
+        """Of a checkpoint; one from before `learned` counts its optimizer steps."""
+        return cls(**{"learned": stored["step"], **stored})
 
 
 @dataclass
@@ -116,7 +122,7 @@ class TrainingState:
             self.load(part, self.ema.slices, reader)
         self.engine.publish()
         self.engine.set_optimizer_steps(document["optimizer_steps"])
-        self.counters = Counters(**document["counters"])
+        self.counters = Counters.read(document["counters"])
         self.rewards = {n: RewardStatistics(**s) for n, s in document["rewards"].items()}
 
     def start_from(self, reader: Reader) -> None:

@@ -17,18 +17,15 @@ from typing import Any
 import torch
 
 from adrpo_scale.core import dist, watchdog
+from adrpo_scale.core.errors import NothingLearned
 from adrpo_scale.core.preempt import Stop
 from adrpo_scale.core.types import Credit, DrawKey, Prompt
 from adrpo_scale.domains.base import Reference
 from adrpo_scale.engines.base import OptimizerConfig
+from adrpo_scale.training.advice import Settings, warnings_of, why_nothing
 from adrpo_scale.training.batches import Minibatch, build_minibatches, receive
 from adrpo_scale.training.evaluator import Evaluator, numbers_of
-from adrpo_scale.training.iteration import (
-    Tally,
-    credit_record,
-    row_record,
-    warnings_of,
-)
+from adrpo_scale.training.iteration import Tally, credit_record, row_record
 from adrpo_scale.training.limits import Limits
 from adrpo_scale.training.media import Samples, medium_of
 from adrpo_scale.training.metrics import LoggingConfig, MetricsLog, is_due
@@ -60,12 +57,16 @@ class Trainer:
     watch: Stopwatch | None = None  # of the last iteration
     _warned: set[str] = field(default_factory=set)
     _step_seconds: float = 0.0  # of the slowest optimizer step so far
+    _idle: str | None = None  # why the last iteration taught nothing
 
     def __post_init__(self) -> None:
         made = self.rollouts
         self.seed, self.group_size, self.stream = made.seed, made.group_size, made.stream
         self.domain, self.algorithm, self.engine = made.domain, made.algorithm, made.engine
         self.policy, self.reference = made.policy, made.reference
+        self._settings = Settings(
+            self.algorithm, getattr(self.domain, "config", None), self.optimizer, self.limits.config
+        )
 
     @property
     def counters(self) -> Counters:
@@ -86,6 +87,15 @@ class Trainer:
                 evaluated = self._maybe_evaluate()
                 self.saver.maybe_save(evaluated)
                 self.limits.check(record)
+
+    def check_learned(self) -> None:
+        """Raises NothingLearned, on every rank, where no iteration of the run taught anything."""
+        done = self.counters.iteration
+        if done and not self.counters.learned:
+            why = f": {self._idle}" if self._idle else "; the logs of its earlier starts say why"
+            raise NothingLearned(
+                f"nothing was learned in {done} iterations{why}. Start a run with other settings"
+            )
 
     def _iterate(self) -> dict[str, Any]:
         """Runs one iteration; returns its line of metrics.jsonl."""
@@ -218,8 +228,10 @@ class Trainer:
             "samples": samples,
             **watch.record(samples),
         }
+        self._idle = why_nothing(record, self._settings)
+        self.counters.learned += self._idle is None
         self.stop.warn_if_slow(record["seconds_update"], self.saver.seconds)
-        for kind, text in warnings_of(record, self.algorithm):
+        for kind, text in warnings_of(record, self._settings):
             if kind not in self._warned:
                 self._warned.add(kind)  # once per start; metrics.jsonl has every value
                 log.warning("iteration %d: %s", done, text)

@@ -169,9 +169,34 @@ def test_files_that_cannot_be_read(tmp_path):
         ("a=", ("a", "")),
         ("a=b=c", ("a", "b=c")),
         (" a = 4 ", ("a", 4)),
+        ("a=.0001", ("a", 0.0001)),
+        ("a=-.5", ("a", -0.5)),
+        ("a=1.", ("a", 1.0)),
+        ("a=0.", ("a", 0.0)),
+        ("a=1.e-4", ("a", 1e-4)),
+        ("a=+5", ("a", 5)),
+        ("a=1_000", ("a", 1000)),
+        ("a=1e3", ("a", 1000)),
+        ("a=007", ("a", "007")),
+        ("a=1.2.3", ("a", "1.2.3")),
+        ("a=.", ("a", ".")),
+        ("a=True", ("a", True)),
+        ("a=FALSE", ("a", False)),
+        ("a=None", ("a", "null")),
+        ("a=none", ("a", "none")),
+        ("a=2024-01-01", ("a", "2024-01-01")),
+        ("a=runs/x#2", ("a", "runs/x#2")),
+        ("a=1#2", ("a", "1#2")),
+        ("a=1\nb = 2", ("a", "1\nb = 2")),
+        ("a=[q_proj,v_proj]", ("a", ["q_proj", "v_proj"])),
+        ("a=[.5, 1.,True]", ("a", [0.5, 1.0, True])),
+        ("a={kind=clip, weight=.5}", ("a", {"kind": "clip", "weight": 0.5})),
+        ("a={rank = 4}", ("a", {"rank": 4})),
+        ("a=[]", ("a", [])),
+        ("a={clip}", ("a", "{clip}")),
     ],
 )
-def test_override_values_are_toml_or_bare_words(text, expected):
+def test_override_values_are_as_in_toml_or_as_people_write_them(text, expected):
     assert parse_override(text) == expected
 
 
@@ -199,6 +224,22 @@ def test_null_removes_a_section():
 )
 def test_overrides_that_fit_nowhere(override, expected):
     assert expected in message(ADRPO, override)
+
+
+def test_numbers_of_a_shell_are_the_same_run():
+    given = ["optimizer.learning_rate=.0001", "iterations=1e2", "algorithm.beta0=1."]
+    stated = ["optimizer.learning_rate=0.0001", "iterations=100", "algorithm.beta0=1.0"]
+    assert load_config(ADRPO, given).config == load_config(ADRPO, stated).config
+
+
+def test_all_faults_of_overrides_and_of_contradictions_are_named_at_once():
+    text = message(ADRPO, "seed", "rewards.7.weight=1.0", "seed.x=3")
+    assert len(text.splitlines()) == 3
+    wrong = ["evaluation.weights=ema", "rebase_reference=true", "algorithm.beta0=0.0"]
+    text = message(ADRPO, *wrong, "checkpoint.keep_best=1", "evaluation.every=0")
+    for part in ("without ema_decay", "without init_from", "no lower bound", "keep_best with"):
+        assert part in text
+    assert len(text.splitlines()) == 4
 
 
 # ---- identity, provenance, schema ------------------------------------------------------------

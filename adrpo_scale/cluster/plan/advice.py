@@ -6,6 +6,7 @@ one added to the other. No change alters what the model learns.
 
 from __future__ import annotations
 
+import shlex
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -134,7 +135,7 @@ def refusal(plan: Plan) -> DoesNotFitError:
             f"{text}. No change of settings that keeps the training's results makes it fit; use "
             "GPUs with more memory, or domain.train=lora"
         )
-    options = [f"--set {setting}" for setting in plan.change.settings]
+    options = [f"--set {shlex.quote(setting)}" for setting in plan.change.settings]
     options += [f"--nodes {plan.change.nodes}"] if plan.change.nodes is not None else []
     return DoesNotFitError(
         f"{text}. The cheapest change that fits ({plan.change.peak / gib:.1f} GiB): "
