@@ -21,6 +21,7 @@ from adrpo_scale.algorithms.terms import Terms
 from adrpo_scale.core.errors import ConfigError
 from adrpo_scale.core.settings import REQUIRED, Section, setting
 from adrpo_scale.core.types import DrawKey, Prompt, Rows
+from adrpo_scale.data.readings import Readings
 from adrpo_scale.domains.export_target import ExportTarget
 from adrpo_scale.engines.planning import Rung
 from adrpo_scale.engines.spec import ModelSpec
@@ -147,6 +148,11 @@ class Domain(ABC):
     def usable(self, prompts: Sequence[Prompt]) -> list[Prompt]:
         """The prompts that this domain can sample from, in their order. Collective."""
         return list(prompts)
+
+    def reads(self, prompts: Sequence[Prompt]) -> Readings | None:
+        """How much of the prompts the model's encoders read; None where nothing is ever cut. Loads
+        no model."""
+        return None
 
     def as_before(self, prompts: Sequence[Prompt]) -> list[Prompt]:
         """The prompts of a run that resumes: all of them, because they were usable when the run

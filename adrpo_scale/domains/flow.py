@@ -29,10 +29,12 @@ from adrpo_scale.core.errors import ConfigError, ModelNotFoundError
 from adrpo_scale.core.seeding import Purpose, normal, uniform
 from adrpo_scale.core.settings import REQUIRED, Section, setting
 from adrpo_scale.core.types import DrawKey, Prompt, Rows
+from adrpo_scale.data.readings import Readings, read_prompts, without_notices
 from adrpo_scale.domains.base import Domain, DomainConfig, Mode, Published, Reference
 from adrpo_scale.domains.embeddings import bytes_to_cache, load_embeddings
 from adrpo_scale.domains.export_target import ExportTarget
 from adrpo_scale.domains.sd3 import ATTENTION, WEIGHTS, fixed_inputs, transformer_spec
+from adrpo_scale.domains.sd3_encoders import encoders_of
 from adrpo_scale.engines.planning import Rung, halves
 from adrpo_scale.engines.spec import DTYPES, LoraConfig, ModelSpec
 from adrpo_scale.engines.workload import Workload
@@ -201,19 +203,25 @@ class FlowDomain(Domain):
             | {"max_sequence_length": config.max_sequence_length},
         )
 
+    def reads(self, prompts: Sequence[Prompt]) -> Readings:
+        config = self.config
+        encoders = encoders_of(self.folder, config.t5, config.max_sequence_length)
+        return read_prompts("the model", encoders, prompts)
+
     def prepare(self, prompts: Sequence[Prompt], device: torch.device, dtype: torch.dtype) -> None:
         from diffusers import AutoencoderKL
 
         self.device, self.dtype = device, dtype
         self._text = {prompt.id: prompt.text for prompt in prompts}
-        self._embeddings = load_embeddings(
-            self.folder,
-            [*self._text.values(), ""],  # "" is the unconditional side of guidance
-            t5=self.config.t5,
-            max_sequence_length=self.config.max_sequence_length,
-            device=device,
-            dtype=dtype,
-        )
+        with without_notices():  # `reads` has said it
+            self._embeddings = load_embeddings(
+                self.folder,
+                [*self._text.values(), ""],  # "" is the unconditional side of guidance
+                t5=self.config.t5,
+                max_sequence_length=self.config.max_sequence_length,
+                device=device,
+                dtype=dtype,
+            )
         SafetensorsFolder(self.folder / "vae", WEIGHTS)  # raises; diffusers would try a pickle
         vae = AutoencoderKL.from_pretrained(
             self.folder / "vae", dtype=DTYPES[self.config.vae_dtype], local_files_only=True

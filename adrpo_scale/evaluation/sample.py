@@ -29,6 +29,7 @@ from adrpo_scale.domains.base import Domain, Published
 from adrpo_scale.engines.base import Engine, OptimizerConfig
 from adrpo_scale.run.build import build_domain, specs_of
 from adrpo_scale.run.config import RunConfig, SampleConfig
+from adrpo_scale.run.cut_prompts import report_cut
 from adrpo_scale.run.load import overridden, parse_config, parsed
 from adrpo_scale.run.registry import DOMAINS, ENGINES
 from adrpo_scale.training.media import Medium, medium_of
@@ -218,6 +219,7 @@ def sample_to(
     prompts = load_asked_as_trained(str(prompts_file), trained)
     domain, engine = build_domain(config, source.reader), sampling_engine(config)
     prompts = domain.usable(prompts)
+    dist.run_on_main(lambda: report_cut(domain, [], prompts))
     domain.prepare(prompts, engine.device, engine.dtype)
     policy = load_policy(source, domain, engine, weights)
     chunk = config.domain.rollout_chunk

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from adrpo_scale.core.settings import REQUIRED, Section, setting
 from adrpo_scale.core.types import Prompt
+from adrpo_scale.data.readings import Readings
 from adrpo_scale.engines.planning import Rung
 from adrpo_scale.engines.spec import ModelSpec
 from adrpo_scale.engines.workload import Frozen
@@ -71,6 +72,11 @@ class Reward(ABC):
     def check(self, prompts: Sequence[Prompt]) -> None:
         """Raises RewardError if a prompt of the run lacks a field that this reward needs. Called
         with all prompts before the policy is loaded: later only one rank would find the fault."""
+        return None
+
+    def reads(self, prompts: Sequence[Prompt]) -> Readings | None:
+        """How much of the prompts the reward's encoder reads; None where it cuts none or does not
+        say. For rank 0 only."""
         return None
 
     def model_spec(self) -> ModelSpec | None:

@@ -16,6 +16,7 @@ from torch.nn.functional import normalize
 from adrpo_scale.core.errors import ModelNotFoundError
 from adrpo_scale.core.settings import REQUIRED, setting
 from adrpo_scale.core.types import Prompt
+from adrpo_scale.data.readings import Encoder, Readings, read_prompts
 from adrpo_scale.engines.planning import Rung, halves
 from adrpo_scale.engines.workload import Frozen, plain_spec
 from adrpo_scale.hub.needs import HubNeed
@@ -60,6 +61,10 @@ class ClipEncoder(ABC):
     def texts(self, texts: Sequence[str]) -> Tensor:
         """[N, D] float32."""
 
+    @abstractmethod
+    def reader(self) -> Encoder | None:
+        """The text encoder as a reader of prompts; None where its tokens are not known."""
+
 
 class TransformersClip(ClipEncoder):
     def __init__(self, need: HubNeed, device: torch.device) -> None:
@@ -80,6 +85,11 @@ class TransformersClip(ClipEncoder):
             list(texts), padding=True, truncation=True, return_tensors="pt"
         ).to(self._device)
         return _pooled(self._model.get_text_features(**inputs))
+
+    def reader(self) -> Encoder:
+        tokenizer = self._processor.tokenizer
+        limit = int(tokenizer.model_max_length)
+        return Encoder("text_model", limit, lambda texts: tokenizer(texts)["input_ids"])
 
 
 def _pooled(features: Any) -> Tensor:
@@ -111,6 +121,17 @@ class OpenClip(ClipEncoder):
     def texts(self, texts: Sequence[str]) -> Tensor:
         return self._model.encode_text(self._tokenizer(list(texts)).to(self._device)).float()
 
+    def reader(self) -> Encoder | None:
+        own, limit = self._tokenizer, getattr(self._tokenizer, "context_length", None)
+        if limit is None or not hasattr(own, "encode"):
+            return None
+        around = ([getattr(own, "sot_token_id", 0)], [getattr(own, "eot_token_id", 0)])
+
+        def tokenize(texts: list[str]) -> list[list[int]]:
+            return [[*around[0], *own.encode(text), *around[1]] for text in texts]
+
+        return Encoder("text", int(limit), tokenize)
+
 
 class ClipReward(Reward, Embedding):
     """100 · cosine of image and prompt embedding (arXiv 2104.08718 without its clamp at 0)."""
@@ -140,6 +161,10 @@ class ClipReward(Reward, Embedding):
             name = f"local-dir:{find_model(needs[0])}" if needs else config.model
             self._encoder = OpenClip(name, config.pretrained, device)
         self._text_cache: dict[str, Tensor] = {}
+
+    def reads(self, prompts: Sequence[Prompt]) -> Readings | None:
+        reader = self._encoder.reader()
+        return None if reader is None else read_prompts(f"reward {self.label}", [reader], prompts)
 
     @torch.no_grad()
     def embed(self, artifacts: Sequence[np.ndarray]) -> Tensor:

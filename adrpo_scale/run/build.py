@@ -26,6 +26,7 @@ from adrpo_scale.engines.spec import ModelSpec
 from adrpo_scale.rewards.base import Reward
 from adrpo_scale.run.compare import check_content, constant_facts
 from adrpo_scale.run.config import RunConfig, SampleConfig
+from adrpo_scale.run.cut_prompts import report_cut
 from adrpo_scale.run.registry import ALGORITHMS, DOMAINS, ENGINES
 from adrpo_scale.run.resume import FROM_ZERO, Start, ids_of, take_over, usable
 from adrpo_scale.run.rewards import build_light_rewards, build_rewards
@@ -103,6 +104,7 @@ def build_trainer(
     specs, constant = _compared(config, run, start, domain, train, left_out)
     rewards = build_rewards(config, engine, prompts, resumes, light)
     trained_on = _trained_on(config, rewards)
+    dist.run_on_main(lambda: report_cut(domain, rewards, prompts, run))
     safe_point(together=True)
     domain.prepare(prompts, engine.device, engine.dtype)
     safe_point(together=True)

@@ -14,7 +14,10 @@ from adrpo_scale.core.files import replace_file, replace_json
 
 # Names that may exist before `config.json`, which marks the folder of a run: those that a start
 # creates first, and links to checkpoints on another filesystem.
-EARLY = ("lock.json", "config.json", "logs", "lives", "origin", "checkpoints", "trajectory")
+EARLY = (
+    *("lock.json", "config.json", "cut_prompts.json"),
+    *("logs", "lives", "origin", "checkpoints", "trajectory"),
+)
 
 
 def default_folder(name: str, digest: str) -> Path:

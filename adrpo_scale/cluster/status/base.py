@@ -111,7 +111,8 @@ class QueueEntry:
 @dataclass(frozen=True)
 class RunFacts:
     """The facts of a run folder at the time `now`. iterations: None before the first start has
-    written config.json. last_line: time of the last change of metrics.jsonl."""
+    written config.json. last_line: time of the last change of metrics.jsonl. cut: a line about
+    prompts that encoders cut."""
 
     run: str
     now: float
@@ -123,6 +124,7 @@ class RunFacts:
     holder: Holder | None = None
     checkpoint: Saved | None = None
     last_line: float | None = None
+    cut: str | None = None
     queue: QueueEntry | None = None
 
 
@@ -134,7 +136,8 @@ class Status:
     seconds_per_iteration: mean of recent ones, evaluations and saves included. at_risk: work that a
     kill now would undo or, where no process is alive, that the next start repeats. lost: repeated
     work, as far as records show. between: time from the end of each start to the next one.
-    hours: processes times hours, over all starts; on_gpus: the processes used GPUs.
+    hours: processes times hours, over all starts; on_gpus: the processes used GPUs. cut: a line
+    about prompts that encoders cut, or cannot tell apart.
     """
 
     run: str
@@ -157,4 +160,5 @@ class Status:
     between_seconds: float
     hours: float
     on_gpus: bool
+    cut: str | None
     queue: QueueEntry | None

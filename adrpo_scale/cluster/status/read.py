@@ -24,6 +24,7 @@ from adrpo_scale.cluster.status.base import (
 from adrpo_scale.core import folder_lock as run_lock
 from adrpo_scale.core.errors import RunFolderError
 from adrpo_scale.run import tables
+from adrpo_scale.run.cut_prompts import cut_text
 
 _CHECKPOINT = re.compile(r"step-(\d{6,})")  # a committed one, as in checkpoint/shelf.py
 _EXPIRY = 120.0  # seconds, where config.json does not state it
@@ -50,6 +51,7 @@ def read(run: Path) -> RunFacts:
         holder=_holder(run, _section(config, "checkpoint")),
         checkpoint=_checkpoint(run / "checkpoints"),
         last_line=_modified(metrics),
+        cut=cut_text(run),
     )
 
 

@@ -57,6 +57,7 @@ def judge(facts: RunFacts) -> Status:
         between_seconds=_between(facts),
         hours=_hours(facts, state),
         on_gpus=any(start.gpus for start in facts.starts),
+        cut=facts.cut,
         queue=facts.queue,
     )
 

@@ -95,6 +95,8 @@ def _block(status: Status) -> list[tuple[str, str]]:
         lines.append(("reward", _reward_text(status)))
     if status.seconds_per_iteration is not None:
         lines.append(("time", _time_text(status)))
+    if status.cut is not None:
+        lines.append(("prompts", status.cut))
     lines.append(("checkpoint", _checkpoint_text(status)))
     lines.append(("starts", _starts_text(status)))
     lines.append(("used", f"{_hours_text(status)} {_hours_of(status)}"))
