@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from adrpo_scale.core import watchdog
+from adrpo_scale.core.pace import Pace
 from adrpo_scale.core.types import Prompt
 
 log = logging.getLogger(__name__)
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 Tokenize = Callable[[list[str]], Sequence[Sequence[int]]]
 """Token ids of texts, special tokens included, of any length."""
 
-_AT_ONCE = 1000  # texts between two signs of life
+_AT_ONCE = 1000  # texts between two steps of the loop
 _NAMED = 3  # prompts in a warning
 # Notices of the libraries, which say neither which prompt nor how many.
 _NOTICES = ("The following part of your input was truncated", "Token indices sequence length")
@@ -125,6 +125,7 @@ def read_prompts(who: str, encoders: Sequence[Encoder], prompts: Sequence[Prompt
 def lengths_of(encoder: Encoder, texts: Sequence[str], seen: Mapping[str, Any]) -> dict[str, int]:
     """Tokens of each text; adds what the encoder sees of it to its hash in `seen`."""
     found = {}
+    pace = Pace(f"counting tokens of {encoder.name}", len(texts), "prompts")
     with without_notices():
         for start in range(0, len(texts), _AT_ONCE):
             some = list(texts[start : start + _AT_ONCE])
@@ -132,7 +133,7 @@ def lengths_of(encoder: Encoder, texts: Sequence[str], seen: Mapping[str, Any]) 
                 found[text] = len(ids)
                 # A cut keeps the end token in the last place.
                 seen[text].update(f"{list(ids[: encoder.limit - 1])};".encode())
-            watchdog.beat()
+            pace.step(len(some))
     return found
 
 
