@@ -41,7 +41,7 @@ class AlgorithmConfig(Section):
 
     name: str = setting(REQUIRED, "which algorithm; your own by import path")
     combine: Combine = setting(
-        "sum", "how several rewards become one: weighted sum, or each normalised by its group first"
+        "sum", "combination of rewards: weighted sum, or each normalised by its group first"
     )
 
 

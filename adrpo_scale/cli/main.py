@@ -60,7 +60,6 @@ app.add_typer(prepare.app, name="prepare")
 # Raised alike on every rank, so rank 0's message is enough.
 _AGREED = (ConfigError, PromptError, GroupError, LimitReached, NonFiniteError, NothingLearned)
 
-
 # Their output is all they make: they wait for its reader, and it must arrive.
 _PRINTING = {"config", "inspect", "plan", "report", "status"}
 
@@ -104,7 +103,7 @@ def _run() -> int | str | None:
     except StopRequested:
         return STOPPED
     except AdrpoError as error:
-        from adrpo_scale.core.dist import rank_facts
+        from adrpo_scale.core.rank_facts import rank_facts
 
         facts = rank_facts()
         if facts.is_main or not (error.agreed or isinstance(error, _AGREED)):

@@ -17,6 +17,9 @@ def sample(
     ],
     prompts: Annotated[Path, typer.Option(help="Prompt file, in any format that training reads.")],
     to: Annotated[Path, typer.Option(help="Folder for the samples.")],
+    limit: Annotated[
+        int | None, typer.Option(help="Take the first prompts alone; default: all.", min=1)
+    ] = None,
     per_prompt: Annotated[int, typer.Option(help="Samples per prompt.", min=1)] = 4,
     seed: Annotated[int, typer.Option(help="Seed of the samples.", min=0, max=2**63 - 1)] = 0,
     weights: Annotated[
@@ -36,4 +39,4 @@ def sample(
 
     if weights not in ("trained", "ema"):
         raise ConfigError(f"--weights {weights!r}: expected trained or ema")
-    sampler.sample(run_or_model, prompts, to, per_prompt, seed, weights, set_)
+    sampler.sample(run_or_model, prompts, to, per_prompt, seed, weights, limit, set_)

@@ -45,3 +45,15 @@ def _known_assets(asset: str) -> str:
     guess = f"Did you mean {DEMO_PREFIX}{near[0]}? " if near else ""
     more = f" and {len(known) - _LISTED} more" if len(known) > _LISTED else ""
     return f"{guess}There are: " + ", ".join(DEMO_PREFIX + k for k in known[:_LISTED]) + more
+
+
+def make_output_folder(to: Path) -> None:
+    """Makes the folder of a command's results, before its work begins. Raises ConfigError where
+    that fails, or where nothing can be written into it."""
+    try:
+        to.mkdir(parents=True, exist_ok=True)
+        fault = None if os.access(to, os.W_OK) else "Permission denied"
+    except OSError as error:
+        fault = error.strerror
+    if fault is not None:
+        raise ConfigError(f"--to {to}: no folder can be made ({fault}); choose another --to")

@@ -7,12 +7,14 @@ source, shortened; the log of a run has their whole text.
 from __future__ import annotations
 
 import logging
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from adrpo_scale.core.errors import ConfigError
+from adrpo_scale.core.rank_facts import rank_facts
 
 log = logging.getLogger(__name__)
 
@@ -75,8 +77,12 @@ def _log(
 
 
 def is_first_rank() -> bool:
-    """Whether this process is rank 0, from its environment alone."""
-    return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
+    """Whether this process is rank 0; True where its environment contradicts itself, of which the
+    command says more."""
+    try:
+        return rank_facts().is_main
+    except ConfigError:
+        return True
 
 
 def _library(filename: str) -> str:

@@ -24,10 +24,10 @@ class TextConfig(DomainConfig):
         "full", "all parameters, or adapters", paper="appendix B.2"
     )
     lora: LoraConfig | None = setting(None, "adapter settings, with train = lora only")
-    chat: ChatConfig = setting(ChatConfig(), "how a prompt becomes tokens")
-    rollout: SamplingConfig = setting(SamplingConfig(), "how rollouts draw tokens")
+    chat: ChatConfig = setting(ChatConfig(), "conversion of prompts into tokens")
+    rollout: SamplingConfig = setting(SamplingConfig(), "distribution of a rollout's tokens")
     evaluation: SamplingConfig = setting(
-        SamplingConfig(), "how evaluations and `sample` draw tokens", effect="none"
+        SamplingConfig(), "distribution of the tokens of evaluations and `sample`", effect="none"
     )
     mask_truncated: bool = setting(
         False, "leave completions that were cut off out of the loss; their rewards still count"

@@ -44,7 +44,9 @@ class EngineConfig(Section):
     threads: int = setting(
         1, "CPU threads per process where the model runs on the CPU", effect="rounding", ge=1
     )
-    timeout_seconds: float = setting(1800.0, "how long a collective may wait", effect="none", gt=0)
+    timeout_seconds: float = setting(
+        1800.0, "seconds that a collective may wait", effect="none", gt=0
+    )
 
     def torch_device(self) -> str:
         """ "cuda" or "cpu". ConfigError where "cuda" is set and torch sees no CUDA device."""

@@ -17,10 +17,10 @@ from adrpo_scale.checkpoint.locate import open_checkpoint, origin_of
 from adrpo_scale.checkpoint.reader import Reader
 from adrpo_scale.checkpoint.shelf import CHECKPOINTS, TRAJECTORY
 from adrpo_scale.core import dist
-from adrpo_scale.core.console import console
+from adrpo_scale.core.console import say
 from adrpo_scale.core.errors import ConfigError, PromptError
 from adrpo_scale.core.pace import Pace
-from adrpo_scale.core.paths import resolve_path
+from adrpo_scale.core.paths import make_output_folder, resolve_path
 from adrpo_scale.core.types import DrawKey, Prompt
 from adrpo_scale.data.formats import guess_format
 from adrpo_scale.data.prompt_files import load_prompts
@@ -37,6 +37,7 @@ from adrpo_scale.training.rollout import chunk_count, sample_block
 from adrpo_scale.training.state import TrainingState
 
 MARKS = ("model_index.json", "config.json")  # every cached model has one of them
+MANY = 100  # prompts, from which on `sample` names --limit
 UNKNOWN = "text"  # the domain of a hub id that no domain recognises; its checks name the fault
 
 
@@ -189,6 +190,7 @@ def sample(
     per_prompt: int,
     seed: int,
     weights: str,
+    limit: int | None,
     overrides: Sequence[str],
 ) -> None:
     """Runs the command: joins the process group, and writes the pictures or completions."""
@@ -196,7 +198,9 @@ def sample(
     engine = source.config.engine
     with dist.process_group(engine.torch_device(), engine.timeout_seconds):
         chosen = cast(Literal["trained", "ema"], weights)
-        written = sample_to(source, prompts, to, per_prompt=per_prompt, seed=seed, weights=chosen)
+        written = sample_to(
+            source, prompts, to, per_prompt=per_prompt, seed=seed, weights=chosen, limit=limit
+        )
         if dist.is_main():
             _report(written, to, medium_of(DOMAINS[source.config.domain.name]))
 
@@ -209,16 +213,22 @@ def sample_to(
     per_prompt: int,
     seed: int,
     weights: Literal["trained", "ema"],
+    limit: int | None = None,
 ) -> list[Path]:
     """Writes PROMPT-SAMPLE.png files, grid.png and samples.jsonl, or completions.jsonl, into `to`.
+
+    limit: number of prompts to take, the first ones; None takes all.
 
     Returns the paths of the pictures, or of completions.jsonl, on rank 0. Collective.
     """
     config = source.config
     trained = source.run.prompts if source.run is not None else None
-    prompts = load_asked_as_trained(str(prompts_file), trained)
+    prompts = load_asked_as_trained(str(prompts_file), trained)[:limit]
     domain, engine = build_domain(config, source.reader), sampling_engine(config)
     prompts = domain.usable(prompts)
+    if dist.is_main():
+        _announce(len(prompts), per_prompt, config.domain, limit)
+    dist.run_on_main(lambda: make_output_folder(to))
     dist.run_on_main(lambda: report_cut(domain, [], prompts))
     domain.prepare(prompts, engine.device, engine.dtype)
     policy = load_policy(source, domain, engine, weights)
@@ -237,8 +247,15 @@ def sample_to(
             mode="evaluation",
         )
     artifacts = dict(zip(rows.sample_ids_N.tolist(), domain.artifacts(rows), strict=True))
-    to.mkdir(parents=True, exist_ok=True)
     return medium_of(domain).write(prompts, artifacts, per_prompt, to)
+
+
+def _announce(prompts: int, per_prompt: int, domain: Any, limit: int | None) -> None:
+    """Says how much is sampled before anything heavy begins."""
+    what = DOMAINS[domain.name].medium
+    more = "; --limit takes the first prompts alone" if limit is None and prompts > MANY else ""
+    count = f"{prompts * per_prompt:,} {what}"
+    say(f"sampling {count}: {per_prompt} of each of {prompts:,} prompts{more}")
 
 
 def load_asked_as_trained(file: str, trained: PromptsConfig | None) -> list[Prompt]:
@@ -259,4 +276,4 @@ def load_asked_as_trained(file: str, trained: PromptsConfig | None) -> list[Prom
 
 def _report(written: Sequence[Path], to: Path, medium: Medium) -> None:
     for line in medium.summary(written, to):
-        console.print(line, highlight=False, soft_wrap=True, markup=False)
+        say(line)

@@ -33,7 +33,7 @@ class SampleConfig(Section):
     config that sampling uses (`RunConfig.sampling`)."""
 
     domain: DomainSection = setting(REQUIRED, "the kind of samples and the model that makes them")
-    engine: EngineSection = setting(ENGINES.config_of("fsdp2")(), "how models are sharded")
+    engine: EngineSection = setting(ENGINES.config_of("fsdp2")(), "sharding of the models")
 
 
 class RunConfig(Section):
@@ -53,7 +53,7 @@ class RunConfig(Section):
     prompts: PromptsConfig = setting(REQUIRED, "the prompts of training and evaluation")
     optimizer: OptimizerConfig = setting(OptimizerConfig(), "AdamW and the updates of an iteration")
     ema_decay: float | None = setting(None, "moving average of the trained weights", gt=0, lt=1)
-    engine: EngineSection = setting(ENGINES.config_of("fsdp2")(), "how models are sharded")
+    engine: EngineSection = setting(ENGINES.config_of("fsdp2")(), "sharding of the models")
     evaluation: EvaluationConfig = setting(EvaluationConfig(), "measurements during training")
     checkpoint: CheckpointConfig = setting(CheckpointConfig(), "times of saves, and retention")
     limits: LimitsConfig = setting(LimitsConfig(), "conditions for stopping on purpose")

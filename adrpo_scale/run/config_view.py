@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +12,8 @@ from rich.table import Table
 from adrpo_scale.core.settings import walk
 from adrpo_scale.run.config import RunConfig
 from adrpo_scale.run.load import LoadedConfig
+
+TABLE_COLUMNS = 120  # below, the cells of the table are columns of single words
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,14 @@ def config_table(loaded: LoadedConfig) -> Table:
     for entry in entries(loaded):
         table.add_row(entry.path, entry.value, entry.source, entry.meaning)
     return table
+
+
+def config_lines(loaded: LoadedConfig, width: int) -> Iterator[str]:
+    """The same as the table, for narrow terminals: a line for a key, then its meaning."""
+    yield f"{loaded.name}-{loaded.config.digest()}"
+    for entry in entries(loaded):
+        yield f"{entry.path} = {entry.value}   ({entry.source})"
+        yield textwrap.indent(textwrap.fill(entry.meaning, width - 4), "    ")
 
 
 def differences(one: LoadedConfig, other: LoadedConfig) -> list[tuple[str, str, str]]:

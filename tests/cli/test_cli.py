@@ -103,17 +103,7 @@ def started(cache, tmp_path_factory):
     return run, done.stdout
 
 
-# ---- help, config ----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "command", [["train"], ["sample"], ["config"], ["report"], ["demo"], ["demo", "build"], []]
-)
-def test_help_of_every_command_has_an_example(command):
-    answer = CliRunner().invoke(cli.app, [*command, "--help"])
-    assert answer.exit_code == 0
-    assert "Example:" in answer.output
-    assert "adrpo-scale " in answer.output or "-m adrpo_scale" in answer.output
+# ---- config -----------------------------------------------------------------------------------
 
 
 def test_config_shows_values_differences_and_the_schema(monkeypatch):

@@ -84,6 +84,31 @@ def test_a_model_as_it_is_has_no_settings_of_training(root):
     assert of_run.run is not None and of_run.config == of_run.run.sampling
 
 
+def test_how_much_is_sampled_is_said_first_and_limited_by_an_option(root, tmp_path):
+    rows, printed = sampled(root, "run", tmp_path / "all")
+    assert f"sampling 12 completions: 2 of each of {len(PROMPTS)} prompts\n" in printed
+    line = ["sample", str(root / "run"), "--prompts", str(root / "prompts.jsonl"), "--limit", "2"]
+    line += ["--to", str(tmp_path / "two"), "--per-prompt", "2", "--seed", "3"]
+    line += [word for override in SHORT for word in ("--set", override)]
+    answer = CliRunner().invoke(cli.app, line, catch_exceptions=False)
+    assert "sampling 4 completions: 2 of each of 2 prompts\n" in answer.output
+    first = (tmp_path / "two" / COMPLETIONS).read_text().splitlines()
+    assert [json.loads(text) for text in first] == rows[:4]
+
+
+def test_many_prompts_name_the_limit_and_a_folder_is_made_before_any_work(root, tmp_path, capsys):
+    many = save_prompts(tmp_path / "many.jsonl", PROMPTS * 20)
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="no folder can be made"):
+        sample_to(
+            find_source(str(root / "run"), SHORT),
+            *(many, tmp_path / "file" / "to"),
+            **{"per_prompt": 2, "seed": 0, "weights": "trained"},
+        )
+    shown = capsys.readouterr().out
+    assert "2 of each of 120 prompts; --limit takes the first prompts alone" in shown
+
+
 def sample_on(rank, world, root):
     source = find_source(str(root / "run"))
     to = root / f"ranks-{world}"

@@ -29,6 +29,7 @@ from adrpo_scale.core.console import console
 from adrpo_scale.core.disk_space import disk_space, size_text
 from adrpo_scale.core.errors import ClipError, ConfigError, DiskSpaceError
 from adrpo_scale.core.folder_lock import RunLock
+from adrpo_scale.core.paths import make_output_folder
 from adrpo_scale.core.tensor_files import file_sha256
 from adrpo_scale.data.clips import AUDIO_SUFFIXES, SAMPLE_RATE, optional
 from adrpo_scale.data.formats import json_entries
@@ -38,7 +39,6 @@ from adrpo_scale.data.prepare.record import (
     DECODERS,
     SKIPPED,
     disk_is_full,
-    make_folder,
     say,
     versions,
     write_lines,
@@ -94,7 +94,7 @@ def prepare_avqa(options: AvqaOptions) -> dict[str, Any]:
     tally = Tally()
     questions = list(_questions(options.rows, tally))
     sources = _sources(options, questions, tally)
-    make_folder(options.to)
+    make_output_folder(options.to)
     with RunLock(options.to):
         try:
             entries = _extract_all(options, sources, tally)

@@ -21,6 +21,7 @@ from typing import Any
 
 from adrpo_scale.core.errors import ClipError
 from adrpo_scale.core.pace import Pace
+from adrpo_scale.core.paths import make_output_folder
 from adrpo_scale.core.tensor_files import file_sha256
 from adrpo_scale.data.clips import AUDIO_SUFFIXES, duration, optional
 from adrpo_scale.data.formats import json_entries
@@ -28,7 +29,6 @@ from adrpo_scale.data.prepare.record import (
     RECORD,
     SKIPPED,
     disk_is_full,
-    make_folder,
     say,
     versions,
     write_lines,
@@ -70,7 +70,7 @@ def prepare_mmau(options: MmauOptions) -> dict[str, Any]:
             what = "clip" if isinstance(error, ClipError) else "row"
             line = {"what": what, "row": where, "id": entry.get("id"), "reason": str(error)}
             skipped.append(line)
-    make_folder(options.to)
+    make_output_folder(options.to)
     record = _record(options, rows, skipped)
     try:
         write_lines(options.to / ROWS, rows)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from adrpo_scale.core.console import console
-from adrpo_scale.core.errors import ConfigError, DiskSpaceError
+from adrpo_scale.core.errors import DiskSpaceError
 from adrpo_scale.core.files import replace_file, replace_json
 
 SKIPPED, RECORD = "skipped.jsonl", "report.json"
@@ -34,16 +34,6 @@ def versions() -> dict[str, str | None]:
 
         found["libavcodec"] = ".".join(map(str, av.library_versions["libavcodec"]))
     return found
-
-
-def make_folder(to: Path) -> None:
-    """Makes the folder of the results. Raises ConfigError where that fails."""
-    try:
-        to.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(
-            f"--to {to}: no folder can be made ({error.strerror}); choose another --to"
-        ) from None
 
 
 def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
