@@ -39,6 +39,10 @@ class ModelNotFoundError(AdrpoError):
     """A model folder or hub id cannot be read here."""
 
 
+class DamagedFileError(ModelNotFoundError):
+    """A file of a model is cut off, empty, or not the file itself."""
+
+
 class WeightsError(AdrpoError):
     """Weights on disk do not cover the model's parameters exactly."""
 

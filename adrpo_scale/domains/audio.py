@@ -80,7 +80,7 @@ class AudioConfig(TextConfig):
     )
 
     def needs_from_hub(self) -> list[HubNeed]:
-        return [HubNeed(self.model, "domain.model", (*FILES, omni.SPEAKERS))]
+        return [HubNeed(self.model, "domain.model", (*FILES, omni.SPEAKERS), raw=True)]
 
     @model_validator(mode="after")
     def _rolls_out_in_process(self) -> AudioConfig:

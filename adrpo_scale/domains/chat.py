@@ -14,6 +14,7 @@ from adrpo_scale.core.pace import paced
 from adrpo_scale.core.settings import Section, setting
 from adrpo_scale.core.types import Prompt
 from adrpo_scale.data.lines import all_refused
+from adrpo_scale.hub.soundness import loading
 
 log = logging.getLogger(__name__)
 
@@ -71,13 +72,8 @@ def load_tokenizer(folder: Path, config: ChatConfig, template: str | None = None
             f"{folder} has no tokenizer ({', '.join(VOCABULARIES)}: none is there); copy it from "
             "the model that the weights belong to, or download the model again with `hf download`"
         )
-    try:
+    with loading(folder, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise ModelNotFoundError(
-            f"transformers cannot load the tokenizer in {folder} ({error}); download the model "
-            "again with `hf download`"
-        ) from error
     if template is not None:
         tokenizer.chat_template = template
     if config.template_file is not None:

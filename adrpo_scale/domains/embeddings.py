@@ -9,7 +9,6 @@ ranks, so that the embeddings are the same to the bit.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,10 @@ from adrpo_scale.domains.embedding_store import (
     store_folder,
     text_hash,
 )
-from adrpo_scale.hub.weights import SafetensorsFolder
+from adrpo_scale.domains.pipelines import T5, encoders, load_encoder
+from adrpo_scale.hub.foreign import read_json
+from adrpo_scale.hub.soundness import loading
+from adrpo_scale.hub.weight_files import TRANSFORMERS, weight_files
 
 VERSION = 1  # to be raised when embeddings are computed differently
 ENCODE_BATCH = 16
@@ -51,7 +53,7 @@ def encoder_fingerprint(
     Raises ModelNotFoundError where an encoder or tokenizer is missing.
     """
     folders = ["text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"]
-    folders += ["text_encoder_3", "tokenizer_3"] if t5 else []
+    folders += [T5, "tokenizer_3"] if t5 else []
     parts = [f"v{VERSION}", str(max_sequence_length), dtype]
     for folder in folders:
         files = sorted(p for p in (model / folder).glob("*") if p.is_file())
@@ -61,15 +63,15 @@ def encoder_fingerprint(
                 + ("; without T5, set domain.t5 = false" if folder.endswith("_3") else "")
             )
         if folder.startswith("text_encoder"):
-            SafetensorsFolder(model / folder, "model")  # raises; transformers would try a pickle
+            weight_files(model / folder, TRANSFORMERS)  # raises; the library would try a pickle
         parts += [f"{folder}/{p.name}={digest}" for p, digest in hashes(files).items()]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def row_bytes(model: Path, max_sequence_length: int, dtype: torch.dtype) -> int:
     """Bytes of one embedding. model: a pipeline's folder, or that of its config files."""
-    transformer = json.loads((model / "transformer" / "config.json").read_text())
-    clip = json.loads((model / "text_encoder" / "config.json").read_text())
+    transformer = read_json(model / "transformer" / "config.json")
+    clip = read_json(model / "text_encoder" / "config.json")
     tokens = clip.get("max_position_embeddings", 77) + max_sequence_length
     numbers = tokens * transformer["joint_attention_dim"] + transformer["pooled_projection_dim"]
     return int(numbers) * dtype.itemsize
@@ -266,10 +268,18 @@ def _pipeline(model: Path, t5: bool, device: torch.device, dtype: torch.dtype) -
     from accelerate import init_empty_weights
     from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 
-    without = {} if t5 else {"text_encoder_3": None, "tokenizer_3": None}
-    pipeline = StableDiffusion3Pipeline.from_pretrained(
-        model, transformer=None, vae=None, dtype=dtype, local_files_only=True, **without
-    ).to(device)
+    without = {} if t5 else {T5: None, "tokenizer_3": None}
+    given: dict[str, Any] = {name: load_encoder(model / name, dtype) for name in encoders(t5)}
+    with loading(model, "tokenizers"):
+        pipeline = StableDiffusion3Pipeline.from_pretrained(
+            model,
+            transformer=None,
+            vae=None,
+            dtype=dtype,
+            local_files_only=True,
+            **given,
+            **without,
+        ).to(device)
     # Without T5 the pipeline reads the width of its zeros from the transformer's config.
     transformer_config = SD3Transformer2DModel.load_config(model / "transformer")
     with init_empty_weights():

@@ -14,7 +14,6 @@ steps; training terms use the conditional velocity without guidance.
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -33,16 +32,17 @@ from adrpo_scale.data.readings import Readings, read_prompts, without_notices
 from adrpo_scale.domains.base import Domain, DomainConfig, Mode, Published, Reference
 from adrpo_scale.domains.embeddings import bytes_to_cache, load_embeddings
 from adrpo_scale.domains.export_target import ExportTarget
+from adrpo_scale.domains.pipelines import PIPELINE, check_components, check_weights, load_vae
 from adrpo_scale.domains.sd3 import ATTENTION, WEIGHTS, fixed_inputs, transformer_spec
 from adrpo_scale.domains.sd3_encoders import encoders_of
 from adrpo_scale.engines.planning import Rung, halves
 from adrpo_scale.engines.spec import DTYPES, LoraConfig, ModelSpec
 from adrpo_scale.engines.workload import Workload
+from adrpo_scale.hub.foreign import read_json
 from adrpo_scale.hub.needs import HubNeed
 from adrpo_scale.hub.shapes import config_folder
 from adrpo_scale.hub.weights import SafetensorsFolder, find_model
 
-PIPELINE = "model_index.json"  # marks a folder as a diffusers pipeline
 # Copies of the same weights, e.g. 11 GB in half precision in stable-diffusion-3-medium.
 UNREAD = ("*.fp16*", "*.bin", "*.bin.index.json", "*.msgpack", "*.onnx*")
 
@@ -135,6 +135,7 @@ class FlowDomain(Domain):
         self.config = config
         (need,) = config.needs_from_hub()
         self.folder = find_model(need)
+        check_components(self.folder, config.t5)
         self._transformer_config = self._read("transformer")
         vae, scheduler = self._read("vae"), self._read("scheduler")
         self.shift = float(scheduler.get("shift", 1.0))
@@ -148,7 +149,7 @@ class FlowDomain(Domain):
                 f"domain.model = {self.config.model!r}: {part}/{name} is missing; a diffusers "
                 "Stable Diffusion 3 pipeline folder or hub id is expected"
             )
-        return json.loads(path.read_text())
+        return read_json(path)
 
     def _latent_shape(self, vae_factor: int) -> tuple[int, int, int]:
         transformer = self._transformer_config
@@ -209,8 +210,6 @@ class FlowDomain(Domain):
         return read_prompts("the model", encoders, prompts)
 
     def prepare(self, prompts: Sequence[Prompt], device: torch.device, dtype: torch.dtype) -> None:
-        from diffusers import AutoencoderKL
-
         self.device, self.dtype = device, dtype
         self._text = {prompt.id: prompt.text for prompt in prompts}
         with without_notices():  # `reads` has said it
@@ -222,11 +221,10 @@ class FlowDomain(Domain):
                 device=device,
                 dtype=dtype,
             )
-        SafetensorsFolder(self.folder / "vae", WEIGHTS)  # raises; diffusers would try a pickle
-        vae = AutoencoderKL.from_pretrained(
-            self.folder / "vae", dtype=DTYPES[self.config.vae_dtype], local_files_only=True
-        )
-        self._vae = vae.to(device).requires_grad_(False).eval()
+        self._vae = load_vae(self.folder / "vae", DTYPES[self.config.vae_dtype]).to(device)
+
+    def check_training(self) -> None:
+        check_weights(self.folder, self.config.t5)
 
     @torch.no_grad()
     def sample(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,15 +22,17 @@ from adrpo_scale.engines.workload import (
     plain_spec,
     spec_of,
 )
+from adrpo_scale.hub.foreign import read_json
+from adrpo_scale.hub.soundness import loading
 
 
 def flow_workload(
     config: Any, folder: Path, latent: tuple[int, int, int], dtype: torch.dtype
 ) -> Workload:
     """config: of the domain `flow`. folder: of the model or its config files. latent: [C, H, W]."""
-    transformer = json.loads((folder / "transformer" / "config.json").read_text())
+    transformer = read_json(folder / "transformer" / "config.json")
     lora = lora_of(config)
-    clip = json.loads((folder / "text_encoder" / "config.json").read_text())
+    clip = read_json(folder / "text_encoder" / "config.json")
     tokens = clip.get("max_position_embeddings", 77) + config.max_sequence_length
 
     def velocity(model: Any, rows: int) -> Tensor:
@@ -63,7 +64,7 @@ def flow_workload(
 def _vae(config: Any, folder: Any, latent: tuple[int, ...]) -> Frozen:
     from diffusers import AutoencoderKL
 
-    settings = json.loads((folder / "vae" / "config.json").read_text())
+    settings = read_json(folder / "vae" / "config.json")
     dtype = DTYPES[config.vae_dtype]
 
     def decode(model: Any, rows: int) -> Tensor:
@@ -83,7 +84,8 @@ def _encoders(config: Any, folder: Any, dtype: torch.dtype) -> list[Frozen]:
         classes["text_encoder_3"] = T5EncoderModel
     found = []
     for part, model_class in classes.items():
-        settings = AutoConfig.from_pretrained(folder / part, local_files_only=True)
+        with loading(folder / part, "config.json"):
+            settings = AutoConfig.from_pretrained(folder / part, local_files_only=True)
         is_t5 = part == "text_encoder_3"
         length = config.max_sequence_length if is_t5 else settings.max_position_embeddings
 

@@ -3,7 +3,6 @@ and its `ModelSpec`."""
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,9 @@ from adrpo_scale.core.errors import ConfigError, ModelNotFoundError
 from adrpo_scale.domains import logprobs
 from adrpo_scale.domains.chat import ChatConfig, load_tokenizer
 from adrpo_scale.engines.spec import LoraConfig, ModelSpec
+from adrpo_scale.hub.foreign import read_json
+from adrpo_scale.hub.soundness import loading
+from adrpo_scale.hub.weight_files import ADAPTER
 from adrpo_scale.hub.weights import SafetensorsFolder, WeightSource
 
 log = logging.getLogger(__name__)
@@ -67,7 +69,7 @@ class LanguageModel:
     def _read_ends(self) -> list[int]:
         """The end tokens of generation_config.json, the model's config and the tokenizer."""
         path = self.folder / "generation_config.json"
-        stated = json.loads(path.read_text()) if path.is_file() else {}
+        stated = read_json(path) if path.is_file() else {}
         ends: list[int] = []
         for value in (stated.get("eos_token_id"), self.config.eos_token_id):
             ends += value if isinstance(value, list) else [] if value is None else [value]
@@ -126,9 +128,11 @@ class LanguageModel:
     def spec(self, attention: str, lora: LoraConfig | None = None) -> ModelSpec:
         """The `ModelSpec`. attention: transformers' name of an implementation. lora: None trains
         all parameters."""
-        unwanted = ("lm_head.weight",) if self.config.tie_word_embeddings else ()
-        # Some folders store the tied output layer as well.
-        weights = SafetensorsFolder(self.folder, WEIGHTS, unwanted)
+        from transformers import AutoModelForCausalLM
+
+        model_class = AutoModelForCausalLM._model_mapping[type(self.config)]
+        # Some folders store the tied output layer as well, some store it alone.
+        weights = SafetensorsFolder(self.folder, WEIGHTS, tied_names(self.config, model_class))
         return language_model_spec(self.config, attention, weights, lora, self.banned)
 
 
@@ -169,6 +173,13 @@ def language_model_spec(
     )
 
 
+def tied_names(config: Any, model_class: Any) -> dict[str, str]:
+    """Name of a weight → name of the weight to which the config ties it, of a class of models."""
+    if not getattr(config, "tie_word_embeddings", False):
+        return {}
+    return dict(getattr(model_class, "_tied_weights_keys", None) or {})
+
+
 def _build(config: Any, attention: str, banned: tuple[int, ...]) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
@@ -188,17 +199,18 @@ def read_any_config(folder: Path, name: str) -> Any:
     from transformers import AutoConfig
 
     if not (folder / "config.json").is_file():
+        why = "is not a complete model folder of transformers; download it again with `hf download`"
+        if (folder / ADAPTER).is_file():
+            base = read_json(folder / ADAPTER).get("base_model_name_or_path")
+            why = (
+                f"holds adapters alone, of the base {base!r}: merge them (docs/guide/weights.md "
+                "shows how) and name the result"
+            )
         raise ModelNotFoundError(
-            f"domain.model = {name!r}: {folder} has no config.json, so it is not a complete model "
-            "folder of transformers; download it again with `hf download`"
+            f"domain.model = {name!r}: {folder} has no config.json, so it {why}"
         )
-    try:
+    with loading(folder, "config.json"):
         return AutoConfig.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise ModelNotFoundError(
-            f"domain.model = {name!r}: transformers cannot read {folder}/config.json ({error}); "
-            "download it again with `hf download`"
-        ) from error
 
 
 def read_config(folder: Path, name: str) -> Any:

@@ -11,8 +11,8 @@ The tower encodes one clip per call, so embeddings depend neither on the batch n
 
 from __future__ import annotations
 
-import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +31,18 @@ from adrpo_scale.domains.language_model import (
     checkpoint_activations,
     embedding_units,
     read_any_config,
+    tied_names,
 )
 from adrpo_scale.engines.spec import LoraConfig, ModelSpec
-from adrpo_scale.hub.weights import SafetensorsFolder, WeightSource, check_coverage, combined_sha256
+from adrpo_scale.hub.foreign import read_json
+from adrpo_scale.hub.soundness import loading
+from adrpo_scale.hub.weights import (
+    SafetensorsFolder,
+    WeightSource,
+    check_coverage,
+    check_finite,
+    combined_sha256,
+)
 
 # The whole name, because the towers have layers of these names too.
 ADAPTED = r".*language_model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
@@ -88,21 +97,22 @@ class Thinker(LanguageModel):
         path = self.folder / _TEMPLATE
         if not path.is_file() or (self.folder / "chat_template.jinja").is_file():
             return None
-        return str(json.loads(path.read_text())["chat_template"])
+        return str(read_json(path).get("chat_template", ""))
 
     def files(self) -> list[Path]:
         beside = [self.folder / name for name in (*_PROCESSOR, _TEMPLATE)]
         return sorted({*super().files(), *(path for path in beside if path.is_file())})
 
     def spec(self, attention: str, lora: LoraConfig | None = None) -> ModelSpec:
-        tied = ("lm_head.weight",) if self.thinker.tie_word_embeddings else ()
-        weights = ThinkerPart(self.folder, unwanted=tied)
+        from transformers import Qwen2_5OmniThinkerForConditionalGeneration as Whole
+
+        weights = ThinkerPart(self.folder, tied=tied_names(self.thinker, Whole))
         return thinker_spec(self.thinker, attention, weights, lora, self.banned)
 
     def part(self) -> Part:
         """The place of the policy in the thinker, and of the thinker in the folder."""
         key = "thinker_config"
-        is_alone = key not in json.loads((self.folder / "config.json").read_text())
+        is_alone = key not in read_json(self.folder / "config.json")
         if is_alone:
             return Part(thinker_name, (_AUDIO, _VISION))
         return Part(thinker_name, (_AUDIO, _VISION), key, WHOLE, "thinker", (SPEAKERS,))
@@ -192,37 +202,26 @@ class ThinkerPart(SafetensorsFolder):
     the towers had no prefix.
     """
 
-    def __init__(self, folder: Path, part: str = "", unwanted: tuple[str, ...] = ()) -> None:
-        super().__init__(folder, WEIGHTS)
-        named = {thinker_name(stored): stored for stored in self._file_of}
+    def __init__(self, folder: Path, part: str = "", tied: Mapping[str, str] | None = None) -> None:
+        def of_part(stored: str) -> str | None:
+            name = thinker_name(stored)
+            if name is None or not name.startswith(part) or (not part and name.startswith(towers)):
+                return None
+            return name.removeprefix(part)
+
         towers = (_AUDIO, _VISION)
-        self._stored = {
-            name.removeprefix(part): stored
-            for name, stored in named.items()
-            if name is not None
-            and (name.startswith(part) if part else not name.startswith(towers))
-            and name not in unwanted
-        }
+        super().__init__(folder, WEIGHTS, tied, of_part)
+        names = {stored: thinker_name(stored) for stored in self._files.file_of}
         self._used = {
-            self._file_of[stored]
-            for name, stored in named.items()
+            self._files.file_of[stored]
+            for stored, name in names.items()
             if name is not None and not name.startswith(_VISION)
         }
-        self._file_of = {stored: self._file_of[stored] for stored in self._stored.values()}
 
     def sha256(self) -> str:
         """Hash of the files of the language model and the audio tower, for either part: another
         tower gives the policy other embeddings."""
         return combined_sha256([self.folder / name for name in sorted(self._used)], self.folder)
-
-    def names(self) -> set[str]:
-        return set(self._stored)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return super().shape(self._stored.get(name, name))
-
-    def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
-        return super().read(self._stored.get(name, name), start, stop)
 
 
 def thinker_name(stored: str) -> str | None:
@@ -253,7 +252,11 @@ def load_tower(
         )
     stored = ThinkerPart(folder, _AUDIO)
     check_coverage(tower.state_dict(), stored.names(), folder)
-    tensors = {name: stored.read(name).to(device, dtype) for name in stored.names()}
+    tensors = {}
+    for name in stored.names():
+        tensor = stored.read(name)
+        check_finite(name, tensor, folder)
+        tensors[name] = tensor.to(device, dtype)
     tower.load_state_dict(tensors, assign=True)
     stored.close()
     tower.to(device)  # its buffers
@@ -264,13 +267,13 @@ def load_features(folder: Path) -> Any:
     """Whisper's feature extractor. ModelNotFoundError where the folder has none."""
     from transformers import WhisperFeatureExtractor
 
-    try:
-        return WhisperFeatureExtractor.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
+    if not any((folder / name).exists() for name in _PROCESSOR):
         raise ModelNotFoundError(
-            f"{folder} has no feature extractor ({' or '.join(_PROCESSOR)}), which encodes clips "
-            f"({error}); copy it from the model that the weights belong to"
-        ) from error
+            f"{folder} has no feature extractor ({' or '.join(_PROCESSOR)}), which encodes clips; "
+            "copy it from the model that the weights belong to"
+        )
+    with loading(folder, "feature extractor"):
+        return WhisperFeatureExtractor.from_pretrained(folder, local_files_only=True)
 
 
 def frames_of(samples: int, features: Any) -> int:

@@ -60,4 +60,4 @@ class TextConfig(DomainConfig):
         return self
 
     def needs_from_hub(self) -> list[HubNeed]:
-        return [HubNeed(self.model, "domain.model", FILES)]
+        return [HubNeed(self.model, "domain.model", FILES, raw=True)]

@@ -14,7 +14,7 @@ from adrpo_scale.core.errors import ConfigError, WeightsError
 from adrpo_scale.engines.adapters import add_adapters, is_adapter, original_name
 from adrpo_scale.engines.base import EngineConfig, OptimizerConfig
 from adrpo_scale.engines.spec import ModelSpec
-from adrpo_scale.hub.weights import check_coverage, initial_uniform
+from adrpo_scale.hub.weights import check_coverage, check_finite, initial_uniform
 
 
 def prepare_device(config: EngineConfig) -> torch.device:
@@ -76,10 +76,13 @@ def first_values(
 ) -> Tensor:
     """Rows [start, stop) of a tensor of the built model before training, on the CPU.
 
-    Adapters begin as peft's do: A uniform, seeded by name and `seed`, and B zero.
+    Adapters begin as peft's do: A uniform, seeded by name and `seed`, and B zero. Raises
+    WeightsError where the stored rows are not finite.
     """
     if not is_adapter(name):
-        return spec.weights.read(original_name(name), start, stop)
+        values = spec.weights.read(original_name(name), start, stop)
+        check_finite(original_name(name), values, spec.weights.folder)
+        return values
     if ".lora_A." in name:
         return initial_uniform(name, shape, shape[1], seed)[start:stop]
     return torch.zeros(shape)[start:stop]

@@ -32,6 +32,7 @@ from adrpo_scale.run.config import RunConfig, SampleConfig
 from adrpo_scale.run.cut_prompts import report_cut
 from adrpo_scale.run.load import overridden, parse_config, parsed
 from adrpo_scale.run.registry import DOMAINS, ENGINES
+from adrpo_scale.run.soundness import check_models
 from adrpo_scale.training.media import Medium, medium_of
 from adrpo_scale.training.rollout import chunk_count, sample_block
 from adrpo_scale.training.state import TrainingState
@@ -168,10 +169,12 @@ def sampling_engine(config: SampleConfig) -> Engine:
 def load_policy(
     source: Source, domain: Domain, engine: Engine, weights: Literal["trained", "ema"]
 ) -> nn.Module:
-    """The policy of a checkpoint, or the published model. Raises CheckpointError where the
-    checkpoint has no such weights."""
+    """The policy of a checkpoint, or the published model. Collective. Raises CheckpointError where
+    the checkpoint has no such weights, WeightsError where a library would load another model."""
     reader = source.reader
     if reader is None:
+        needs = source.config.domain.needs_from_hub()
+        dist.run_on_main(lambda: check_models(needs, domain))
         spec = domain.reference_spec() or domain.policy_spec()
         return engine.build_frozen(spec)
     assert source.run is not None

@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from adrpo_scale.export.base import Copy, last_name
+from adrpo_scale.hub.foreign import damaged
 
 LICENCES = ("LICENSE", "LICENCE", "NOTICE", "USE_POLICY")
 _CONTENT = {"tokenizer.json", "vocab.json", "special_tokens_map.json", "added_tokens.json"}
@@ -36,12 +37,20 @@ def write_copies(copies: list[Copy], texts: Mapping[str, str], folder: Path, lin
         to = folder / copy.name
         to.parent.mkdir(parents=True, exist_ok=True)
         if to.suffix == ".json" and to.name not in _CONTENT:
-            text = copy.source.read_text()
-            clean = without_paths(json.loads(text))
-            if clean != json.loads(text):
+            content = _json_of(copy.source)
+            clean = without_paths(content)
+            if clean != content:
                 to.write_text(json_text(clean))
                 continue
         _place(copy.source.resolve(), to, link)
+
+
+def _json_of(path: Path) -> Any:
+    """The content of a JSON file; raises DamagedFileError."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise damaged(path, error) from error
 
 
 def _place(source: Path, to: Path, link: bool) -> None:

@@ -27,6 +27,7 @@ from adrpo_scale.export.base import (
     code_block,
 )
 from adrpo_scale.export.copies import licence_files
+from adrpo_scale.hub.foreign import read_json
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 INDEX = "model_index.json"
@@ -81,7 +82,7 @@ def other_files(material: Material) -> list[Copy]:
     variants of weights. Raises ExportError where a component has its weights as pickles alone.
     """
     base, target = material.folder, material.target
-    index = json.loads((base / INDEX).read_text())
+    index = read_json(base / INDEX)
     found = [Copy(base / INDEX, INDEX), *licence_files(base)]
     for part in sorted(name for name, value in index.items() if isinstance(value, list)):
         if not (base / part).is_dir():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -181,13 +181,15 @@ def _material(reader: Reader, config: RunConfig, request: Request) -> Material:
         assert origin is not None
         _check_whole(origin)
     target = domain.export_target()
+    stored_names: Mapping[str, str] = getattr(weights, "stored_names", {})
+    tied = {name: n for name, n in stored_names.items() if target.part.name(n) != name}
     return Material(
         reader=reader,
         part="ema" if request.ema else "policy",
         spec=specs_of(domain, config, origin)[0],
         target=target,
         stored=StoredTensors(
-            domain.folder, target, weights.names(), is_whole=request.form == "whole"
+            domain.folder, target, weights.names(), tied, is_whole=request.form == "whole"
         ),
         folder=domain.folder,
         base=base_of(stated["model"], stated["revision"], stated["sha256"]),

@@ -135,9 +135,10 @@ class Diffusers(Library):
     def _load_pipeline(self, folder: str, model: Any) -> Any:
         """The pipeline around the model, without the encoders, which no export changes."""
         index = json.loads(Path(folder, "model_index.json").read_text())
-        parts = [name for name, value in index.items() if isinstance(value, list) and value[0]]
+        parts = [name for name, value in index.items() if isinstance(value, list)]
         heavy = [name for name in parts if not name.startswith(LIGHT)]
-        absent = [name for name in parts if not Path(folder, name).is_dir()]
+        # Also those that the pipeline was saved without: diffusers demands that each is passed.
+        absent = [n for n in parts if not (all(index[n]) and Path(folder, n).is_dir())]
         without = dict.fromkeys([*heavy, *absent]) | {self.job["component"]: model}
         pipeline_class = getattr(self.module, self.job["pipeline"])
         return pipeline_class.from_pretrained(folder, local_files_only=True, **without)

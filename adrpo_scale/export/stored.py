@@ -4,15 +4,14 @@ class that loads the export.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
-import torch
 from safetensors import safe_open
-from torch import Tensor
 
 from adrpo_scale.core.errors import ExportError
 from adrpo_scale.domains.export_target import ExportTarget
+from adrpo_scale.hub.foreign import same_bytes
 from adrpo_scale.hub.weights import SafetensorsFolder
 
 
@@ -20,24 +19,32 @@ class StoredTensors(SafetensorsFolder):
     """The base's tensors that a complete export holds, by their stored names: those on the disk,
     the same in the base and in the export.
 
-    policy: names of the policy's tensors. is_whole: the export also holds the parts of the base
-    beside the model. policy_names: stored name → name in the policy. copied: stored names of the
-    tensors that are copied from the base. left_out: tensors of the model that neither training nor
-    an export has (second copies of tied weights).
+    policy: names of the policy's tensors. tied: of the policy, those that are stored under the name
+    of a weight tied to them: policy name → stored name. is_whole: the export also holds the parts
+    of the base beside the model. policy_names: stored name → name in the policy. copied: stored
+    names of the tensors that are copied from the base. left_out: tensors of the model that neither
+    training nor an export has (second copies of tied weights).
     """
 
     def __init__(
-        self, base: Path, target: ExportTarget, policy: Collection[str], *, is_whole: bool
+        self,
+        base: Path,
+        target: ExportTarget,
+        policy: Collection[str],
+        tied: Mapping[str, str] | None = None,
+        *,
+        is_whole: bool,
     ) -> None:
         super().__init__(base / target.component, target.stem)
         self.is_whole, part = is_whole, target.part
-        of_model = {n: name for n in self._file_of if (name := part.name(n)) is not None}
+        of_model = {n: name for n in self._stored if (name := part.name(n)) is not None}
+        of_model |= {stored: name for name, stored in (tied or {}).items()}
         self.policy_names = {n: name for n, name in of_model.items() if name in policy}
         frozen = {n for n, name in of_model.items() if name.startswith(part.frozen)}
-        others = self._file_of.keys() - of_model.keys() if is_whole else set()
+        others = self._stored.keys() - of_model.keys() if is_whole else set()
         self.copied = (frozen | others) - self.policy_names.keys()
         self.left_out = of_model.keys() - self.policy_names.keys() - frozen
-        self._stored_names = {name: stored for stored, name in self.policy_names.items()}
+        self._names_on_disk = {name: stored for stored, name in self.policy_names.items()}
         prefix = f"{part.attribute}." if is_whole else ""
         self._class_names = {n: prefix + name for n, name in of_model.items()}
 
@@ -46,7 +53,7 @@ class StoredTensors(SafetensorsFolder):
 
     def stored_name(self, policy: str) -> str:
         """The stored name of a tensor of the policy."""
-        return self._stored_names[policy]
+        return self._names_on_disk[policy]
 
     def class_name(self, stored: str) -> str:
         """The name of a stored tensor in the class that loads the export."""
@@ -60,7 +67,7 @@ def check_copied(stored: StoredTensors, files: Iterable[str], folder: Path) -> i
     for path in files:
         for name in sorted(names_in(folder / path) & stored.copied):
             with safe_open(folder / path, "pt") as file:  # again: mapped pages count as memory
-                if not is_same(file.get_tensor(name), stored.read(name)):
+                if not same_bytes(file.get_tensor(name), stored.read(name)):
                     raise ExportError(
                         f"{path}: {name} differs from the base model's. The export was removed; "
                         "please open an issue"
@@ -79,10 +86,3 @@ def names_in(path: Path) -> set[str]:
     """Names of the tensors in a safetensors file."""
     with safe_open(path, "pt") as file:
         return set(file.keys())
-
-
-def is_same(a: Tensor, b: Tensor) -> bool:
-    """True where two tensors are equal byte for byte; equal NaNs are equal."""
-    if (a.dtype, a.shape) != (b.dtype, b.shape):
-        return False
-    return torch.equal(*(t.contiguous().flatten().view(torch.uint8) for t in (a, b)))

@@ -29,6 +29,7 @@ from adrpo_scale.export.base import (
     value_text,
 )
 from adrpo_scale.export.copies import json_text, licence_files, without_paths
+from adrpo_scale.hub.foreign import read_json
 
 CONFIG, TOKENIZER, TEMPLATE = "config.json", "tokenizer_config.json", "chat_template.jinja"
 GENERATION = "generation_config.json"
@@ -168,7 +169,7 @@ def untrue_copies(material: Material) -> list[str]:
 def config_text(material: Material, wanted: torch.dtype | None) -> str:
     """The base's config.json, or the model's section of it. `dtype` is the type of most of the
     export's elements; in the model's section of a whole model, of most of the policy's."""
-    config = without_paths(json.loads((material.folder / CONFIG).read_text()))
+    config = without_paths(read_json(material.folder / CONFIG))
     key, stored = material.target.part.config, material.stored
     if key and stored.is_whole:
         of_model = _main_dtype(material, wanted, stored.policy_names)
@@ -194,7 +195,7 @@ def tokenizer_texts(material: Material, *, names_class: bool) -> dict[str, str]:
     tokenizer_config.json must name the tokenizer's class.
     """
     chat, path = _chat(material.target), material.folder / TOKENIZER
-    settings = without_paths(json.loads(path.read_text())) if path.is_file() else {}
+    settings = without_paths(read_json(path)) if path.is_file() else {}
     before, found = dict(settings), {}
     if chat.template is not None:
         found[TEMPLATE] = with_system(chat.template, chat.system)

@@ -31,6 +31,7 @@ from adrpo_scale.hub.needs import (
     converted_name,
     snapshot_folder,
 )
+from adrpo_scale.hub.soundness import damage_of
 
 FORMAT = 1
 REMEDY = "run `adrpo-scale prefetch CONFIG` on a login node"
@@ -241,6 +242,12 @@ def check(needs: Sequence[HubNeed]) -> list[str]:
     """A line for every need that is missing on this machine; looks at names and sizes alone and
     never asks the hub."""
     return [line for line, _ in missing(needs)]
+
+
+def damaged(needs: Sequence[HubNeed]) -> list[str]:
+    """A line for every file of a model that is here and cannot be read: of what `check` finds
+    nothing to say of. Reads headers and small files, no tensor."""
+    return damage_of(needs, find_here)
 
 
 def missing(needs: Sequence[HubNeed]) -> list[tuple[str, bool]]:

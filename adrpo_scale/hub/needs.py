@@ -24,7 +24,8 @@ class HubNeed:
     """A model or dataset that a component reads: a folder, `demo:NAME` or a hub id.
 
     what: the setting that names it. allow, ignore: patterns of its files, as `snapshot_download`
-    takes them; the default is everything.
+    takes them; the default is everything. raw: its weights are read here alone, without what its
+    library would add to them (adapters beside them, quantisation).
     """
 
     name: str
@@ -32,6 +33,7 @@ class HubNeed:
     allow: tuple[str, ...] = ("*",)
     ignore: tuple[str, ...] = ()
     type: RepoType = "model"
+    raw: bool = False
 
     @property
     def key(self) -> Key:
@@ -69,6 +71,7 @@ def joined(needs: Iterable[HubNeed]) -> list[HubNeed]:
                 what=", ".join(dict.fromkeys([*other.what.split(", "), need.what])),
                 allow=tuple(dict.fromkeys([*other.allow, *need.allow])),
                 ignore=tuple(pattern for pattern in other.ignore if pattern in need.ignore),
+                raw=other.raw or need.raw,
             )
     return list(found.values())
 

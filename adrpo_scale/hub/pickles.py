@@ -11,7 +11,6 @@ the pickle with its values, whatever the model's config states about tying.
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
 import re
@@ -29,6 +28,7 @@ from adrpo_scale.core.errors import WeightsError
 from adrpo_scale.core.files import remove_folder, replace_json, sync_folder
 from adrpo_scale.core.pace import Pace
 from adrpo_scale.core.tensor_files import TensorFileWriter, TensorHeader, can_write
+from adrpo_scale.hub.foreign import read_json, same_bytes
 from adrpo_scale.hub.needs import HubNeed
 
 # The libraries' name of a file of pickled weights → of the same in safetensors.
@@ -38,7 +38,6 @@ STEMS = {
     "open_clip_pytorch_model": "open_clip_model",
 }
 _SHARD = r"(-\d{5}-of-\d{5})?"
-_COMPARED = 1 << 24  # bytes at once
 
 
 @dataclass(frozen=True)
@@ -166,7 +165,7 @@ def _check_index(index: Path, names: Set[str]) -> None:
     """Raises WeightsError where the pickles' index lists other tensors."""
     if not index.is_file():
         return
-    differ = set(json.loads(index.read_text())["weight_map"]) ^ names
+    differ = set(read_json(index).get("weight_map", ())) ^ names
     if differ:
         raise WeightsError(
             f"{index} and the files beside it differ in {len(differ)} tensors, {min(differ)!r} "
@@ -247,15 +246,7 @@ def compare(path: Path, tensors: dict[str, Tensor], source: Path) -> None:
                 f"{path} has other names than {source}: the disk or memory is faulty"
             )
         for name, tensor in tensors.items():
-            if not _same(file.get_tensor(name), tensor):
+            if not same_bytes(file.get_tensor(name), tensor):
                 raise WeightsError(
                     f"{path}: {name!r} is not what {source} has: the disk or memory is faulty"
                 )
-
-
-def _same(written: Tensor, tensor: Tensor) -> bool:
-    """Bytes are compared, not numbers: a NaN is not equal to itself."""
-    if written.dtype != tensor.dtype or written.shape != tensor.shape:
-        return False
-    pair = (t.contiguous().flatten().view(torch.uint8).split(_COMPARED) for t in (written, tensor))
-    return all(torch.equal(a, b) for a, b in zip(*pair, strict=True))

@@ -20,7 +20,12 @@ from rich.table import Column, Table
 from adrpo_scale.core.console import console
 from adrpo_scale.core.disk_space import free_space, shortage, size_text
 from adrpo_scale.core.dist import rank_facts
-from adrpo_scale.core.errors import AdrpoError, ModelNotFoundError, WeightsError
+from adrpo_scale.core.errors import (
+    AdrpoError,
+    DamagedFileError,
+    ModelNotFoundError,
+    WeightsError,
+)
 from adrpo_scale.hub import access as hub_access
 from adrpo_scale.hub.access import HubUnreachableError, RepoPlan
 from adrpo_scale.hub.download import download, remember_newest
@@ -29,6 +34,7 @@ from adrpo_scale.hub.lock import (
     LockedRepo,
     PinnedError,
     check_locked,
+    damaged,
     find_here,
     lock_path,
     missing,
@@ -49,13 +55,15 @@ from adrpo_scale.hub.pickles import contents, convert_snapshot
 def require_models(needs: Sequence[HubNeed]) -> None:
     """Raises ModelNotFoundError, which names all missing needs, unless a run can read its models.
 
-    For the start of a run, before a process group: looks at names and sizes alone. A need that is
-    neither locked nor cached counts as missing only where the hub does not answer.
+    For the start of a run, before a process group: looks at names, sizes and headers alone. A need
+    that is neither locked nor cached counts as missing only where the hub does not answer. Raises
+    DamagedFileError for files that are here and cannot be read.
     """
     found = missing(needs)
     if any(is_on_hub for _, is_on_hub in found) and hub_access.answers():
         found = [(line, is_on_hub) for line, is_on_hub in found if not is_on_hub]
     if not found:
+        _require_whole(needs)
         return
     lines = list(dict.fromkeys(line for line, _ in found))
     error = ModelNotFoundError(
@@ -65,6 +73,15 @@ def require_models(needs: Sequence[HubNeed]) -> None:
     )
     error.agreed = rank_facts().local_rank > 0  # ranks of a node share the cache: one prints it
     raise error
+
+
+def _require_whole(needs: Sequence[HubNeed]) -> None:
+    lines = damaged(needs)
+    if lines:
+        head = f"{_things(len(lines))} that this run reads cannot be read:"
+        error = DamagedFileError(_listed(head, lines))
+        error.agreed = rank_facts().local_rank > 0
+        raise error
 
 
 def prefetch(

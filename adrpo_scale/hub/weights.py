@@ -7,22 +7,28 @@ pickle is read. Also finds a model by folder, `demo:` name or hub id.
 from __future__ import annotations
 
 import hashlib
-import json
+import logging
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from adrpo_scale.core import watchdog
 from adrpo_scale.core.errors import ModelNotFoundError, WeightsError
 from adrpo_scale.core.file_hashes import file_hashes
 from adrpo_scale.core.seeding import Purpose, derive_seed
+from adrpo_scale.hub.foreign import open_tensors, same_bytes
 from adrpo_scale.hub.lock import REMEDY, NotCachedError, PinnedError, find_here
+from adrpo_scale.hub.misfits import explanation
 from adrpo_scale.hub.needs import CONVERTED, HubNeed
+from adrpo_scale.hub.weight_files import weight_files
+
+log = logging.getLogger(__name__)
+_NUMBERS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 class WeightSource(Protocol):
@@ -46,45 +52,47 @@ class WeightSource(Protocol):
 
 
 class SafetensorsFolder:
-    """The tensors of all safetensors files of one folder, by name.
+    """The tensors of one folder's safetensors, by their names in the model.
 
-    stem: the file name without suffix, e.g. "diffusion_pytorch_model"; `stem.safetensors` or the
-    files that `stem.safetensors.index.json` lists are read. unwanted: tensors to ignore. Raises
-    ModelNotFoundError where neither file, or not every listed file, is there.
+    stem: the file name without suffix, e.g. "diffusion_pytorch_model"; `weight_files` decides which
+    files count. tied: name → the name of the weight that it is tied to: of a pair that is stored
+    twice the first is ignored (`untrue_copies` compares the two), of one that is stored once either
+    name will do. name: stored name → name in the model, None for a tensor of another model; by
+    default they are the same. Raises the errors of `weight_files`.
     """
 
-    def __init__(self, folder: Path, stem: str, unwanted: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        stem: str,
+        tied: Mapping[str, str] | None = None,
+        name: Callable[[str], str | None] = lambda stored: stored,
+    ) -> None:
         self.folder = folder
-        index = folder / f"{stem}.safetensors.index.json"
-        single = folder / f"{stem}.safetensors"
-        if index.is_file():
-            self._file_of = json.loads(index.read_text())["weight_map"]
-        elif single.is_file():
-            with safe_open(single, "pt") as file:
-                self._file_of = dict.fromkeys(file.keys(), single.name)
-        else:
-            raise ModelNotFoundError(
-                f"{folder} holds neither {single.name} nor {index.name}; weights are read from "
-                "safetensors only: `adrpo-scale prefetch` converts a model of the hub's that has "
-                "pickles alone; save one of your own with `save_pretrained`"
-            )
-        missing = {name for name in self._file_of.values() if not (folder / name).is_file()}
-        if missing:
-            raise ModelNotFoundError(
-                f"{folder} is incomplete: {index.name} lists {', '.join(sorted(missing))}, which "
-                "is missing; bring it here with `adrpo-scale prefetch CONFIG`"
-            )
-        for name in unwanted:
-            self._file_of.pop(name, None)
+        self._files = weight_files(folder, stem, lambda stored: name(stored) is not None)
+        named = {stored: name(stored) for stored in self._files.file_of}
+        self._stored = {own: stored for stored, own in named.items() if own is not None}
+        self._copies: dict[str, str] = {}  # stored name of a second copy → name of the first
         self._open: dict[str, safe_open] = {}
+        for copy, kept in (tied or {}).items():
+            if copy in self._stored:
+                stored = self._stored.pop(copy)
+                if kept in self._stored:
+                    self._copies[stored] = kept
+                self._stored.setdefault(kept, stored)
+
+    @property
+    def stored_names(self) -> Mapping[str, str]:
+        """Name in the model → name in the files."""
+        return self._stored
 
     def names(self) -> set[str]:
-        return set(self._file_of)
+        return set(self._stored)
 
     def sha256(self) -> str:
         """One hash over all files and their names: the identity of a base model in any folder."""
-        paths = [self.folder / name for name in sorted(set(self._file_of.values()))]
-        return combined_sha256(paths, self.folder)
+        files = {self._files.file_of[stored] for stored in self._stored.values()}
+        return combined_sha256([self.folder / name for name in sorted(files)], self.folder)
 
     def close(self) -> None:
         """Closes the files: mapped pages that were read count as this process's memory."""
@@ -92,7 +100,8 @@ class SafetensorsFolder:
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape in the file's header. Raises WeightsError for an unknown name."""
-        return tuple(self._file(name).get_slice(name).get_shape())
+        stored = self._stored_name(name)
+        return tuple(self._file(stored).get_slice(stored).get_shape())
 
     def dtype(self, name: str) -> torch.dtype:
         """The type in the file. Raises WeightsError for an unknown name."""
@@ -104,20 +113,37 @@ class SafetensorsFolder:
         Raises WeightsError for an unknown name.
         """
         watchdog.beat()  # a large model from a slow disk is no hang
-        file = self._file(name)
-        piece = file.get_slice(name)
-        return piece[start:stop] if piece.get_shape() else file.get_tensor(name)
+        stored = self._stored_name(name)
+        file = self._file(stored)
+        piece = file.get_slice(stored)
+        return piece[start:stop] if piece.get_shape() else file.get_tensor(stored)
 
-    def _file(self, name: str) -> safe_open:
-        if name not in self._file_of:
+    def _stored_name(self, name: str) -> str:
+        if name not in self._stored:
             raise WeightsError(
-                f"{self.folder} has no tensor {name!r} among its {len(self._file_of)}; "
+                f"{self.folder} has no tensor {name!r} among its {len(self._stored)}; "
                 "are these the weights of another architecture?"
             )
-        file_name = self._file_of[name]
-        if file_name not in self._open:
-            self._open[file_name] = safe_open(self.folder / file_name, "pt")
-        return self._open[file_name]
+        return self._stored[name]
+
+    def _file(self, stored: str) -> safe_open:
+        name = self._files.file_of[stored]
+        if name not in self._open:
+            self._open[name] = open_tensors(self.folder / name)
+        return self._open[name]
+
+    def untrue_copies(self) -> Iterator[str]:
+        """A line for every ignored copy of a tied weight that has other values: the library would
+        use both. Reads the weights that are stored twice."""
+        for stored, kept in self._copies.items():
+            is_same = same_bytes(self._file(stored).get_tensor(stored), self.read(kept))
+            self.close()
+            if not is_same:
+                yield (
+                    f"{self.folder} stores {stored} with other values than {kept}, to which "
+                    "config.json ties it, and transformers uses both: set tie_word_embeddings to "
+                    f"false in config.json to train both, or delete {stored} from the files"
+                )
 
 
 def check_coverage(expected: Iterable[str], available: Iterable[str], where: Path) -> None:
@@ -131,8 +157,42 @@ def check_coverage(expected: Iterable[str], available: Iterable[str], where: Pat
     missing, extra = sorted(wanted - there), sorted(there - wanted)
     raise WeightsError(
         f"weights in {where} do not fit the model: {len(missing)} missing {missing[:3]}, "
-        f"{len(extra)} unknown {extra[:3]}; use the config.json that belongs to these weights"
+        f"{len(extra)} unknown {extra[:3]}; {explanation(wanted, there)}"
     )
+
+
+def check_finite(name: str, tensor: Tensor, where: Path) -> None:
+    """Raises WeightsError for a weight that holds NaN or infinity."""
+    if not tensor.numel() or tensor.dtype not in _NUMBERS:
+        return
+    least, most = torch.aminmax(tensor)
+    if not bool(torch.isfinite(least) & torch.isfinite(most)):
+        what = "NaN" if bool(torch.isnan(least)) else "infinity"
+        raise WeightsError(
+            f"{where}: {name} holds {what}, so every output of the model would: its training broke "
+            "down, or its conversion to a lower precision; name an earlier checkpoint of it"
+        )
+
+
+def check_loaded(model: nn.Module, found: Mapping[str, Any], where: Path) -> None:
+    """Raises WeightsError for a model that its library has loaded with tensors missing, which would
+    be random, or not finite. found: the library's `output_loading_info`."""
+    missing, extra = found["missing_keys"], sorted(found["unexpected_keys"])
+    if missing:
+        check_coverage(missing, extra, where)
+    if extra:
+        log.warning("%s holds %d tensors that are not used, %s first", where, len(extra), extra[0])
+    for name, tensor in model.state_dict().items():
+        check_finite(name, tensor, where)
+
+
+def agreement(lines: Iterable[str], *, is_new: bool) -> None:
+    """Raises WeightsError for the first of lines that say by what a library would load another
+    model; warns of all where the run is not new: it trains what it began with."""
+    for line in lines:
+        if is_new:
+            raise WeightsError(line)
+        log.warning("%s (the run goes on with what it began with)", line)
 
 
 def find_model(need: HubNeed | str) -> Path:

@@ -21,7 +21,8 @@ from adrpo_scale.engines.planning import Rung, halves
 from adrpo_scale.engines.workload import Frozen, plain_spec
 from adrpo_scale.hub.needs import HubNeed
 from adrpo_scale.hub.shapes import config_folder
-from adrpo_scale.hub.weights import find_model
+from adrpo_scale.hub.soundness import loading
+from adrpo_scale.hub.weights import check_loaded, find_model
 from adrpo_scale.rewards.base import Embedding, Reward, RewardConfig
 
 
@@ -72,9 +73,14 @@ class TransformersClip(ClipEncoder):
 
         folder = find_model(need)
         self._device = device
-        self._model = CLIPModel.from_pretrained(folder, use_safetensors=True, dtype=torch.float32)
-        self._model.to(device).requires_grad_(False).eval()
-        self._processor = CLIPProcessor.from_pretrained(folder)
+        with loading(folder, "weights"):
+            model, found = CLIPModel.from_pretrained(
+                folder, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+            )
+        check_loaded(model, found, folder)
+        self._model = model.to(device).requires_grad_(False).eval()
+        with loading(folder, "processor"):
+            self._processor = CLIPProcessor.from_pretrained(folder)
 
     def images(self, images: Sequence[Image.Image]) -> Tensor:
         inputs = self._processor.image_processor(list(images), return_tensors="pt")
@@ -193,7 +199,8 @@ def clip_model(config: ClipRewardConfig, section: str) -> Frozen:
     from transformers import AutoConfig, CLIPModel
 
     folder = config_folder(config.model, f"{section}.model")
-    settings = AutoConfig.from_pretrained(folder, local_files_only=True)
+    with loading(folder, "config.json"):
+        settings = AutoConfig.from_pretrained(folder, local_files_only=True)
     side = settings.vision_config.image_size
 
     def embed(model: Any, rows: int) -> Any:

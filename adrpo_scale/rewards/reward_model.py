@@ -25,7 +25,8 @@ from adrpo_scale.engines.spec import DTYPES, ModelSpec
 from adrpo_scale.engines.workload import NO_WEIGHTS, Frozen, spec_of
 from adrpo_scale.hub.needs import HubNeed
 from adrpo_scale.hub.shapes import config_folder
-from adrpo_scale.hub.weights import SafetensorsFolder, check_coverage, find_model
+from adrpo_scale.hub.soundness import loading
+from adrpo_scale.hub.weights import SafetensorsFolder, check_loaded, find_model
 from adrpo_scale.rewards.base import Reward, RewardConfig
 
 log = logging.getLogger(__name__)
@@ -60,7 +61,7 @@ class RewardModelConfig(RewardConfig):
     strip_thinking: bool = setting(False, "reward completions without their <think>…</think>")
 
     def needs_from_hub(self) -> list[HubNeed]:
-        return [HubNeed(self.model, "rewards.model", FILES)]
+        return [HubNeed(self.model, "rewards.model", FILES, raw=self.placement == "sharded")]
 
 
 class RewardModel(Reward):
@@ -98,13 +99,13 @@ class RewardModel(Reward):
     def _read_config(self) -> Any:
         from transformers import AutoConfig
 
-        try:
-            config = AutoConfig.from_pretrained(self._folder, local_files_only=True)
-        except (OSError, ValueError) as error:
+        if not (self._folder / "config.json").exists():
             raise ModelNotFoundError(
-                f"rewards.model = {self.config.model!r}: no config.json that transformers can read "
-                f"({error}); bring the whole folder with `hf download {self.config.model}`"
-            ) from error
+                f"rewards.model = {self.config.model!r}: no config.json in {self._folder}; bring "
+                f"the whole folder with `hf download {self.config.model}`"
+            )
+        with loading(self._folder, "config.json"):
+            config = AutoConfig.from_pretrained(self._folder, local_files_only=True)
         if config.num_labels != 1:
             raise ConfigError(
                 f"rewards.model = {self.config.model!r} has {config.num_labels} outputs, a reward "
@@ -115,7 +116,8 @@ class RewardModel(Reward):
     def _read_tokenizer(self) -> Any:
         from transformers import AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(self._folder, local_files_only=True)
+        with loading(self._folder, "tokenizer"):
+            tokenizer = AutoTokenizer.from_pretrained(self._folder, local_files_only=True)
         if not tokenizer.chat_template:
             raise ConfigError(
                 f"rewards.model = {self.config.model!r}: its tokenizer has no chat template, so it "
@@ -135,16 +137,16 @@ class RewardModel(Reward):
         return AutoModelForSequenceClassification
 
     def _load(self) -> nn.Module:
-        model, found = self._class().from_pretrained(
-            self._folder,
-            config=self._model_config,
-            dtype=DTYPES[self.config.dtype],
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-        )
-        if found["missing_keys"]:  # they would be random: a reward model without its head
-            check_coverage(found["missing_keys"], (), self._folder)
+        with loading(self._folder, "weights"):
+            model, found = self._class().from_pretrained(
+                self._folder,
+                config=self._model_config,
+                dtype=DTYPES[self.config.dtype],
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+            )
+        check_loaded(model, found, self._folder)
         return model.to(self._device).requires_grad_(False).eval()
 
     def model_spec(self) -> ModelSpec | None:
@@ -222,7 +224,8 @@ def classifier(config: RewardModelConfig, section: str, dtype: torch.dtype, toke
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
     folder = config_folder(config.model, f"{section}.model")
-    settings = AutoConfig.from_pretrained(folder, local_files_only=True)
+    with loading(folder, "config.json"):
+        settings = AutoConfig.from_pretrained(folder, local_files_only=True)
     length = min(config.max_tokens, tokens or config.max_tokens)
     classes = AutoModelForSequenceClassification
 

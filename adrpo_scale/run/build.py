@@ -30,6 +30,7 @@ from adrpo_scale.run.cut_prompts import report_cut
 from adrpo_scale.run.registry import ALGORITHMS, DOMAINS, ENGINES
 from adrpo_scale.run.resume import FROM_ZERO, Start, ids_of, take_over, usable
 from adrpo_scale.run.rewards import build_light_rewards, build_rewards
+from adrpo_scale.run.soundness import check_models
 from adrpo_scale.training.ema import Ema
 from adrpo_scale.training.evaluator import Evaluator
 from adrpo_scale.training.limits import Limits
@@ -173,6 +174,8 @@ def _compared(
     checkpoint that the run resumes from. left_out: ids of prompts that are not usable.
     Collective."""
     specs = specs_of(domain, config, start.origin)
+    needs, is_new = config.needs_from_hub(), start.reader is None
+    dist.run_on_main(lambda: check_models(needs, domain, is_new=is_new))
     constant = dist.run_on_main(
         lambda: constant_facts(config, run, domain, train, start.origin) | {"left_out": [*left_out]}
     )

@@ -110,8 +110,9 @@ def _why_unwritable(node: Node) -> str | None:
     return None if facts is None or facts.unseen is not None else facts.unwritable
 
 
-def check_models(nodes: Sequence[Node], number: int) -> Check:
-    """Every node has the same copies of the run's models. number: how many models there are."""
+def check_models(nodes: Sequence[Node], number: int, further: Sequence[Finding] = ()) -> Check:
+    """Every node has the same copies of the run's models. number: how many models there are.
+    further: findings about the models themselves."""
     missing = by_value(
         nodes, lambda n: "\n".join(n.facts.models.missing) if n.facts.models else None
     )
@@ -125,6 +126,14 @@ def check_models(nodes: Sequence[Node], number: int) -> Check:
         )
         expectation = "every model of the run is here"
         findings.append(found(bad, nodes, "fault", lines, expectation, remedy))
+    broken = by_value(
+        nodes, lambda n: "\n".join(n.facts.models.damaged) if n.facts.models else None
+    )
+    broken.pop("", None)
+    for lines, bad in alike(broken):
+        said = "files that their library can read"
+        findings.append(found(bad, nodes, "fault", lines, said, "each line says what helps"))
+    findings += further
     whole = [n for n in nodes if n.facts.models is not None and not n.facts.models.missing]
     prints = by_value(whole, lambda n: n.facts.models.fingerprint if n.facts.models else None)
     if len(prints) > 1:

@@ -41,10 +41,12 @@ class FolderFacts:
 @dataclass(frozen=True)
 class ModelFacts:
     """A node's copies of the models. missing: a line for each missing model. fingerprint: equal for
-    equal revisions and file sizes."""
+    equal revisions and file sizes. damaged: a line for each file that is there and cannot be
+    read."""
 
     missing: tuple[str, ...] = ()
     fingerprint: str = ""
+    damaged: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -225,7 +225,7 @@ class _Leader:
         world = self.place.world
         judges = {
             "folder": lambda: checks.check_folder(nodes, str(nearest(run))),
-            "models": lambda: checks.check_models(nodes, models),
+            "models": lambda: self._models(nodes, config, run, models),
             "space": lambda: space_check(config, run, world),
             "scratch": lambda: checks.check_scratch(nodes),
             "versions": lambda: checks.check_versions(nodes),
@@ -234,6 +234,16 @@ class _Leader:
             "clocks": lambda: checks.check_clocks(nodes, self._clock_offsets(nodes)),
         }
         self.checks += [judge() for name, judge in judges.items() if self._wants(name)]
+
+    def _models(self, nodes: list[Node], config: Any, run: Path, number: int) -> Check:
+        """Also asks this node, as `train` does, once the models are there: a look-up of one that
+        is not would download it."""
+        from adrpo_scale.cluster.preflight.models import model_findings
+
+        check = checks.check_models(nodes, number)
+        if check.findings:
+            return check
+        return checks.check_models(nodes, number, model_findings(config, run))
 
     def _clock_offsets(self, nodes: Sequence[Node]) -> dict[int, float]:
         """Seconds that each node's clock is ahead of this one, up to the network's latency: all

@@ -13,7 +13,7 @@ import subprocess
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,8 @@ from adrpo_scale.cluster.preflight.node import (
     Survey,
 )
 from adrpo_scale.core.disk_space import disk_space
-from adrpo_scale.hub.lock import check, fingerprint
+from adrpo_scale.hub.lock import check, damaged, fingerprint
+from adrpo_scale.hub.needs import HubNeed
 from adrpo_scale.run.starts import driver_version, environment
 
 SEEN_SECONDS = 10.0  # an NFS client may show a folder's state of seconds ago
@@ -56,11 +57,15 @@ def _node_facts(request: Request, place: Place) -> NodeFacts:
     return NodeFacts(
         environment=_environment(request, place),
         folder=folder_facts(request, place) if wanted("folder") else None,
-        models=ModelFacts(tuple(check(needs)), fingerprint(needs)) if wanted("models") else None,
+        models=_models(needs) if wanted("models") else None,
         scratch=_scratch() if wanted("scratch") else None,
         limits=_limits() if wanted("limits") else None,
         cuda=cuda_facts() if wanted("gpus") and request.device != "cpu" else None,
     )
+
+
+def _models(needs: Sequence[HubNeed]) -> ModelFacts:
+    return ModelFacts(tuple(check(needs)), fingerprint(needs), tuple(damaged(needs)))
 
 
 def _environment(request: Request, place: Place) -> dict[str, Any]:

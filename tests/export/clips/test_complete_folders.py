@@ -20,7 +20,7 @@ from adrpo_scale.domains.heard import example_clip
 from adrpo_scale.domains.omni import SPEAKERS, thinker_name
 from adrpo_scale.evaluation.sample import Source, find_source, sample_to, stands_for
 from adrpo_scale.export.adapter import PEFT_FILE
-from adrpo_scale.export.stored import is_same
+from adrpo_scale.hub.foreign import same_bytes
 from adrpo_scale.run.build import build_domain
 from adrpo_scale.run.load import parse_config
 from adrpo_scale.training.media import COMPLETIONS
@@ -230,7 +230,7 @@ def test_a_whole_is_the_base_with_the_trained_part_in_it(root, exports, name, ru
             down, up = (changed[part] for part in parts)
             torch.testing.assert_close(tensor, before[stored] + 1.5 * up @ down)
         else:
-            assert is_same(tensor, before[stored]), stored
+            assert same_bytes(tensor, before[stored]), stored
     count = exports[name].verdict.figures["tensors copied, the same to the byte"]
     assert count == len(found) - 27  # of the small language model and its output layer
 

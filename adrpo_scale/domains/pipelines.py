@@ -1,0 +1,73 @@
+"""The folder of a Stable Diffusion 3 pipeline: which components it has, and those that are loaded
+by their own libraries, checked on the way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from adrpo_scale.core.errors import ConfigError
+from adrpo_scale.hub.foreign import read_json
+from adrpo_scale.hub.soundness import loading
+from adrpo_scale.hub.weight_files import DIFFUSERS, TRANSFORMERS, weight_files
+from adrpo_scale.hub.weights import check_loaded
+
+PIPELINE = "model_index.json"  # marks a folder as a diffusers pipeline
+T5 = "text_encoder_3"
+
+
+def encoders(t5: bool) -> list[str]:
+    """Folders of the text encoders in use."""
+    return ["text_encoder", "text_encoder_2", *([T5] * t5)]
+
+
+def absent_components(folder: Path) -> list[str]:
+    """Components that a pipeline was saved without: null in its model_index.json."""
+    entries = read_json(folder / PIPELINE) if (folder / PIPELINE).is_file() else {}
+    return [n for n, value in entries.items() if isinstance(value, list) and not all(value)]
+
+
+def check_components(folder: Path, t5: bool) -> None:
+    """Raises ConfigError where the settings want the third encoder of a pipeline without it."""
+    if t5 and T5 in absent_components(folder):
+        raise ConfigError(
+            f"domain.t5 = true, but {folder} was saved without {T5} ({PIPELINE} has null for it): "
+            "set domain.t5 = false"
+        )
+
+
+def check_weights(folder: Path, t5: bool) -> None:
+    """Raises ModelNotFoundError where a component has no weights that are read here: its library
+    would try a pickle, and only once the others are loaded."""
+    weight_files(folder / "vae", DIFFUSERS)
+    for part in encoders(t5):
+        weight_files(folder / part, TRANSFORMERS)
+
+
+def load_vae(folder: Path, dtype: torch.dtype) -> Any:
+    """The frozen VAE, on the CPU. Raises DamagedFileError and WeightsError."""
+    from diffusers import AutoencoderKL
+
+    weight_files(folder, DIFFUSERS)
+    with loading(folder, "weights"):
+        vae, found = AutoencoderKL.from_pretrained(
+            folder, dtype=dtype, local_files_only=True, output_loading_info=True
+        )
+    check_loaded(vae, found, folder)
+    return vae.requires_grad_(False).eval()
+
+
+def load_encoder(folder: Path, dtype: torch.dtype) -> Any:
+    """A text encoder as the pipeline loads it, on the CPU. Raises DamagedFileError, and
+    WeightsError where the pipeline would only warn that it begins weights at random."""
+    from transformers import CLIPTextModelWithProjection, T5EncoderModel
+
+    model_class: Any = T5EncoderModel if folder.name == T5 else CLIPTextModelWithProjection
+    with loading(folder, "weights"):
+        encoder, found = model_class.from_pretrained(
+            folder, dtype=dtype, local_files_only=True, output_loading_info=True
+        )
+    check_loaded(encoder, found, folder)
+    return encoder

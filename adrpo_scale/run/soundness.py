@@ -1,0 +1,29 @@
+"""Whether the models of a run are what their libraries would load: asked at a first start, by
+`sample` of a published model, and by `preflight`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from adrpo_scale.domains.base import Domain
+from adrpo_scale.hub.needs import HubNeed
+from adrpo_scale.hub.soundness import disagreements
+from adrpo_scale.hub.weights import agreement, find_model
+
+
+def check_models(needs: Iterable[HubNeed], domain: Domain, *, is_new: bool = True) -> None:
+    """Raises WeightsError where a library would load another model than is trained; with is_new =
+    False it warns, because a run that resumes trains what it began with."""
+    agreement(disagreements_of(needs, domain), is_new=is_new)
+
+
+def disagreements_of(needs: Iterable[HubNeed], domain: Domain) -> Iterator[str]:
+    """Lines of `disagreements` of all models, and of the policy's tied weights."""
+    for need in needs:
+        if need.type == "model":
+            yield from disagreements(find_model(need), need)
+    weights = domain.policy_spec().weights
+    untrue_copies = getattr(weights, "untrue_copies", None)  # a user's own source has none
+    if untrue_copies is not None:
+        yield from untrue_copies()
+        weights.close()
