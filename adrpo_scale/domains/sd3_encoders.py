@@ -3,12 +3,13 @@ diffusers' pipeline applies them."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from adrpo_scale.data.readings import Encoder
+from adrpo_scale.hub.foreign import read_json
+from adrpo_scale.hub.soundness import loading
 
 _NUMBERS = ("", "_2", "_3")
 
@@ -16,7 +17,7 @@ _NUMBERS = ("", "_2", "_3")
 def encoders_of(folder: Path, t5: bool, max_sequence_length: int) -> list[Encoder]:
     """The encoders that a pipeline's folder has. The CLIP ones cut at the length of the first
     tokenizer, T5 at `max_sequence_length`."""
-    index = json.loads((folder / "model_index.json").read_text())
+    index = read_json(folder / "model_index.json")
     tokenizers = {
         number: _load(folder / f"tokenizer{number}", index.get(f"tokenizer{number}"))
         for number in (_NUMBERS if t5 else _NUMBERS[:2])
@@ -46,7 +47,8 @@ def _load(folder: Path, stated: Any) -> Any:
     if not isinstance(stated, list) or not stated[1] or not folder.is_dir():
         return None
     kind = getattr(transformers, stated[1], transformers.AutoTokenizer)
-    return kind.from_pretrained(folder, local_files_only=True)
+    with loading(folder, "tokenizer"):
+        return kind.from_pretrained(folder, local_files_only=True)
 
 
 def _ids_by(tokenizer: Any) -> Any:
