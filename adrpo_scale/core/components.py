@@ -19,6 +19,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError, core_schema
 
 from adrpo_scale.core.errors import ConfigError
+from adrpo_scale.core.keeping import PROCESS, kept
 from adrpo_scale.core.settings import Section
 
 T = TypeVar("T")
@@ -29,7 +30,8 @@ def imported(path: str) -> Any:
     is raised as ImportError with the remedy."""
     module, _, attribute = path.partition(":")
     try:
-        found = importlib.import_module(module)
+        with kept(module, PROCESS):
+            found = importlib.import_module(module)
         return getattr(found, attribute)
     except Exception as error:
         expected = (

@@ -7,18 +7,20 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from adrpo_scale.core.settings import REQUIRED, Section, setting
 from adrpo_scale.core.types import Prompt
-from adrpo_scale.data.readings import Readings
-from adrpo_scale.engines.planning import Rung
-from adrpo_scale.engines.spec import ModelSpec
-from adrpo_scale.engines.workload import Frozen
 from adrpo_scale.hub.needs import HubNeed
+
+if TYPE_CHECKING:  # a reward's own process begins three seconds earlier without them
+    from adrpo_scale.data.readings import Readings
+    from adrpo_scale.engines.planning import Rung
+    from adrpo_scale.engines.spec import ModelSpec
+    from adrpo_scale.engines.workload import Frozen
 
 
 class RewardConfig(Section):
@@ -31,6 +33,14 @@ class RewardConfig(Section):
     weight: float = setting(1.0, "its weight in the sum")
     use: Literal["training", "evaluation"] = setting(
         "training", "evaluation: measured there and never trained on"
+    )
+    time_limit: float | None = setting(
+        None,
+        "seconds for a call on a chunk of samples; the reward then runs in a process of its own, "
+        "which is ended at the limit",
+        before=None,
+        effect="none",
+        gt=0,
     )
 
     @property
@@ -47,6 +57,9 @@ class Reward(ABC):
     """Base class of rewards; see the module docstring."""
 
     is_light: ClassVar[bool] = False  # True: building it loads no model
+    is_apart: ClassVar[bool] = False  # True: it runs in a process of its own
+    check_keeps_nothing: ClassVar[bool] = False  # True: `check` leaves nothing that calls need
+    needs_modules: ClassVar[tuple[str, ...]] = ()  # slow to import, and without threads
 
     @classmethod
     def models(
@@ -65,7 +78,8 @@ class Reward(ABC):
         return []
 
     def __init__(self, config: RewardConfig) -> None:
-        self.label, self.weight = config.label, config.weight
+        """Every subclass is built as `Subclass(config, device)`."""
+        self.label, self.weight, self.time_limit = config.label, config.weight, config.time_limit
         self.sharded: nn.Module | None = None  # whole only inside `engine.sampling()`
         self.resumes = False  # True before `check` where the run resumes from a checkpoint
 
@@ -104,6 +118,15 @@ class PlainReward(Reward):
     @classmethod
     def models(cls, config: Any, section: str, dtype: torch.dtype, tokens: int) -> Sequence[Frozen]:
         return ()
+
+
+REPEATS = 3
+"""Time limits that the samples of a failed call get together, when they are scored one by one."""
+
+
+def longest_wait(rewards: Sequence[Reward] | Sequence[RewardConfig]) -> float:
+    """Seconds that rewards with a time limit may take for one chunk of samples."""
+    return (1 + REPEATS) * sum(reward.time_limit or 0.0 for reward in rewards)
 
 
 class Embedding(ABC):

@@ -4,6 +4,9 @@ A reward that raises is called again for one sample at a time. A sample whose re
 not finite is masked on every rank, and the log names its prompt; samples with the same fault share
 one line, which names the first prompts.
 
+A reward gets copies of samples and rows, and what it changes of this process is put back: the next
+reward sees what the model made, and the run goes on as it was.
+
 A reward that gives None for a sample abstains: the sample's weighted sum leaves it out, as if its
 weight were 0 there. A sample for which every reward abstains is masked.
 """
@@ -13,6 +16,7 @@ from __future__ import annotations
 import inspect
 import logging
 import math
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,13 +26,19 @@ import torch
 from torch import Tensor
 
 from adrpo_scale.core.errors import RewardError
+from adrpo_scale.core.keeping import kept
 from adrpo_scale.core.types import Prompt
-from adrpo_scale.rewards.base import Reward, named
+from adrpo_scale.rewards.base import REPEATS, Reward, named
+from adrpo_scale.rewards.copies import own_artifacts, own_prompts
 
 log = logging.getLogger(__name__)
 _NAMED = 6  # prompts of one fault that a warning names
 
 ABSTAINED = -math.inf  # in place of a number, where a reward abstained; NaN: it failed
+
+
+class CallFailed(Exception):
+    """A call in another process failed; the text says how, after the reward's name."""
 
 
 @dataclass(frozen=True)
@@ -87,11 +97,9 @@ def _scored(
         raise  # the reward breaks the contract on every sample
     except (Exception, SystemExit) as error:
         # Third-party code on generated input: one bad sample must not end a run of days.
-        if len(artifacts) == 1:
-            return torch.full((1,), torch.nan, dtype=torch.float64), [f"raised {error!r}"]
-        pairs = zip(artifacts, prompts, strict=True)
-        alone = [_scored(reward, [artifact], [prompt], info) for artifact, prompt in pairs]
-        return torch.cat([value for value, _ in alone]), [fault for _, (fault,) in alone]
+        if len(artifacts) > 1:
+            return _one_by_one(reward, artifacts, prompts, info)
+        return _failed(str(error) if isinstance(error, CallFailed) else f"raised {error!r}")
     info.add(reward.label, scores.info)
     values, abstained = scores.values_N, scores.abstained_N
     faults = [
@@ -100,6 +108,28 @@ def _scored(
     ]
     values = torch.where(values.isfinite(), values, torch.nan)
     return torch.where(abstained, ABSTAINED, values), faults
+
+
+def _one_by_one(
+    reward: Reward, artifacts: Sequence[Any], prompts: Sequence[Prompt], info: Info
+) -> tuple[Tensor, list[str]]:
+    """As `_scored`, to find the bad samples of a call that failed. With a time limit, all samples
+    together get a few of them: other ranks wait, and a judge that is away is so for all."""
+    left = math.inf if reward.time_limit is None else REPEATS * reward.time_limit
+    found: list[tuple[Tensor, list[str]]] = []
+    for artifact, prompt in zip(artifacts, prompts, strict=True):
+        begin = time.monotonic()
+        if left > 0:
+            found.append(_scored(reward, [artifact], [prompt], info))
+        else:
+            found.append(_failed("was not asked again, after others had taken too long,"))
+        spent = time.monotonic() - begin  # with the start of a new process, which is not its fault
+        left -= min(spent, reward.time_limit or spent)
+    return torch.cat([value for value, _ in found]), [fault for _, (fault,) in found]
+
+
+def _failed(fault: str) -> tuple[Tensor, list[str]]:
+    return torch.full((1,), torch.nan, dtype=torch.float64), [fault]
 
 
 def _all_named(prompts: Sequence[Prompt]) -> str:
@@ -114,7 +144,20 @@ def _all_named(prompts: Sequence[Prompt]) -> str:
 def checked(reward: Reward, artifacts: Sequence[Any], prompts: Sequence[Prompt]) -> Scores:
     """The reward's answer about a batch. Raises RewardError where it is not one number per sample,
     TypeError where single samples have something else in the place of a number."""
-    return read_scores(reward(artifacts, prompts), len(artifacts), reward.label)
+    if reward.is_apart:
+        answer = reward(artifacts, prompts)
+    else:
+        with kept(f"reward {reward.label}"):
+            answer = reward(own_artifacts(artifacts), own_prompts(prompts))
+    if isinstance(answer, Scores):
+        return answer
+    return read_scores(answer, len(artifacts), reward.label)
+
+
+def embeddings_of(judge: Any, artifacts: Sequence[Any]) -> Tensor:
+    """`Embedding.embed` of a reward, as safe as a call."""
+    with kept(f"reward {judge.label}"):
+        return judge.embed(own_artifacts(artifacts))
 
 
 def read_scores(answer: Any, count: int, label: str) -> Scores:

@@ -55,6 +55,8 @@ class VerifierConfig(RewardConfig):
 class Verifier(PlainReward):
     """A reward that is 1 where a completion is right by the prompt's reference answer, else 0."""
 
+    check_keeps_nothing = True
+
     def __init__(self, config: VerifierConfig, device: torch.device) -> None:
         super().__init__(config)
         self._key = config.answer_key
@@ -113,12 +115,21 @@ class MathVerifyConfig(VerifierConfig):
     kind: str = setting(
         "math_verify", "1 where the answer is mathematically equal to the right one, else 0"
     )
+    time_limit: float | None = setting(
+        30.0,
+        "seconds for a call on a chunk of samples, in a process of its own: nothing else ends a "
+        "comparison of huge numbers",
+        before=30.0,
+        effect="none",
+        gt=0,
+    )
 
 
 class MathVerify(Verifier):
     """Equality by math-verify of the text inside `<answer>`, or of a completion without one."""
 
     Config: ClassVar[type[MathVerifyConfig]] = MathVerifyConfig
+    needs_modules = ("math_verify",)
 
     def __init__(self, config: MathVerifyConfig, device: torch.device) -> None:
         super().__init__(config, device)

@@ -19,6 +19,7 @@ from adrpo_scale.core.settings import REQUIRED, Effect, Section, leaves, setting
 from adrpo_scale.data.prompts import PromptsConfig
 from adrpo_scale.engines.base import OptimizerConfig
 from adrpo_scale.hub.needs import HubNeed
+from adrpo_scale.rewards.base import REPEATS, longest_wait
 from adrpo_scale.run.registry import ALGORITHMS, DOMAINS, ENGINES, REWARDS
 from adrpo_scale.training.evaluator import EvaluationConfig
 from adrpo_scale.training.limits import LimitsConfig
@@ -65,6 +66,7 @@ class RunConfig(Section):
         if faults:
             raise ValueError("\n".join(faults))
         self._warn_of_nucleus()
+        self._warn_of_time_limits()
         return self
 
     def _contradictions(self) -> Iterator[str]:
@@ -105,6 +107,17 @@ class RunConfig(Section):
                 "optimizer steps per rollout: ratios are of the whole distribution, not of the one "
                 "that was drawn from; use top_p = 1 and top_k = 0, or one step",
                 category=SettingsWarning,
+                stacklevel=2,
+            )
+
+    def _warn_of_time_limits(self) -> None:
+        """Warns of rewards that may work longer than the other ranks wait for them."""
+        longest, waits = longest_wait(self.rewards), self.engine.timeout_seconds
+        if longest >= waits:
+            warnings.warn(
+                f"rewards with their time_limit may take {longest:g} s for a chunk of samples "
+                f"({1 + REPEATS} limits each), but other ranks wait engine.timeout_seconds = "
+                f"{waits:g} for them: lower time_limit, or raise it",
                 stacklevel=2,
             )
 

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import torch
+
 from adrpo_scale.core.errors import RewardError, agreed
+from adrpo_scale.core.keeping import kept
 from adrpo_scale.core.types import Prompt
 from adrpo_scale.engines.base import Engine
-from adrpo_scale.rewards.base import Reward
+from adrpo_scale.rewards.apart import apart
+from adrpo_scale.rewards.base import Reward, RewardConfig
+from adrpo_scale.rewards.copies import own_prompts
 from adrpo_scale.run.config import RunConfig
 from adrpo_scale.run.registry import REWARDS
 
@@ -44,6 +49,17 @@ def build_rewards(
     return rewards
 
 
+def _build(kind: type[Reward], section: RewardConfig, device: torch.device) -> Reward:
+    if section.time_limit is not None:
+        return apart(kind, section, device)
+    return kind(section, device)  # type: ignore[call-arg, arg-type]
+
+
+def is_ours(reward: Reward) -> bool:
+    """Whether a reward is of this package."""
+    return type(reward).__module__.startswith("adrpo_scale.")
+
+
 def _built(
     config: RunConfig,
     engine: Engine,
@@ -56,12 +72,14 @@ def _built(
     for place, section in enumerate(config.rewards):
         reward = REWARDS[section.kind]
         if wanted(reward):
-            built[place] = reward(section, engine.device)  # type: ignore[call-arg]
+            with kept(f"reward {section.label}"):
+                built[place] = _build(reward, section, engine.device)
     faults = []
     for one in built.values():
         one.resumes = resumes
         try:
-            one.check(prompts)
+            with kept(f"reward {one.label}"):
+                one.check(prompts if is_ours(one) else own_prompts(prompts))
         except RewardError as error:
             faults.append(error)
     if faults:

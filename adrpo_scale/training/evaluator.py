@@ -14,13 +14,13 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from adrpo_scale.core import dist
+from adrpo_scale.core import dist, watchdog
 from adrpo_scale.core.seeding import Purpose, permutation
 from adrpo_scale.core.settings import Effect, Section, setting
 from adrpo_scale.core.types import DrawKey, Prompt, Rewards, Rows
 from adrpo_scale.domains.base import Domain, Mode, Reference
 from adrpo_scale.engines.base import Engine
-from adrpo_scale.rewards.base import Reward, sharded_models
+from adrpo_scale.rewards.base import Reward, longest_wait, sharded_models
 from adrpo_scale.rewards.calls import ABSTAINED
 from adrpo_scale.training.media import Samples, medium_of
 from adrpo_scale.training.rollout import (
@@ -144,12 +144,13 @@ class Evaluator:
         artifacts = self.domain.artifacts(rows)
         prompts_N = [prompts[int(s) // size] for s in rows.sample_ids_N]
         samples = len(prompts) * size
-        with self.engine.sampling(*sharded_models(self.rewards)):
-            rewards_NR = reward_block(
-                self.rewards, artifacts, prompts_N, samples, self.chunk, check
-            )
-        rewards_NR[~self.domain.is_sound(rows)] = torch.nan
-        return artifacts, gather_rewards(rows, rewards_NR, self.rewards, prompts, size)
+        with watchdog.patience(longest_wait(self.rewards)):
+            with self.engine.sampling(*sharded_models(self.rewards)):
+                rewards_NR = reward_block(
+                    self.rewards, artifacts, prompts_N, samples, self.chunk, check
+                )
+            rewards_NR[~self.domain.is_sound(rows)] = torch.nan
+            return artifacts, gather_rewards(rows, rewards_NR, self.rewards, prompts, size)
 
     def _divergences(
         self, policy: nn.Module, reference: Reference, rows: Rows, key: DrawKey

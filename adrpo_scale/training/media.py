@@ -22,6 +22,7 @@ from adrpo_scale.core.errors import ConfigError
 from adrpo_scale.core.types import Completion, Credit, Prompt, Rewards, Rows
 from adrpo_scale.domains.base import Domain
 from adrpo_scale.rewards.base import Embedding, Reward
+from adrpo_scale.rewards.calls import embeddings_of
 from adrpo_scale.training.metrics import LoggingConfig, MetricsLog, is_due
 from adrpo_scale.training.pictures import (
     mean_pairwise_cosine,
@@ -144,7 +145,7 @@ class Pictures(Medium):
         found = {"pixel_diversity": mean_pairwise_l2(thumbnails / 255.0)}
         judge = next((reward for reward in judges if isinstance(reward, Embedding)), None)
         if judge is not None:
-            features = dist.gather_rows(judge.embed(samples.artifacts)).unflatten(0, shape)
+            features = dist.gather_rows(embeddings_of(judge, samples.artifacts)).unflatten(0, shape)
             found["clip_diversity_l2"] = mean_pairwise_l2(features)
             found["clip_diversity_cosine"] = mean_pairwise_cosine(features)
         return found

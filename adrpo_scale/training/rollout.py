@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from adrpo_scale.algorithms.base import Algorithm
-from adrpo_scale.core import dist
+from adrpo_scale.core import dist, watchdog
 from adrpo_scale.core.errors import GroupError
 from adrpo_scale.core.types import DrawKey, Prompt, Rewards, Rows
 from adrpo_scale.data.prompts import PromptStream
 from adrpo_scale.domains.base import Domain, Mode, Reference
 from adrpo_scale.engines.base import Engine
-from adrpo_scale.rewards.base import Reward, sharded_models
+from adrpo_scale.rewards.base import Reward, longest_wait, sharded_models
 from adrpo_scale.rewards.calls import ABSTAINED, Info, rewards_of
 from adrpo_scale.training.stopwatch import Stopwatch
 
@@ -87,13 +87,13 @@ class Rollouts:
     def _reward(self, rows: Rows, artifacts: Sequence[Any], prompts_P: Sequence[Prompt]) -> Rewards:
         prompts_N = [prompts_P[int(s) // self.group_size] for s in rows.sample_ids_N]
         samples, info = len(prompts_P) * self.group_size, Info()
-        with self.engine.sampling(*sharded_models(self.rewards)):
-            rewards_NR = reward_block(
-                self.rewards, artifacts, prompts_N, samples, self.chunk, self.check, info
-            )
-        keeps_N = self.domain.keeps(rows)
-        size = self.group_size
-        found = gather_rewards(rows, rewards_NR, self.rewards, prompts_P, size, keeps_N)
+        keeps_N, size = self.domain.keeps(rows), self.group_size
+        with watchdog.patience(longest_wait(self.rewards)):
+            with self.engine.sampling(*sharded_models(self.rewards)):
+                rewards_NR = reward_block(
+                    self.rewards, artifacts, prompts_N, samples, self.chunk, self.check, info
+                )
+            found = gather_rewards(rows, rewards_NR, self.rewards, prompts_P, size, keeps_N)
         return replace(found, info=gather_info(info))
 
 

@@ -34,7 +34,7 @@ def json_toml(settings):
 
 
 def values(made, *texts, prompt=SUM):
-    return made([Completion(text) for text in texts], [prompt] * len(texts)).tolist()
+    return rewards_of(made, [Completion(text) for text in texts], [prompt] * len(texts)).tolist()
 
 
 # ---- verifiers -------------------------------------------------------------------------------
