@@ -34,6 +34,12 @@ def export(
         bool,
         typer.Option("--link", help="Hard-link the base's other files instead of copying them."),
     ] = False,
+    recheck: Annotated[
+        bool,
+        typer.Option(
+            "--recheck", help="Verify again what an earlier attempt left as TO.unverified."
+        ),
+    ] = False,
     base: Annotated[
         str | None,
         typer.Option(help="Folder or hub id of the base model, if it has moved since training."),
@@ -51,5 +57,5 @@ def export(
     from adrpo_scale.export import exporter
     from adrpo_scale.export.base import parse_request
 
-    request = parse_request(to, as_, ema, dtype, max_shard_size, verify, link)
+    request = parse_request(to, as_, ema, dtype, max_shard_size, verify, link, recheck)
     exporter.show(exporter.export(run_or_checkpoint, request, base))

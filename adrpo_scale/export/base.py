@@ -6,7 +6,8 @@
     whole     everything that the base's folder holds, with the trained model (LoRA or full) put
               back into it; only where the folder holds more than the model
 
-An export is written to `<to>.tmp` and renamed at its end, so a kill leaves no half folder.
+An export is written to `<to>.tmp` and renamed at its end, so a kill leaves no half folder; one
+whose verification did not succeed is kept as `<to>.unverified`.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ _HUB_CACHE = re.compile(r"models--([^/]+)--([^/]+)/snapshots/")
 class Request:
     """A requested export. dtype: None for float32 (adapter), or for the base's own type of each
     tensor (other forms). max_shard_bytes: largest size of one weight file. link: hard links instead
-    of copies of the base's other files."""
+    of copies of the base's other files. recheck: verify the unverified export beside `to` instead
+    of exporting."""
 
     to: Path
     form: Form
@@ -57,16 +59,26 @@ class Request:
     max_shard_bytes: int = 5 * 10**9
     verify: Level = "outputs"
     link: bool = False
+    recheck: bool = False
 
 
 def parse_request(
-    to: Path, form: str, ema: bool, dtype: str | None, max_shard_size: str, verify: str, link: bool
+    to: Path,
+    form: str,
+    ema: bool,
+    dtype: str | None,
+    max_shard_size: str,
+    verify: str,
+    link: bool,
+    recheck: bool = False,
 ) -> Request:
     """The Request of a command line. Raises ExportError for an unknown form, type or level."""
     check_word("--as", form, get_args(Form))
     check_word("--verify", verify, get_args(Level))
     if dtype is not None:
         check_word("--dtype", dtype, DTYPES)
+    if recheck and verify == "none":
+        raise ExportError("--recheck with --verify none checks nothing: leave one of them out")
     return Request(
         to=to,
         form=form,  # type: ignore[arg-type]
@@ -75,6 +87,7 @@ def parse_request(
         max_shard_bytes=parse_size(max_shard_size),
         verify=verify,  # type: ignore[arg-type]
         link=link,
+        recheck=recheck,
     )
 
 

@@ -3,29 +3,37 @@
 from __future__ import annotations
 
 import json
-import os
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
+from adrpo_scale.checkpoint.base import MANIFEST
 from adrpo_scale.checkpoint.locate import open_checkpoint, origin_of
 from adrpo_scale.checkpoint.reader import Reader
 from adrpo_scale.core.console import console
 from adrpo_scale.core.disk_space import disk_space, size_text
 from adrpo_scale.core.errors import CheckpointError, DiskSpaceError, ExportError
-from adrpo_scale.core.files import remove_folder, sync_file, sync_folder
 from adrpo_scale.core.settings import leaves
+from adrpo_scale.core.tensor_files import file_sha256
 from adrpo_scale.export.adapter import adapter_bytes, write_adapter
 from adrpo_scale.export.base import Copy, Form, Material, Request, Written, base_of
 from adrpo_scale.export.card import Metric, Provenance, Story, base_licence, write_card
 from adrpo_scale.export.copies import bytes_of, write_copies
 from adrpo_scale.export.folder import weight_headers, write_weights
 from adrpo_scale.export.layouts import layout_of
+from adrpo_scale.export.place import (
+    check_target,
+    finish,
+    kept,
+    record,
+    recorded,
+    temporary,
+    unverified,
+)
 from adrpo_scale.export.stored import StoredTensors
 from adrpo_scale.export.verify import Verdict, verify
 from adrpo_scale.run.build import build_domain, specs_of
@@ -33,7 +41,6 @@ from adrpo_scale.run.config import RunConfig
 from adrpo_scale.run.load import overridden, parse_config
 from adrpo_scale.run.tables import metric_order
 
-UNFINISHED = ".unfinished-export"  # marks a temporary folder as ours, so that it may be removed
 _SLACK = 4 << 20  # bytes of configs, card and folders
 _RIGHT = {True: "adapter or --as merged", False: "full"}  # by whether adapters were trained
 
@@ -56,9 +63,10 @@ def export(name: str, request: Request, base: str | None = None) -> Exported:
     Needs no GPU and no process group, and holds one tensor at a time, apart from verification.
     Raises CheckpointError for a broken checkpoint, DiskSpaceError before anything is written, and
     ExportError where the request does not fit the checkpoint, the verification fails or a file
-    cannot be written; `request.to` is then unchanged.
+    cannot be written; `request.to` is then unchanged, and an export that was written is kept beside
+    it, unverified.
     """
-    _check_target(request.to)
+    check_target(request.to)
     reader = open_checkpoint(name)
     _check_form(reader, request)
     config = parse_config(reader.manifest.document["config"])
@@ -67,23 +75,46 @@ def export(name: str, request: Request, base: str | None = None) -> Exported:
     _check_whole(reader)
     material = _material(reader, config, request)
     _check_part(material, request.form)
-    layout = layout_of(material.target)
+    layout, facts = layout_of(material.target), _facts(reader, request)
     layout.check(material, request.form)
+    if request.recheck:
+        written = recorded(request.to, facts)
+        return _finished(material, request, written, unverified(request.to), 0.0)
     copies = layout.copies(material, request.form)
     _check_room(material, request, copies)
-    with _temporary(request.to) as folder:
+    with temporary(request.to) as folder:
         start = time.perf_counter()
         _say(f"exporting iteration {reader.iteration} of {reader.folder}")
         written = _convert(material, request, copies, folder)
-        converted = time.perf_counter()
-        verdict = None
-        if request.verify != "none":
-            _say("verifying in another process")
+        record(folder, facts, written)
+        return _finished(material, request, written, folder, time.perf_counter() - start)
+
+
+def _facts(reader: Reader, request: Request) -> dict[str, Any]:
+    """What an export is of: a recheck compares it."""
+    return {
+        "checkpoint": file_sha256(reader.folder / MANIFEST),
+        "iteration": reader.iteration,
+        "--as": request.form,
+        "--ema": request.ema,
+        "--dtype": None if request.dtype is None else str(request.dtype).removeprefix("torch."),
+    }
+
+
+def _finished(
+    material: Material, request: Request, written: Written, folder: Path, converted: float
+) -> Exported:
+    """Verifies and describes the export in `folder`, which then becomes `request.to`. converted:
+    seconds of the conversion."""
+    start, verdict = time.perf_counter(), None
+    if request.verify != "none":
+        _say("verifying in another process")
+        with kept(folder, request.to):
             verdict = verify(material, request, written, folder)
-        seconds = (converted - start, time.perf_counter() - converted)
-        write_card(_story(material, request, written, verdict), folder)
-        _finish(folder, request.to)
-    return Exported(request.to, written, verdict, *seconds)
+    verified = time.perf_counter() - start
+    write_card(_story(material, request, written, verdict), folder)
+    finish(folder, request.to)
+    return Exported(request.to, written, verdict, converted, verified)
 
 
 def show(exported: Exported) -> None:
@@ -106,11 +137,6 @@ def show(exported: Exported) -> None:
 
 def _say(text: str) -> None:
     console.print(text, highlight=False, soft_wrap=True, markup=False)
-
-
-def _check_target(to: Path) -> None:
-    if to.exists() and not (to.is_dir() and not any(to.iterdir())):
-        raise ExportError(f"--to {to} exists; expected a new or empty folder: choose another --to")
 
 
 def _check_form(reader: Reader, request: Request) -> None:
@@ -212,23 +238,6 @@ def _check_room(material: Material, request: Request, copies: list[Copy]) -> Non
         )
 
 
-@contextmanager
-def _temporary(to: Path) -> Iterator[Path]:
-    """The folder `<to>.tmp`; it is removed afterwards, also after an error."""
-    folder = to.with_name(to.name + ".tmp")
-    if folder.exists() and not (folder / UNFINISHED).is_file():
-        raise ExportError(f"{folder} exists and is not left over from an export: remove it")
-    try:
-        remove_folder(folder)
-        folder.mkdir(parents=True)
-        (folder / UNFINISHED).touch()
-        yield folder
-    except (OSError, SafetensorError) as error:
-        raise ExportError(f"the export was not written: {error}. {to} is unchanged") from error
-    finally:
-        remove_folder(folder)
-
-
 def _convert(material: Material, request: Request, copies: list[Copy], folder: Path) -> Written:
     """Writes the weights first, because they may be refused, then the copies."""
     if request.form == "adapter":
@@ -239,15 +248,6 @@ def _convert(material: Material, request: Request, copies: list[Copy], folder: P
     material.close()
     write_copies(copies, texts, folder, request.link)
     return written
-
-
-def _finish(folder: Path, to: Path) -> None:
-    """Syncs the files and renames the folder to `to`: an export is whole or absent."""
-    (folder / UNFINISHED).unlink()
-    for path in [*folder.rglob("*"), folder]:
-        sync_file(path)
-    os.replace(folder, to)
-    sync_folder(to.parent)
 
 
 def _story(

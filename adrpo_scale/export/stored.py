@@ -69,15 +69,14 @@ def check_copied(stored: StoredTensors, files: Iterable[str], folder: Path) -> i
             with safe_open(folder / path, "pt") as file:  # again: mapped pages count as memory
                 if not same_bytes(file.get_tensor(name), stored.read(name)):
                     raise ExportError(
-                        f"{path}: {name} differs from the base model's. The export was removed; "
-                        "please open an issue"
+                        f"{path}: {name} differs from the base model's. Please open an issue"
                     )
             missing.remove(name)
             stored.close()
     if missing:
         raise ExportError(
-            f"the export lacks {sorted(missing)[:3]}, which are copied from the base. It was "
-            "removed; please open an issue"
+            f"the export lacks {sorted(missing)[:3]}, which are copied from the base; please "
+            "open an issue"
         )
     return len(stored.copied)
 

@@ -107,12 +107,12 @@ class TransformersLayout(Layout):
         if answer["prompt_ids"] != ids:
             raise ExportError(
                 f"the export's tokenizer encodes a prompt as {answer['prompt_ids'][:20]}, training "
-                f"as {ids[:20]}. The export was removed; please open an issue"
+                f"as {ids[:20]}; please open an issue"
             )
         if sorted(answer["silent"]) != _silent(target):
             raise ExportError(
                 f"{GENERATION} of the export suppresses {len(answer['silent'])} tokens, training "
-                f"banned {len(_silent(target))}. The export was removed; please open an issue"
+                f"banned {len(_silent(target))}; please open an issue"
             )
 
     def further_errors(

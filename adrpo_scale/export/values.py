@@ -29,8 +29,8 @@ def compare_values(material: Material, request: Request, written: Written, folde
             off = _off(tensor, *value_of(name, material))
             if not off <= 1:
                 raise ExportError(
-                    f"{path}: {name} is off by {off:.3g} times what rounding explains. The export "
-                    "was removed; please open an issue"
+                    f"{path}: {name} is off by {off:.3g} times what rounding explains; please open "
+                    "an issue"
                 )
             worst = max(worst, off)
             material.close()

@@ -97,13 +97,12 @@ def _verify_outputs(
         listed = ", ".join(f"{how} {off:.2g}" for how, off in wrong.items())
         raise ExportError(
             f"the export, loaded by {_names(answer)}, is not the policy: outputs differ ({listed} "
-            f"of their size; at most {tolerance:g} is rounding). It was removed; "
-            "please open an issue"
+            f"of their size; at most {tolerance:g} is rounding); please open an issue"
         )
     if any(torch.equal(out, expected.base_rounded) for out in found.values()):
         raise ExportError(
             "the export's outputs equal the base model's bit for bit: the training has no effect "
-            "in it. It was removed; use --dtype float32, or train longer"
+            "in it: use --dtype float32, or train longer"
         )
     figures[MOVED] = distance(expected.exact, expected.base)
     figures[LOST] = expected.lost(next(iter(found.values())))
@@ -172,7 +171,7 @@ def _run_check(
         if done.returncode:
             raise ExportError(
                 f"the export cannot be used: {SCRIPT.name} ended with {done.returncode}:\n"
-                f"{done.stderr.strip()[-2000:]}\nIt was removed. Where memory is short, "
+                f"{done.stderr.strip()[-2000:]}\nWhere memory is short, "
                 "--verify tensors needs little"
             )
         answer = json.loads((place / "answer.json").read_text())
@@ -324,9 +323,6 @@ def _check_taken_over(
         return {}
     for name in material.target.part.needs if request.form == "whole" else ():
         if not filecmp.cmp(folder / name, material.folder / name, shallow=False):
-            raise ExportError(
-                f"{name} differs from the base model's. The export was removed; please open an "
-                "issue"
-            )
+            raise ExportError(f"{name} differs from the base model's. Please open an issue")
     count = check_copied(material.stored, written.files, folder)
     return {"tensors copied, the same to the byte": count} if count else {}

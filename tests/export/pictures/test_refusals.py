@@ -15,7 +15,8 @@ from adrpo_scale.checkpoint.reader import Reader
 from adrpo_scale.core.errors import CheckpointError, DiskSpaceError, ExportError
 from adrpo_scale.export import adapter, exporter, folder, tensor_check
 from adrpo_scale.export.base import Request, parse_request, parse_size
-from adrpo_scale.export.exporter import UNFINISHED, export
+from adrpo_scale.export.exporter import export
+from adrpo_scale.export.place import RECORD, UNFINISHED
 from tests.support.exported_pictures import TRAINED, quick
 
 # ---- a wrong export does not get through ---------------------------------------------------------
@@ -26,7 +27,7 @@ def test_a_lost_alpha_is_found(root, tmp_path, monkeypatch):
     monkeypatch.setattr(adapter, "lora_settings", lambda m: honest(m) | {"lora_alpha": 40})
     with pytest.raises(ExportError, match=r"not the policy: outputs differ \(load_lora_weights"):
         export(str(root / "runs/lora"), Request(tmp_path / "a", "adapter"))
-    assert list(tmp_path.iterdir()) == []
+    assert names(tmp_path) == ["a.unverified"]
 
 
 def test_a_wrong_merge_is_found(root, tmp_path, monkeypatch, without_the_process):
@@ -39,7 +40,7 @@ def test_a_wrong_merge_is_found(root, tmp_path, monkeypatch, without_the_process
     monkeypatch.setattr(folder.MergedWeights, "read", wrong)
     with pytest.raises(ExportError, match=r"transformer_blocks\.0\.attn\.to_q\.weight is off by"):
         quick(root, "lora", tmp_path / "a", "merged", verify="tensors")
-    assert list(tmp_path.iterdir()) == []
+    assert names(tmp_path) == ["a.unverified"]
 
 
 def test_a_file_that_changed_after_it_was_written_is_found(root, tmp_path):
@@ -67,6 +68,64 @@ def test_tensors_that_are_not_the_models_are_found(tmp_path):
     ):
         with pytest.raises(AssertionError):
             compare(wrong)
+
+
+# ---- only the check failed -----------------------------------------------------------------------
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def fail(error):
+    def verify(*arguments):
+        raise error
+
+    return verify
+
+
+@pytest.mark.parametrize("error", [ExportError("no memory"), OSError("gone"), KeyboardInterrupt()])
+def test_an_export_whose_check_fails_is_kept_and_checked_again(
+    root, tmp_path, monkeypatch, without_the_process, error, capsys
+):
+    settings = {"verify": "tensors"}
+    with monkeypatch.context() as patch:
+        patch.setattr(exporter, "verify", fail(error))
+        kind = KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else ExportError
+        with pytest.raises(kind) as raised:
+            quick(root, "lora", tmp_path / "a", "adapter", **settings)
+        said = str(raised.value) + capsys.readouterr().out.replace("\n", " ")
+        assert "kept, unverified, as" in said and "--recheck" in said
+    assert names(tmp_path) == ["a.unverified"]
+    assert RECORD in names(tmp_path / "a.unverified")
+    weights = (tmp_path / "a.unverified" / adapter.PEFT_FILE).stat()
+    monkeypatch.setattr(exporter, "write_adapter", fail(AssertionError("exported again")))
+    exported = quick(root, "lora", tmp_path / "a", "adapter", recheck=True, **settings)
+    assert names(tmp_path) == ["a"] and exported.verdict.level == "tensors"
+    assert (tmp_path / "a" / adapter.PEFT_FILE).stat().st_ino == weights.st_ino
+    assert "README.md" in names(tmp_path / "a") and RECORD not in names(tmp_path / "a")
+
+
+def test_a_recheck_is_of_the_same_export(root, tmp_path, monkeypatch):
+    def again(**settings):
+        return quick(root, "lora", tmp_path / "a", "adapter", recheck=True, **settings)
+
+    with pytest.raises(ExportError, match="holds no unverified export"):
+        again(verify="tensors")
+    with monkeypatch.context() as patch:
+        patch.setattr(exporter, "verify", fail(ExportError("no")))
+        for given in ({}, {"recheck": True}):  # fails twice, and is still there
+            with pytest.raises(ExportError, match="kept, unverified"):
+                quick(root, "lora", tmp_path / "a", "adapter", verify="tensors", **given)
+    with pytest.raises(ExportError, match="--dtype: None there, bfloat16 asked"):
+        again(verify="tensors", dtype=torch.bfloat16)
+    with pytest.raises(ExportError, match="--recheck with --verify none"):
+        parse_request(tmp_path / "a", "adapter", False, None, "5GB", "none", False, True)
+    quick(root, "lora", tmp_path / "a", "adapter")  # another attempt replaces it
+    assert names(tmp_path) == ["a"]
+    (tmp_path / "b.unverified").mkdir()
+    with pytest.raises(ExportError, match="not left over from an export"):
+        quick(root, "lora", tmp_path / "b", "adapter")
 
 
 def flip_a_bit(path):
