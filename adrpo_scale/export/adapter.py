@@ -12,18 +12,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import peft
 import torch
 from torch import Tensor
 
 from adrpo_scale.core.errors import ExportError
-from adrpo_scale.core.tensor_files import FileFacts, TensorFileWriter, TensorHeader, file_sha256
+from adrpo_scale.core.tensor_files import FileFacts, file_sha256
 from adrpo_scale.engines.adapters import is_adapter
 from adrpo_scale.export.base import Material, Written, check_changed
 from adrpo_scale.export.layouts import layout_of
+from adrpo_scale.export.peft_folder import PEFT_FILE, write_peft
 
-PEFT_FILE = "adapter_model.safetensors"
-_PEFT_PREFIX = "base_model.model."
 _REMEDY = "please open an issue"
 
 
@@ -42,7 +40,7 @@ def write_adapter(material: Material, dtype: torch.dtype, folder: Path) -> Writt
     ups = [tensor for name, tensor in tensors.items() if ".lora_B." in name]
     changed = sum(bool(tensor.any()) for tensor in ups)
     layout, settings = layout_of(material.target), lora_settings(material)
-    _write_peft(material, tensors, settings | dict(layout.peft_settings), folder)
+    write_peft(material.base, tensors, settings | dict(layout.peft_settings), folder)
     names = [PEFT_FILE, *layout.write_adapters(material, tensors, settings, folder)]
     files = {name: _facts(folder / name) for name in names}
     written = Written(files, len(ups), changed)
@@ -64,25 +62,6 @@ def _adapters(material: Material, dtype: torch.dtype) -> dict[str, Tensor]:
         n.replace(".default.", "."): (reader.whole(n, part).double() * factor.get(n, 1)).to(dtype)
         for n in names
     }
-
-
-def _write_peft(
-    material: Material, tensors: dict[str, Tensor], settings: dict[str, Any], folder: Path
-) -> None:
-    config = peft.LoraConfig(
-        base_model_name_or_path=material.base.name,
-        revision=material.base.revision,
-        inference_mode=True,
-        **settings,
-    )
-    # peft turns it into a set, whose order differs from one export to the next.
-    config.target_modules = settings["target_modules"]
-    config.save_pretrained(str(folder))
-    headers = [TensorHeader(_PEFT_PREFIX + n, t.dtype, tuple(t.shape)) for n, t in tensors.items()]
-    with TensorFileWriter(folder / PEFT_FILE, headers, {"format": "pt"}) as file:
-        for tensor in tensors.values():
-            file.write(tensor)
-        file.finish()
 
 
 def lora_settings(material: Material) -> dict[str, Any]:

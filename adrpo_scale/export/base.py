@@ -245,6 +245,10 @@ class Layout(ABC):
         settings: rank, alpha and targets, as a LoraConfig takes them."""
         return []
 
+    def trained_name(self, name: str, target: ExportTarget) -> str:
+        """The name in the policy of an adapter's tensor in one of the export's files."""
+        return name.removeprefix("base_model.model.").removeprefix(f"{target.component}.")
+
     def job(self, target: ExportTarget, form: Form) -> dict[str, Any]:
         """Entries of the job for `load_check.py` that add to, or override, those of every
         export."""

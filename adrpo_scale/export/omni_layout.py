@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from adrpo_scale.domains.export_target import ExportTarget
 from adrpo_scale.export.base import (
     Copy,
@@ -25,7 +27,8 @@ from adrpo_scale.export.base import (
     value_text,
 )
 from adrpo_scale.export.copies import licence_files
-from adrpo_scale.export.transformers_layout import TransformersLayout
+from adrpo_scale.export.peft_folder import PEFT_FILE, write_peft
+from adrpo_scale.export.transformers_layout import TransformersLayout, vllm_line
 
 OLD_TEMPLATE = "chat_template.json"  # a processor's template before chat_template.jinja
 _PROCESSOR_FILES = (
@@ -35,6 +38,10 @@ _PROCESSOR_FILES = (
     OLD_TEMPLATE,
 )
 _WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx"}
+VLLM = "vllm"  # folder of the adapters under the names that vLLM knows
+# vLLM maps `thinker.model.` to its own class's `language_model.model.`, as it does for the base's
+# weights. A name that it cannot map is no error there: the adapter would have no effect.
+_STEM, _VLLM_STEM = "model.language_model.", "thinker.model."
 _SECONDS = 1  # of silence: the clip in the card's example
 
 
@@ -49,6 +56,29 @@ class HearingLayout(TransformersLayout):
         has_own = material.target.chat is not None and material.target.chat.template is not None
         once = {copy.name: copy for copy in found if not (has_own and copy.name == OLD_TEMPLATE)}
         return list(once.values())
+
+    def write_adapters(
+        self,
+        material: Material,
+        tensors: Mapping[str, Tensor],
+        settings: Mapping[str, Any],
+        folder: Path,
+    ) -> list[str]:
+        """A second peft folder for vLLM, which serves whole models alone."""
+        if not material.target.part.whole:
+            return []
+        place = folder / VLLM
+        place.mkdir()
+        renamed = {_VLLM_STEM + n.removeprefix(_STEM): t for n, t in tensors.items()}
+        layers = {name.partition(".lora_")[0].rpartition(".")[2] for name in renamed}
+        own = {**settings, **self.peft_settings, "target_modules": sorted(layers)}
+        write_peft(material.base, renamed, own, place)
+        return [f"{VLLM}/{PEFT_FILE}"]
+
+    def trained_name(self, name: str, target: ExportTarget) -> str:
+        bare = super().trained_name(name, target)
+        is_vllms = bare.startswith(_VLLM_STEM)
+        return _STEM + bare.removeprefix(_VLLM_STEM) if is_vllms else bare
 
     def generation_texts(self, material: Material) -> dict[str, str]:
         """None of a whole model, whose file is of the model around the thinker."""
@@ -70,9 +100,17 @@ class HearingLayout(TransformersLayout):
 
     def usage(self, use: Use) -> list[str]:
         blocks = [code_block(_lines(use)), "These are the settings of the run's evaluations."]
-        if use.form == "whole":
-            served = code_block([f"vllm serve . --dtype {use.dtype}"], "shell")
-            blocks += ["vLLM serves the thinker of a whole model, by requests with audio:", served]
+        served = {"whole": f"vllm serve . --dtype {use.dtype}"}
+        if use.target.part.whole and use.rank is not None:
+            served["adapter"] = vllm_line(use, f"./{VLLM}")
+        if use.form in served:
+            blocks += ["vLLM serves the thinker of a whole model, by requests with audio:"]
+            blocks += [code_block([served[use.form]], "shell")]
+        if use.form == "adapter" and use.form in served:
+            blocks += [
+                f"The folder `{VLLM}` holds the same adapters under the names that vLLM maps to "
+                "its own; with the names of transformers they would have no effect there."
+            ]
         return blocks
 
 

@@ -139,7 +139,7 @@ class TransformersLayout(Layout):
         return [
             code_block(_generate_lines(use)),
             "These are the settings of the run's evaluations; requests to vLLM need them too:",
-            code_block([_vllm_line(use)], "shell"),
+            code_block([vllm_line(use)], "shell"),
         ]
 
 
@@ -266,7 +266,8 @@ def _plain_lines(chat: ChatTarget) -> list[str]:
     return [f'inputs = tokenizer({json.dumps(chat.example)}, return_tensors="pt").to(device)']
 
 
-def _vllm_line(use: Use) -> str:
+def vllm_line(use: Use, adapter: str = ".") -> str:
+    """The command that serves an export. adapter: the folder of adapters."""
     if use.form != "adapter":
         return f"vllm serve . --dtype {use.dtype}"
     assert use.rank is not None
@@ -275,5 +276,5 @@ def _vllm_line(use: Use) -> str:
     pinned = f" --revision {revision}" if use.base.is_hub_id and revision else ""
     return (
         f"vllm serve {base}{pinned} --dtype {use.dtype} "
-        f"--enable-lora --max-lora-rank {rank} --lora-modules trained=."
+        f"--enable-lora --max-lora-rank {rank} --lora-modules trained={adapter}"
     )

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from adrpo_scale.core.errors import ExportError
 from adrpo_scale.export.base import Material, Request, Written
+from adrpo_scale.export.layouts import layout_of
 from adrpo_scale.export.stored import names_in
 
 PIECE = 1 << 22  # elements compared at once
@@ -55,7 +56,7 @@ NOTHING = torch.zeros(())
 
 
 def _adapter_value(name: str, material: Material) -> Value:
-    bare = name.removeprefix("base_model.model.").removeprefix(f"{material.target.component}.")
+    bare = layout_of(material.target).trained_name(name, material.target)
     stored = bare.replace(".lora_A.", ".lora_A.default.").replace(".lora_B.", ".lora_B.default.")
     tensor = material.reader.whole(stored, material.part)
     if ".lora_B." not in stored:

@@ -158,12 +158,42 @@ def test_an_adapter_folder_is_pefts_with_the_processor(root, exports):
     for name, run, beside in (("adapter", "lora", HUB), ("adapter_alone", "alone", SAVED)):
         place, expected = exports[name].folder, trained(root, run)
         names = {"README.md", "adapter_config.json", PEFT_FILE}
+        names |= {"vllm"} if name == "adapter" else set()  # vLLM serves whole models alone
         assert {p.name for p in place.iterdir()} == beside | names
         config = peft.LoraConfig.from_pretrained(place)
         assert (config.task_type, config.r, config.lora_alpha) == ("CAUSAL_LM", 4, 4)
         assert "language_model" in config.target_modules
         found = load_file(place / PEFT_FILE)
         assert f"base_model.model.{QUERY}.lora_A.weight" in found and len(found) == len(expected)
+
+
+def test_adapters_have_a_folder_whose_names_vllm_maps_to_its_own(exports):
+    """By the rules of vLLM's source: `base_model.model.` is taken off, prefixes of the mapper are
+    replaced, and what is then no module's name is silently without effect."""
+    place = exports["adapter"].folder
+    mapped, ours = {}, load_file(place / PEFT_FILE)
+    for name, tensor in load_file(place / "vllm" / PEFT_FILE).items():
+        bare = name.removeprefix("base_model.model.")
+        for prefix, new in (
+            ("thinker.lm_head.", "language_model.lm_head."),
+            ("thinker.model.", "language_model.model."),
+            ("thinker.", ""),
+        ):
+            bare = new + bare.removeprefix(prefix) if bare.startswith(prefix) else bare
+        mapped[bare] = tensor
+    # Modules of vLLM's class: a Qwen2ForCausalLM called language_model.
+    expected = {
+        n.replace("base_model.model.model.language_model.", "language_model.model."): t
+        for n, t in ours.items()
+    }
+    assert mapped.keys() == expected.keys()
+    assert all(torch.equal(mapped[name], tensor) for name, tensor in expected.items())
+    config = peft.LoraConfig.from_pretrained(place / "vllm")
+    assert (config.r, config.lora_alpha) == (4, 4)
+    assert config.target_modules == {"q_proj", "k_proj", "v_proj", "o_proj"} | {
+        f"{each}_proj" for each in ("gate", "up", "down")
+    }
+    assert "--lora-modules trained=./vllm" in (place / "README.md").read_text()
 
 
 def test_a_thinkers_folder_holds_the_thinker_and_nothing_else(exports):
