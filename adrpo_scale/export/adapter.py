@@ -1,10 +1,10 @@
 """Exports of the trained LoRA alone: peft's adapter_config.json and adapter_model.safetensors, and
 the same tensors in the file format of the base model's own library (`Layout.write_adapters`).
 
-The factor alpha / rank of training is in the tensors: every B is multiplied by it, and every file
-states alpha = rank. So tools that read the tensors alone, and count a missing alpha as the rank,
-apply the adapters at full strength (diffusers without its metadata, ComfyUI, kohya's scripts). The
-product is rounded once, to the written type; a power of two, 1 included, changes no digit.
+The factor alpha / rank of training is in the tensors (`Material.factor`), and every file states
+alpha = rank. So tools that read the tensors alone, and count a missing alpha as the rank, apply the
+adapters at full strength (diffusers without its metadata, ComfyUI, kohya's scripts). The product is
+rounded once, to the written type; a power of two, 1 included, changes no digit.
 """
 
 from __future__ import annotations
@@ -57,9 +57,8 @@ def _adapters(material: Material, dtype: torch.dtype) -> dict[str, Tensor]:
         raise ExportError(
             f"{reader.folder} holds {strange[:3]}, expected LoRA adapters alone; {_REMEDY}"
         )
-    factor = {n: material.scaling for n in names if ".lora_B." in n}
     return {
-        n.replace(".default.", "."): (reader.whole(n, part).double() * factor.get(n, 1)).to(dtype)
+        n.replace(".default.", "."): (reader.whole(n, part).double() * material.factor(n)).to(dtype)
         for n in names
     }
 

@@ -158,6 +158,12 @@ class Material:
         lora = self.reader.manifest.document["lora"]
         return lora["alpha"] / lora["rank"]
 
+    def factor(self, name: str) -> float:
+        """The factor that an exported adapter's tensor has beyond the trained one's. It goes to B;
+        below 1 to A, whose values are larger: float16 would lose digits of a small B."""
+        place = ".lora_B." if self.scaling >= 1 else ".lora_A."
+        return self.scaling if place in name else 1.0
+
     def dtype(self, name: str, wanted: torch.dtype | None) -> torch.dtype:
         """The exported type of a tensor, by its stored name; for all forms but adapter. Tensors
         that are not the policy's keep their own type."""

@@ -130,7 +130,7 @@ def _strength(story: Story) -> str:
     rank, alpha = story.lora["rank"], story.lora["alpha"]
     return (
         f"\n* rank {rank}, alpha {rank}: the factor of training, {alpha:g} / {rank}, is in the "
-        "tensors of B, so tools that read no alpha apply them at full strength"
+        "tensors, so tools that read no alpha apply them at full strength"
     )
 
 

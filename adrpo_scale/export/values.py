@@ -59,9 +59,7 @@ def _adapter_value(name: str, material: Material) -> Value:
     bare = layout_of(material.target).trained_name(name, material.target)
     stored = bare.replace(".lora_A.", ".lora_A.default.").replace(".lora_B.", ".lora_B.default.")
     tensor = material.reader.whole(stored, material.part)
-    if ".lora_B." not in stored:
-        return tensor, NOTHING
-    strong = material.scaling * tensor.double()
+    strong = material.factor(stored) * tensor.double()
     # From float64, torch rounds to a lower type by way of float32.
     return strong, torch.finfo(torch.float32).eps * strong.abs()
 

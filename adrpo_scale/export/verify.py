@@ -276,7 +276,7 @@ def _round(
     model: nn.Module, state: Mapping[str, Tensor], material: Material, request: Request
 ) -> None:
     """Rounds the exported weights to the export's types; for merged forms, merges adapters
-    first, for adapters moves peft's factor into B first."""
+    first, for adapters moves peft's factor into the tensors first."""
     if request.form == "adapter":
         _move_factors(model)
         for name, tensor in state.items():
@@ -294,11 +294,12 @@ def _merge(model: nn.Module) -> None:
 
 
 def _move_factors(model: nn.Module) -> None:
-    """Multiplies each B by its layer's factor alpha / rank, which becomes 1."""
+    """Multiplies each B, or A by a factor below 1, by its layer's alpha / rank, which becomes 1."""
     for layer in model.modules():
         if isinstance(layer, BaseTunerLayer):
-            for name, up in layer.lora_B.items():  # type: ignore[union-attr, operator]
-                up.weight.mul_(layer.scaling[name])
+            for name, factor in [*layer.scaling.items()]:
+                part: Any = layer.lora_B if factor >= 1 else layer.lora_A
+                part[name].weight.mul_(factor)
                 layer.scaling[name] = 1.0
 
 

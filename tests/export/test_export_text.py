@@ -103,7 +103,7 @@ def root(tmp_path_factory):
         evaluated = ["domain.evaluation.temperature=0", "domain.chat.thinking=false"]
         train_run(place, "lora", "tied", [*LORA, *evaluated, "evaluation.every=1", "ema_decay=0.5"])
         train_run(place, "untied_lora", "untied", LORA)
-        longer = [*chat_settings, "domain.chat.max_prompt_tokens=64"]
+        longer = [*chat_settings, "domain.chat.max_prompt_tokens=64", "domain.lora.alpha=1.5"]
         train_run(place, "chat", "tied", [*LORA, *longer])
         train_run(place, "plain", "tied", [*LORA, "domain.chat.template=plain"])
         train_run(place, "untied", "untied", [])
@@ -251,6 +251,14 @@ def test_an_adapter_folder_is_pefts_with_the_tokenizer(root, exports):
     for name, tensor in expected.items():
         written = found[f"base_model.model.{name.replace('.default', '')}"]
         assert torch.equal(written, tensor * (6 / 4 if ".lora_B." in name else 1))
+
+
+def test_a_factor_below_one_is_in_the_larger_tensor(root, exports):
+    """float16 would lose digits of a B that became smaller. Rank 4, alpha 1.5."""
+    found = load_file(exports["chat_adapter"].folder / PEFT_FILE)
+    for name, tensor in trained(root, "chat").items():
+        written = found[f"base_model.model.{name.replace('.default', '')}"]
+        assert torch.equal(written, tensor * (0.375 if ".lora_A." in name else 1))
 
 
 def test_a_model_folder_holds_the_model_and_nothing_else(exports):
