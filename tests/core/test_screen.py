@@ -119,6 +119,20 @@ def test_a_reader_that_has_stopped_reading_is_waited_for_once():
     assert "bytes of output were left out: nobody read them]\nthe end\n" in out
 
 
+def test_a_pipe_that_others_have_set_to_non_blocking():
+    """As a parent process does to its own end; a full pipe is then an error, not a pause."""
+    body = """
+        os.set_blocking(1, False)
+        print("x" * 300_000)
+        print("the end")
+    """
+    started = process(body, stdout=subprocess.PIPE)
+    time.sleep(0.5)  # the pipe is full
+    out, _ = started.communicate(timeout=60)
+    assert started.returncode == 7
+    assert out == "x" * 300_000 + "\nthe end\n"
+
+
 def test_a_terminal_that_is_stopped_holds_up_nothing():
     """Ctrl-S on a terminal stops its output; the first write after it would wait for Ctrl-Q."""
     body = """

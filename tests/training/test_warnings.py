@@ -23,6 +23,7 @@ from adrpo_scale.training.advice import Settings, warnings_of
 from adrpo_scale.training.limits import LimitsConfig
 from adrpo_scale.training.state import Counters
 from tests.support.ranks import run_ranks
+from tests.support.tiny import records
 from tests.support.tiny_text import text_config
 
 RECORD = {
@@ -198,6 +199,8 @@ def test_a_run_that_learned_nothing_is_not_done(overrides, world, why, tmp_path)
         assert first[0] == second[0] == 2
         assert "nothing was learned in 2 iterations: " in first[1] and why in first[1]
         assert "nothing was learned in 2 iterations; the logs of its earlier starts" in second[1]
+    lengths = [line["completion_tokens"] for line in records(tmp_path / "run")]
+    assert min(lengths) >= 1  # also of completions that are left out of the loss
     log = (tmp_path / "run/logs/rank-000.log").read_text()
     assert log.count("iteration 1: nothing was learned: ") == 1
     status = judge(read(tmp_path / "run"))
