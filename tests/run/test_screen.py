@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 
 from tests.support.starts import committed_iterations, records_of, train
@@ -26,6 +27,7 @@ def old_terminal(rank):
 
 
 def outcome(folder, prepare):
+    folder = folder / "my runs"
     start = train(folder, 1, SETTINGS, prepare=prepare)
     assert start.wait() == [0]
     run = folder / "run"
@@ -33,7 +35,7 @@ def outcome(folder, prepare):
     assert [record["outcome"] for record in records_of(run)] == ["done"]
     log = (run / "logs/rank-000.log").read_text()
     assert "iteration 1/2  reward" in log and "iteration 2/2  reward" in log
-    assert f"tensorboard --logdir {run}" in log
+    assert f"tensorboard --logdir {shlex.quote(str(run / 'tensorboard'))}" in log
     return start.text(), log
 
 
