@@ -50,6 +50,7 @@ def plan(
     from adrpo_scale.cluster.plan.calibrate import read_trial
     from adrpo_scale.cluster.plan.hardware import build_hardware
     from adrpo_scale.cluster.plan.planner import check_time_limit, plan_of, with_time_limit
+    from adrpo_scale.cluster.preflight.cache import cache_need
     from adrpo_scale.core.console import console
     from adrpo_scale.run.load import load_config
 
@@ -62,7 +63,7 @@ def plan(
     def planner(changed: RunConfig, machine: Hardware) -> Plan:
         return plan_of(changed, machine, measured, loaded.name)
 
-    found = planner(loaded.config, hardware)
+    found = replace(planner(loaded.config, hardware), cache_bytes=cache_need(loaded.config).bytes)
     if found.fits:
         grace_seconds = loaded.config.checkpoint.grace_seconds
         _show(with_time_limit(found, time_limit, grace_seconds), as_json)

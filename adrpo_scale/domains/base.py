@@ -103,10 +103,13 @@ class Domain(ABC):
         )
 
     @classmethod
-    def bytes_to_cache(cls, config: Any, prompts: Sequence[Prompt], dtype: torch.dtype) -> int:
-        """Bytes that `prepare` will add to the cache for these prompts; 0: it caches nothing, or
-        everything is there. dtype: the engine's."""
-        return 0
+    def bytes_to_cache(
+        cls, config: Any, prompts: Sequence[Prompt], dtype: torch.dtype
+    ) -> int | None:
+        """Bytes that `prepare` will add to the cache for these prompts; 0: all are there; None: it
+        caches nothing. dtype: the engine's. Raises ModelNotFoundError where the model's config is
+        not on this machine."""
+        return None
 
     @classmethod
     def rungs(cls, config: Any) -> list[Rung]:

@@ -75,7 +75,7 @@ def _vae(config: Any, folder: Any, latent: tuple[int, ...]) -> Frozen:
 
 
 def _encoders(config: Any, folder: Any, dtype: torch.dtype) -> list[Frozen]:
-    """The text encoders, together on rank 0 until every prompt has its embedding."""
+    """The text encoders, together on every rank until every prompt has its embedding."""
     from transformers import AutoConfig, CLIPTextModelWithProjection, T5EncoderModel
 
     classes: dict[str, Any] = {"text_encoder": CLIPTextModelWithProjection}
@@ -96,6 +96,6 @@ def _encoders(config: Any, folder: Any, dtype: torch.dtype) -> list[Frozen]:
         spec = plain_spec(partial(model_class, settings))
         name = {"text_encoder": "CLIP text encoder", "text_encoder_2": "CLIP text encoder 2"}
         found.append(
-            Frozen(name.get(part, "T5"), spec, dtype, "rank 0", "load", ENCODE_BATCH, encode)
+            Frozen(name.get(part, "T5"), spec, dtype, "at loading", "load", ENCODE_BATCH, encode)
         )
     return found

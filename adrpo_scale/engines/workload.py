@@ -26,8 +26,8 @@ Call = Callable[[Any, int], Any]  # (model, rows)
 class Frozen:
     """A frozen model beside the policy.
 
-    dtype: of its parameters. placement: on every rank whole, sharded like the policy, or on rank 0
-    while embeddings are computed, before the policy exists.
+    dtype: of its parameters. placement: on every rank whole, sharded like the policy, or whole
+    while prompts are embedded ("at loading"), before the policy exists.
     phase: the phase in which it runs: in a rollout after sampling, or before it with per_clip.
     rows: largest number of rows of one call.
     per_clip: its rows are clips, each encoded once on every rank that samples or trains on it.
@@ -37,7 +37,7 @@ class Frozen:
     name: str
     spec: ModelSpec
     dtype: torch.dtype
-    placement: Literal["replicated", "sharded", "rank 0"]
+    placement: Literal["replicated", "sharded", "at loading"]
     phase: Phase
     rows: int
     call: Call

@@ -109,8 +109,9 @@ class Plan:
     usable: bytes that a GPU's peak may reach, after `reserve` (CUDA context, NCCL) and
     fragmentation. largest_micro_batch, largest_rollout_chunk: None where nothing fits.
     rows: samples that the fullest rank generates in an iteration. micro_batches: those of one
-    optimizer step. unit: rows that stay together, the least micro-batch. not_counted: parts of the
-    run whose memory and time are in none of the figures.
+    optimizer step. cache_bytes: what the first start adds to the cache on disk;
+    None: nothing, or not known here. unit: rows that stay together, the least micro-batch.
+    not_counted: parts of the run whose memory and time are in none of the figures.
     """
 
     config: str
@@ -136,6 +137,7 @@ class Plan:
     time_limit_hours: float | None = None
     jobs: int | None = None
     change: Change | None = None
+    cache_bytes: int | None = None
     not_counted: Sequence[str] = ()
     warnings: Sequence[str] = ()
     assumptions: Sequence[str] = field(default=())

@@ -1,6 +1,6 @@
 """Memory of one GPU, by purpose and phase.
 
-The phases are those of the trainer: `load` (rewards are loaded and rank 0 computes embeddings,
+The phases are those of the trainer: `load` (rewards are loaded and prompts are embedded,
 before there is a policy), `rollout`, `reward`, `update`, `evaluation`. Of two uses that follow each
 other inside a phase (the solver, then the VAE) the larger counts.
 """
@@ -93,13 +93,16 @@ def _frozen(
 ) -> list[MemoryItem]:
     """A frozen model's parameters, in the phases that hold them, and its working memory."""
     cost = rehearsal.frozen_cost(config, model, model.rows)
-    rows = model.rows if model.placement == "rank 0" else min(model.rows, load.samples)
+    rows = model.rows if model.placement == "at loading" else min(model.rows, load.samples)
     if model.phase == "reward":
         rows = min(rows, load.chunk)  # rewards see a chunk at a time
     working = MemoryItem(f"{model.name}: at work", cost.at(rows).peak, [model.phase])
     whole = rehearsal.frozen_bytes(config, model)
-    if model.placement == "rank 0":
-        return [MemoryItem(f"{model.name}: whole, on rank 0", whole, ["load"]), working]
+    if model.placement == "at loading":
+        return [
+            MemoryItem(f"{model.name}: whole, while prompts are embedded", whole, ["load"]),
+            working,
+        ]
     if model.placement == "replicated":
         first: list[Phase] = ["load"] if model.phase == "reward" else []
         return [MemoryItem(f"{model.name}: whole", whole, [*first, *RUNNING]), working]

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from adrpo_scale.cluster.plan.base import GIB, PhaseMemory, Plan
 from adrpo_scale.core.console import console
+from adrpo_scale.core.disk_space import size_text
 from adrpo_scale.engines.planning import EVERY
 
 
@@ -33,6 +34,11 @@ def show(plan: Plan) -> None:
     console.print(phase_table(plan))
     _print(_limits(plan))
     _print(_total(plan))
+    if plan.cache_bytes:
+        _print(
+            f"disk: the first start adds {size_text(plan.cache_bytes)} of prompt embeddings to the "
+            "cache ($ADRPO_CACHE), which later runs share"
+        )
     for text in plan.assumptions:
         _print(f"assumed: {text}")
     for text in plan.not_counted:

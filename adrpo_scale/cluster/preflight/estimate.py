@@ -13,6 +13,7 @@ from pathlib import Path
 from adrpo_scale.checkpoint.shelf import CHECKPOINTS, committed
 from adrpo_scale.cluster.preflight.base import Check, Finding
 from adrpo_scale.cluster.preflight.checks import check_space
+from adrpo_scale.cluster.preflight.survey import nearest
 from adrpo_scale.core.disk_space import free_space
 from adrpo_scale.core.errors import AdrpoError
 from adrpo_scale.engines.spec import LoraConfig
@@ -35,6 +36,16 @@ def space_check(config: RunConfig, run: Path, world: int) -> Check:
         remedy = "fix checkpoint.quota_command, or choose another --run-dir"
         return Check("space", "", (Finding("fault", str(error), "a number of bytes", remedy),))
     return check_space(space, str(run), size, count, count * (world + 2), how)
+
+
+def bytes_beside(config: RunConfig, run: Path, folder: Path | None) -> int:
+    """Bytes of the checkpoints to come, where they go to the disk of `folder`; 0 elsewhere."""
+    if folder is None or nearest(run).stat().st_dev != nearest(folder).stat().st_dev:
+        return 0
+    settings = config.checkpoint
+    there = committed(run / CHECKPOINTS) if run.is_dir() else {}
+    size = _measured(there)[0] if there else _estimated(config)
+    return (size or 0) * max(1, settings.keep_last + settings.keep_best + 1 - len(there))
 
 
 def _measured(there: dict[int, Path]) -> tuple[int, str]:

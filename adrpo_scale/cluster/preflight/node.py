@@ -18,7 +18,8 @@ class Request:
     folder: the run folder, or its nearest parent that rank 0 sees. token: the name of a file that
     rank 0 wrote there and that contains its own name; None where writing failed. device: the
     setting `engine.device`. config: the run's TOML file. needs: the run's models. skipped: names of
-    checks.
+    checks. caches: the run uses the cache;
+    cache_token: as token, there.
     """
 
     folder: str
@@ -27,6 +28,8 @@ class Request:
     config: str
     needs: tuple[HubNeed, ...] = ()
     skipped: frozenset[str] = frozenset()
+    caches: bool = False
+    cache_token: str | None = None
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,7 @@ class GpuFacts:
 @dataclass(frozen=True)
 class NodeFacts:
     """The facts of a node, from its local rank 0. scratch: (folder of temporary files, bytes
-    free)."""
+    free). cache: its view of the cache, where the run uses it."""
 
     environment: Mapping[str, Any]
     folder: FolderFacts | None = None
@@ -99,6 +102,7 @@ class NodeFacts:
     scratch: tuple[str, int] | None = None
     limits: Limits | None = None
     cuda: CudaFacts | None = None
+    cache: FolderFacts | None = None
 
 
 @dataclass(frozen=True)

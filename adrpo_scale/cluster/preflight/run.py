@@ -51,6 +51,8 @@ SKIPPABLE = (
     "folder",
     "models",
     "space",
+    "prompts",
+    "cache",
     "scratch",
     "versions",
     "gpus",
@@ -171,6 +173,7 @@ class _Leader:
 
     def _check(self) -> None:
         # Imported here: meanwhile the other processes start.
+        from adrpo_scale.cluster.preflight.cache import CacheNeed, cache_need
         from adrpo_scale.run.folder import default_folder
         from adrpo_scale.run.load import load_config
 
@@ -183,6 +186,9 @@ class _Leader:
         if absent:
             return
         needs = config.needs_from_hub()
+        self.cache = CacheNeed(None)
+        if self._wants("prompts") or self._wants("cache"):
+            self.cache = cache_need(config)
         nodes = self._survey(nearest(run), config.engine.device, needs)
         if nodes is None:
             return
@@ -196,9 +202,20 @@ class _Leader:
     def _survey(self, folder: Path, device: str, needs: Sequence[Any]) -> list[Node] | None:
         """The surveyed nodes; None where a process did not answer."""
         config = str(self.options.config.absolute())
-        with token_in(folder) if self._wants("folder") else nullcontext() as token:
+        cache = self.cache.folder if self.cache.bytes is not None and self._wants("cache") else None
+        with (
+            token_in(folder) if self._wants("folder") else nullcontext() as token,
+            token_in(nearest(cache)) if cache is not None else nullcontext() as other,
+        ):
             request = Request(
-                str(folder), token, device, config, tuple(needs), self.options.skipped
+                str(folder),
+                token,
+                device,
+                config,
+                tuple(needs),
+                self.options.skipped,
+                cache is not None,
+                other,
             )
             answers = self.meeting.ask({"do": "survey", "request": to_data(request)}, self.obey)
         return self._sound(answers)
@@ -218,6 +235,7 @@ class _Leader:
         return to_nodes([to_survey(answer["answer"]) for answer in answers.values()])
 
     def _judge(self, nodes: list[Node], config: Any, run: Path, models: int) -> None:
+        from adrpo_scale.cluster.preflight.cache import check_cache, check_prompts
         from adrpo_scale.cluster.preflight.estimate import space_check
 
         device = config.engine.device
@@ -227,6 +245,8 @@ class _Leader:
             "folder": lambda: checks.check_folder(nodes, str(nearest(run))),
             "models": lambda: self._models(nodes, config, run, models),
             "space": lambda: space_check(config, run, world),
+            "prompts": lambda: check_prompts(self.cache),
+            "cache": lambda: check_cache(nodes, self.cache, self._beside(config, run)),
             "scratch": lambda: checks.check_scratch(nodes),
             "versions": lambda: checks.check_versions(nodes),
             "gpus": lambda: gpu_checks.check_gpus(nodes, device),
@@ -244,6 +264,11 @@ class _Leader:
         if check.findings:
             return check
         return checks.check_models(nodes, number, model_findings(config, run))
+
+    def _beside(self, config: Any, run: Path) -> int:
+        from adrpo_scale.cluster.preflight.estimate import bytes_beside
+
+        return bytes_beside(config, run, self.cache.folder)
 
     def _clock_offsets(self, nodes: Sequence[Node]) -> dict[int, float]:
         """Seconds that each node's clock is ahead of this one, up to the network's latency: all

@@ -15,6 +15,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,9 @@ from adrpo_scale.cluster.preflight.node import (
     Request,
     Survey,
 )
+from adrpo_scale.core.caches import cache_root, why_unwritable
 from adrpo_scale.core.disk_space import disk_space
+from adrpo_scale.core.errors import AdrpoError
 from adrpo_scale.hub.lock import check, damaged, fingerprint
 from adrpo_scale.hub.needs import HubNeed
 from adrpo_scale.run.starts import driver_version, environment
@@ -45,6 +48,8 @@ def survey(request: Request, place: Place) -> Survey:
     """This process's survey."""
     first = place.local_rank == 0
     node = _node_facts(request, place) if first else None
+    if node is not None and request.caches:
+        node = replace(node, cache=cache_facts(request, place))
     gpu = None if request.device == "cpu" or "gpus" in request.skipped else gpu_facts(place)
     return Survey(place.rank, place.node, place.name, node, gpu)
 
@@ -123,6 +128,17 @@ def folder_facts(request: Request, place: Place) -> FolderFacts:
         with suppress(OSError):
             own.unlink()
     return FolderFacts(unseen, None)
+
+
+def cache_facts(request: Request, place: Place) -> FolderFacts:
+    """This node's view of its cache; another folder than rank 0's has no file of rank 0's."""
+    try:
+        root = cache_root()
+    except AdrpoError as error:
+        return FolderFacts(None, str(error))
+    place_of_token = replace(request, folder=str(nearest(root)), token=request.cache_token)
+    found = folder_facts(place_of_token, place)
+    return FolderFacts(found.unseen, found.unwritable or why_unwritable(root))
 
 
 def _why_unseen(path: Path) -> str | None:
