@@ -47,21 +47,22 @@ _TOKEN = ".adrpo-preflight-"
 def survey(request: Request, place: Place) -> Survey:
     """This process's survey."""
     first = place.local_rank == 0
-    node = _node_facts(request, place) if first else None
+    deadline = time.monotonic() + SEEN_SECONDS  # of both folders: rank 0 may be gone meanwhile
+    node = _node_facts(request, place, deadline) if first else None
     if node is not None and request.caches:
-        node = replace(node, cache=cache_facts(request, place))
+        node = replace(node, cache=cache_facts(request, place, deadline))
     gpu = None if request.device == "cpu" or "gpus" in request.skipped else gpu_facts(place)
     return Survey(place.rank, place.node, place.name, node, gpu)
 
 
-def _node_facts(request: Request, place: Place) -> NodeFacts:
+def _node_facts(request: Request, place: Place, deadline: float) -> NodeFacts:
     def wanted(name: str) -> bool:
         return name not in request.skipped
 
     needs = list(request.needs)
     return NodeFacts(
         environment=_environment(request, place),
-        folder=folder_facts(request, place) if wanted("folder") else None,
+        folder=folder_facts(request, place, deadline) if wanted("folder") else None,
         models=_models(needs) if wanted("models") else None,
         scratch=_scratch() if wanted("scratch") else None,
         limits=_limits() if wanted("limits") else None,
@@ -115,10 +116,12 @@ def _is_written(path: Path) -> bool:
     return True
 
 
-def folder_facts(request: Request, place: Place) -> FolderFacts:
-    """Checks that this node sees the file of rank 0, and can write beside it."""
+def folder_facts(request: Request, place: Place, deadline: float | None = None) -> FolderFacts:
+    """Checks that this node sees the file of rank 0, and can write beside it. deadline: time at
+    which it must be seen."""
+    deadline = time.monotonic() + SEEN_SECONDS if deadline is None else deadline
     folder = Path(request.folder)
-    unseen = None if request.token is None else _why_unseen(folder / request.token)
+    unseen = None if request.token is None else _why_unseen(folder / request.token, deadline)
     own = folder / f"{request.token or _TOKEN}-{place.node}-{os.getpid()}"
     try:
         own.write_text("")
@@ -130,20 +133,19 @@ def folder_facts(request: Request, place: Place) -> FolderFacts:
     return FolderFacts(unseen, None)
 
 
-def cache_facts(request: Request, place: Place) -> FolderFacts:
+def cache_facts(request: Request, place: Place, deadline: float) -> FolderFacts:
     """This node's view of its cache; another folder than rank 0's has no file of rank 0's."""
     try:
         root = cache_root()
     except AdrpoError as error:
         return FolderFacts(None, str(error))
     place_of_token = replace(request, folder=str(nearest(root)), token=request.cache_token)
-    found = folder_facts(place_of_token, place)
+    found = folder_facts(place_of_token, place, deadline)
     return FolderFacts(found.unseen, found.unwritable or why_unwritable(root))
 
 
-def _why_unseen(path: Path) -> str | None:
-    """None as soon as the file contains its own name; after SEEN_SECONDS the reason."""
-    deadline = time.monotonic() + SEEN_SECONDS
+def _why_unseen(path: Path, deadline: float) -> str | None:
+    """None as soon as the file contains its own name; at the deadline the reason."""
     while True:
         try:
             if path.read_text() == path.name:
