@@ -16,7 +16,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from pydantic import model_validator
 from torch import Tensor, nn
 
 from adrpo_scale.algorithms.terms import RegressionTerms, Terms
-from adrpo_scale.core.errors import ConfigError, ModelNotFoundError
+from adrpo_scale.core.errors import ConfigError
 from adrpo_scale.core.seeding import Purpose, normal, uniform
 from adrpo_scale.core.settings import REQUIRED, Section, setting
 from adrpo_scale.core.types import DrawKey, Prompt, Rows
@@ -32,13 +32,18 @@ from adrpo_scale.data.readings import Readings, read_prompts, without_notices
 from adrpo_scale.domains.base import Domain, DomainConfig, Mode, Published, Reference
 from adrpo_scale.domains.embeddings import bytes_to_cache, load_embeddings
 from adrpo_scale.domains.export_target import ExportTarget
-from adrpo_scale.domains.pipelines import PIPELINE, check_components, check_weights, load_vae
+from adrpo_scale.domains.pipelines import (
+    PIPELINE,
+    check_components,
+    check_weights,
+    load_vae,
+    read_configs,
+)
 from adrpo_scale.domains.sd3 import ATTENTION, WEIGHTS, fixed_inputs, transformer_spec
 from adrpo_scale.domains.sd3_encoders import encoders_of
 from adrpo_scale.engines.planning import Rung, halves
 from adrpo_scale.engines.spec import DTYPES, LoraConfig, ModelSpec
 from adrpo_scale.engines.workload import Workload
-from adrpo_scale.hub.foreign import read_json
 from adrpo_scale.hub.needs import HubNeed
 from adrpo_scale.hub.shapes import config_folder
 from adrpo_scale.hub.weights import SafetensorsFolder, find_model
@@ -136,20 +141,11 @@ class FlowDomain(Domain):
         (need,) = config.needs_from_hub()
         self.folder = find_model(need)
         check_components(self.folder, config.t5)
-        self._transformer_config = self._read("transformer")
-        vae, scheduler = self._read("vae"), self._read("scheduler")
+        parts = read_configs(self.folder, config.model)
+        self._transformer_config = parts["transformer"]
+        vae, scheduler = parts["vae"], parts["scheduler"]
         self.shift = float(scheduler.get("shift", 1.0))
         self.latent_shape = self._latent_shape(2 ** (len(vae["block_out_channels"]) - 1))
-
-    def _read(self, part: str) -> dict[str, Any]:
-        name = "scheduler_config.json" if part == "scheduler" else "config.json"
-        path = self.folder / part / name
-        if not path.is_file():
-            raise ModelNotFoundError(
-                f"domain.model = {self.config.model!r}: {part}/{name} is missing; a diffusers "
-                "Stable Diffusion 3 pipeline folder or hub id is expected"
-            )
-        return read_json(path)
 
     def _latent_shape(self, vae_factor: int) -> tuple[int, int, int]:
         transformer = self._transformer_config

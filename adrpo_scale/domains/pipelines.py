@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from adrpo_scale.core.errors import ConfigError
+from adrpo_scale.core.errors import ConfigError, ModelNotFoundError
 from adrpo_scale.hub.foreign import read_json
 from adrpo_scale.hub.soundness import loading
 from adrpo_scale.hub.weight_files import DIFFUSERS, TRANSFORMERS, weight_files
@@ -16,6 +16,41 @@ from adrpo_scale.hub.weights import check_loaded
 
 PIPELINE = "model_index.json"  # marks a folder as a diffusers pipeline
 T5 = "text_encoder_3"
+_KEYS = {  # what is read of each component's config, and has no default here
+    "transformer": (
+        "in_channels",
+        "joint_attention_dim",
+        "patch_size",
+        "pooled_projection_dim",
+        "pos_embed_max_size",
+        "sample_size",
+    ),
+    "vae": ("block_out_channels",),
+    "scheduler": (),
+}
+
+
+def read_configs(folder: Path, name: str) -> dict[str, dict[str, Any]]:
+    """The configs of transformer, VAE and scheduler. name: of the model, for errors. Raises
+    ModelNotFoundError where one is missing, or is not that of a Stable Diffusion 3."""
+    return {part: _read_config(folder, name, part) for part in _KEYS}
+
+
+def _read_config(folder: Path, name: str, part: str) -> dict[str, Any]:
+    file = f"{part}/{'scheduler_config' if part == 'scheduler' else 'config'}.json"
+    if not (folder / file).exists():
+        raise ModelNotFoundError(
+            f"domain.model = {name!r}: {file} is missing; a diffusers Stable Diffusion 3 pipeline "
+            "folder or hub id is expected"
+        )
+    config = read_json(folder / file)
+    lacks = [key for key in _KEYS[part] if key not in config]
+    if lacks:
+        raise ModelNotFoundError(
+            f"domain.model = {name!r}: {folder / file} does not state {', '.join(lacks)}, as that "
+            "of a Stable Diffusion 3 does; name a pipeline of it, or bring the file again"
+        )
+    return config
 
 
 def encoders(t5: bool) -> list[str]:

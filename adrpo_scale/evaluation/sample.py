@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from adrpo_scale.checkpoint.reader import Reader
 from adrpo_scale.checkpoint.shelf import CHECKPOINTS, TRAJECTORY
 from adrpo_scale.core import dist
 from adrpo_scale.core.console import say
-from adrpo_scale.core.errors import ConfigError, PromptError
+from adrpo_scale.core.errors import ConfigError, DamagedFileError, PromptError
 from adrpo_scale.core.pace import Pace
 from adrpo_scale.core.paths import make_output_folder, resolve_path
 from adrpo_scale.core.types import DrawKey, Prompt
@@ -27,6 +26,7 @@ from adrpo_scale.data.prompt_files import load_prompts
 from adrpo_scale.data.prompts import PromptsConfig
 from adrpo_scale.domains.base import Domain, Published
 from adrpo_scale.engines.base import Engine, OptimizerConfig
+from adrpo_scale.hub.foreign import read_json
 from adrpo_scale.run.build import build_domain, specs_of
 from adrpo_scale.run.config import RunConfig, SampleConfig
 from adrpo_scale.run.cut_prompts import report_cut
@@ -124,8 +124,8 @@ def _in_folder(folder: Path) -> Published:
 def _model_type(config: Path) -> str | None:
     """`model_type` in a model's config.json; None for a run's config.json."""
     try:
-        stated = json.loads(config.read_text()).get("model_type")
-    except (OSError, ValueError):  # missing or incomplete: the code that reads it names the fault
+        stated = read_json(config).get("model_type")
+    except DamagedFileError:  # missing or incomplete: the code that reads it names the fault
         return None
     return stated if isinstance(stated, str) else None
 

@@ -21,7 +21,12 @@ from adrpo_scale.hub.needs import (
     repo_folder,
     snapshot_folder,
 )
-from adrpo_scale.hub.pickles import PickledWeights, is_converted, pickled_weights
+from adrpo_scale.hub.pickles import (
+    PickledWeights,
+    is_converted,
+    pickled_weights,
+    variants_alone,
+)
 
 SECONDS = 20.0  # limit for an answer of the hub
 _NETWORK = ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3")
@@ -96,6 +101,13 @@ def ask(need: HubNeed, locked: LockedRepo | None) -> RepoPlan:
         raise ModelNotFoundError(
             f"{need.type} {need.name!r} has none of the files that are needed "
             f"({', '.join(need.allow)}): is it another {need.type}? See {_page(need)}"
+        )
+    variants = variants_alone(need, sizes)
+    if variants:
+        raise ModelNotFoundError(
+            f"{need.type} {need.name!r} has weights of a part as a variant alone ({variants[0]}), "
+            "which libraries read on request alone: name a model that has all files without a "
+            "variant, or save one to a folder (docs/guide/weights.md shows how)"
         )
     folder = cache_folder() / converted_name(need.key, info.sha)
     return RepoPlan(

@@ -23,6 +23,12 @@ LARGEST_HEADER = 100_000_000  # bytes; the library refuses a larger one
 COMPARED = 1 << 24  # bytes at once
 
 
+def check_whole(path: Path) -> None:
+    """Raises DamagedFileError for a file of any format that is empty or not the file itself."""
+    if diagnosis(path) is not None:
+        raise damaged(path, "")
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file. Raises DamagedFileError where there is none."""
     try:
@@ -64,7 +70,7 @@ def diagnosis(path: Path) -> str | None:
         return "is empty"
     if head.startswith(LFS):
         return "is a pointer of Git LFS, not the file itself"
-    if head.lstrip()[:1] == b"<":
+    if head.lstrip().lower().startswith((b"<!doctype", b"<html")):
         return "is a web page, not the file itself"
     if path.suffix == ".safetensors":
         return _cut(path, head, size)

@@ -47,6 +47,12 @@ class HubNeed:
             return False
         return not Path(name).is_dir()
 
+    @property
+    def parts(self) -> list[str]:
+        """The folders inside the repository that the patterns name: components of a pipeline."""
+        folders = (pattern.partition("/")[0] for pattern in self.allow if "/" in pattern)
+        return [name for name in dict.fromkeys(folders) if not set(name) & set("*?[")]
+
     def covers(self, file: str) -> bool:
         """Whether a file, by its path in the repository, is read."""
         picked = any(fnmatchcase(file, _whole(pattern)) for pattern in self.allow)

@@ -88,6 +88,26 @@ def pickled_weights(need: HubNeed, files: Iterable[str]) -> list[PickledWeights]
     return found
 
 
+def variants_alone(need: HubNeed, files: Iterable[str]) -> list[str]:
+    """Files of weights that a repository has as variants (`model.fp16.safetensors`) alone: at its
+    top, and in the folders that a need names. files: all paths of the repository."""
+    found = []
+    for folder in ["", *need.parts]:
+        for stem, safe in STEMS.items():
+            if not need.covers(_path(folder, f"{safe}.safetensors")):
+                continue
+            names = [_name(file) for file in files if file == _path(folder, _name(file))]
+            plain = rf"{safe}{_SHARD}\.safetensors|{stem}{_SHARD}\.bin"
+            variant = rf"{safe}(\.\w+{_SHARD}|{_SHARD}\.\w+)\.safetensors"
+            if not any(re.fullmatch(plain, name) for name in names):
+                found += [_path(folder, n) for n in names if re.fullmatch(variant, n)]
+    return sorted(found)
+
+
+def _name(file: str) -> str:
+    return PurePosixPath(file).name
+
+
 def convert_snapshot(
     snapshot: Path, files: Sequence[str], pickled: Sequence[PickledWeights], to: Path
 ) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from adrpo_scale.core.errors import AdrpoError, DamagedFileError, ModelNotFoundError, StopRequested
-from adrpo_scale.hub.foreign import first_words, open_tensors, read_json
+from adrpo_scale.hub.foreign import check_whole, first_words, open_tensors, read_json
 from adrpo_scale.hub.needs import HubNeed
 from adrpo_scale.hub.weight_files import (
     DIFFUSERS,
@@ -39,6 +39,14 @@ _PARSED = (
     "preprocessor_config.json",
     "chat_template.json",
 )
+_TEXTS = (  # a pointer of Git LFS would be a template, or a vocabulary, of its own
+    "chat_template.jinja",
+    "merges.txt",
+    "vocab.json",
+    "vocab.txt",
+    "tokenizer.model",
+    "spiece.model",
+)
 
 
 def damage(folder: Path, need: HubNeed | None = None) -> list[str]:
@@ -48,6 +56,9 @@ def damage(folder: Path, need: HubNeed | None = None) -> list[str]:
         paths = [place / name for name in _PARSED if _is_read(folder, place / name, need)]
         for path in paths:
             found += _tried(partial(read_json, path))
+        paths = [place / name for name in _TEXTS if _is_read(folder, place / name, need)]
+        for path in paths:
+            found += _tried(partial(check_whole, path))
         for stem in _stems(folder, place, need):
             found += _tried(partial(_open_all, place, stem))
     return found
@@ -64,8 +75,7 @@ def disagreements(folder: Path, need: HubNeed | None = None) -> Iterator[str]:
 
 def _places(folder: Path, need: HubNeed | None) -> list[Path]:
     """The folder, and those inside that a need names: the components of a pipeline."""
-    allowed = () if need is None else need.allow
-    parts = dict.fromkeys(pattern.partition("/")[0] for pattern in allowed if "/" in pattern)
+    parts = [] if need is None else need.parts
     return [folder, *(folder / part for part in parts if (folder / part).is_dir())]
 
 

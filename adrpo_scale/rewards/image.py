@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -111,7 +112,7 @@ class OpenClip(ClipEncoder):
             self._model, self._preprocess = open_clip.create_model_from_pretrained(
                 name, pretrained=pretrained, device=device
             )
-        except (RuntimeError, OSError, ValueError) as error:
+        except (RuntimeError, OSError, ValueError, KeyError, SafetensorError) as error:
             raise ModelNotFoundError(
                 f"open_clip cannot load {name!r} (pretrained = {pretrained!r}): {error}; give "
                 "local-dir:FOLDER, hf-hub:ID of a cached model, or an architecture + file"

@@ -12,10 +12,11 @@ import torch
 
 from adrpo_scale.cluster.preflight.checks import check_models
 from adrpo_scale.cluster.preflight.node import ModelFacts
-from adrpo_scale.core.errors import DamagedFileError
+from adrpo_scale.core.errors import DamagedFileError, ModelNotFoundError
 from adrpo_scale.core.paths import resolve_path
 from adrpo_scale.domains.flow_workload import flow_workload
 from adrpo_scale.domains.pipelines import load_encoder, load_vae
+from adrpo_scale.evaluation.sample import stands_for
 from adrpo_scale.export.base import Copy
 from adrpo_scale.export.copies import write_copies
 from adrpo_scale.hub.foreign import open_tensors, read_json
@@ -82,11 +83,14 @@ def linked(path: Path) -> None:
         ("tokenizer.json", pointer, "is a pointer of Git LFS"),
         ("tokenizer.json", cut, "is not whole"),
         ("tokenizer_config.json", zeros, "holds zeros alone"),
+        ("chat_template.jinja", pointer, "is a pointer of Git LFS"),  # a template by itself
+        ("merges.txt", emptied, "is empty"),
     ],
 )
 def test_a_damaged_file_is_named_before_anything_is_loaded(tmp_path, name, damage, said):
     config = text_config(save_tiny(tmp_path / "m"))
     needs = config.needs_from_hub()
+    (tmp_path / "m" / "merges.txt").write_text("#version: 0.2\n")
     require_models(needs)
     damage(tmp_path / "m" / name)
     message = rf"{name} {said}"
@@ -97,8 +101,9 @@ def test_a_damaged_file_is_named_before_anything_is_loaded(tmp_path, name, damag
     facts = ModelFacts((), "f", (line,))
     (finding,) = check_models(nodes_with("models", [facts]), 1).findings
     assert finding.severity == "fault" and name in finding.value
-    with pytest.raises(DamagedFileError, match=message):  # a start that did not ask
-        build_domain(config).policy_spec()
+    if name.endswith((".json", ".safetensors")):  # a start that did not ask
+        with pytest.raises(DamagedFileError, match=message):
+            build_domain(config).policy_spec()
 
 
 @pytest.mark.parametrize("content", ["{}", '{"weight_map": {"a": "../b"}}', "[1]", "{"])
@@ -146,6 +151,22 @@ def test_so_is_one_of_a_pipeline_s_component(pipeline, name):
     finally:
         (pipeline / name).write_bytes(whole)
     require_models(needs)
+
+
+@pytest.mark.parametrize("part", ["transformer", "vae"])
+def test_the_config_of_another_model_is_named(tmp_path, pipeline, part):
+    folder = shutil.copytree(pipeline, tmp_path / "m")
+    (folder / part / "config.json").write_text("{}")
+    config = demo_config(overrides=[f"domain.model={folder}"])
+    message = rf"{part}/config\.json does not state (in_channels|block_out_channels)"
+    with pytest.raises(ModelNotFoundError, match=message):
+        build_domain(config)
+
+
+@pytest.mark.parametrize("content", ["[1]", "", "null", '{"model_type": 5}'])
+def test_a_folder_is_no_model_by_a_damaged_config(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    assert stands_for(str(tmp_path)) == "run"
 
 
 def damaged_copy(source, name, to):

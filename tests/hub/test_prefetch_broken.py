@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,8 +17,8 @@ from adrpo_scale.core.errors import ModelNotFoundError, WeightsError
 from adrpo_scale.hub import access as hub_access
 from adrpo_scale.hub.lock import check, fingerprint, read_lock
 from adrpo_scale.hub.needs import HubNeed, joined
-from adrpo_scale.hub.pickles import compare, load_tensors, pickled_weights
-from adrpo_scale.hub.prefetch import require_models
+from adrpo_scale.hub.pickles import compare, load_tensors, pickled_weights, variants_alone
+from adrpo_scale.hub.prefetch import prefetch, require_models
 from adrpo_scale.hub.weights import find_model, revision_of
 from adrpo_scale.rewards.reward_model import RewardModel
 from tests.support.hub import FAILS
@@ -263,6 +264,32 @@ def test_a_converted_file_is_compared_with_its_source(published):
 def test_which_weights_exist_as_pickles_alone(files, pickles):
     need = HubNeed("a/b", allow=("*.safetensors", "vae/*"), ignore=("old/*", "*.bin"))
     assert [file for found in pickled_weights(need, files) for file in found.files] == pickles
+
+
+@pytest.mark.parametrize(
+    ("files", "variants"),
+    [
+        (["vae/config.json", "vae/diffusion_pytorch_model.fp16.safetensors"], 1),
+        (["vae/diffusion_pytorch_model.fp16.safetensors", "vae/diffusion_pytorch_model.bin"], 0),
+        (
+            [f"vae/diffusion_pytorch_model{x}.safetensors" for x in ("", ".fp16", ".non_ema")],
+            0,
+        ),
+        (["model.fp16-00001-of-00002.safetensors", "model.fp16-00002-of-00002.safetensors"], 2),
+        (["model.safetensors", "fp16/model.fp16.safetensors"], 0),  # of a folder that is not read
+    ],
+)
+def test_which_weights_exist_as_variants_alone(files, variants):
+    need = HubNeed("a/b", allow=("*.safetensors", "vae/*"), ignore=("*.fp16*",))
+    assert len(variants_alone(need, files)) == variants
+
+
+def test_a_repository_with_variants_alone_is_refused_before_a_download(hub, published, tmp_path):
+    folder = shutil.copytree(published / "policy", tmp_path / "variant")
+    (folder / "model.safetensors").rename(folder / "model.fp16.safetensors")
+    hub.add("own/variant", folder)
+    with pytest.raises(ModelNotFoundError, match=r"a variant alone \(model\.fp16\.safetensors\)"):
+        prefetch([HubNeed("own/variant", "domain.model", ("*.json", "*.safetensors"))])
 
 
 def test_needs_of_one_repository_are_joined():
