@@ -14,6 +14,7 @@ from adrpo_scale.core.errors import ConfigError, WeightsError
 from adrpo_scale.engines.adapters import add_adapters, is_adapter, original_name
 from adrpo_scale.engines.base import EngineConfig, OptimizerConfig
 from adrpo_scale.engines.spec import ModelSpec
+from adrpo_scale.hub.misfits import shape_remedy
 from adrpo_scale.hub.weights import check_coverage, check_finite, initial_uniform
 
 
@@ -67,7 +68,7 @@ def check_weights(model: nn.Module, spec: ModelSpec) -> None:
         if last.shape != expected.shape:
             raise WeightsError(
                 f"{spec.weights.folder}: {name} does not have the model's shape "
-                f"{list(tensor.shape)}; use the config.json that belongs to these weights"
+                f"{list(tensor.shape)}; {shape_remedy(last.numel() == 0)}"
             )
 
 

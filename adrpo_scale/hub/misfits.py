@@ -81,6 +81,16 @@ def _base_prefix(wanted: Set[str], there: Set[str]) -> str:
     return prefix if {prefix + name for name in there} <= wanted else ""
 
 
+def shape_remedy(is_empty: bool) -> str:
+    """What helps against a tensor of another shape; is_empty: it holds no number."""
+    if is_empty:
+        return (
+            "it is empty, as ZeRO-3 leaves weights that are saved without being gathered: put them "
+            "together with the `zero_to_fp32.py` of that checkpoint"
+        )
+    return OTHERWISE
+
+
 def adapter_line(folder: Path) -> str:
     """The disagreement of a model's folder with adapters beside its weights."""
     return (

@@ -11,9 +11,10 @@ Where a folder has both, they must hold the same; `rivals` names the first diffe
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -114,6 +115,10 @@ def candidates(folder: Path, stem: str) -> list[Candidate]:
         return found  # as transformers, which does not look at the index then
     if missing:
         more = f", or delete {index.name} if {single.name} is meant" if found else ""
+        others = [p.name for p in folder.glob("*.safetensors") if _is_shard(p.name, stem)]
+        unlisted = sorted(set(others) - set(files))
+        if unlisted and not found:
+            more = f"; {_few(unlisted)} are there instead: bring the index that belongs to them"
         raise ModelNotFoundError(
             f"{folder} is incomplete: {index.name} lists {_few(missing)}, which "
             f"{'is' if len(missing) == 1 else 'are'} missing; bring it here with `adrpo-scale "
@@ -121,6 +126,10 @@ def candidates(folder: Path, stem: str) -> list[Candidate]:
         )
     sharded = Candidate(folder, index.name, tuple(files), listed)
     return [*found, sharded] if stem == TRANSFORMERS else [sharded, *found]
+
+
+def _is_shard(name: str, stem: str) -> bool:
+    return re.fullmatch(rf"{stem}{_SHARD}\.safetensors", name) is not None
 
 
 def _listed(index: Path) -> dict[str, str]:
@@ -180,7 +189,7 @@ def read_instead(folder: Path) -> Iterator[str]:
         yield adapter_line(folder)
     path = folder / "config.json"
     config = read_json(path) if path.is_file() else {}
-    quantised = config.get("quantization_config")
+    quantised = _quantisation(config)
     if quantised:
         method = quantised.get("quant_method") if isinstance(quantised, dict) else None
         yield (
@@ -198,6 +207,13 @@ def read_instead(folder: Path) -> Iterator[str]:
             f"{folder} holds {_few(sorted(parts))}, a distributed checkpoint, which transformers "
             "reads first: delete it, or load it with transformers and save it to another folder"
         )
+
+
+def _quantisation(config: Mapping[str, Any]) -> Any:
+    """`quantization_config` of a model's config, or of that of its language model."""
+    parts = [config.get(name) for name in ("thinker_config", "text_config")]
+    found = [config.get("quantization_config"), *(_quantisation(p) for p in parts if p)]
+    return next((each for each in found if each), None)
 
 
 def difference(a: Candidate, b: Candidate) -> str | None:

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, Qwen3ForCausalLM
 from adrpo_scale.checkpoint.locate import open_checkpoint
 from adrpo_scale.cluster.preflight.models import model_findings
 from adrpo_scale.core.errors import AdrpoError, DamagedFileError, ModelNotFoundError, WeightsError
+from adrpo_scale.hub.weight_files import read_instead
 from adrpo_scale.run.build import build_domain, build_engine, build_trainer
 from adrpo_scale.run.resume import Start
 from adrpo_scale.run.soundness import check_models
@@ -250,6 +251,10 @@ def quantised(found, *endings):
             ["merge_and_unload"],
         ),
         (
+            lambda t: {n: torch.empty(0) if "proj" in n else v for n, v in t.items()},
+            ["is empty", "zero_to_fp32.py"],
+        ),
+        (
             lambda t: t | {EMBEDDING: t[EMBEDDING].index_fill(0, torch.tensor([3]), torch.nan)},
             [EMBEDDING, "NaN"],
         ),
@@ -272,9 +277,44 @@ def test_tensors_that_do_not_fit_are_explained(tmp_path, change, words):
 def test_a_config_that_states_quantisation(tmp_path):
     folder = save_tiny(tmp_path / "m")
     config = json.loads((folder / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
-    (folder / "config.json").write_text(json.dumps(config))
+    stated = {"quantization_config": {"quant_method": "gptq", "bits": 4}}
+    (folder / "config.json").write_text(json.dumps(config | stated))
     refused(folder, "quantization_config (gptq)", "dequantize()")
+    # transformers heeds that of the language model inside a composite one, too.
+    for nested in ({"text_config": stated}, {"thinker_config": {"text_config": stated}}):
+        (folder / "config.json").write_text(json.dumps(nested))
+        assert "(gptq)" in next(read_instead(folder))
+
+
+# ---- public reports --------------------------------------------------------------------------
+
+
+def test_shards_that_no_index_lists_are_not_read(tmp_path):
+    """A second set of shards, left by another way of saving."""
+    folder = save_tiny(tmp_path / "m")
+    shard(folder)
+    (folder / WEIGHTS).unlink()
+    other_model().save_pretrained(tmp_path / "other", max_shard_size="40KB")
+    for path in (tmp_path / "other").glob("model-*"):
+        assert not (folder / path.name).exists()
+        shutil.copy(path, folder)
+    same(folder)
+
+
+def test_an_index_of_another_set_of_shards(tmp_path):
+    folder = save_tiny(tmp_path / "m")
+    shard(folder)
+    (folder / WEIGHTS).unlink()
+    index = (folder / INDEX).read_text()
+    (folder / INDEX).write_text(index.replace("-of-", "-of-1"))
+    refused(folder, "is incomplete", "are there instead", "index", error=ModelNotFoundError)
+
+
+def test_a_quantised_file_beside_shards_of_all_bits(tmp_path):
+    folder = save_tiny(tmp_path / "m")
+    shard(folder)
+    write(folder, quantised(tensors(folder), "weight", "weight.absmax"))
+    refused(folder, WEIGHTS, INDEX, f"absmax is in {WEIGHTS} alone")
 
 
 # ---- runs that began before folders were compared --------------------------------------------

@@ -220,6 +220,13 @@ def test_random_weights_of_an_encoder_are_refused(tmp_path, pipeline):
     save_file(tensors | {lost: tensors[lost] * torch.nan}, file, {"format": "pt"})
     with pytest.raises(WeightsError, match=r"fc1\.weight holds NaN"):
         load_encoder(folder, torch.float32)
+    folder = shutil.copytree(pipeline / "vae", tmp_path / "vae")
+    file = folder / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    lost = min(tensors)
+    save_file({n: t for n, t in tensors.items() if n != lost}, file, {"format": "pt"})
+    with pytest.raises((WeightsError, DamagedFileError), match=lost):
+        load_vae(folder, torch.float32)
 
 
 def test_readers_return_what_is_whole(tmp_path):
