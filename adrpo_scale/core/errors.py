@@ -4,6 +4,11 @@ The command line prints the message alone, without a traceback, and exits with `
 exception that is not an `AdrpoError` is a fault of this package and keeps its traceback.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
 STOPPED = 85  # exit code: stopped by a signal or a hang; the same command resumes the run
 LOST = 86  # exit code: another process or the network failed; this process made no error
 
@@ -21,6 +26,24 @@ def agreed(error: AdrpoError) -> AdrpoError:
     """`error`, marked as one that every rank raises."""
     error.agreed = True
     return error
+
+
+def together(*calls: Callable[[], Any]) -> list[Any]:
+    """The results of all calls. Where several raise an AdrpoError, the error of the first has the
+    messages of all, a line each: otherwise every start would name one fault."""
+    found, errors = [], []
+    for call in calls:
+        try:
+            found.append(call())
+        except AdrpoError as error:
+            errors.append(error)
+    if len(errors) > 1:
+        joined = type(errors[0])("\n".join(str(error) for error in errors))
+        joined.agreed = all(error.agreed for error in errors)
+        raise joined from errors[0]
+    if errors:
+        raise errors[0]
+    return found
 
 
 class ConfigError(AdrpoError):

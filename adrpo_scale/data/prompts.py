@@ -17,11 +17,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
 from pydantic import field_validator, model_validator
 
-from adrpo_scale.core.errors import ConfigError, PromptError
+from adrpo_scale.core.errors import ConfigError, PromptError, together
 from adrpo_scale.core.seeding import Purpose, permutation
 from adrpo_scale.core.settings import REQUIRED, Section, setting
 from adrpo_scale.core.types import Prompt
@@ -136,9 +137,10 @@ def build_prompts(config: PromptsConfig) -> tuple[list[Prompt], list[Prompt]]:
     so that an id names one prompt of the run. Raises PromptError, or ConfigError for an unknown
     `demo:` name.
     """
-    prompts = load_prompts(config.train, config.format, config.reading)
-    if config.held_out is not None:
-        held_out = load_prompts(config.held_out, config.format, config.reading)
+    files = [config.train, *([config.held_out] if config.held_out is not None else [])]
+    calls = [partial(load_prompts, file, config.format, config.reading) for file in files]
+    prompts, *further = together(*calls)
+    for held_out in further:
         return prompts, [replace(prompt, id=len(prompts) + prompt.id) for prompt in held_out]
     return split(prompts, config.held_out_share, config.split_seed)
 

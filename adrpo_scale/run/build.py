@@ -14,6 +14,7 @@ from adrpo_scale.checkpoint.merged import MergedWeights
 from adrpo_scale.checkpoint.reader import Reader
 from adrpo_scale.checkpoint.store import Store
 from adrpo_scale.core import dist
+from adrpo_scale.core.errors import together
 from adrpo_scale.core.pace import safe_point
 from adrpo_scale.core.preempt import Signals, Stop
 from adrpo_scale.core.signals import stoppable
@@ -155,8 +156,9 @@ def _read(
     config: RunConfig, start: Start
 ) -> tuple[Domain, Sequence[list[Prompt]], tuple[list[Prompt], list[Prompt]]]:
     """(domain, all (train, held out) prompts, the usable ones of each). Collective."""
-    parts = build_prompts(config.prompts)
-    domain = build_domain(config, start.reader)
+    parts, domain = together(
+        lambda: build_prompts(config.prompts), lambda: build_domain(config, start.reader)
+    )
     domain.check_training()
     train, held_out = (usable(domain, part, start) for part in parts)
     return domain, parts, (train, held_out)

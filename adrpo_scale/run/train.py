@@ -19,10 +19,12 @@ from adrpo_scale.core.errors import (
     LimitReached,
     StopRequested,
     exit_code,
+    together,
 )
 from adrpo_scale.core.folder_lock import RunLock
 from adrpo_scale.core.preempt import Signals
 from adrpo_scale.core.watchdog import Watchdog
+from adrpo_scale.data.prompts import build_prompts
 from adrpo_scale.hub.prefetch import require_models
 from adrpo_scale.run import starts
 from adrpo_scale.run.build import build_trainer
@@ -62,7 +64,7 @@ def train(loaded: LoadedConfig, options: TrainOptions = TrainOptions()) -> Path:
             "--allow-change without --run-dir: the default folder is named after the settings, so "
             "changed settings lead to another one; give the folder of the run to resume"
         )
-    require_models(config.needs_from_hub())
+    _require_inputs(config)
     run = options.run_dir or default_folder(loaded.name, config.digest())
     with screen.guarded(), screen.unblocked():
         _train(config, run, options)
@@ -85,6 +87,17 @@ def _train(config: RunConfig, run: Path, options: TrainOptions) -> None:
         if dist.is_main():
             summarise(run)
         note_losses()
+
+
+def _require_inputs(config: RunConfig) -> None:
+    """Raises the error of models that are not here, with what is wrong with the prompts."""
+    needs = config.needs_from_hub()
+    try:
+        require_models(needs)
+    except AdrpoError:
+        # Only now: a run that may start reads its prompts once, and later.
+        together(lambda: require_models(needs), lambda: build_prompts(config.prompts))
+        raise
 
 
 def _take_folder(run: Path, lock: RunLock) -> None:

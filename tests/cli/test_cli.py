@@ -281,7 +281,12 @@ def test_errors_are_one_message_without_a_traceback_and_code_2(cache, tmp_path):
         "expected a CONFIG": ["config"],
         "known: image": ["demo", "build", "sound"],
     }
-    (answers,) = run_ranks(commands, 1, cache, list(stated.values()))
+    wrong = ["prompts.train=nowhere.txt", "prompts.held_out=gone.txt", "domain.model=/nowhere"]
+    lines = [*stated.values(), [*train, *given(wrong)]]
+    (answers,) = run_ranks(commands, 1, cache, lines)
+    *answers, (code, _, err) = answers
+    assert code == 2 and err.count("error: ") == 1  # all at once
+    assert "nowhere.txt" in err and "gone.txt" in err and "model folder '/nowhere'" in err
     for expected, (code, out, err) in zip(stated, answers, strict=True):
         assert code == 2, (expected, out, err)
         assert expected in err

@@ -52,6 +52,7 @@ def test_a_plan_leaves_no_process_group_behind():
 def test_ranks_without_work_are_warned_of():
     plan = plan_of(demo_config(), hardware(32, 8))
     assert "16 have none" in plan.warnings[0] and "filler" in plan.warnings[1]
+    assert "raise prompts.per_iteration" in plan.warnings[1]  # there is one minibatch already
 
 
 def test_jobs_of_a_time_limit():

@@ -20,7 +20,7 @@ from adrpo_scale.run.load import load_config, parse_config
 from adrpo_scale.training.stopwatch import peak_bytes, reset_peak
 from tests.support import starts
 from tests.support.faults import SignalAt
-from tests.support.tiny import CONFIGS, records
+from tests.support.tiny import CONFIGS, FULL, demo_config, records
 
 # A schedule that knows the last iteration, evaluations and saves: a trial must not be changed by
 # what it leaves out.
@@ -195,6 +195,36 @@ def test_memory_that_runs_out_is_named_with_the_phase_and_what_to_try(
     error = start.text().partition("error: ")[2]
     assert f"memory ran out in the {phase} of a trial with 4 samples" in error
     assert "can't allocate memory" in error and remedy in error and "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("phase", "overrides", "remedy"),
+    [
+        ("rollout", ["domain.rollout_chunk=9"], "Try --set domain.rollout_chunk=4;"),
+        ("rollout", ["domain.rollout_chunk=1", "engine.shard=all"], "Try more processes;"),
+        ("rollout", ["domain.rollout_chunk=1"], "Try more processes with --set engine.shard=all;"),
+        (
+            "update",
+            ["optimizer.micro_batch=1", "engine.activation_checkpointing=true", *FULL],
+            "Try more processes with --set engine.shard=all, --set domain.train=lora;",
+        ),
+        (
+            "update",
+            ["optimizer.micro_batch=1"],
+            "Try --set engine.activation_checkpointing=true;",
+        ),
+    ],
+)
+def test_what_to_try_is_not_what_is_set_already(phase, overrides, remedy):
+    config = demo_config("adrpo", [*overrides])
+    assert trial._remedy(config, phase).startswith(remedy)
+
+
+def test_pairs_stay_together_in_what_to_try():
+    config = demo_config("dpo", ["optimizer.micro_batch=2"])
+    assert "micro_batch" not in trial._remedy(config, "update")
+    config = demo_config("dpo", ["optimizer.micro_batch=6"])
+    assert "optimizer.micro_batch=2," in trial._remedy(config, "update")
 
 
 def test_a_signal_ends_it_for_good(tmp_path):

@@ -131,9 +131,10 @@ def refusal(plan: Plan) -> DoesNotFitError:
         f"{gpu.memory / gib:.1f}"
     )
     if plan.change is None:
+        smaller = "" if plan.trained.startswith("LoRA") else ", or domain.train=lora"
         return DoesNotFitError(
             f"{text}. No change of settings that keeps the training's results makes it fit; use "
-            "GPUs with more memory, or domain.train=lora"
+            f"GPUs with more memory{smaller}"
         )
     options = [f"--set {shlex.quote(setting)}" for setting in plan.change.settings]
     options += [f"--nodes {plan.change.nodes}"] if plan.change.nodes is not None else []

@@ -150,8 +150,10 @@ def warnings_of(config: RunConfig, hardware: Hardware, load: RankLoad) -> list[s
         )
     per_step = load.chosen // config.optimizer.minibatches
     if per_step < world:
+        is_split = config.optimizer.minibatches > 1
+        fewer = "lower optimizer.minibatches" if is_split else "raise prompts.per_iteration"
         found.append(
             f"{per_step} rows an optimizer step for {world} GPUs: {world - per_step} work through "
-            "filler that counts nothing; lower optimizer.minibatches, or take fewer nodes"
+            f"filler that counts nothing; {fewer}, or take fewer nodes"
         )
     return found

@@ -37,6 +37,7 @@ from adrpo_scale.run.build import build_trainer
 from adrpo_scale.run.config import RunConfig
 from adrpo_scale.run.folder import default_folder
 from adrpo_scale.run.load import LoadedConfig, overridden
+from adrpo_scale.run.registry import ALGORITHMS
 from adrpo_scale.run.resume import Start
 from adrpo_scale.training.metrics import setup_logging
 from adrpo_scale.training.stopwatch import PHASES, peak_bytes, reset_peak
@@ -253,21 +254,22 @@ def _is_memory(error: BaseException) -> bool:
 
 
 def _remedy(config: RunConfig, phase: str) -> str:
-    rows, chunk = config.optimizer.micro_batch, config.domain.rollout_chunk
-    smaller = {
-        "rollout": f"--set domain.rollout_chunk={max(1, chunk // 2)}",
-        "reward": f"--set domain.rollout_chunk={max(1, chunk // 2)}",
-        "update": f"--set optimizer.micro_batch={max(1, rows // 2)}"
-        + (
-            ""
-            if config.engine.activation_checkpointing
-            else ", --set engine.activation_checkpointing=true"
-        ),
-    }
-    first = smaller.get(
-        phase, 'more processes with --set engine.shard="all", --set domain.train=lora'
-    )
-    return f"Try {first}; adrpo-scale plan says what fits and where"
+    """What to try: settings that have less memory left to give are left out."""
+    engine, chunk, rows = config.engine, config.domain.rollout_chunk, config.optimizer.micro_batch
+    unit = ALGORITHMS[config.algorithm.name].rows_per_unit
+    tried: list[str] = []
+    if phase in ("rollout", "reward") and chunk > 1:
+        tried.append(f"domain.rollout_chunk={chunk // 2}")
+    if phase == "update" and rows > unit:
+        tried.append(f"optimizer.micro_batch={rows // 2 // unit * unit}")
+    if phase == "update" and not engine.activation_checkpointing:
+        tried.append("engine.activation_checkpointing=true")
+    more = [f"--set {setting}" for setting in tried]
+    if not more:
+        more += ["more processes"] if getattr(engine, "shard", "all") == "all" else []
+        more += ["more processes with --set engine.shard=all"] if not more else []
+        more += ["--set domain.train=lora"] if getattr(config.domain, "train", "") == "full" else []
+    return f"Try {', '.join(more)}; adrpo-scale plan says what fits and where"
 
 
 # ---- what is printed -----------------------------------------------------------------------------
