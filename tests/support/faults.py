@@ -124,10 +124,10 @@ class FailingReads:
         reader = importlib.import_module("adrpo_scale.checkpoint.reader")
         real = reader.file_sha256
 
-        def failing(path: Path) -> str:
+        def failing(path: Path, *more: Any) -> str:
             if self.part in str(path):
                 raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
-            return real(path)
+            return real(path, *more)
 
         reader.file_sha256 = failing  # type: ignore[attr-defined]
 

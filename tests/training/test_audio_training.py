@@ -28,6 +28,7 @@ from adrpo_scale.domains.decoding import SamplingConfig, pick
 from adrpo_scale.domains.omni import ADAPTED
 from adrpo_scale.hub.weights import initial_uniform
 from adrpo_scale.run.build import build_trainer
+from tests.support.audio_parts import BANNED
 from tests.support.closeness import assert_adam_near, drifted, near, second_moments
 from tests.support.ranks import run_ranks
 from tests.support.tiny import whole_tensors
@@ -53,7 +54,6 @@ ALGORITHMS = {
 UPDATES, RATE, MAX_NORM = 3, 2e-3, 0.05
 GROUP, CHOSEN = 4, 4  # prompts of the iteration, in the file's order
 BETA0, STEPS, RANK, END = 0.04, 12, 8, 2
-BANNED = list(range(3, 10))
 TERMS = 1.0  # the size of advantages, which a loss adds up: a hundred times its own
 KINDS = {
     "full": ["domain.train=full"],
