@@ -8,7 +8,7 @@ that needed nothing of this stays as it is written, without the other keys of it
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "model": "assistant"}
@@ -59,6 +59,35 @@ def _line(message: Mapping[str, Any]) -> str:
     calls = message.get("tool_calls")
     text = f"{message['role']}: {message['content']}"
     return f"{text}{json.dumps(calls, sort_keys=True, default=str)}" if calls else text
+
+
+def called(messages: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Names of the functions that the messages call, as far as their calls have the usual form."""
+    calls = [call for message in messages for call in message.get("tool_calls", ())]
+    functions = [call.get("function") for call in calls if isinstance(call, Mapping)]
+    return [str(f["name"]) for f in functions if isinstance(f, Mapping) and f.get("name")]
+
+
+def ways_to_write(messages: Sequence[Mapping[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """The messages as chat templates take them, the likeliest way first: templates disagree on
+    whether the arguments of a call are an object or JSON. One way where nothing is called."""
+    yield [dict(message) for message in messages]
+    if any(message.get("tool_calls") for message in messages):
+        yield [_with_json(message) for message in messages]
+
+
+def _with_json(message: Mapping[str, Any]) -> dict[str, Any]:
+    if not message.get("tool_calls"):
+        return dict(message)
+    return {**message, "tool_calls": [_as_json(call) for call in message["tool_calls"]]}
+
+
+def _as_json(call: Any) -> Any:
+    try:
+        arguments = json.dumps(call["function"]["arguments"])
+    except (TypeError, KeyError):
+        return call
+    return {**call, "function": {**call["function"], "arguments": arguments}}
 
 
 def _is_plain(message: Any) -> bool:

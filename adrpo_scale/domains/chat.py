@@ -14,6 +14,7 @@ from adrpo_scale.core.pace import paced
 from adrpo_scale.core.settings import Section, setting
 from adrpo_scale.core.types import Prompt
 from adrpo_scale.data.lines import all_refused
+from adrpo_scale.data.messages import called, ways_to_write
 from adrpo_scale.hub.soundness import loading
 
 log = logging.getLogger(__name__)
@@ -186,15 +187,21 @@ def _templated(tokenizer: Any, prompt: Prompt, config: ChatConfig) -> list[int]:
     if config.system is not None and messages[0]["role"] != "system":
         messages = [{"role": "system", "content": config.system}, *messages]
     thinking = {} if config.thinking is None else {"enable_thinking": config.thinking}
-    try:
-        # Text first: some tokenizers would add a second beginning-of-sequence token to its ids.
-        text = tokenizer.apply_chat_template(
-            list(messages), tokenize=False, add_generation_prompt=True, **thinking
-        )
-    except (TemplateError, ValueError) as error:
-        roles = [message["role"] for message in messages]
-        raise PromptError(
-            f"prompt {prompt.id} {prompt.text[:80]!r}: the chat template refuses its messages "
-            f"with roles {roles} ({error}); leave out domain.chat.system, or fix the prompt"
-        ) from error
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    calls = called(messages)
+    fault: Exception = ValueError(f"it leaves out the calls of {', '.join(calls)}")
+    for written in ways_to_write(messages):
+        try:
+            # Text first: some tokenizers would add a second beginning-of-sequence token to its ids.
+            text = tokenizer.apply_chat_template(
+                written, tokenize=False, add_generation_prompt=True, **thinking
+            )
+        except (TemplateError, ValueError, TypeError) as error:
+            fault = error
+            continue
+        if all(name in text for name in calls):
+            return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    roles = [message["role"] for message in messages]
+    raise PromptError(
+        f"prompt {prompt.id} {prompt.text[:80]!r}: the chat template refuses its messages "
+        f"with roles {roles} ({fault}); leave out domain.chat.system, or fix the prompt"
+    ) from fault
