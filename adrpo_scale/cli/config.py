@@ -34,7 +34,10 @@ def show_config(
         return
     if config is None:
         raise ConfigError("adrpo-scale config: expected a CONFIG or --schema; name a TOML file")
+    from adrpo_scale.run.rewards import check_code
+
     loaded = load_config(config, set_)
+    check_code(loaded.config)
     console = wide()
     if diff is not None:
         console.print(config_view.difference_table(loaded, load_config(diff)))

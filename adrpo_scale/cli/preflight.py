@@ -20,7 +20,7 @@ def preflight(
     ] = 120.0,
     skip: Annotated[list[str], typer.Option(help="Name of a check to leave out; repeatable.")] = [],  # noqa: B006
 ) -> None:
-    """Check nodes, run folder, models, disk space, versions, GPUs and network.
+    """Check nodes, run folder, models, rewards, disk space, versions, GPUs and network.
 
     Start it in the same way as the run; on one machine it may also run in one process. Exit codes:
     0, the nodes are fit; 4, the named nodes are unfit and must be excluded; 2, a fault that no

@@ -7,6 +7,7 @@ imports the reward and builds it: its model is there, and a second copy nowhere.
 
 from __future__ import annotations
 
+import atexit
 import os
 import pickle
 import sys
@@ -21,8 +22,9 @@ from adrpo_scale.core import watchdog
 from adrpo_scale.core.errors import AdrpoError, RewardError
 from adrpo_scale.core.types import Prompt
 from adrpo_scale.rewards.base import Embedding, Reward, RewardConfig
-from adrpo_scale.rewards.calls import CallFailed, Scores, checked
+from adrpo_scale.rewards.calls import CallFailed, Scores, checked, said
 from adrpo_scale.rewards.forks import Child, Connection, Server
+from adrpo_scale.rewards.trial import tried, tried_in_vain
 
 if TYPE_CHECKING:
     from adrpo_scale.data.readings import Readings
@@ -40,7 +42,7 @@ class Apart(Reward):
     def __init__(self, reward: type[Reward], config: RewardConfig, device: torch.device) -> None:
         super().__init__(config)
         assert config.time_limit is not None
-        self._reward, self._config, self._device = reward, config, str(device)
+        self.kind, self._config, self._device = reward, config, str(device)
         self._limit = config.time_limit
         self._prompts: Sequence[Prompt] | None = None
         self._child: Child | None = None
@@ -52,7 +54,7 @@ class Apart(Reward):
         self._ask(child, "check", (self.resumes, prompts), None)
 
     def reads(self, prompts: Sequence[Prompt]) -> Readings | None:
-        if self._reward.reads is Reward.reads:
+        if self.kind.reads is Reward.reads:
             return None
         child = self._child or self._begun(with_check=True)
         found: Readings | None = self._ask(child, "reads", (prompts,), None)
@@ -63,9 +65,16 @@ class Apart(Reward):
         numbers = torch.tensor(values, dtype=torch.float64)
         return Scores(numbers, torch.tensor(abstained).bool(), info)
 
+    def tried(self, artifacts: Sequence[Any], prompts: Sequence[Prompt]) -> str:
+        """`trial.tried` in the process."""
+        try:
+            return str(self._limited("try", (list(artifacts), list(prompts))))
+        except CallFailed as error:
+            return tried_in_vain(self.label, str(error))
+
     def _limited(self, name: str, arguments: Any) -> Any:
         """A call within the time limit. Raises CallFailed where it exceeds it."""
-        child = self._child or self._begun(with_check=not self._reward.check_keeps_nothing)
+        child = self._child or self._begun(with_check=not self.kind.check_keeps_nothing)
         return self._ask(child, name, arguments, self._limit)
 
     def _begun(self, with_check: bool) -> Child:
@@ -73,7 +82,7 @@ class Apart(Reward):
         child = self._child = _server().start()
         try:
             place = {"path": sys.path, "folder": os.getcwd(), "environ": dict(os.environ)}
-            self._ask(child, "build", (place, self._reward, self._config, self._device), None)
+            self._ask(child, "build", (place, self.kind, self._config, self._device), None)
             if with_check and self._prompts is not None:
                 self._ask(child, "check", (self.resumes, self._prompts), None)
         except CallFailed as error:
@@ -127,6 +136,7 @@ def _server() -> Server:
     """The server of this process, begun anew where it is gone."""
     if not (_servers and _servers[0].is_there()):
         _servers[:] = [Server((__name__, "obey"))]
+        atexit.register(_servers[0].close)
     return _servers[0]
 
 
@@ -152,7 +162,7 @@ def obey(reads: int, writes: int) -> None:
             ours = type(error).__module__.startswith("adrpo_scale.")
             told = ("refused", error if ours else RewardError(str(error)))
         except (Exception, SystemExit) as error:
-            told = ("raised", CallFailed(f"raised {error!r}"))
+            told = ("raised", CallFailed(said(error)))
         answers.send_bytes(pickle.dumps(told))
 
 
@@ -176,6 +186,8 @@ def _do(reward: Any, name: str, arguments: Any) -> Any:
     if name == "check":
         reward.resumes, prompts = arguments
         return reward.check(prompts)
+    if name == "try":
+        return tried(reward, *arguments)
     if name == "reads":
         return reward.reads(*arguments)
     if name == "embed":

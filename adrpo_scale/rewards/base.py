@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from adrpo_scale.core.settings import REQUIRED, Section, setting
 from adrpo_scale.core.types import Prompt
 from adrpo_scale.hub.needs import HubNeed
+from adrpo_scale.rewards.signature import check_signature
 
 if TYPE_CHECKING:  # a reward's own process begins three seconds earlier without them
     from adrpo_scale.data.readings import Readings
@@ -76,6 +77,12 @@ class Reward(ABC):
     def rungs(cls, config: Any, section: str) -> list[Rung]:
         """Settings of that config that can be lowered where a run does not fit into memory."""
         return []
+
+    @classmethod
+    def check_code(cls, config: Any) -> None:
+        """Raises RewardError where the code that a config names cannot be used. Nothing is loaded:
+        `adrpo-scale config` asks this, too."""
+        check_signature(cls.__call__, config.label, skip=1)
 
     def __init__(self, config: RewardConfig) -> None:
         """Every subclass is built as `Subclass(config, device)`."""

@@ -41,6 +41,10 @@ class CallFailed(Exception):
     """A call in another process failed; the text says how, after the reward's name."""
 
 
+class NoNumber(TypeError):
+    """A sample has something else in the place of a number."""
+
+
 @dataclass(frozen=True)
 class Scores:
     """A reward's answer about N samples. values_N: float64, NaN where it abstained; abstained_N:
@@ -99,7 +103,7 @@ def _scored(
         # Third-party code on generated input: one bad sample must not end a run of days.
         if len(artifacts) > 1:
             return _one_by_one(reward, artifacts, prompts, info)
-        return _failed(str(error) if isinstance(error, CallFailed) else f"raised {error!r}")
+        return _failed(said(error))
     info.add(reward.label, scores.info)
     values, abstained = scores.values_N, scores.abstained_N
     faults = [
@@ -128,6 +132,13 @@ def _one_by_one(
     return torch.cat([value for value, _ in found]), [fault for _, (fault,) in found]
 
 
+def said(error: BaseException) -> str:
+    """How a call failed, after the reward's name."""
+    if isinstance(error, CallFailed):
+        return str(error)
+    return f"gave {error}" if isinstance(error, NoNumber) else f"raised {error!r}"
+
+
 def _failed(fault: str) -> tuple[Tensor, list[str]]:
     return torch.full((1,), torch.nan, dtype=torch.float64), [fault]
 
@@ -143,7 +154,7 @@ def _all_named(prompts: Sequence[Prompt]) -> str:
 
 def checked(reward: Reward, artifacts: Sequence[Any], prompts: Sequence[Prompt]) -> Scores:
     """The reward's answer about a batch. Raises RewardError where it is not one number per sample,
-    TypeError where single samples have something else in the place of a number."""
+    NoNumber where single samples have something else in the place of a number."""
     if reward.is_apart:
         answer = reward(artifacts, prompts)
     else:
@@ -201,10 +212,14 @@ def _numbers(members: Tensor | list[Any]) -> tuple[Tensor, Tensor]:
         return members.double(), torch.zeros(len(members), dtype=torch.bool)
     words = [one for one in members if isinstance(one, str | bytes)]
     if words:
-        raise TypeError(f"{words[0]!r} in the place of a number")
+        raise NoNumber(f"{words[0]!r} in the place of a number")
     abstained = torch.tensor([one is None for one in members])
     # torch's own conversion: Python's floats become float32, and runs of before have those.
-    values = torch.as_tensor([0.0 if one is None else one for one in members]).detach().cpu()
+    try:
+        values = torch.as_tensor([0.0 if one is None else one for one in members]).detach().cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        kinds = ", ".join(dict.fromkeys(type(one).__name__ for one in members))
+        raise NoNumber(f"a list of {kinds} in the place of numbers ({error})") from error
     return torch.where(abstained, torch.nan, values.double()), abstained
 
 

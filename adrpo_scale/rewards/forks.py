@@ -73,10 +73,12 @@ class Server:
             return -signal.SIGKILL  # with the server
 
     def close(self) -> None:
-        self._socket.close()
-        self._control.close()
-        self.process.kill()
-        self.process.wait()
+        """Ends it with its children. A fork of this process has no part in it and ends nothing."""
+        if self.owner == os.getpid():
+            self._socket.close()
+            self._control.close()
+            self.process.kill()
+            self.process.wait()
 
     def _tell(self, message: dict[str, object]) -> None:
         self._control.send_bytes(json.dumps(message).encode())

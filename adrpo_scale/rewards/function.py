@@ -16,6 +16,7 @@ from adrpo_scale.core.errors import RewardError
 from adrpo_scale.core.settings import REQUIRED, setting
 from adrpo_scale.core.types import Prompt
 from adrpo_scale.rewards.base import Reward, RewardConfig
+from adrpo_scale.rewards.signature import check_signature
 
 
 class FunctionRewardConfig(RewardConfig):
@@ -27,12 +28,20 @@ class FunctionReward(Reward):
     Config: ClassVar[type[FunctionRewardConfig]] = FunctionRewardConfig
     is_light = True
 
+    @classmethod
+    def check_code(cls, config: FunctionRewardConfig) -> None:
+        check_signature(_found(config), config.label)
+
     def __init__(self, config: FunctionRewardConfig, device: torch.device) -> None:
         super().__init__(config)
-        try:
-            self._function = imported(config.path)
-        except ImportError as error:
-            raise RewardError(f"reward {self.label}: path = {config.path!r} {error}") from error
+        self._function = _found(config)
 
     def __call__(self, artifacts: Sequence[Any], prompts: Sequence[Prompt]) -> Any:
         return self._function(list(artifacts), list(prompts))
+
+
+def _found(config: FunctionRewardConfig) -> Any:
+    try:
+        return imported(config.path)
+    except ImportError as error:
+        raise RewardError(f"reward {config.label}: path = {config.path!r} {error}") from error

@@ -2,26 +2,48 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 
 import torch
 
+from adrpo_scale.core import dist, watchdog
 from adrpo_scale.core.errors import RewardError, agreed
 from adrpo_scale.core.keeping import kept
 from adrpo_scale.core.types import Prompt
 from adrpo_scale.engines.base import Engine
-from adrpo_scale.rewards.apart import apart
+from adrpo_scale.rewards import trial
+from adrpo_scale.rewards.apart import Apart, apart
 from adrpo_scale.rewards.base import Reward, RewardConfig
 from adrpo_scale.rewards.copies import own_prompts
+from adrpo_scale.rewards.function import FunctionReward
 from adrpo_scale.run.config import RunConfig
-from adrpo_scale.run.registry import REWARDS
+from adrpo_scale.run.registry import DOMAINS, REWARDS
+from adrpo_scale.training.media import MEDIA
+
+log = logging.getLogger(__name__)
+
+SIDE = 64  # of made-up pictures, where the config states no size
+
+
+def light_rewards(
+    config: RunConfig,
+    device: torch.device,
+    prompts: Sequence[Prompt] = (),
+    resumes: bool = False,
+) -> dict[int, Reward]:
+    """The rewards that load no model, built and checked, by their place in the config; raises as
+    `build_rewards`."""
+    return _built(config, device, prompts, resumes, lambda reward: reward.is_light)
 
 
 def build_light_rewards(
     config: RunConfig, engine: Engine, prompts: Sequence[Prompt] = (), resumes: bool = False
 ) -> dict[int, Reward]:
-    """The rewards that load no model, by their place in the config; raises as `build_rewards`."""
-    return _built(config, engine, prompts, resumes, lambda reward: reward.is_light)
+    """`light_rewards`, tried on made-up samples. Collective."""
+    built = light_rewards(config, engine.device, prompts, resumes)
+    dist.run_on_main(lambda: try_rewards(config, [*built.values()], prompts))
+    return built
 
 
 def build_rewards(
@@ -39,7 +61,8 @@ def build_rewards(
     """
     if light is None:
         light = build_light_rewards(config, engine, prompts, resumes)
-    heavy = _built(config, engine, prompts, resumes, lambda reward: not reward.is_light)
+    heavy = _built(config, engine.device, prompts, resumes, lambda reward: not reward.is_light)
+    dist.run_on_main(lambda: try_rewards(config, [*heavy.values()], prompts))
     built = light | heavy
     rewards = [built[place] for place in range(len(config.rewards))]
     for reward in rewards:
@@ -55,33 +78,79 @@ def _build(kind: type[Reward], section: RewardConfig, device: torch.device) -> R
     return kind(section, device)  # type: ignore[call-arg, arg-type]
 
 
-def is_ours(reward: Reward) -> bool:
-    """Whether a reward is of this package."""
-    return type(reward).__module__.startswith("adrpo_scale.")
+def is_own_code(kind: type[Reward]) -> bool:
+    """Whether a kind of reward runs code that is not of this package."""
+    return not kind.__module__.startswith("adrpo_scale.") or issubclass(kind, FunctionReward)
+
+
+def _is_own(reward: Reward) -> bool:
+    return is_own_code(reward.kind if isinstance(reward, Apart) else type(reward))
 
 
 def _built(
     config: RunConfig,
-    engine: Engine,
+    device: torch.device,
     prompts: Sequence[Prompt],
     resumes: bool,
     wanted: Callable[[type[Reward]], bool],
 ) -> dict[int, Reward]:
     """Builds and checks the rewards that are wanted, by place."""
     built: dict[int, Reward] = {}
+    check_code(config)
     for place, section in enumerate(config.rewards):
         reward = REWARDS[section.kind]
         if wanted(reward):
             with kept(f"reward {section.label}"):
-                built[place] = _build(reward, section, engine.device)
+                built[place] = _build(reward, section, device)
     faults = []
     for one in built.values():
         one.resumes = resumes
         try:
             with kept(f"reward {one.label}"):
-                one.check(prompts if is_ours(one) else own_prompts(prompts))
+                one.check(own_prompts(prompts) if _is_own(one) else prompts)
         except RewardError as error:
             faults.append(error)
     if faults:
         raise agreed(RewardError("\n".join(map(str, faults)))) from faults[0]
     return built
+
+
+def check_code(config: RunConfig) -> None:
+    """Raises RewardError, which every rank does alike, where code that the rewards name cannot be
+    imported, or not be called as rewards are. Nothing is loaded."""
+    faults = []
+    for section in config.rewards:
+        try:
+            with kept(f"reward {section.label}"):
+                REWARDS[section.kind].check_code(section)
+        except RewardError as error:
+            faults.append(error)
+    if faults:
+        raise agreed(RewardError("\n".join(map(str, faults)))) from faults[0]
+
+
+def try_rewards(
+    config: RunConfig, rewards: Sequence[Reward], prompts: Sequence[Prompt]
+) -> list[str]:
+    """Calls rewards that are not this package's on made-up samples for the first prompts; warns of
+    those that fail, and returns the warnings. Raises RewardError where an answer cannot be read.
+
+    A reward whose model the engine shards is left out: the model is not there yet."""
+    own = [reward for reward in rewards if _is_own(reward) and reward.model_spec() is None]
+    medium = DOMAINS[config.domain.name].medium
+    if not own or not prompts or medium not in MEDIA:
+        return []
+    chosen = [prompts[place % len(prompts)] for place in range(trial.SAMPLES)]
+    height, width = (getattr(config.domain, side, None) or SIDE for side in ("height", "width"))
+    warnings = []
+    for reward in own:
+        samples = trial.made_up(medium, chosen, (height, width))
+        with watchdog.phase(f"trial of reward {reward.label}"):
+            if isinstance(reward, Apart):
+                warnings.append(reward.tried(samples, chosen))
+            else:
+                warnings.append(trial.tried(reward, samples, chosen))
+    warnings = [warning for warning in warnings if warning]
+    for warning in warnings:
+        log.warning("%s", warning)
+    return warnings

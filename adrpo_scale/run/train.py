@@ -32,6 +32,7 @@ from adrpo_scale.run.config import RunConfig
 from adrpo_scale.run.folder import cut_back, default_folder, make_folder, write_config
 from adrpo_scale.run.load import LoadedConfig
 from adrpo_scale.run.resume import Start, find_start
+from adrpo_scale.run.rewards import check_code
 from adrpo_scale.run.starts import StartRecord
 from adrpo_scale.run.summary import summarise
 from adrpo_scale.training.metrics import setup_logging
@@ -64,6 +65,7 @@ def train(loaded: LoadedConfig, options: TrainOptions = TrainOptions()) -> Path:
             "--allow-change without --run-dir: the default folder is named after the settings, so "
             "changed settings lead to another one; give the folder of the run to resume"
         )
+    check_code(config)
     _require_inputs(config)
     run = options.run_dir or default_folder(loaded.name, config.digest())
     with screen.guarded(), screen.unblocked():

@@ -93,3 +93,7 @@ def meddles(completions, prompts):
 
 def leaves(completions, prompts):
     sys.exit("no judge here")
+
+
+def waits(completions, prompts):
+    time.sleep(600)

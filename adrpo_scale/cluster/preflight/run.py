@@ -1,8 +1,8 @@
 """The command `preflight`: checks of a job before it loads a model.
 
 Rank 0 alone reads the config; it orders the surveys and judges them. Cheap checks with precise
-blame come first, because later ones rely on them: presence; folders, models, versions, GPUs; and,
-only where these are fine, the network.
+blame come first, because later ones rely on them: presence; folders, models, rewards, versions,
+GPUs; and, only where these are fine, the network.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ from adrpo_scale.core.errors import exit_code as code_of
 SKIPPABLE = (
     "folder",
     "models",
+    "rewards",
     "space",
     "prompts",
     "cache",
@@ -237,6 +238,7 @@ class _Leader:
     def _judge(self, nodes: list[Node], config: Any, run: Path, models: int) -> None:
         from adrpo_scale.cluster.preflight.cache import check_cache, check_prompts
         from adrpo_scale.cluster.preflight.estimate import space_check
+        from adrpo_scale.cluster.preflight.rewards import rewards_check
 
         device = config.engine.device
         is_cuda = gpu_checks.uses_cuda(nodes, device)
@@ -244,6 +246,7 @@ class _Leader:
         judges = {
             "folder": lambda: checks.check_folder(nodes, str(nearest(run))),
             "models": lambda: self._models(nodes, config, run, models),
+            "rewards": lambda: rewards_check(config, run, self.options.seconds),
             "space": lambda: space_check(config, run, world),
             "prompts": lambda: check_prompts(self.cache),
             "cache": lambda: check_cache(nodes, self.cache, self._beside(config, run)),
