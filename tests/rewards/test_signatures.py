@@ -1,4 +1,4 @@
-"""Rewards as other libraries write them are refused before anything heavy, with what is expected."""
+"""Rewards as other libraries write them: refused before anything heavy, with what is expected."""
 
 from __future__ import annotations
 
