@@ -32,7 +32,7 @@ from adrpo_scale.rewards.base import PlainReward, RewardConfig
 
 log = logging.getLogger(__name__)
 
-ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
+_OPEN, _CLOSE = (re.compile(tag, re.IGNORECASE) for tag in ("<answer>", "</answer>"))
 _INSIDE = r"(?:(?!</?think>|</?answer>).)*"
 THINK_THEN_ANSWER = rf"\s*<think>{_INSIDE}</think>\s*<answer>{_INSIDE}</answer>\s*"
 _COMMAND = re.compile(r"\\[A-Za-z]+")
@@ -42,8 +42,12 @@ GIVE = "give the row its answer, or leave the row out"
 
 def extract_answer(text: str) -> str | None:
     """The text inside the last `<answer>…</answer>`; None without one."""
-    found = ANSWER.findall(text)
-    return found[-1] if found else None
+    # One pass: a pattern for both tags searches the rest of the text for every tag that is open,
+    # and takes seconds for a model that repeats itself.
+    answer, place = None, 0
+    while (begin := _OPEN.search(text, place)) and (end := _CLOSE.search(text, begin.end())):
+        answer, place = text[begin.end() : end.start()], end.end()
+    return answer
 
 
 class VerifierConfig(RewardConfig):

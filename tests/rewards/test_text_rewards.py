@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from adrpo_scale.core.types import Completion, Prompt
 from adrpo_scale.demo.text.rm_task import ReviewPrompt, gold_score
 from adrpo_scale.rewards.calls import rewards_of
 from adrpo_scale.rewards.reward_model import RewardModel, RewardModelConfig
-from adrpo_scale.rewards.text import extract_answer
+from adrpo_scale.rewards.text import Format, FormatConfig, extract_answer
 from adrpo_scale.run.build import build_engine, build_rewards, build_trainer
 from tests.support.closeness import assert_near
 from tests.support.tiny_text import TEMPLATE, save_tiny_reward, text_config, tiny_tokenizer
@@ -266,3 +267,14 @@ def test_a_reward_model_without_its_head_is_refused(tmp_path):
     assert AutoModelForCausalLM.from_pretrained(folder) is not None
     with pytest.raises(WeightsError, match=r"1 missing \['score.weight'\]"):
         model_reward(folder)
+
+
+def test_a_model_that_repeats_a_tag_costs_no_time():
+    """A search for pairs of tags took 6 s for 64,000 characters, and four times that for twice."""
+    begin = time.process_time()
+    assert extract_answer("<answer>" * 125_000) is None
+    assert extract_answer("<answer>" * 125_000 + "4</answer>").endswith("<answer>4")
+    pairs = "<answer>3</answer>" * 50_000
+    assert extract_answer(pairs + "<answer>4</ANSWER><answer>5") == "4"
+    assert Format(FormatConfig(), CPU)([Completion("<think>" * 150_000)], [SUM]).tolist() == [0]
+    assert time.process_time() - begin < 5

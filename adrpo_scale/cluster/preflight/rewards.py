@@ -14,6 +14,7 @@ import torch
 from adrpo_scale.checkpoint.shelf import CHECKPOINTS, committed
 from adrpo_scale.cluster.preflight.base import Check, Finding, counted
 from adrpo_scale.core.errors import AdrpoError
+from adrpo_scale.core.types import Prompt
 from adrpo_scale.data.prompts import build_prompts
 from adrpo_scale.run.config import RunConfig
 from adrpo_scale.run.registry import REWARDS
@@ -25,7 +26,7 @@ def rewards_check(config: RunConfig, run: Path, seconds: float) -> Check:
     resumes = run.is_dir() and bool(committed(run / CHECKPOINTS))
     try:
         check_code(config)
-        prompts = [prompt for part in build_prompts(config.prompts) for prompt in part]
+        prompts = _prompts(config)
         limited = _limited(config, seconds)
         rewards = light_rewards(limited, torch.device("cpu"), prompts, resumes)
         warnings = try_rewards(limited, [*rewards.values()], prompts)
@@ -40,6 +41,14 @@ def rewards_check(config: RunConfig, run: Path, seconds: float) -> Check:
     return Check(
         "rewards", f"{counted(len(config.rewards), 'reward')}, code and rows", tuple(found)
     )
+
+
+def _prompts(config: RunConfig) -> list[Prompt]:
+    """Those of the run; [] where they cannot be read, which another check says."""
+    try:
+        return [prompt for part in build_prompts(config.prompts) for prompt in part]
+    except AdrpoError:
+        return []
 
 
 def _limited(config: RunConfig, seconds: float) -> RunConfig:
