@@ -21,6 +21,7 @@ from adrpo_scale.core.types import Prompt
 from adrpo_scale.data.prompts import build_prompts
 from adrpo_scale.engines.spec import DTYPES
 from adrpo_scale.hub.lock import check
+from adrpo_scale.run.build import build_domain
 from adrpo_scale.run.registry import DOMAINS
 
 
@@ -28,12 +29,13 @@ from adrpo_scale.run.registry import DOMAINS
 class CacheNeed:
     """What a run adds to the cache. folder: the cache's; None where it has none. bytes: None where
     the domain caches nothing. prompts: how many there are; None where they cannot be read here.
-    faults: why."""
+    faults: why. cuts: lines about prompts that encoders cut; None where no encoder was asked."""
 
     folder: Path | None
     bytes: int | None = None
     prompts: int | None = None
     faults: tuple[str, ...] = ()
+    cuts: tuple[str, ...] | None = None
 
 
 def cache_need(config: Any) -> CacheNeed:
@@ -47,7 +49,8 @@ def cache_need(config: Any) -> CacheNeed:
     try:
         train, held_out = build_prompts(config.prompts)
         prompts = [*train, *held_out]
-        return CacheNeed(folder, _bytes(config, prompts), len(prompts))
+        size = _bytes(config, prompts)
+        return CacheNeed(folder, size, len(prompts), cuts=_cuts(config, prompts))
     except AdrpoError as error:
         return CacheNeed(folder, faults=(str(error),))
 
@@ -61,15 +64,31 @@ def _bytes(config: Any, prompts: Sequence[Prompt]) -> int | None:
         return None
 
 
+def _cuts(config: Any, prompts: Sequence[Prompt]) -> tuple[str, ...] | None:
+    """Counts tokens without a model. A look-up of a model that is not here would download it."""
+    if check(config.domain.needs_from_hub()):
+        return None
+    try:
+        readings = build_domain(config).reads(prompts)
+    except (AdrpoError, OSError, ValueError):  # the check of models names it
+        return None
+    return None if readings is None else tuple(readings.warnings())
+
+
 def check_prompts(need: CacheNeed) -> Check:
-    """The prompt files can be read, every row of them."""
+    """The prompt files can be read, every row of them, and the encoders read each prompt whole."""
     findings = [
         Finding("fault", fault, "prompt files whose rows can all be read", "each line says where")
         for fault in need.faults
     ]
+    whole = "prompts that are read whole"
+    findings += [
+        Finding("warning", cut, whole, "the line says what helps") for cut in need.cuts or ()
+    ]
     stated = "read once the data set is here"
     if need.prompts is not None:
-        stated = counted(need.prompts, "prompt")
+        encoders = "" if need.cuts is None else ", read whole by every encoder"
+        stated = counted(need.prompts, "prompt") + encoders
     return Check("prompts", stated, tuple(findings))
 
 
