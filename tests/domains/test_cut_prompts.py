@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 
 import pytest
 import torch
+from transformers import T5Tokenizer
 
 from adrpo_scale.cluster.status.read import read
 from adrpo_scale.cluster.status.state import judge
+from adrpo_scale.core.paths import resolve_path
 from adrpo_scale.core.types import Prompt
 from adrpo_scale.data.readings import Encoder, read_prompts
 from adrpo_scale.rewards.image import ClipReward, ClipRewardConfig
 from adrpo_scale.run.build import build_domain
 from adrpo_scale.run.cut_prompts import FILE, cut_text, report_cut
-from tests.support.tiny import demo_config, demo_trainer
+from tests.support.tiny import MODEL, demo_config, demo_trainer
 
 SAME = "a red ring and a blue ring and a green ring and a red disc and a "
 TWO = [f"{SAME}blue square", f"{SAME}green disc"]
@@ -116,3 +119,21 @@ def test_a_clip_reward_says_what_it_does_not_read():
     assert found.encoders[0].cut.keys() == {1, 2} and found.alike == ((1, 2),)
     texts = reward._encoder.texts(TWO)
     torch.testing.assert_close(texts[0], texts[1], rtol=0, atol=0)
+
+
+def test_t5_reads_as_many_tokens_as_it_is_told(tmp_path):
+    """CLIP cuts both prompts; T5 tells them apart where its length allows it."""
+    folder = tmp_path / "m"
+    shutil.copytree(resolve_path(MODEL), folder)
+    words = sorted({f"▁{word}" for text in TWO for word in text.split()})
+    vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -9.0), *((word, -2.0) for word in words)]
+    T5Tokenizer(vocab=vocabulary, extra_ids=0).save_pretrained(folder / "tokenizer_3")
+    for length, cut, alike in ((12, {1: 20, 2: 20}, ((1, 2),)), (20, {}, ())):
+        settings = [f"domain.model={folder}", "domain.t5=true"]
+        settings += [f"domain.max_sequence_length={length}"]
+        found = build_domain(demo_config(overrides=settings)).reads(PROMPTS)
+        assert [each.name for each in found.encoders][2:] == ["text_encoder_3"]
+        assert (found.encoders[2].cut, found.alike) == (cut, alike)
+        assert any("raise domain.max_sequence_length" in line for line in found.warnings()) == (
+            length == 12
+        )
