@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 from pathlib import Path
 
@@ -9,6 +10,8 @@ from rich.table import Table
 
 from adrpo_scale.core.console import say, show
 from adrpo_scale.run import figures, tables
+
+log = logging.getLogger(__name__)
 
 
 def summarise(run: Path) -> None:
@@ -21,11 +24,20 @@ def summarise(run: Path) -> None:
             table.add_row(metric, split, _number(before), _number(after), _number(change, "+"))
         show(table)
         say(f"after: mean of the last {tables.LAST} evaluations")
-        figures.curves([rows], run / "curves.png")
-        say(f"curves:       {run / 'curves.png'}")
+        _draw(rows, run / "curves.png")
     if (run / "samples").is_dir():
         say(f"samples:      {run / 'samples'}")
     say(f"TensorBoard:  tensorboard --logdir {shlex.quote(str(run / 'tensorboard'))}")
+
+
+def _draw(rows: list[tables.Row], path: Path) -> None:
+    """Draws the curves. The run is done and saved: a full disk is no error of it any more."""
+    try:
+        figures.curves([rows], path)
+    except OSError as error:
+        log.warning("%s cannot be written: %s; `adrpo-scale report --curves` draws it", path, error)
+    else:
+        say(f"curves:       {path}")
 
 
 def _number(value: float | None, sign: str = "") -> str:

@@ -27,6 +27,7 @@ from adrpo_scale.core.settings import Effect, Section, setting
 log = logging.getLogger(__name__)
 JSONL = ("metrics.jsonl", "eval.jsonl")
 SHOWN = 32  # completions in TensorBoard
+_BAR, _BESIDE, _WIDE = 21, 12, 120  # columns: bar, spaces and time left, a terminal with a bar
 
 
 class LoggingConfig(Section):
@@ -100,7 +101,7 @@ class MetricsLog:
         )
         self._progress = Progress(
             TextColumn("iteration {task.completed}/{task.total}"),
-            BarColumn(bar_width=20),
+            *([BarColumn(bar_width=_BAR - 1)] if console.width >= _WIDE else []),
             TextColumn("{task.fields[line]}"),
             TimeRemainingColumn(),
             console=console,
@@ -131,9 +132,11 @@ class MetricsLog:
                 self._curves("add_scalar", f"train/{name}", value, step)
         for name, values in (histograms or {}).items():
             self._curves("add_histogram", f"train/{name}", values, step)
-        line = progress_line(record)
+        place = f"iteration {step}/{self.iterations}"
+        beside = len(place) + _BESIDE + (_BAR if console.width >= _WIDE else 0)
+        line = progress_line(record, console.width - beside)
         self._progress.update(self._task, completed=step, line=line)
-        text = f"iteration {step}/{self.iterations}  {line}"
+        text = f"{place}  {progress_line(record)}"
         if self._live:
             log.info("%s", text)
         else:
@@ -239,17 +242,26 @@ def text_table(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def progress_line(record: Mapping[str, Any]) -> str:
-    """The numbers of the progress line: reward, betas, divergence, entropy, samples per second."""
+def progress_line(record: Mapping[str, Any], width: int | None = None) -> str:
+    """The numbers of the progress line: reward, betas, divergence, entropy, samples per second.
+
+    width: the columns that it may take; the least important numbers are left out beyond it.
+    """
 
     def shown(name: str, digits: int, kind: str = "f") -> str:
         value = record.get(name)
         return "–" if value is None or not math.isfinite(value) else f"{value:.{digits}{kind}}"
 
-    tokens = f"entropy {shown('entropy', 3)}  " if "entropy" in record else ""
-    return (
-        f"reward {shown('reward', 2)}  "
-        f"beta {shown('beta_min', 2)}…{shown('beta_max', 2)}  "
-        f"divergence {shown('divergence', 3, 'g')}  {tokens}"
-        f"{shown('samples_per_second', 1)} samples/s"
-    )
+    parts = {
+        "reward": f"reward {shown('reward', 2)}",
+        "beta": f"beta {shown('beta_min', 2)}…{shown('beta_max', 2)}",
+        "divergence": f"divergence {shown('divergence', 3, 'g')}",
+        "entropy": f"entropy {shown('entropy', 3)}" if "entropy" in record else "",
+        "speed": f"{shown('samples_per_second', 1)} samples/s",
+    }
+    for least in ("speed", "beta", "entropy", "divergence"):
+        line = "  ".join(text for text in parts.values() if text)
+        if width is None or len(line) <= width:
+            return line
+        parts[least] = ""
+    return parts["reward"]

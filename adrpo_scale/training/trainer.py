@@ -93,8 +93,9 @@ class Trainer:
         done = self.counters.iteration
         if done and not self.counters.learned:
             why = f": {self._idle}" if self._idle else "; the logs of its earlier starts say why"
+            count = "1 iteration" if done == 1 else f"{done} iterations"
             raise NothingLearned(
-                f"nothing was learned in {done} iterations{why}. Start a run with other settings"
+                f"nothing was learned in {count}{why}. Start a run with other settings"
             )
 
     def _iterate(self) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import os
 import shlex
 import sys
 
+from adrpo_scale.run import summary
 from tests.support.starts import committed_iterations, records_of, train
 
 SETTINGS = ["iterations=2", "evaluation.every=0"]
@@ -51,3 +52,10 @@ def test_in_ascii_and_with_a_full_disk_behind_standard_error_a_run_goes_on(tmp_p
     assert "iteration 2/2  reward" in shown and "beta 0.00...2.00" in shown
     assert "beta 0.00…2.00" in log
     assert shown.isascii()
+
+
+def test_a_figure_that_cannot_be_drawn_is_no_error_of_a_run_that_is_saved(tmp_path, caplog):
+    (tmp_path / "file").touch()
+    row = {"run": "r", "split": "train", "metric": "reward", "iteration": 0, "value": 1.0}
+    summary._draw([row], tmp_path / "file" / "curves.png")
+    assert "curves.png cannot be written: [Errno 20]" in caplog.text

@@ -10,6 +10,7 @@ from tests.support import starts
 from tests.support.tiny import CONFIGS
 
 SETTINGS = [
+    "seed=1",  # with which some groups have different rewards
     "iterations=4",
     "checkpoint.every_iterations=1",
     "prompts.per_iteration=3",
