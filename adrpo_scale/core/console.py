@@ -48,8 +48,8 @@ def note_losses() -> None:
 
 
 def warnings_on_screen() -> logging.Handler:
-    """A handler for warnings. Outside a terminal their lines are not wrapped, so that a log can be
-    searched for them."""
+    """A handler for warnings, and for messages with `ON_SCREEN`. Outside a terminal their lines are
+    not wrapped, so that a log can be searched for them."""
     handler: logging.Handler
     if console.is_terminal:
         handler = RichHandler(console=console, show_path=False, show_time=False, markup=False)
@@ -57,5 +57,12 @@ def warnings_on_screen() -> logging.Handler:
     else:
         handler = logging.StreamHandler(sys.stdout)
         handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
-    handler.setLevel(logging.WARNING)
+    handler.addFilter(lambda record: record.levelno >= logging.WARNING or is_on_screen(record))
     return handler
+
+
+ON_SCREEN = {"on_screen": True}  # `extra` of a message below a warning that people should see
+
+
+def is_on_screen(record: logging.LogRecord) -> bool:
+    return bool(getattr(record, "on_screen", False))

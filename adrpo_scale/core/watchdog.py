@@ -32,7 +32,7 @@ FOLDER = "stacks"
 _OTHERS = 20.0  # seconds for the other ranks to notice the hang before their sockets break
 _WRITING = 30.0  # seconds for the stacks to be written, to a disk that may itself be hanging
 _BACKSTOP = 60.0  # seconds after which the guard acts, should Python itself be stuck
-_MORE = {"load": 3}  # factor on the seconds: rank 0 may encode every prompt while the others wait
+_MORE = {"load": 3}  # factor on the seconds: a single step may load a model from a slow disk
 
 _phases: list[str] = ["start"]  # of the main thread, the innermost last
 _last = time.monotonic()  # time of the newest progress

@@ -19,8 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from adrpo_scale.core.console import ON_SCREEN
 from adrpo_scale.core.errors import PromptError
-from adrpo_scale.core.paths import resolve_path
+from adrpo_scale.core.paths import DEMO_PREFIX, resolve_path
 from adrpo_scale.core.types import Prompt
 from adrpo_scale.data.formats import DATA_FILES, READERS, guess_format, read_folder
 from adrpo_scale.data.lines import all_refused, row_error
@@ -50,8 +51,8 @@ def place_of(name: str) -> Place:
     """The meaning of a name: a path, FOLDER:SPLIT, or hub:OWNER/DATASET, which may go on with the
     /FOLDER or /FILE to read and end with a :SPLIT."""
     is_hub = name.startswith(HUB)
-    found = _SPLIT.fullmatch(name.removeprefix(HUB))
-    if found is None or not (is_hub or resolve_folder(found["place"])):
+    found = None if name.startswith(DEMO_PREFIX) else _SPLIT.fullmatch(name.removeprefix(HUB))
+    if found is None or not (is_hub or is_folder(found["place"])):
         place, split = name.removeprefix(HUB), None
     else:
         place, split = found["place"], found["split"]
@@ -62,9 +63,9 @@ def place_of(name: str) -> Place:
     return Place(f"{owner}/{dataset}" if dataset else owner, inside, split)
 
 
-def resolve_folder(name: str) -> bool:
-    """Whether a name is that of a folder of this machine; a demo asset is none."""
-    return not name.startswith("demo:") and resolve_path(name).is_dir()
+def is_folder(name: str) -> bool:
+    """Whether a name is that of a folder of this machine."""
+    return resolve_path(name).is_dir()
 
 
 def load_prompts(path: str | Path, format: str = "auto", reading: Reading = AUTO) -> list[Prompt]:
@@ -92,7 +93,7 @@ def load_prompts(path: str | Path, format: str = "auto", reading: Reading = AUTO
             f"{path}: the file holds no prompt, expected at least one; was it copied completely?"
         )
     for note in notes:
-        log.info("%s: %s", path, note)
+        log.info("%s: %s", path, note, extra=ON_SCREEN)
     return prompts
 
 

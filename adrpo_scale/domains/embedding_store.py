@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from adrpo_scale.core.caches import cache_root, unwritable
-from adrpo_scale.core.errors import DiskSpaceError
+from adrpo_scale.core.errors import CacheError, DiskSpaceError
 from adrpo_scale.core.tensor_files import TensorFileWriter, TensorHeader
 
 FILE_BYTES = 256 << 20  # of a full file; a writer holds about twice as much
@@ -122,6 +122,9 @@ class StoreReader:
         """place: (file, row) by text."""
         self._place = place
         self._open: OrderedDict[Path, safe_open] = OrderedDict()
+        # Held from the beginning: a run survives that somebody clears the cache meanwhile.
+        for path in list(dict.fromkeys(path for path, _ in place.values()))[:MAPPED]:
+            self._file(path)
 
     def row(self, text: str) -> tuple[Tensor, Tensor]:
         """(sequence [L, D], pooled [D_pooled]). KeyError for an unknown text."""
@@ -136,5 +139,11 @@ class StoreReader:
             return self._open[path]
         while len(self._open) >= MAPPED:
             self._open.popitem(last=False)
-        self._open[path] = safe_open(path, "pt")
+        try:
+            self._open[path] = safe_open(path, "pt")
+        except (OSError, SafetensorError) as error:
+            raise CacheError(
+                f"{path} was removed or damaged while this run needs its prompt embeddings "
+                f"({error}): start again, they are made anew"
+            ) from error
         return self._open[path]

@@ -11,6 +11,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
+from adrpo_scale.core.console import warnings_on_screen
 from adrpo_scale.core.errors import ConfigError, PromptError
 from adrpo_scale.core.types import Prompt
 from adrpo_scale.data.prompt_files import load_prompts, needs_from_hub
@@ -129,6 +130,7 @@ def test_common_columns_are_read_by_themselves_and_said(
         prompts = load_prompts(path)
     assert [(p.text, p.metadata.get("answer")) for p in prompts] == [(text, answer)] * 2
     assert caplog.messages == [f"{path}: {note}"]
+    assert warnings_on_screen().filter(caplog.records[0])
 
 
 def test_what_an_answer_was_taken_from_stays(tmp_path: Path) -> None:

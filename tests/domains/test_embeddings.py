@@ -200,3 +200,19 @@ def test_a_signal_stops_every_rank_and_keeps_what_was_encoded(cache: Path) -> No
     kept = index_of(files())
     assert len(kept) == 4 * embeddings.ENCODE_BATCH  # two rounds of two ranks
     assert text_hash(f"{TEXTS[0]} 0") in kept
+
+
+def test_a_cache_that_is_cleared_does_not_end_a_run(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = load(TEXTS[:3])
+    (path,) = files()
+    path.unlink()
+    assert rows(found, TEXTS[:3]).shape[0] == 3
+    load(TEXTS[:3])
+    monkeypatch.setattr(embedding_store, "MAPPED", 1)
+    both = load([*TEXTS[:3], "another"])
+    for path in files():
+        path.unlink()
+    with pytest.raises(CacheError, match="removed or damaged while this run needs"):
+        rows(both, [*TEXTS[:3], "another", TEXTS[0]])
