@@ -97,6 +97,8 @@ class Watchdog:
 
     def __enter__(self) -> Watchdog:
         beat()
+        faulthandler.register(STACKS, file=2, chain=True)
+        self._guard = Guard(self._seconds + _BACKSTOP)
         self._thread.start()
         return self
 
@@ -106,22 +108,21 @@ class Watchdog:
 
     def _watch(self) -> None:
         step = min(10.0, self._seconds / 4)
-        faulthandler.register(STACKS, file=2, chain=True)
-        guard = Guard(self._seconds + _BACKSTOP)
         try:
             while not self._done.wait(step):
-                guard.tell()
+                self._guard.tell()
                 silent = time.monotonic() - _last
                 if silent > self._seconds * _MORE.get(where(), 1) + _patience:
                     self._end(silent)
         finally:
-            guard.close()
+            self._guard.close()
             faulthandler.unregister(STACKS)
 
     def _end(self, silent: float) -> None:
+        slow = "; a reward that may take longer wants a time_limit" if where() == "reward" else ""
         line = (
             f"rank {self._rank} on {socket.gethostname()}: no progress for {silent:.0f} s in "
-            f"{where()} (limits.hang_seconds = {self._seconds:g}); stacks in {self._file}"
+            f"{where()} (limits.hang_seconds = {self._seconds:g}); stacks in {self._file}{slow}"
         )
         begin = time.monotonic()
         writer = threading.Thread(target=self._tell, args=(line,), daemon=True)

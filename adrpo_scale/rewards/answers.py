@@ -72,9 +72,8 @@ def fault_in(prompt: Prompt, key: str) -> Fault | None:
     remedy = "give the row its answer, or leave the row out"
     if isinstance(value, list | tuple | Mapping):
         remedy = f"give the row one text or number, {elsewhere}"
-    return Fault(
-        what, f"has {key} = {_shown(value)}, which is {what} and no text or number", remedy
-    )
+    shown = f"has {key} = {_shown(value)}" + ("" if value is None else f", {what}")
+    return Fault(what, f"{shown}, where a text or a number is expected", remedy)
 
 
 def _no_answer(value: Any) -> str | None:

@@ -46,7 +46,9 @@ class Apart(Reward):
         self._limit = config.time_limit
         self._prompts: Sequence[Prompt] | None = None
         self._child: Child | None = None
-        _server().preload([reward.__module__, *reward.needs_modules])
+        # Other people's modules may start threads, which a fork would not have.
+        is_ours = reward.__module__.startswith("adrpo_scale.")
+        _server().preload([reward.__module__, *reward.needs_modules] if is_ours else [])
 
     def check(self, prompts: Sequence[Prompt]) -> None:
         self._prompts = prompts

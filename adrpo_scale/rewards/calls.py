@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from adrpo_scale.core import watchdog
 from adrpo_scale.core.errors import RewardError
 from adrpo_scale.core.keeping import kept
 from adrpo_scale.core.types import Prompt
@@ -122,6 +123,7 @@ def _one_by_one(
     left = math.inf if reward.time_limit is None else REPEATS * reward.time_limit
     found: list[tuple[Tensor, list[str]]] = []
     for artifact, prompt in zip(artifacts, prompts, strict=True):
+        watchdog.beat()
         begin = time.monotonic()
         if left > 0:
             found.append(_scored(reward, [artifact], [prompt], info))

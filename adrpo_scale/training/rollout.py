@@ -163,7 +163,10 @@ def reward_block(
     for k in range(chunk_count(samples, chunk)):
         check()
         part = slice(k * chunk, (k + 1) * chunk)
-        columns = [rewards_of(one, artifacts[part], prompts_N[part], info) for one in rewards]
+        columns = []
+        for reward in rewards:
+            columns.append(rewards_of(reward, artifacts[part], prompts_N[part], info))
+            watchdog.beat()
         size = len(artifacts[part])
         parts.append(torch.stack(columns, 1) if columns else torch.empty(size, 0).double())
     return torch.cat(parts)

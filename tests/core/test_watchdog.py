@@ -48,6 +48,7 @@ def test_a_process_that_hangs_writes_where_and_ends(tmp_path):
     assert done.returncode == STOPPED
     assert "rank 7 on " in done.stderr and "in reward (limits.hang_seconds = 0.5)" in done.stderr
     assert "stuck_here" in stacks and "in reward" in stacks
+    assert "rank-0007.txt; a reward that may take longer wants a time_limit" in done.stderr
     assert "told: rank 7 on" in done.stdout
 
 
@@ -78,7 +79,7 @@ def script(folder, *body, seconds=0.5):
 
 def test_a_thread_that_never_lets_go_of_pythons_lock_is_ended_too(tmp_path):
     """As a broken driver does it: no Python code runs any more, not even the watchdog's."""
-    done = script(tmp_path, "time.sleep(0.3)", "ctypes.PyDLL(None).sleep(99)")
+    done = script(tmp_path, "ctypes.PyDLL(None).sleep(99)")
     assert done.returncode == -signal.SIGVTALRM  # 154 to a shell: requeued
     assert 'File "<string>"' in done.stderr and "Current thread" in done.stderr
 
@@ -98,30 +99,29 @@ def test_a_time_limit_by_the_kernels_timer_and_the_watch_do_not_meet(tmp_path):
     endless = ["signal.signal(signal.SIGALRM, lambda *_: None)", "signal.alarm(1)"]
     lock = "lock = ctypes.create_string_buffer(64)"  # taken twice, which no signal interrupts
     stuck = "for _ in range(2): ctypes.PyDLL(None).pthread_mutex_lock(lock)"
-    done = script(tmp_path, *endless, lock, "time.sleep(0.3)", stuck)
+    done = script(tmp_path, *endless, lock, stuck)
     assert done.returncode == -signal.SIGVTALRM
 
 
 def test_a_process_that_has_taken_the_signal_is_killed(tmp_path):
-    body = ["time.sleep(0.3)", "signal.signal(signal.SIGVTALRM, lambda *_: None)"]
+    body = ["signal.signal(signal.SIGVTALRM, lambda *_: None)"]
     lock = "lock = ctypes.create_string_buffer(64)"
     stuck = "for _ in range(2): ctypes.PyDLL(None).pthread_mutex_lock(lock)"
-    done = script(tmp_path, *body, lock, stuck)
+    done = script(tmp_path, *body, lock, stuck, seconds=2)
     assert done.returncode == -signal.SIGKILL
 
 
 def test_a_killed_guard_is_replaced_and_none_is_left_behind(tmp_path):
     body = [
-        "time.sleep(0.3)",
         "find = ['pgrep', '-P', str(os.getpid()), '-f', 'getppid']",
         "def guards(): return subprocess.run(find, capture_output=True, text=True).stdout.split()",
         "(first,) = guards()",
         "os.kill(int(first), signal.SIGKILL)",
-        "end = time.monotonic() + 20",
+        "end = time.monotonic() + 60",
         "while guards() in ([first], []) and time.monotonic() < end: time.sleep(.1)",
         "(second,) = guards()",
     ]
-    done = script(tmp_path, *body, "print(second != first, second)", seconds=2)
+    done = script(tmp_path, *body, "print(second != first, second)", seconds=8)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("True ")
     assert not Path(f"/proc/{done.stdout.split()[1]}").exists()

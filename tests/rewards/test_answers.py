@@ -37,11 +37,11 @@ def paid(reward, answer, *texts):
 @pytest.mark.parametrize(
     ("answers", "what"),
     [
-        (NULL, "has answer = null, which is null"),
-        (EMPTY, "has answer = '', which is empty"),
-        (LISTS, r"has answer = \['4 6'\], which is a list .*one text or number.*answer_key"),
-        (DICTS, "which is a dictionary .*one text or number.*rewards.answer_key"),
-        (NOT_FINITE, "has answer = nan, which is not finite"),
+        (NULL, "has answer = null, where a text or a number is expected"),
+        (EMPTY, "has answer = '', empty, where a text"),
+        (LISTS, r"has answer = \['4 6'\], a list, where .*one text or number.*answer_key"),
+        (DICTS, ", a dictionary, where .*one text or number.*rewards.answer_key"),
+        (NOT_FINITE, "has answer = nan, not finite, where"),
     ],
 )
 def test_rows_that_nothing_can_match_are_refused_all_at_once(reward, answers, what):
