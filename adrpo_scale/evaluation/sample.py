@@ -166,15 +166,23 @@ def sampling_engine(config: SampleConfig) -> Engine:
     return ENGINES[config.engine.name](config.engine, OptimizerConfig(), 0)  # type: ignore[call-arg]
 
 
+def domain_of(source: Source) -> Domain:
+    """The domain of a source. Collective. Raises WeightsError where a library would load another
+    model from a published model's folder."""
+    domain = build_domain(source.config, source.reader)
+    if source.reader is None:
+        needs = source.config.domain.needs_from_hub()
+        dist.run_on_main(lambda: check_models(needs, domain))
+    return domain
+
+
 def load_policy(
     source: Source, domain: Domain, engine: Engine, weights: Literal["trained", "ema"]
 ) -> nn.Module:
-    """The policy of a checkpoint, or the published model. Collective. Raises CheckpointError where
-    the checkpoint has no such weights, WeightsError where a library would load another model."""
+    """The policy of a checkpoint, or the published model. Raises CheckpointError where the
+    checkpoint has no such weights."""
     reader = source.reader
     if reader is None:
-        needs = source.config.domain.needs_from_hub()
-        dist.run_on_main(lambda: check_models(needs, domain))
         spec = domain.reference_spec() or domain.policy_spec()
         return engine.build_frozen(spec)
     assert source.run is not None
@@ -227,7 +235,7 @@ def sample_to(
     config = source.config
     trained = source.run.prompts if source.run is not None else None
     prompts = load_asked_as_trained(str(prompts_file), trained)[:limit]
-    domain, engine = build_domain(config, source.reader), sampling_engine(config)
+    domain, engine = domain_of(source), sampling_engine(config)
     prompts = domain.usable(prompts)
     if dist.is_main():
         _announce(len(prompts), per_prompt, config.domain, limit)

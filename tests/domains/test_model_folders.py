@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, Qwen3ForCausalLM
 from adrpo_scale.checkpoint.locate import open_checkpoint
 from adrpo_scale.cluster.preflight.models import model_findings
 from adrpo_scale.core.errors import AdrpoError, DamagedFileError, ModelNotFoundError, WeightsError
+from adrpo_scale.evaluation.sample import domain_of, model_source
 from adrpo_scale.hub.weight_files import read_instead
 from adrpo_scale.run.build import build_domain, build_engine, build_trainer
 from adrpo_scale.run.resume import Start
@@ -24,6 +25,7 @@ from tests.support.tiny_text import save_tiny, text_config, tiny_config
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+CHAT = "domain.chat.max_prompt_tokens=16"
 IDS = torch.arange(10, 20)[None]
 
 
@@ -59,7 +61,8 @@ def faults_of(config):
 def trained(folder):
     """Logits of the model that a first start trains."""
     config = text_config(folder)
-    domain = build_domain(config)
+    source = model_source(str(folder), "text", ["domain.evaluation.max_new_tokens=12", CHAT])
+    domain = domain_of(source)  # as `sample` does
     check_models(config.needs_from_hub(), domain)
     policy = build_engine(config).build_frozen(domain.policy_spec()).eval()
     return policy(input_ids=IDS, use_cache=False).logits

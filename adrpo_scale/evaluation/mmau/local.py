@@ -24,6 +24,7 @@ from adrpo_scale.domains.base import Domain
 from adrpo_scale.evaluation.mmau.base import Answer, MmauConfig, Question
 from adrpo_scale.evaluation.sample import (
     Source,
+    domain_of,
     load_policy,
     model_source,
     run_source,
@@ -121,7 +122,7 @@ class Local:
 @contextmanager
 def opened(source: Source, questions: Sequence[Question]) -> Iterator[Local]:
     """Loads the model. questions: those of all ranks, at least one. Collective."""
-    domain = build_domain(source.config, source.reader)
+    domain = domain_of(source)
     engine = sampling_engine(source.config)
     prompts = domain.usable([question.prompt for question in questions])
     domain.prepare(prompts, engine.device, engine.dtype)
