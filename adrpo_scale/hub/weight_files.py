@@ -40,7 +40,7 @@ class Candidate:
     files: tuple[str, ...]
     listed: dict[str, str] | None = None
 
-    def holds(self, wanted: Callable[[str], bool] = lambda name: True) -> dict[str, set[str]]:
+    def holds(self, wanted: Callable[[str], bool] = lambda name: True) -> dict[str, list[str]]:
         """file → names of its tensors, by the headers of the files that hold a wanted one. Raises
         DamagedFileError."""
         files = set(self.files)
@@ -49,7 +49,7 @@ class Candidate:
         found = {}
         for file in sorted(files):
             with open_tensors(self.folder / file) as opened:
-                found[file] = set(opened.keys())
+                found[file] = list(opened.keys())
         return found
 
 

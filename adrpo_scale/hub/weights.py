@@ -70,10 +70,15 @@ class SafetensorsFolder:
     ) -> None:
         self.folder = folder
         self._files = weight_files(folder, stem, lambda stored: name(stored) is not None)
-        named = {stored: name(stored) for stored in self._files.file_of}
-        self._stored = {own: stored for stored, own in named.items() if own is not None}
+        self._stored: dict[str, str] = {}  # name in the model → stored name
         self._copies: dict[str, str] = {}  # stored name of a second copy → name of the first
         self._open: dict[str, safe_open] = {}
+        for stored in self._files.file_of:
+            own = name(stored)
+            if own is not None:
+                if own in self._stored:
+                    self._copies[self._stored[own]] = own
+                self._stored[own] = stored
         for copy, kept in (tied or {}).items():
             if copy in self._stored:
                 stored = self._stored.pop(copy)
@@ -140,9 +145,10 @@ class SafetensorsFolder:
             self.close()
             if not is_same:
                 yield (
-                    f"{self.folder} stores {stored} with other values than {kept}, to which "
-                    "config.json ties it, and transformers uses both: set tie_word_embeddings to "
-                    f"false in config.json to train both, or delete {stored} from the files"
+                    f"{self.folder} stores {stored} with other values than {self._stored[kept]}, "
+                    "and both are the same weight here. If config.json ties two that should not "
+                    "be, set tie_word_embeddings to false there, as transformers uses both then; "
+                    f"else delete {stored} from the files"
                 )
 
 

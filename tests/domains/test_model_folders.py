@@ -18,6 +18,7 @@ from adrpo_scale.cluster.preflight.models import model_findings
 from adrpo_scale.core.errors import AdrpoError, DamagedFileError, ModelNotFoundError, WeightsError
 from adrpo_scale.evaluation.sample import domain_of, model_source
 from adrpo_scale.hub.weight_files import read_instead
+from adrpo_scale.hub.weights import SafetensorsFolder
 from adrpo_scale.run.build import build_domain, build_engine, build_trainer
 from adrpo_scale.run.resume import Start
 from adrpo_scale.run.soundness import check_models
@@ -204,6 +205,16 @@ def test_a_tied_output_layer_with_other_values_is_an_error(tmp_path):
     write(folder, tensors(folder) | {HEAD: torch.randn(64, 32)})
     assert not torch.equal(loaded(folder), loaded(save_tiny(tmp_path / "plain")))
     refused(folder, HEAD, EMBEDDING, "tie_word_embeddings to false")
+
+
+def test_two_names_of_one_weight_are_compared(tmp_path):
+    """As of a thinker that is stored under the names of two versions of transformers."""
+    file = tmp_path / WEIGHTS
+    for other, lines in ((torch.ones(2), 0), (torch.zeros(2), 1)):
+        save_file({"model.a": torch.ones(2), "thinker.model.a": other}, file, {"format": "pt"})
+        weights = SafetensorsFolder(tmp_path, "model", name=lambda n: n.removeprefix("thinker."))
+        assert weights.names() == {"model.a"}
+        assert len(list(weights.untrue_copies())) == lines
 
 
 @pytest.mark.parametrize("stored", ["twice", "under the other name"])
