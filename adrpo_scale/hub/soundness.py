@@ -120,9 +120,13 @@ def loading(folder: Path, what: str) -> Iterator[None]:
         said = f"{type(error).__name__}: {first_words(error)}"
         if lines:
             raise DamagedFileError(lines[0]) from error
+        remedy = "bring the folder again (`adrpo-scale prefetch CONFIG`, `hf download` or a copy)"
+        if isinstance(error, ImportError):
+            remedy = "install the package that it names"
+        elif "does not recognize" in said:  # transformers, of a model type
+            remedy = "install a version of the library that knows it"
         raise DamagedFileError(
-            f"{folder}: its {what} cannot be loaded ({said}); bring the folder again "
-            "(`adrpo-scale prefetch CONFIG`, `hf download` or a copy)"
+            f"{folder}: its {what} cannot be loaded ({said}); {remedy}"
         ) from error
 
 

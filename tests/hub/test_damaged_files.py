@@ -229,6 +229,20 @@ def test_random_weights_of_an_encoder_are_refused(tmp_path, pipeline):
         load_vae(folder, torch.float32)
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ('{"model_type": "not-known-yet"}', "a version of the library that knows it"),
+        ("{}", "bring the folder again"),
+    ],
+)
+def test_a_library_that_cannot_load_a_whole_file_says_so(tmp_path, content, words):
+    folder = save_tiny(tmp_path / "m")
+    (folder / "config.json").write_text(content)
+    with pytest.raises(DamagedFileError, match=rf"its config\.json cannot be loaded .*; .*{words}"):
+        build_domain(text_config(folder))
+
+
 def test_readers_return_what_is_whole(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps({"é": 1}), encoding="utf-8")
     assert read_json(tmp_path / "a.json") == {"é": 1}
