@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from adrpo_scale.core import watchdog
 from adrpo_scale.core.errors import ModelNotFoundError, WeightsError
@@ -169,6 +170,8 @@ def check_coverage(expected: Iterable[str], available: Iterable[str], where: Pat
 
 def check_finite(name: str, tensor: Tensor, where: Path) -> None:
     """Raises WeightsError for a weight that holds NaN or infinity."""
+    if isinstance(tensor, FakeTensor):  # of a rehearsal, which has shapes alone
+        return
     if not tensor.numel() or tensor.dtype not in _NUMBERS:
         return
     least, most = torch.aminmax(tensor)

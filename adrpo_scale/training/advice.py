@@ -3,6 +3,7 @@ not taken yet."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -58,6 +59,9 @@ def why_nothing(record: Record, settings: Settings) -> str | None:
     """Why an iteration taught the policy nothing, with the remedy; None where it did."""
     applied = record["updates"] - record["updates_skipped"]
     if record["updates_skipped"] and not applied:
+        size = record["grad_norm"]
+        if math.isfinite(size):
+            return f"the engine took no step: their mean gradient norm was {size:.3g}"
         return "no gradient was finite: lower optimizer.learning_rate, or look at the rewards"
     if record["reward"] is None:
         return "every sample is masked; see the other warnings"

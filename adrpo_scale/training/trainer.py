@@ -58,6 +58,7 @@ class Trainer:
     _warned: set[str] = field(default_factory=set)
     _step_seconds: float = 0.0  # of the slowest optimizer step so far
     _idle: str | None = None  # why the last iteration taught nothing
+    _stepped: bool = False  # whether the last iteration changed the policy
 
     def __post_init__(self) -> None:
         made = self.rollouts
@@ -91,6 +92,8 @@ class Trainer:
     def check_learned(self) -> None:
         """Raises NothingLearned, on every rank, where no iteration of the run taught anything."""
         done = self.counters.iteration
+        if done == 1 and self._stepped:
+            return  # the few groups of one iteration may be alike by chance
         if done and not self.counters.learned:
             why = f": {self._idle}" if self._idle else "; the logs of its earlier starts say why"
             count = "1 iteration" if done == 1 else f"{done} iterations"
@@ -230,6 +233,7 @@ class Trainer:
             **watch.record(samples),
         }
         self._idle = why_nothing(record, self._settings)
+        self._stepped = record["updates"] > record["updates_skipped"]
         self.counters.learned += self._idle is None
         self.stop.warn_if_slow(record["seconds_update"], self.saver.seconds)
         for kind, text in warnings_of(record, self._settings):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import sys
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ import pandas
 import pytest
 
 import adrpo_scale
+from adrpo_scale.engines.base import OptimizerConfig
 from tests.support.starts import TINY, Started
 from tests.support.tiny import CONFIGS
 
@@ -23,7 +25,7 @@ OWN = {
     "extend_beta": ['algorithm={name="extend_beta:SmoothBeta", height=0.5}'],
     "extend_reward": ['rewards=[{kind="extend_reward:Colour", colour=[0, 0, 255]}]'],
     "extend_domain": ["domain.name=extend_domain:Enlarged", "domain.times=3"],
-    "extend_engine": ["engine.name=extend_engine:Careful", "engine.largest_norm=1e-9"],
+    "extend_engine": ["engine.name=extend_engine:Careful", "engine.largest_norm=1e6"],
     "extend_engine_alone": ["engine.name=extend_engine_alone:OneProcess", "engine.shard=null"],
 }
 
@@ -97,13 +99,24 @@ def examples_are_importable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(EXAMPLES)
 
 
+def test_the_careful_engine_takes_no_step_above_its_limit():
+    script = importlib.import_module("extend_engine")
+    engine = script.Careful(script.CarefulConfig(largest_norm=2.0), OptimizerConfig(), 0)
+    assert [engine.accepts(norm) for norm in (0.5, 2.0, 2.1, math.nan)] == [
+        True,
+        True,
+        False,
+        False,
+    ]
+
+
 @pytest.mark.parametrize("script", OWN)
 def test_a_component_from_outside_the_package_trains(script, tmp_path, trained):
     run = finished(tmp_path, 1, script, OWN[script])
     rows = run.metrics()
     assert [row["iteration"] for row in rows] == [1, 2]
     assert all(row["grad_norm"] > 0 for row in rows)
-    assert all(row["updates_skipped"] == (script == "extend_engine") for row in rows)
+    assert all(row["updates_skipped"] == 0 for row in rows)
     if script == "extend_engine_alone":  # the same as the library's engine in two processes
         for here, there in zip(rows, trained.metrics(), strict=True):
             assert here["reward"] == pytest.approx(there["reward"], rel=1e-4)

@@ -100,7 +100,7 @@ def preflight(options: PreflightOptions) -> int:
         code = 1  # for the others, in case of a bug here
         try:
             code = _Leader(options, meeting, obey, begin).decide()
-        except StopRequested:
+        except (_Signalled, StopRequested):
             code = STOPPED
             raise
         except AdrpoError as error:
@@ -120,17 +120,24 @@ def _meet(place: Place, options: PreflightOptions) -> Meeting:
         raise
 
 
+class _Signalled(BaseException):
+    """Raised by a signal at any moment: libraries that are being imported then wrap an Exception
+    into one of their own."""
+
+
 @contextmanager
 def _signals_raised() -> Iterator[None]:
     """Turns Slurm's signals into StopRequested, so that no file stays in the run folder."""
 
     def stop(number: int, frame: FrameType | None) -> None:
-        raise StopRequested(saveable=False)
+        raise _Signalled
 
     caught = (signal.SIGTERM, signal.SIGUSR1)
     before = {number: signal.signal(number, stop) for number in caught}
     try:
         yield
+    except _Signalled:
+        raise StopRequested(saveable=False) from None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
