@@ -14,7 +14,7 @@ from adrpo_scale.core.types import Prompt
 from adrpo_scale.engines.base import Engine
 from adrpo_scale.rewards import trial
 from adrpo_scale.rewards.apart import Apart, apart
-from adrpo_scale.rewards.base import Reward, RewardConfig
+from adrpo_scale.rewards.base import Reward, RewardConfig, longest_wait
 from adrpo_scale.rewards.copies import own_prompts
 from adrpo_scale.rewards.function import FunctionReward
 from adrpo_scale.run.config import RunConfig
@@ -42,8 +42,15 @@ def build_light_rewards(
 ) -> dict[int, Reward]:
     """`light_rewards`, tried on made-up samples. Collective."""
     built = light_rewards(config, engine.device, prompts, resumes)
-    dist.run_on_main(lambda: try_rewards(config, [*built.values()], prompts))
+    _try(config, built, prompts)
     return built
+
+
+def _try(config: RunConfig, built: dict[int, Reward], prompts: Sequence[Prompt]) -> None:
+    """`try_rewards` on rank 0, for which the others wait. Collective."""
+    rewards = [*built.values()]
+    with watchdog.patience(longest_wait(rewards)):
+        dist.run_on_main(lambda: try_rewards(config, rewards, prompts))
 
 
 def build_rewards(
@@ -62,7 +69,7 @@ def build_rewards(
     if light is None:
         light = build_light_rewards(config, engine, prompts, resumes)
     heavy = _built(config, engine.device, prompts, resumes, lambda reward: not reward.is_light)
-    dist.run_on_main(lambda: try_rewards(config, [*heavy.values()], prompts))
+    _try(config, heavy, prompts)
     built = light | heavy
     rewards = [built[place] for place in range(len(config.rewards))]
     for reward in rewards:
