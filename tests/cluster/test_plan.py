@@ -24,7 +24,7 @@ from tests.support.tiny import CONFIGS, FULL, demo_config
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["engine.shard=1"],
+        ["engine.shard=1", "engine.dtype=bfloat16"],
         ["engine.shard=node", *FULL],
         ["engine.shard=all", "engine.dtype=bfloat16"],
         ["engine.name=zero3", "engine.shard=node", *FULL],

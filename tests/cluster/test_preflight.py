@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from dataclasses import replace
 
 import pytest
@@ -33,8 +34,9 @@ from adrpo_scale.cluster.preflight.node import (
     to_request,
     to_survey,
 )
+from adrpo_scale.cluster.preflight.run import _signals_raised
 from adrpo_scale.core.disk_space import Space
-from adrpo_scale.core.errors import DiskSpaceError, NodeError
+from adrpo_scale.core.errors import DiskSpaceError, NodeError, StopRequested
 from adrpo_scale.core.errors import exit_code as code_of
 from adrpo_scale.hub.needs import HubNeed
 from tests.support.survey import CUDA, ENVIRONMENT, GPU, node, nodes_with, outcome
@@ -255,3 +257,11 @@ def test_limits_are_warnings():
         "ulimit -l is 65536 bytes",
     ]
     assert len(checks.check_limits(nodes, world=80, is_cuda=False).findings) == 2
+
+
+def test_a_signal_inside_an_import_stops_although_libraries_wrap_what_is_raised_there():
+    with pytest.raises(StopRequested), _signals_raised():
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except Exception as error:  # as diffusers' and transformers' lazy modules do
+            raise RuntimeError("Failed to import") from error
