@@ -4,6 +4,7 @@ nothing."""
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 
@@ -94,6 +95,14 @@ def test_groups_of_masked_samples_are_not_warned_of_as_equal():
     gone = {"masked": 16, "advantage_abs_mean": None, "reward": None, "degenerate_groups": 1.0}
     texts = warned({**gone, "updates": 0, "grad_norm": None})
     assert list(texts) == ["nothing learned", "masked"]
+
+
+def test_skipped_steps_name_their_cause():
+    skipped = {"updates": 2, "updates_skipped": 2}
+    text = warned({**skipped, "grad_norm": math.nan})["nothing learned"]
+    assert "no gradient was finite: lower optimizer.learning_rate" in text
+    text = warned({**skipped, "grad_norm": 12.5})["nothing learned"]
+    assert "the engine took no step" in text and "12.5" in text
 
 
 # ---- truncation --------------------------------------------------------------------------------
