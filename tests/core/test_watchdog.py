@@ -103,6 +103,7 @@ def test_a_time_limit_by_the_kernels_timer_and_the_watch_do_not_meet(tmp_path):
     assert done.returncode == -signal.SIGVTALRM
 
 
+@pytest.mark.slow
 def test_a_process_that_has_taken_the_signal_is_killed(tmp_path):
     body = ["signal.signal(signal.SIGVTALRM, lambda *_: None)"]
     lock = "lock = ctypes.create_string_buffer(64)"

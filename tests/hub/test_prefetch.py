@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -247,12 +248,12 @@ def test_a_repository_of_another_kind(hub, published):
 # ---- the command, and a cache that belongs to others ---------------------------------------------
 
 
-def command(place, hub, *words, before=(), **env):
+def command(place, hub, *words, before=(), run=("-m", "adrpo_scale"), **env):
     """The command, begun in a process of its own."""
     own = {"HF_HUB_CACHE": str(place / "cache"), "HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1"}
     own |= {"ADRPO_CACHE": str(place / "own"), "PYTHONPATH": str(Path(__file__).parents[2])}
     return subprocess.Popen(
-        [*before, sys.executable, "-m", "adrpo_scale", *words],
+        [*before, sys.executable, *run, *words],
         env=os.environ | own | env,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -280,3 +281,25 @@ def test_train_from_a_read_only_cache_without_the_hub(hub, place, published):
     assert f"the cache {cache} cannot be written to: set HF_HOME" in complaint
     assert "Traceback" not in complaint
     assert not [line for line in hub.asked[asked:] if "own/policy" in line or "resolve" in line]
+
+
+# A signal before the second of the downloads.
+STOPPED = """if True:
+    from adrpo_scale.cli.main import main
+    from tests.support.faults import SignalAt
+
+    SignalAt("adrpo_scale.hub.prefetch:download", 2, slow=0.01)(0)
+    main()"""
+
+
+@pytest.mark.slow
+def test_a_signal_ends_a_download_and_what_is_complete_is_kept(hub, place):
+    stopped = command(place, hub, "prefetch", "run.toml", run=("-c", STOPPED))
+    stated, complaint = stopped.communicate(timeout=240)
+    assert stopped.returncode == -signal.SIGTERM, stated + complaint
+    asked = list(hub.asked)
+    before = [line for line in hub.asked if line.startswith("GET") and "/resolve/" in line]
+    again = command(place, hub, "prefetch", "run.toml")
+    stated, complaint = again.communicate(timeout=240)
+    assert again.returncode == 0, stated + complaint
+    assert before and not {*before} & {*hub.asked[len(asked) :]}

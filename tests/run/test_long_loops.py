@@ -22,7 +22,10 @@ from adrpo_scale.domains.chat import ChatConfig, encode_all
 from adrpo_scale.hub import pickles
 from tests.support import starts
 from tests.support.faults import SignalAt
-from tests.support.sounds import write_audio, write_rows
+from tests.support.mmau import CONFIG as MMAU
+from tests.support.mmau import make_data, rewrite
+from tests.support.sounds import avqa_row, write_audio, write_rows
+from tests.support.tiny_audio import save_clip, save_thinker
 from tests.support.tiny_text import tiny_tokenizer
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "runs" / "image"
@@ -98,3 +101,42 @@ def test_a_signal_ends_a_command_that_has_nothing_to_save(
     start = starts.Started(tmp_path, 1, [words.get(a, a) for a in arguments], prepare=at)
     assert start.wait(50) == [-signal.SIGTERM], start.text()
     assert not list((tmp_path / "to").rglob("*"))
+
+
+@pytest.mark.slow
+def test_a_signal_ends_an_evaluation_which_keeps_its_answers(tmp_path: Path) -> None:
+    model, data = save_thinker(tmp_path / "model"), make_data(tmp_path / "data", count=3)
+    for number in range(3):
+        save_clip(data / f"{number}.wav", 0.2, number)
+        rewrite(data, number, audio=f"{number}.wav")
+    settings = ["max_new_tokens=8", "domain.chat.max_prompt_tokens=120", "variant=answer"]
+    sets = [
+        word for one in [*settings, "engine.dtype=float32", "batch=1"] for word in ("--set", one)
+    ]
+    words = ["evaluate", MMAU, "--model", model, "--data", data, "--to", tmp_path / "to", *sets]
+    at = SignalAt("adrpo_scale.evaluation.mmau.local:Local.answers", call=2, slow=0.01)
+    start = starts.Started(tmp_path, 1, [str(word) for word in words], prepare=at)
+    assert start.wait(120) == [-signal.SIGTERM], start.text()
+    start = starts.Started(tmp_path, 1, [str(word) for word in words])
+    assert start.wait(120) == [0] and "3 questions to" in start.text()
+    assert "1 answered already" in start.text()
+
+
+@pytest.mark.slow
+def test_a_signal_ends_the_preparation_of_avqa(tmp_path: Path) -> None:
+    for number in range(2):
+        write_audio(tmp_path / "wavs" / f"v{number}.wav")
+    rows = write_rows(tmp_path / "rows.json", [avqa_row(n, f"v{n}") for n in range(2)])
+    words = [
+        "prepare",
+        "avqa",
+        "--rows",
+        rows,
+        "--audio",
+        tmp_path / "wavs",
+        "--to",
+        tmp_path / "to",
+    ]
+    at = SignalAt("adrpo_scale.data.prepare.shards:Shards._commit", call=1, slow=60.0)
+    start = starts.Started(tmp_path, 1, [str(word) for word in words], prepare=at)
+    assert start.wait(50) == [-signal.SIGTERM], start.text()

@@ -52,6 +52,7 @@ def test_the_traceback_of_a_failing_rank_reaches_the_test():
         run_ranks(fails_on_rank_one, 3)
 
 
+@pytest.mark.slow  # ten seconds of waiting
 def test_a_hang_ends_at_the_timeout_and_says_where():
     start = time.monotonic()
     with pytest.raises(RankError, match=r"(?s)ranks \[0, 1\] of 2.*barrier.*one_rank_is_late"):
