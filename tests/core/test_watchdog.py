@@ -9,6 +9,8 @@ import textwrap
 import time
 from pathlib import Path
 
+import pytest
+
 from adrpo_scale.core import watchdog
 from adrpo_scale.core.errors import STOPPED
 from adrpo_scale.core.watchdog import Watchdog
