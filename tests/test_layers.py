@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import adrpo_scale
+from tests.support import structure
 
 PACKAGE = Path(__file__).parents[1] / "adrpo_scale"
 FOLDERS = (
@@ -134,3 +135,13 @@ def test_no_folder_of_tests_is_passed_over(pytestconfig):
     folders = {path.parent.name for path in Path(__file__).parent.rglob("test_*.py")}
     assert {"core", "engines", "training", "slow", "slurm", "gpu"} <= folders
     assert not [name for name in folders for pattern in skipped if fnmatch(name, pattern)]
+
+
+def test_functions_and_files_are_short():
+    """CONTRIBUTING's limits; a file of tests may have 500 lines."""
+    files = structure.working_tree()
+    lines, function = structure.longest_function(files)
+    assert lines <= 60, function
+    for folder, limit in (("adrpo_scale/", 350), ("tests/", 500)):
+        lines, name = structure.longest_file(files, folder)
+        assert lines <= limit, name

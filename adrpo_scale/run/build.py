@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -98,23 +98,14 @@ def build_trainer(
     start: `find_start` of the run. signals: the signals that stop it. store: the store of its
     checkpoints; by default one that does not check the folder's lock.
     """
-    domain, parts, (train, held_out) = _read(config, start)
-    engine = build_engine(config)
-    prompts, resumes = [*train, *held_out], start.reader is not None
-    light = build_light_rewards(config, engine, prompts, resumes)
-    left_out = sorted(ids_of(*parts) - ids_of(train, held_out))
-    specs, constant = _compared(config, run, start, domain, train, left_out)
-    rewards = build_rewards(config, engine, prompts, resumes, light)
+    ready = _prepared(config, run, start)
+    domain, engine, rewards = ready.domain, ready.engine, ready.rewards
     trained_on = _trained_on(config, rewards)
-    dist.run_on_main(lambda: report_cut(domain, rewards, prompts, run))
-    safe_point(together=True)
-    domain.prepare(prompts, engine.device, engine.dtype)
-    safe_point(together=True)
-    policy = engine.build_policy(specs[0])
-    reference, frozen = build_reference(specs[1], engine, policy)
+    policy = engine.build_policy(ready.specs[0])
+    reference, frozen = build_reference(ready.specs[1], engine, policy)
     ema = Ema(engine, config.ema_decay) if config.ema_decay is not None else None
     safe_point(together=True)
-    state = TrainingState(engine, ema, constant)
+    state = TrainingState(engine, ema, ready.constant)
     log = MetricsLog(run, config.iterations)
     timeout = config.engine.timeout_seconds
     store = store or Store(run, config.checkpoint, timeout_seconds=timeout)
@@ -131,7 +122,7 @@ def build_trainer(
         policy=policy,
         reference=reference,
         rewards=trained_on,
-        stream=_build_stream(config, train),
+        stream=_build_stream(config, ready.train),
         check=stop.check,
     )
     return Trainer(
@@ -141,15 +132,43 @@ def build_trainer(
         limits=Limits(config.limits, [reward.label for reward in trained_on]),
         logging=config.logging,
         log=log,
-        evaluator=_build_evaluator(
-            config, domain, engine, rewards, {"train": train, "held_out": held_out}, frozen
-        ),
+        evaluator=_build_evaluator(config, ready, frozen),
         state=state,
         saver=saver,
         stop=stop,
         identity={"run": run.name, "algorithm": config.algorithm.name, "seed": config.seed},
         run=run,
     )
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """All that a trainer is built from, but for the policy. specs: of policy and reference.
+    constant: what the manifest of every checkpoint states."""
+
+    domain: Domain
+    engine: Engine
+    rewards: list[Reward]
+    train: list[Prompt]
+    held_out: list[Prompt]
+    specs: Specs
+    constant: dict[str, Any]
+
+
+def _prepared(config: RunConfig, run: Path, start: Start) -> _Prepared:
+    """Checks everything that takes seconds, then loads the rewards and the domain. Collective."""
+    domain, parts, (train, held_out) = _read(config, start)
+    engine = build_engine(config)
+    prompts, resumes = [*train, *held_out], start.reader is not None
+    light = build_light_rewards(config, engine, prompts, resumes)
+    left_out = sorted(ids_of(*parts) - ids_of(train, held_out))
+    specs, constant = _compared(config, run, start, domain, train, left_out)
+    rewards = build_rewards(config, engine, prompts, resumes, light)
+    dist.run_on_main(lambda: report_cut(domain, rewards, prompts, run))
+    safe_point(together=True)
+    domain.prepare(prompts, engine.device, engine.dtype)
+    safe_point(together=True)
+    return _Prepared(domain, engine, rewards, train, held_out, specs, constant)
 
 
 def _read(
@@ -195,21 +214,14 @@ def _trained_on(config: RunConfig, rewards: Sequence[Reward]) -> list[Reward]:
     return [r for r, c in zip(rewards, config.rewards, strict=True) if c.use == "training"]
 
 
-def _build_evaluator(
-    config: RunConfig,
-    domain: Domain,
-    engine: Engine,
-    rewards: Sequence[Reward],
-    splits: dict[str, list[Prompt]],
-    frozen: nn.Module | None,
-) -> Evaluator:
+def _build_evaluator(config: RunConfig, ready: _Prepared, frozen: nn.Module | None) -> Evaluator:
     return Evaluator(
         config.evaluation,
-        domain,
-        engine,
-        rewards,
-        {reward.label for reward in _trained_on(config, rewards)},
-        splits,
+        ready.domain,
+        ready.engine,
+        ready.rewards,
+        {reward.label for reward in _trained_on(config, ready.rewards)},
+        {"train": ready.train, "held_out": ready.held_out},
         config.domain.rollout_chunk,
         [frozen] if frozen is not None else [],
     )
