@@ -227,7 +227,10 @@ def test_a_time_limit(waiting):
     assert stopped and last["outcome"] == "done"
     for start, following in zip(stopped, job.starts()[1:], strict=True):
         assert (start["outcome"], start["exit_code"]) == ("stopped by SIGUSR1", 85)
-        assert following["resumed_from"] == start["iteration"] < 40
+        # -1: on a slow machine a start is stopped while it still loads, with nothing new to save.
+        while_loading = start["iteration"] == -1
+        reached = start["resumed_from"] if while_loading else start["iteration"]
+        assert following["resumed_from"] == reached and (reached or 0) < 40
     assert [line["iteration"] for line in job.metrics()] == list(range(1, 41))
 
 
