@@ -1,6 +1,6 @@
 """Tensors that are not those of the model: where such folders come from, and what makes them right.
 
-Each remedy was tried on a folder of its kind (`tests/hub/test_misfits.py`).
+Each remedy was tried on a folder of its kind (`tests/domains/test_model_folders.py`).
 """
 
 from __future__ import annotations
@@ -51,11 +51,13 @@ def explanation(wanted: Set[str], there: Set[str]) -> str:
             "they hold adapters beside the base's weights: merge them (peft's `merge_and_unload`) "
             "and save the result with `save_pretrained`"
         )
+    inner = [name for name in extra if not name.startswith(_HEADS)]
     for prefix, wrapper in _WRAPPERS.items():
-        if extra and all(name.startswith(prefix) for name in extra):
+        if inner and all(name.startswith(prefix) for name in inner):
+            also = ", beside a value or reward head" if len(inner) < len(extra) else ""
             return (
-                f"every name begins with {prefix!r}, which {wrapper} adds: save the wrapped model "
-                "itself, or take the prefix off the names"
+                f"every name begins with {prefix!r}, which {wrapper} adds{also}: save the wrapped "
+                "model itself, or take the prefix off the names"
             )
     if extra and wanted < there and all(name.startswith(_HEADS) for name in extra):
         return (

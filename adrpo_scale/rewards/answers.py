@@ -123,7 +123,7 @@ def refused_rows(
             found.setdefault(fault.kind, []).append((prompt, fault))
     lines = []
     for (first, fault), *others in found.values():
-        more = f"; so it is with prompts {ranges(p.id for p, _ in others)}" if others else ""
+        more = f"; the same holds for prompts {ranges(p.id for p, _ in others)}" if others else ""
         lines.append(f"{named(first)} {fault.text}{more}: {fault.remedy}")
     return lines
 

@@ -259,6 +259,13 @@ def quantised(found, *endings):
         (lambda t: {f"module.{n}": v for n, v in t.items()}, ["'module.'", "take the prefix off"]),
         (lambda t: {f"base_model.model.{n}": v for n, v in t.items()}, ["peft"]),
         (lambda t: t | {"v_head.summary.weight": torch.ones(1, 32)}, ["value or reward head"]),
+        (
+            lambda t: (
+                {f"pretrained_model.{n}": v for n, v in t.items()}
+                | {"v_head.summary.weight": torch.ones(1, 32)}
+            ),
+            ["'pretrained_model.'", "beside a value or reward head", "take the prefix off"],
+        ),
         (lambda t: {n.removeprefix("model."): v for n, v in t.items()}, ["lack 'model.'"]),
         (
             lambda t: t | {"model.layers.0.mlp.up_proj.lora_A.weight": torch.ones(2, 32)},

@@ -48,7 +48,7 @@ def test_rows_that_nothing_can_match_are_refused_all_at_once(reward, answers, wh
     with pytest.raises(RewardError, match=what) as error:
         reward.check(prompts(answers))
     assert "prompt 0 'add 1 0'" in str(error.value)
-    assert "; so it is with prompts 1-3: " in str(error.value)
+    assert "; the same holds for prompts 1-3: " in str(error.value)
 
 
 def test_each_kind_of_fault_is_a_line_and_sound_rows_are_not_named():
@@ -60,7 +60,7 @@ def test_each_kind_of_fault_is_a_line_and_sound_rows_are_not_named():
         "reward exact_answer: prompt 2 'add 1 2'",
         "reward exact_answer: prompt 5 'add 1 5'",
     ]
-    assert "; so it is with prompts 4, 8: give the row its answer" in lines[0]
+    assert "; the same holds for prompts 4, 8: give the row its answer" in lines[0]
 
 
 def test_only_a_reward_that_expects_a_number_refuses_answers_without_one():
@@ -119,7 +119,7 @@ def test_all_rewards_tell_of_their_rows_before_anything_is_loaded(tmp_path):
     assert error.value.agreed
     lines = str(error.value).splitlines()
     assert lines[0].startswith("reward exact_answer: prompt 0 'w1 w2' has no 'a' beside its text")
-    assert "so it is with prompts 1-5: add it to the prompt file" in lines[0]
+    assert "the same holds for prompts 1-5: add it to the prompt file" in lines[0]
     assert (
         lines[1].startswith("reward choice: prompt 0 'w1 w2' has choices = None") and not lines[2:]
     )

@@ -265,7 +265,7 @@ def test_preflight_says_what_train_would(tmp_path):
     assert check.state == "warning" and "rneeds_real_samples raised" in warning.value
     answers = text_config(tmp_path / "model", ['rewards=[{kind="exact_answer", answer_key="a"}]'])
     (fault,) = rewards_check(answers, run, 60).findings
-    assert "so it is with prompts 1-5" in fault.value
+    assert "the same holds for prompts 1-5" in fault.value
 
 
 @pytest.mark.slow
