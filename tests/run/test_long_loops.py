@@ -97,9 +97,9 @@ def test_a_signal_ends_a_command_that_has_nothing_to_save(
     run = shutil.copytree(GOLDEN, tmp_path / "run")
     (tmp_path / "prompts.txt").write_text("a red ring\n")
     words = {"RUN": str(run), "TO": str(tmp_path / "to"), "PROMPTS": str(tmp_path / "prompts.txt")}
-    at = SignalAt(place, call=1, slow=60.0)
+    at = SignalAt(place, call=1, slow=600.0)
     start = starts.Started(tmp_path, 1, [words.get(a, a) for a in arguments], prepare=at)
-    assert start.wait(50) == [-signal.SIGTERM], start.text()
+    assert start.wait(240) == [-signal.SIGTERM], start.text()
     assert not list((tmp_path / "to").rglob("*"))
 
 
@@ -137,6 +137,6 @@ def test_a_signal_ends_the_preparation_of_avqa(tmp_path: Path) -> None:
         "--to",
         tmp_path / "to",
     ]
-    at = SignalAt("adrpo_scale.data.prepare.shards:Shards._commit", call=1, slow=60.0)
+    at = SignalAt("adrpo_scale.data.prepare.shards:Shards._commit", call=1, slow=600.0)
     start = starts.Started(tmp_path, 1, [str(word) for word in words], prepare=at)
-    assert start.wait(50) == [-signal.SIGTERM], start.text()
+    assert start.wait(240) == [-signal.SIGTERM], start.text()
