@@ -5,22 +5,54 @@ from __future__ import annotations
 import io
 import logging
 import sys
+from collections.abc import Iterable
+from typing import IO, Any
 
-from rich.console import Console, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.logging import RichHandler
+from rich.segment import Segment
 
 from adrpo_scale.core import screen
+from adrpo_scale.core.printable import Formatter, printable
 
 log = logging.getLogger(__name__)
 
-console = Console()
 _WIDE = 200  # columns, where no terminal says how many there are
+
+
+class PrintableConsole(Console):
+    """A console whose texts obey nobody: their control characters are shown, see `printable`."""
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        for text, style, control in super().render(renderable, options):
+            yield Segment(text if control else printable(text), style, control)
+
+    @property
+    def file(self) -> IO[str]:
+        """The stream behind all that stand for it: a progress line puts one before `screen`'s."""
+        file = super().file
+        return getattr(file, "rich_proxied_file", file)
+
+    @file.setter
+    def file(self, file: IO[str]) -> None:
+        self._file = file
+
+
+def new_console(**options: Any) -> Console:
+    """A console that prints texts as they are. Those of users (names of rewards, folders, models,
+    prompts) may have brackets, which rich reads as markup: it drops them, or raises MarkupError."""
+    return PrintableConsole(markup=False, emoji=False, **options)
+
+
+console = new_console()
 
 
 def wide() -> Console:
     """The console of tables with long cells: in a file or a pipe, 80 columns would break each cell
     into a column of single words."""
-    return console if console.is_terminal else Console(width=max(console.width, _WIDE))
+    return console if console.is_terminal else new_console(width=max(console.width, _WIDE))
 
 
 def say(text: str) -> None:
@@ -34,7 +66,7 @@ def show(table: RenderableType) -> None:
     console.print(table)
     if log.isEnabledFor(logging.INFO):
         text = io.StringIO()
-        Console(file=text, width=_WIDE).print(table)
+        new_console(file=text, width=_WIDE).print(table)
         log.info("\n%s", text.getvalue().rstrip())
 
 
@@ -53,10 +85,10 @@ def warnings_on_screen() -> logging.Handler:
     handler: logging.Handler
     if console.is_terminal:
         handler = RichHandler(console=console, show_path=False, show_time=False, markup=False)
-        handler.setFormatter(logging.Formatter("%(message)s"))
+        handler.setFormatter(Formatter("%(message)s"))
     else:
         handler = logging.StreamHandler(sys.stdout)
-        handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+        handler.setFormatter(Formatter("%(levelname)s: %(message)s"))
     handler.addFilter(lambda record: record.levelno >= logging.WARNING or is_on_screen(record))
     return handler
 

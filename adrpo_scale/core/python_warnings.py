@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from adrpo_scale.core.errors import ConfigError
+from adrpo_scale.core.printable import Formatter
 from adrpo_scale.core.rank_facts import rank_facts
 
 log = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ def shown_as_lines() -> Iterator[None]:
     form = None if last is None else last.formatter
     as_lines()
     if last is not None:
-        last.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+        last.setFormatter(Formatter("%(levelname)s: %(message)s"))
     try:
         yield
     finally:

@@ -1,6 +1,7 @@
 """Standard output and error of a command: a console that cannot be written ends nothing.
 
-Inside `guarded()`, sys.stdout and sys.stderr never raise. Characters that the terminal's encoding
+Inside `guarded()`, sys.stdout and sys.stderr never raise, and no control characters of other
+people's text get through, which a terminal would obey. Characters that the terminal's encoding
 lacks are written in ASCII; what a closed pipe, a full disk or a closed descriptor does not take is
 left out, and `lost` tells why. Every writer is covered: print, rich, logging, warnings, progress
 bars, and the code of users. Inside `unblocked()`, a reader that has stopped reading (a pager, a
@@ -15,11 +16,14 @@ import codecs
 import errno
 import io
 import os
+import re
 import select
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
+
+from adrpo_scale.core.printable import printable
 
 PATIENCE = 5.0  # seconds for a reader that has stopped reading, in `unblocked`
 _PIECE = 4096  # bytes that a pipe takes at once (PIPE_BUF) when poll calls it writable
@@ -40,6 +44,34 @@ def _in_ascii(error: UnicodeError) -> tuple[str | bytes, int]:
 
 
 codecs.register_error("adrpo-screen", _in_ascii)
+
+_MOVES = re.compile(r"(?:[\r\n]|\x1b\[A)*")  # what progress bars of libraries begin a piece with
+
+
+class _Stream(io.TextIOWrapper):
+    """A stream of printable text."""
+
+    def write(self, text: str) -> int:
+        own = _MOVES.match(text)
+        begin = own.end() if own else 0
+        return super().write(text[:begin] + printable(text[begin:]))
+
+    @property
+    def rich_proxied_file(self) -> _Raw:
+        """Where rich writes its colours and moves; `core.console` cleans the texts inside them."""
+        return _Raw(self)
+
+
+class _Raw:
+    """The same stream for text that is printable but for the writer's own escape sequences."""
+
+    def __init__(self, stream: _Stream) -> None:
+        self._stream = stream
+        self.flush, self.fileno, self.isatty = stream.flush, stream.fileno, stream.isatty
+        self.encoding = stream.encoding
+
+    def write(self, text: str) -> int:
+        return io.TextIOWrapper.write(self._stream, text)
 
 
 class _Descriptor(io.RawIOBase):
@@ -155,7 +187,7 @@ def _guard_of(stream: Any, number: int) -> _Descriptor | None:
 def _text(guard: _Descriptor, stream: Any) -> io.TextIOWrapper:
     encoding = getattr(stream, "encoding", None) or "utf-8"
     buffer = io.BufferedWriter(guard)
-    return io.TextIOWrapper(buffer, encoding, errors="adrpo-screen", line_buffering=True)
+    return _Stream(buffer, encoding, errors="adrpo-screen", line_buffering=True)
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from adrpo_scale.core import dist, python_warnings
 from adrpo_scale.core.console import console, note_losses, say, warnings_on_screen
 from adrpo_scale.core.errors import DiskSpaceError
 from adrpo_scale.core.files import sync_file
+from adrpo_scale.core.printable import Formatter
 from adrpo_scale.core.settings import Effect, Section, setting
 
 log = logging.getLogger(__name__)
@@ -64,7 +65,7 @@ def setup_logging(run: Path) -> None:
     file = logging.FileHandler(
         folder / f"rank-{dist.rank():03d}.log", encoding="utf-8", errors="backslashreplace"
     )
-    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    file.setFormatter(Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     handlers: list[logging.Handler] = [file]
     if dist.is_main():
         handlers.append(warnings_on_screen())

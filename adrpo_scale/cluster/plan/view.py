@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from adrpo_scale.cluster.plan.base import GIB, PhaseMemory, Plan
 from adrpo_scale.core.console import console
@@ -68,16 +69,16 @@ def memory_table(plan: Plan) -> Table:
         table.add_row(item.name, *cells)
     table.add_section()
     peaks = {m.phase: m for m in plan.memory}
-    cells = [_peak(plan, peaks[phase], unit) for phase in phases]
-    table.add_row("peak", *cells, style="bold")
+    highest = [_peak(plan, peaks[phase], unit) for phase in phases]
+    table.add_row("peak", *highest, style="bold")
     room = f"room on one {plan.hardware.gpu.name}, without CUDA's own"
     table.add_row(room, *[_amount(plan.usable, unit)] * len(phases))
     return table
 
 
-def _peak(plan: Plan, peak: PhaseMemory, unit: str) -> str:
+def _peak(plan: Plan, peak: PhaseMemory, unit: str) -> Text:
     text = _amount(peak.bytes, unit) + "*" * (peak.basis == "measured")
-    return f"[red]{text}[/red]" if peak.bytes > plan.usable else text
+    return Text(text, "red" if peak.bytes > plan.usable else "")
 
 
 def phase_table(plan: Plan) -> Table:

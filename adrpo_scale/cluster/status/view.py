@@ -18,6 +18,7 @@ from adrpo_scale.cluster.status.state import RECENT, judge
 from adrpo_scale.core.console import wide
 from adrpo_scale.core.disk_space import size_text
 from adrpo_scale.core.errors import RunFolderError
+from adrpo_scale.core.printable import one_line
 
 _NONE = "–"
 
@@ -102,7 +103,7 @@ def _block(status: Status) -> list[tuple[str, str]]:
     lines.append(("used", f"{_hours_text(status)} {_hours_of(status)}"))
     if status.queue is not None:
         lines.append(("queue", _queue_text(status)))
-    return lines
+    return [(heading, one_line(text)) for heading, text in lines]
 
 
 def _iteration_text(status: Status) -> str:
@@ -168,7 +169,7 @@ def _table(answers: Sequence[Status]) -> Table:
     headings = ("run", "state", "iteration", "reward", "evaluated", "left", "checkpoint", "at risk")
     table = Table(*headings, "starts", "again", _hours_heading(answers), "queue")
     for status in answers:
-        table.add_row(*_cells(status))
+        table.add_row(*map(one_line, _cells(status)))
     return table
 
 
