@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from adrpo_scale.checkpoint.base import CheckpointConfig
+from adrpo_scale.core.run_rows import evaluation_rows
 
 log = logging.getLogger(__name__)
 
@@ -28,24 +28,23 @@ def kept(
     return stay
 
 
-def values_of(lines: Iterable[str], metric: str, split: str) -> dict[int, float]:
-    """Iteration → finite value of one metric on one split, from lines of `eval.jsonl`."""
-    found: dict[int, float] = {}
-    for line in lines:
-        row = json.loads(line)
-        if (row["metric"], row["split"]) == (metric, split) and row["value"] is not None:
-            found[row["iteration"]] = float(row["value"])
-    return {iteration: value for iteration, value in found.items() if math.isfinite(value)}
+def values_of(rows: Iterable[Mapping[str, Any]], metric: str, split: str) -> dict[int, float]:
+    """Iteration → value of one metric on one split, from rows of `eval.jsonl`."""
+    return {
+        row["iteration"]: float(row["value"])
+        for row in rows
+        if (row["metric"], row["split"]) == (metric, split) and row["value"] is not None
+    }
 
 
 def read_values(path: Path, config: CheckpointConfig) -> dict[int, float]:
     """The values by which `keep_best` ranks; {} where it is 0 or nothing was measured."""
-    if not config.keep_best or not path.is_file():
+    if not config.keep_best:
         return {}
-    lines = path.read_text().splitlines()
-    found = values_of(lines, config.best_metric, config.best_split)
-    if lines and not found:
-        known = sorted({json.loads(line)["metric"] for line in lines})
+    rows = evaluation_rows(path)
+    found = values_of(rows, config.best_metric, config.best_split)
+    if rows and not found:
+        known = sorted({row["metric"] for row in rows})
         log.warning(
             "checkpoint.best_metric = %r is not measured on %s, so no checkpoint is kept as best; "
             "measured: %s",

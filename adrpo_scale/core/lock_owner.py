@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import socket
 import uuid
@@ -11,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from datetime import datetime
 from pathlib import Path
+
+from adrpo_scale.core.json_files import parse_object
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Owner:
         return "Find the process that writes there and stop it"
 
 
+_LONGEST = 256  # characters of a fact
 _KINDS: dict[str, type] = {field.name: str for field in fields(Owner)} | {
     "pid": int,
     "process_start": int,
@@ -74,13 +76,11 @@ def this_process(heartbeat_seconds: float, env: Mapping[str, str] = os.environ) 
 def parse_owner(content: bytes) -> Owner:
     """The owner that a lock names; without any fact for an empty, damaged or foreign file."""
     try:
-        stated = json.loads(content)
+        stated = parse_object(content)
     except ValueError:
         return Owner()
-    if not isinstance(stated, dict):
-        return Owner()
     known = {name: stated[name] for name, kind in _KINDS.items() if type(stated.get(name)) is kind}
-    return Owner(**known)
+    return Owner(**{name: fact for name, fact in known.items() if len(str(fact)) <= _LONGEST})
 
 
 def this_machine() -> str | None:

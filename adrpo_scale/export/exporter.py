@@ -17,6 +17,7 @@ from adrpo_scale.checkpoint.reader import Reader
 from adrpo_scale.core.console import console
 from adrpo_scale.core.disk_space import disk_space, size_text
 from adrpo_scale.core.errors import CheckpointError, DiskSpaceError, ExportError
+from adrpo_scale.core.run_rows import EVALUATIONS, evaluation_rows
 from adrpo_scale.core.settings import leaves
 from adrpo_scale.core.tensor_files import file_sha256
 from adrpo_scale.export.adapter import adapter_bytes, write_adapter
@@ -291,10 +292,8 @@ def _provenance(material: Material, request: Request) -> Provenance:
 def _metrics(reader: Reader) -> tuple[list[Metric], int | None]:
     """Rows of the run's eval.jsonl at iteration 0 and at the last iteration up to the checkpoint's,
     and that iteration; no rows where the checkpoint was copied without its run."""
-    path = reader.folder.parent.parent / "eval.jsonl"
-    # The last line may be incomplete: the run may be writing it.
-    lines = path.read_text().split("\n")[:-1] if path.is_file() else []
-    rows = [row for row in map(json.loads, lines) if row["iteration"] <= reader.iteration]
+    there = evaluation_rows(reader.folder.parent.parent / EVALUATIONS)
+    rows = [row for row in there if row["iteration"] <= reader.iteration]
     if not rows:
         return [], None
     last = max(row["iteration"] for row in rows)

@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from adrpo_scale.core.console import console
 from adrpo_scale.core.errors import ExportError
 from adrpo_scale.core.files import remove_folder, sync_file, sync_folder
+from adrpo_scale.core.json_files import parse_object, read_regular
 from adrpo_scale.core.tensor_files import FileFacts
 from adrpo_scale.export.base import Written
 
@@ -73,7 +74,7 @@ def recorded(to: Path, facts: Mapping[str, Any]) -> Written:
     something else than `facts`."""
     path = unverified(to) / RECORD
     try:
-        found = json.loads(path.read_text())
+        found = parse_object(read_regular(path))
         files = {name: FileFacts(*each) for name, each in found["files"].items()}
         written, before = Written(files, found["trained"], found["changed"]), dict(found["facts"])
     except (OSError, ValueError, KeyError, TypeError) as error:

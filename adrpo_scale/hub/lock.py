@@ -12,7 +12,6 @@ names. It is JSON, sorted, one line a file, to be read and committed.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from typing import Any
 
 from adrpo_scale.core.errors import AdrpoError, ModelNotFoundError
 from adrpo_scale.core.files import replace_json
+from adrpo_scale.core.json_files import parse_object, read_regular
 from adrpo_scale.core.paths import DEMO_PREFIX, resolve_path
 from adrpo_scale.hub.needs import (
     HubNeed,
@@ -99,7 +99,7 @@ def read_lock(path: Path | None = None) -> dict[Key, LockedRepo]:
 @lru_cache(maxsize=4)
 def _read(path: Path, *version: int) -> Mapping[Key, LockedRepo]:
     try:
-        document = json.loads(path.read_text())
+        document = parse_object(read_regular(path))
         if document["format"] != FORMAT:
             raise ValueError(f"its format is {document['format']}, known is {FORMAT}")
         repos = [_parsed(entry) for entry in document["repos"]]

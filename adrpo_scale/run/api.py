@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +9,11 @@ from typing import Any
 
 from adrpo_scale.checkpoint.shelf import CHECKPOINTS, TRAJECTORY, committed
 from adrpo_scale.core.errors import RunFolderError
+from adrpo_scale.core.json_files import read_object
+from adrpo_scale.core.run_rows import EVALUATIONS, METRICS, evaluation_rows, metric_rows
 from adrpo_scale.run import train as running
 from adrpo_scale.run.config import RunConfig
-from adrpo_scale.run.folder import rows_of
+from adrpo_scale.run.folder import read_settings
 from adrpo_scale.run.load import LoadedConfig, load_config, parse_config
 from adrpo_scale.run.starts import records
 
@@ -29,16 +30,16 @@ class Run:
 
     @property
     def config(self) -> RunConfig:
-        """The settings of the run's newest start."""
-        return parse_config(json.loads((self.folder / "config.json").read_text()))
+        """The settings of the run's newest start. RunFolderError where they cannot be read."""
+        return parse_config(read_settings(self.folder))
 
     def metrics(self) -> list[dict[str, Any]]:
         """One row per iteration, in order: `pandas.DataFrame(run.metrics())`."""
-        return rows_of(self.folder / "metrics.jsonl")
+        return metric_rows(self.folder / METRICS)
 
     def evaluations(self) -> list[dict[str, Any]]:
         """One row per measured value: run, algorithm, seed, iteration, split, metric, value, n."""
-        return rows_of(self.folder / "eval.jsonl")
+        return evaluation_rows(self.folder / EVALUATIONS)
 
     def checkpoints(self) -> dict[int, Path]:
         """Folders of all committed checkpoints by iteration, oldest first."""
@@ -46,8 +47,8 @@ class Run:
         return dict(sorted(found.items()))
 
     def starts(self) -> list[dict[str, Any]]:
-        """The records of all starts: code, versions, hardware and outcome."""
-        return [json.loads(path.read_text()) for path in records(self.folder)]
+        """The records of all starts that can be read: code, versions, hardware and outcome."""
+        return [found for path in records(self.folder) if (found := read_object(path))]
 
 
 def open_run(folder: str | Path) -> Run:

@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adrpo_scale.core.errors import ConfigError, RunFolderError
+from adrpo_scale.core.errors import ConfigError
 from adrpo_scale.core.settings import leaves
+from adrpo_scale.run.folder import read_settings
 from adrpo_scale.run.load import parse_config
 from adrpo_scale.run.tables import COLUMNS, Row, after, before, read_rows
 
@@ -56,11 +57,7 @@ def read_run(folder: Path) -> Evaluated:
     if not config.is_file():  # a benchmark, or eval.jsonl copied without its run
         first: Row = rows[0] if rows else {}
         return Evaluated({"algorithm.name": first.get("algorithm"), "run": first.get("run")}, rows)
-    try:
-        document = json.loads(config.read_text())
-    except ValueError as error:
-        raise RunFolderError(f"{config} is not JSON ({error}); was it copied completely?") from None
-    return Evaluated(_settings(document), rows)
+    return Evaluated(_settings(read_settings(folder)), rows)
 
 
 def _settings(document: Mapping[str, Any]) -> Settings:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adrpo_scale.core.files import replace_json
+from adrpo_scale.core.json_files import read_object
 
 if TYPE_CHECKING:  # `status` needs the line alone, not torch
     from adrpo_scale.core.types import Prompt
@@ -46,9 +46,9 @@ def cut_text(run: Path) -> str | None:
     """One line about a run's list: "2 of 444 cut (model: text_encoder, text_encoder_2)". None
     without the list, or where nothing is cut."""
     try:
-        stated: Any = json.loads((run / FILE).read_text())
+        stated: Any = read_object(run / FILE) or {}
         parts = [text for who, facts in stated.items() if (text := _text(who, facts))]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (KeyError, TypeError, AttributeError):
         return None
     return "; ".join(parts) or None
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from adrpo_scale.core.errors import RunFolderError
 from adrpo_scale.run.tables import Row, metric_order
 
 COLUMNS = 5  # panels side by side
 
 
 def curves(runs: Sequence[Sequence[Row]], to: Path) -> None:
-    """Writes a PNG of all metrics over iterations; each run has its own colour."""
+    """Writes a PNG of all metrics over iterations; each run has its own colour. RunFolderError
+    where no number was evaluated."""
     import matplotlib
 
     matplotlib.use("Agg")  # no display on a cluster node
@@ -19,6 +21,11 @@ def curves(runs: Sequence[Sequence[Row]], to: Path) -> None:
 
     every = [row for run in runs for row in run if row["value"] is not None]
     known = {row["metric"] for row in every}
+    if not known:
+        raise RunFolderError(
+            "no curve can be drawn: the eval.jsonl of these runs has no number; give runs that "
+            "have reached their first evaluation"
+        )
     metrics = metric_order(known)
     columns = min(COLUMNS, len(metrics))
     rows = -(-len(metrics) // columns)
@@ -38,7 +45,7 @@ def curves(runs: Sequence[Sequence[Row]], to: Path) -> None:
                     and row["value"] is not None
                 )
                 if points:
-                    label = split if len(runs) == 1 else f"{run[0]['run']} {split}"
+                    label = split if len(runs) == 1 else f"{run[0].get('run')} {split}"
                     axis.plot(*zip(*points, strict=True), style, color=f"C{number}", label=label)
         axis.set_title(metric, fontsize=10)
         axis.set_xlabel("iteration")

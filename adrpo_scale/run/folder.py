@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from adrpo_scale.core.errors import RunFolderError
 from adrpo_scale.core.files import replace_file, replace_json
+from adrpo_scale.core.json_files import number_of, parse_object, read_regular
+from adrpo_scale.core.run_rows import EVALUATIONS, METRICS, Row, evaluation_rows, metric_rows
 
 # Names that may exist before `config.json`, which marks the folder of a run: those that a start
 # creates first, and links to checkpoints on another filesystem.
@@ -47,6 +48,16 @@ def write_config(run: Path, resolved: dict[str, Any]) -> None:
         raise _not_writable(run, error) from error
 
 
+def read_settings(run: Path) -> dict[str, Any]:
+    """The document of `config.json`. RunFolderError where it cannot be read."""
+    try:
+        return parse_object(read_regular(run / "config.json"))
+    except (OSError, ValueError) as error:
+        raise RunFolderError(
+            f"{run / 'config.json'} is not JSON ({error}); was it copied completely?"
+        ) from None
+
+
 def _not_writable(run: Path, error: OSError) -> RunFolderError:
     return RunFolderError(
         f"run folder {run} cannot be written ({error}); choose another --run-dir or set ADRPO_RUNS"
@@ -54,49 +65,46 @@ def _not_writable(run: Path, error: OSError) -> RunFolderError:
 
 
 def cut_back(run: Path, iteration: int, evaluated: int) -> None:
-    """Removes the lines after a checkpoint from the JSONL files, because the run repeats them; for
-    rank 0 only.
+    """Removes the lines after a checkpoint from the JSONL files, because the run repeats them, and
+    with them lines that no reader takes; for rank 0 only. Raises RunFolderError for a file that
+    cannot be read.
 
     iteration: of the checkpoint. evaluated: the last evaluated iteration at the checkpoint.
     """
-    _keep(run / "metrics.jsonl", lambda row: row["iteration"] <= iteration)
-    _keep(run / "eval.jsonl", lambda row: row["iteration"] <= min(iteration, evaluated))
+    _keep(run / METRICS, metric_rows(run / METRICS), iteration)
+    _keep(run / EVALUATIONS, evaluation_rows(run / EVALUATIONS), min(iteration, evaluated))
 
 
 def left_behind(run: Path, iteration: int) -> dict[str, Any] | None:
     """A summary of the lines of metrics.jsonl after a checkpoint, taken before `cut_back`: the
-    number of iterations, their seconds, and the time of the last line. None without the file."""
-    path = run / "metrics.jsonl"
-    try:
-        written, rows = path.stat().st_mtime, rows_of(path)
-    except OSError:
+    number of iterations, their seconds, and the time of the last line. None without the file.
+    Raises RunFolderError for a JSONL file that cannot be read."""
+    path = run / METRICS
+    if [_content(run / name) for name in (EVALUATIONS, METRICS)][-1] is None:
         return None
-    after = [row for row in rows if row["iteration"] > iteration]
-    seconds = sum(row.get("seconds", 0.0) + row.get("seconds_between", 0.0) for row in after)
-    last_line = datetime.fromtimestamp(written).astimezone().isoformat(timespec="seconds")
+    after = [row for row in metric_rows(path) if row["iteration"] > iteration]
+    seconds = sum(number_of(row, n) for row in after for n in ("seconds", "seconds_between"))
+    written = datetime.fromtimestamp(path.stat().st_mtime).astimezone()
+    last_line = written.isoformat(timespec="seconds")
     return {"iterations": len(after), "seconds": round(seconds, 3), "last_line": last_line}
 
 
-def rows_of(path: Path) -> list[dict[str, Any]]:
-    """The rows of a JSONL file, without incomplete lines; [] where there is no file."""
-    lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
-    return [json.loads(line) for line in lines if _is_whole(line)]
+def _keep(path: Path, rows: list[Row], last: int) -> None:
+    """Leaves in a file of `rows` those up to iteration `last`."""
+    kept = "".join(json.dumps(row) + "\n" for row in rows if row["iteration"] <= last).encode()
+    if _content(path) not in (None, kept):
+        replace_file(path, kept)
 
 
-def _keep(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
-    if not path.is_file():
-        return
-    text = path.read_text(errors="replace")
-    lines = [line for line in text.splitlines() if _is_whole(line) and wanted(json.loads(line))]
-    kept = "".join(line + "\n" for line in lines)
-    if kept != text:
-        replace_file(path, kept.encode())
-
-
-def _is_whole(line: str) -> bool:
-    """False for a line that a killed process left incomplete."""
+def _content(path: Path) -> bytes | None:
+    """The content of a JSONL file; None where there is none. A file that is there and cannot be
+    read must not be taken for an empty one."""
     try:
-        json.loads(line)
-    except ValueError:
-        return False
-    return True
+        return read_regular(path)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise RunFolderError(
+            f"{path} cannot be read ({error.strerror}), and the run would go on writing there; "
+            "move it away, or start again when the filesystem works"
+        ) from error

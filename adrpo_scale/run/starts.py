@@ -8,7 +8,6 @@ error.
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import logging
 import os
 import platform
@@ -25,6 +24,7 @@ from typing import Any
 import torch
 
 from adrpo_scale.core.files import replace_json
+from adrpo_scale.core.json_files import read_object
 
 log = logging.getLogger(__name__)
 
@@ -220,16 +220,7 @@ def records(run: Path) -> list[Path]:
 
 def previous_start(run: Path) -> dict[str, Any] | None:
     """The newest readable record: before `begin`, that of the previous start. None without one."""
-    return next((found for path in reversed(records(run)) if (found := _read(path))), None)
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    """A record; None where it is not a JSON object."""
-    try:
-        record = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None
-    return record if isinstance(record, dict) else None
+    return next((found for path in reversed(records(run)) if (found := read_object(path))), None)
 
 
 def stalled_starts(run: Path, job: str | None, iteration: int | None) -> list[dict[str, Any]]:
@@ -237,7 +228,7 @@ def stalled_starts(run: Path, job: str | None, iteration: int | None) -> list[di
     left no checkpoint newer than that of `iteration`, with which they began."""
     found: list[dict[str, Any]] = []
     for path in reversed(records(run)):
-        record = _read(path)
+        record = read_object(path)
         if job is None or record is None or record.get("job_id") != job:
             break
         if record.get("resumed_from") != iteration:
@@ -286,16 +277,22 @@ def _listed(hosts: list[str]) -> str:
 def _facts(record: Mapping[str, Any]) -> dict[str, str]:
     """The facts to compare, by the name that is shown; unknown ones are left out."""
     facts = {"commit": _short_commit(record.get("commit"))}
-    facts |= record.get("versions") or {}
+    facts |= _section(record, "versions")
     facts |= {name: record.get(name) for name in ("cuda", "driver", "hosts", "world_size")}
-    gpus = record.get("gpus") or {}
+    gpus = _section(record, "gpus")
     facts["gpus"] = ", ".join(f"{count} × {name}" for name, count in sorted(gpus.items()))
     return {name: str(value) for name, value in facts.items() if value}
 
 
-def _short_commit(commit: str | None) -> str | None:
+def _section(record: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """A table of a record, which a hand may have edited; {} where there is none."""
+    found = record.get(name)
+    return found if isinstance(found, Mapping) else {}
+
+
+def _short_commit(commit: Any) -> str | None:
     """The first 12 digits, with `+changes` where the code was edited."""
-    if not commit:
+    if not isinstance(commit, str) or not commit:
         return None
     digits, _, edited = commit.partition("+")
     return digits[:12] + (f"+{edited}" if edited else "")

@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.table import Table
 
 from adrpo_scale.core.console import say, show
+from adrpo_scale.core.run_rows import EVALUATIONS, Row, evaluation_rows
 from adrpo_scale.run import figures, tables
 
 log = logging.getLogger(__name__)
@@ -16,8 +17,8 @@ log = logging.getLogger(__name__)
 
 def summarise(run: Path) -> None:
     """Prints the table before/after and the paths of the output; writes curves.png."""
-    if (run / "eval.jsonl").is_file():
-        rows = tables.read_rows(run)
+    rows = evaluation_rows(run / EVALUATIONS)
+    if any(row["value"] is not None for row in rows):
         table = Table("metric", "split", "before", "after", "change", title="before and after")
         for split, metric, before, after in tables.before_after(rows):
             change = None if before is None or after is None else after - before
@@ -30,7 +31,7 @@ def summarise(run: Path) -> None:
     say(f"TensorBoard:  tensorboard --logdir {shlex.quote(str(run / 'tensorboard'))}")
 
 
-def _draw(rows: list[tables.Row], path: Path) -> None:
+def _draw(rows: list[Row], path: Path) -> None:
     """Draws the curves. The run is done and saved: a full disk is no error of it any more."""
     try:
         figures.curves([rows], path)

@@ -5,13 +5,13 @@ A row is {run, algorithm, seed, iteration, split, metric, value, n}.
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from adrpo_scale.core.errors import RunFolderError
+from adrpo_scale.core.run_rows import EVALUATIONS, evaluation_rows
 
 Row = Mapping[str, Any]
 LAST = 3  # evaluations averaged for "after", because a single one is noisy
@@ -36,14 +36,13 @@ COLUMNS = (
 
 def read_rows(run: Path) -> list[Row]:
     """Rows of a run folder's `eval.jsonl`. RunFolderError where there is none."""
-    path = run / "eval.jsonl"
+    path = run / EVALUATIONS
     if not path.is_file():
         raise RunFolderError(
             f"{path} is not there: give the folder of a run with evaluation.every > 0 that has "
             "reached its first evaluation"
         )
-    # The run may still be writing the line after the last line end.
-    return [json.loads(line) for line in path.read_text().split("\n")[:-1]]
+    return list[Row](evaluation_rows(path))
 
 
 def before(rows: Iterable[Row], split: str, metric: str) -> float | None:

@@ -236,14 +236,14 @@ def test_retention():
     assert kept([], {}, config) == set()
 
 
-def test_values_are_the_finite_values_of_one_metric_on_one_split():
-    lines = [
-        '{"iteration": 1, "metric": "reward", "split": "held_out", "value": 2.0}',
-        '{"iteration": 1, "metric": "reward", "split": "train", "value": 3.0}',
-        '{"iteration": 2, "metric": "reward", "split": "held_out", "value": null}',
-        '{"iteration": 3, "metric": "checker", "split": "held_out", "value": 9.0}',
+def test_values_are_those_of_one_metric_on_one_split():
+    rows = [
+        {"iteration": 1, "metric": "reward", "split": "held_out", "value": 2},
+        {"iteration": 1, "metric": "reward", "split": "train", "value": 3.0},
+        {"iteration": 2, "metric": "reward", "split": "held_out", "value": None},
+        {"iteration": 3, "metric": "checker", "split": "held_out", "value": 9.0},
     ]
-    assert values_of(lines, "reward", "held_out") == {1: 2.0}
+    assert values_of(rows, "reward", "held_out") == {1: 2.0}
 
 
 def test_left_overs_are_those_of_saves_and_removals_alone(tmp_path):

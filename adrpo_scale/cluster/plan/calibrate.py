@@ -7,7 +7,6 @@ allocator), while differences between them (number of GPUs, links, shards) are s
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 from adrpo_scale.cluster.plan.base import ForeignTrialError, Hardware, PhaseMemory, PhaseTime, Plan
 from adrpo_scale.cluster.plan.hardware import build_hardware, gpu_of_device
+from adrpo_scale.core.json_files import parse_object, read_regular
 from adrpo_scale.run.config import RunConfig
 from adrpo_scale.run.load import parse_config
 
@@ -25,7 +25,7 @@ PER_NODE = 8  # GPUs of a node, where an old trial does not state it
 def read_trial(path: Path) -> dict[str, Any]:
     """Reads trial.json. Raises ForeignTrialError for any other file."""
     try:
-        trial = json.loads(path.read_text())
+        trial = parse_object(read_regular(path))
         if trial["format"] != FORMAT:
             raise ForeignTrialError(
                 f"--trial {path} is of format {trial['format']}, expected {FORMAT}; make it again "

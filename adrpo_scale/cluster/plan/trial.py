@@ -10,7 +10,6 @@ A trial leaves the pictures or completions of both iterations, and `trial.json`,
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 import time
@@ -32,6 +31,7 @@ from adrpo_scale.core.disk_space import size_text
 from adrpo_scale.core.errors import AdrpoError, RunFolderError, StopRequested, TrialError, agreed
 from adrpo_scale.core.files import remove_folder, replace_json
 from adrpo_scale.core.preempt import Signals
+from adrpo_scale.core.run_rows import METRICS, metric_rows
 from adrpo_scale.hub.prefetch import require_models
 from adrpo_scale.run.build import build_trainer
 from adrpo_scale.run.config import RunConfig
@@ -166,7 +166,7 @@ def _measured(
         trainer.saver.save_now()
     size = dist.run_on_main(lambda: _weighed(run / CHECKPOINTS))
     assert trainer.watch is not None
-    lines = _lines(run) if dist.is_main() else []
+    lines = metric_rows(run / METRICS) if dist.is_main() else []
     peaks = [trainer.watch.peaks.get(phase, 0) for phase in PHASES]
     # The maximum over processes: one that runs out of memory ends the run.
     most = dist.all_max(torch.tensor([*peaks, load.bytes, load.seconds], dtype=torch.float64))
@@ -215,10 +215,6 @@ def _weighed(folder: Path) -> int:
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     remove_folder(folder)
     return size
-
-
-def _lines(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 def _last_seconds(lines: Sequence[dict[str, Any]], phase: str) -> float:

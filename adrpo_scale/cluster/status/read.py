@@ -4,7 +4,6 @@ incomplete last lines, files that vanish, and edited records.
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from collections.abc import Iterator, Mapping
@@ -23,6 +22,8 @@ from adrpo_scale.cluster.status.base import (
 )
 from adrpo_scale.core import folder_lock as run_lock
 from adrpo_scale.core.errors import RunFolderError
+from adrpo_scale.core.json_files import number_of, read_object
+from adrpo_scale.core.run_rows import EVALUATIONS, METRICS, evaluation_rows, metric_rows
 from adrpo_scale.run import tables
 from adrpo_scale.run.cut_prompts import cut_text
 
@@ -36,17 +37,17 @@ class TrialFolderError(RunFolderError):
 
 def read(run: Path) -> RunFacts:
     """Reads a run folder. Raises RunFolderError for any other folder."""
-    config = _json(run / "config.json")
+    config = read_object(run / "config.json") or {}
     if not config and not (run / "lives").is_dir() and not (run / run_lock.LOCK).exists():
         raise _no_run(run)
-    metrics = run / "metrics.jsonl"
+    metrics = run / METRICS
     return RunFacts(
         run=str(run),
         now=time.time(),
         iterations=_number(config.get("iterations"), int),
         evaluation_every=_number(_section(config, "evaluation").get("every"), int) or 0,
         rows=tuple(_rows(metrics)),
-        evaluation=_evaluation(run / "eval.jsonl"),
+        evaluation=_evaluation(run / EVALUATIONS),
         starts=tuple(_starts(run / "lives")),
         holder=_holder(run, _section(config, "checkpoint")),
         checkpoint=_checkpoint(run / "checkpoints"),
@@ -69,15 +70,6 @@ def _no_run(run: Path) -> RunFolderError:
     )
 
 
-def _json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; {} where none can be read."""
-    try:
-        found = json.loads(path.read_text(errors="replace"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
 def _section(record: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     found = record.get(name)
     return found if isinstance(found, dict) else {}
@@ -89,20 +81,6 @@ def _number(value: Any, number: type) -> Any:
     return number(value) if is_number else None
 
 
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    try:
-        text = path.read_text(errors="replace")
-    except OSError:
-        return
-    for line in text.splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue  # incomplete: being written, or cut off by a kill
-        if isinstance(record, dict):
-            yield record
-
-
 def _modified(path: Path) -> float | None:
     try:
         return path.stat().st_mtime
@@ -111,19 +89,14 @@ def _modified(path: Path) -> float | None:
 
 
 def _rows(path: Path) -> Iterator[Row]:
-    for line in _lines(path):
-        iteration = _number(line.get("iteration"), int)
-        if iteration is not None:
-            seconds, between = (
-                _number(line.get(key), float) or 0.0 for key in ("seconds", "seconds_between")
-            )
-            yield Row(iteration, _number(line.get("reward"), float), seconds, between)
+    for row in metric_rows(path):
+        seconds, between = (number_of(row, key) for key in ("seconds", "seconds_between"))
+        yield Row(row["iteration"], _number(row.get("reward"), float), seconds, between)
 
 
 def _evaluation(path: Path) -> Evaluation | None:
     """The evaluation of held-out prompts, or of training prompts where none are held out."""
-    keys = {"iteration", "split", "metric", "value"}
-    rows = [row for row in _lines(path) if keys <= row.keys() and row["metric"] == "reward"]
+    rows = [row for row in evaluation_rows(path) if row["metric"] == "reward"]
     splits = {row["split"] for row in rows}
     if not splits:
         return None
@@ -139,7 +112,7 @@ def _starts(folder: Path) -> Iterator[PastStart]:
     except OSError:
         return
     for path in paths:
-        record = _json(path)
+        record = read_object(path) or {}
         began = _time(record.get("began"))
         if began is not None:
             yield _start(_start_number(path), began, record)
@@ -180,7 +153,7 @@ def _found(record: Any) -> Found | None:
 def _time(text: Any) -> float | None:
     try:
         return datetime.fromisoformat(text).timestamp()
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
 
 

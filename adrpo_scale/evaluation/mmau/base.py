@@ -7,13 +7,13 @@ revision. Questions are worded like those of training (`avqa`).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from adrpo_scale.core.errors import PromptError
+from adrpo_scale.core.json_files import parse_object, read_regular
 from adrpo_scale.core.settings import REQUIRED, Section, setting
 from adrpo_scale.core.tensor_files import file_sha256
 from adrpo_scale.core.types import Prompt
@@ -139,7 +139,7 @@ def load_benchmark(folder: Path, variant: Literal["answer", "think"]) -> Benchma
     twice, or a row is not one of MMAU's."""
     path = folder / QUESTIONS
     try:
-        record = json.loads((folder / RECORD).read_text())
+        record = parse_object(read_regular(folder / RECORD))
     except (OSError, ValueError) as error:
         raise PromptError(f"{folder / RECORD} cannot be read ({error}): {_PREPARE}") from error
     prompts = load_prompts(path, _FORMATS[variant])

@@ -23,6 +23,7 @@ from typing import Any
 
 from adrpo_scale.core.errors import RunFolderError
 from adrpo_scale.core.files import replace_file, replace_json, write_all
+from adrpo_scale.core.json_files import parse_object, read_lines, read_regular
 from adrpo_scale.evaluation.mmau.base import Answer, Question
 from adrpo_scale.evaluation.mmau.judging import Judgement, Tally, submitted
 
@@ -43,7 +44,7 @@ def begin(folder: Path, identity: Mapping[str, Any]) -> dict[str, Answer]:
     RunFolderError if they are those of another model, other questions or other settings."""
     path = folder / IDENTITY
     try:
-        known = json.loads(path.read_text()) if path.is_file() else None
+        known = parse_object(read_regular(path)) if os.path.lexists(path) else None
     except (OSError, ValueError) as error:
         raise RunFolderError(f"{folder} cannot be used ({error}); choose another --to") from error
     if known is not None and known != identity:
@@ -85,8 +86,10 @@ def merge(folder: Path, fresh: Mapping[str, Answer] = MappingProxyType({})) -> d
     parts = sorted(folder.glob(_OF_RANKS))
     found = dict(fresh)
     for path in [folder / ANSWERS, *parts]:
-        for line in _whole_lines(path):
-            found.setdefault(line["id"], Answer(line["prediction"], line.get("cut", False)))
+        for line in read_lines(path):
+            answer = _answer(line)
+            if answer is not None:
+                found.setdefault(line["id"], answer)
     if parts or fresh:
         write_lines(folder / ANSWERS, _rows(found))
         for path in parts:
@@ -94,13 +97,12 @@ def merge(folder: Path, fresh: Mapping[str, Answer] = MappingProxyType({})) -> d
     return found
 
 
-def _whole_lines(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file, without a last line that a kill cut off."""
-    if not path.is_file():
-        return []
-    # Not splitlines(): a prediction may hold other line separators of Unicode.
-    lines = path.read_bytes().split(b"\n")[:-1]
-    return [json.loads(line) for line in lines]
+def _answer(line: Mapping[str, Any]) -> Answer | None:
+    """The answer of a line; None where it is none, so that the question is asked again."""
+    text, cut = line.get("prediction"), line.get("cut", False)
+    if isinstance(line.get("id"), str) and isinstance(text, str) and isinstance(cut, bool):
+        return Answer(text, cut)
+    return None
 
 
 def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
