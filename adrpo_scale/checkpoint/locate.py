@@ -64,7 +64,7 @@ def pin_origin(source: str, to: Path) -> None:
     temporary.mkdir()
     for name in [MANIFEST, *(file.name for file in reader.manifest.files)]:
         try:
-            os.link(reader.folder / name, temporary / name)
+            os.link((reader.folder / name).resolve(), temporary / name)  # not a link's name
         except OSError:
             shutil.copyfile(reader.folder / name, temporary / name)  # another filesystem
             sync_file(temporary / name)

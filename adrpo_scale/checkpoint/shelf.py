@@ -39,7 +39,7 @@ def newest_whole(run: Path, ask: Ask) -> Reader | None:
     """
     broken: list[Path] = []
     reasons: list[str] = []
-    there = committed(run / CHECKPOINTS)
+    there = _named(run / CHECKPOINTS)
     for folder in (there[iteration] for iteration in sorted(there, reverse=True)):
         faults, reader = examine(folder, ask)
         if not faults:
@@ -58,10 +58,24 @@ def newest_whole(run: Path, ask: Ask) -> Reader | None:
 
 
 def committed(parent: Path) -> dict[int, Path]:
-    """Iteration → folder of every committed checkpoint in `checkpoints/` or `trajectory/`."""
-    if not parent.is_dir():
-        return {}
-    matches = ((_COMMITTED.fullmatch(path.name), path) for path in parent.iterdir())
+    """Iteration → folder of every committed checkpoint in `checkpoints/` or `trajectory/`; {} where
+    nothing has that name. Raises CheckpointError where something else than a folder has it, or it
+    cannot be listed: a disk that is not mounted must not look like a run without checkpoints."""
+    return {number: path for number, path in _named(parent).items() if path.is_dir()}
+
+
+def _named(parent: Path) -> dict[int, Path]:
+    """As `committed`, with names that stand for no folder: a file, a link to nothing."""
+    try:
+        names = sorted(os.listdir(parent))
+    except OSError as error:
+        if not os.path.lexists(parent):
+            return {}
+        raise CheckpointError(
+            f"{parent} is expected to be a folder and cannot be listed ({error.strerror}): mount "
+            "its disk if it is a link; if nothing of it is needed, remove it. Nothing was changed"
+        ) from error
+    matches = ((_COMMITTED.fullmatch(name), parent / name) for name in names)
     return {int(match[1]): path for match, path in matches if match}
 
 
@@ -73,10 +87,16 @@ def remove_left_overs(run: Path) -> list[str]:
     found = [path for path in there if _LEFT_OVER.fullmatch(path.name)]
     for path in found:
         committed_name = path.with_suffix("")
-        if path.suffix == REPLACED and not committed_name.exists():
-            os.rename(path, committed_name)  # its successor was not yet in its place
-        else:
-            remove_folder(path)
+        try:
+            if path.suffix == REPLACED and not os.path.lexists(committed_name):
+                os.rename(path, committed_name)  # its successor was not yet in its place
+            else:
+                remove_folder(path)
+        except OSError as error:
+            raise CheckpointError(
+                f"{path}, left by an interrupted save, cannot be removed ({error}): remove it by "
+                "hand, and start again to resume"
+            ) from error
     return [path.name for path in found]
 
 

@@ -252,6 +252,7 @@ class Store:
         for iteration in there.keys() - stay:
             # A half-removed folder must not look like a broken checkpoint.
             trash = there[iteration].with_suffix(".trash")
+            remove_folder(trash)
             os.rename(there[iteration], trash)
             remove_folder(trash)
         for broken in (self.run / CHECKPOINTS).glob(f"*{SET_ASIDE}"):
@@ -272,8 +273,9 @@ def _replacing(folder: Path) -> Iterator[None]:
     resumed from an earlier checkpoint writes its trajectory again. A kill inside the block leaves
     one of the two."""
     old = folder.with_suffix(REPLACED)
-    is_there = folder.exists()
+    is_there = os.path.lexists(folder)
     if is_there:
+        remove_folder(old)
         os.rename(folder, old)
     yield
     if is_there:

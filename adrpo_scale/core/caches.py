@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from adrpo_scale.core.errors import CacheError
+from adrpo_scale.core.files import temporary_beside, write_new
 
 REMEDY = "point ADRPO_CACHE at a folder that can be written and that all nodes share"
 
@@ -26,9 +27,9 @@ def why_unwritable(folder: Path) -> str | None:
     nearest = next(path for path in (folder, *folder.parents) if path.exists())
     if not nearest.is_dir():
         return f"{nearest} is a file"
-    probe = nearest / f".adrpo-writable-{os.getpid()}"
+    probe = temporary_beside(nearest / ".adrpo-writable")
     try:
-        probe.write_bytes(b"")
+        write_new(probe, b"")
         probe.unlink()
     except OSError as error:
         return error.strerror or repr(error)

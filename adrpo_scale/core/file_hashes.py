@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from adrpo_scale.core.caches import REMEDY, cache_root
+from adrpo_scale.core.files import replace_file
 from adrpo_scale.core.pace import Pace
 from adrpo_scale.core.tensor_files import file_sha256
 
@@ -81,6 +81,4 @@ def write_atomically(path: Path, data: bytes) -> None:
     """Writes a file that no other process sees half-written. It is not synced to the disk: only for
     data that can be computed again."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_bytes(data)
-    part.replace(path)
+    replace_file(path, data, durable=False)

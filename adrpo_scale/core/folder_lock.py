@@ -61,7 +61,7 @@ def _look(path: Path) -> _Seen | None:
     """Content and time of a lock; None where there is none. The file is opened, because on NFS a
     `stat` alone may be answered by a cache that is up to a minute old."""
     try:
-        descriptor = os.open(path, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except PermissionError:
         return _Seen(b"", os.stat(path).st_mtime_ns)
     except OSError as error:
@@ -329,7 +329,7 @@ def _touch(path: Path) -> int:
 def _renew(path: Path, content: bytes) -> bool:
     """Writes a heartbeat; False where the lock is another's. By descriptor: by name it would renew
     a lock that another process made between the look and the renewal."""
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     try:
         if os.read(descriptor, _LARGEST) != content:
             return False

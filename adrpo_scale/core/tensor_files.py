@@ -20,7 +20,7 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
-from adrpo_scale.core.files import write_all
+from adrpo_scale.core.files import open_new, write_all
 from adrpo_scale.core.pace import Pace
 
 CHUNK = 8 << 20  # bytes written and hashed at once
@@ -67,7 +67,8 @@ class TensorHeader:
 
 class TensorFileWriter:
     """One safetensors file. Use as a context manager: `write` each tensor in the order of
-    `headers`, then `finish`. Raises the disk's OSError; an unfinished file is not valid."""
+    `headers`, then `finish`. Raises the disk's OSError, and FileExistsError where the path is in
+    use; an unfinished file is not valid."""
 
     def __init__(
         self, path: Path, headers: Sequence[TensorHeader], metadata: Mapping[str, str] | None = None
@@ -77,7 +78,7 @@ class TensorFileWriter:
         self._flusher = ThreadPoolExecutor(1, "flush")
         self._flushing: Future[None] | None = None
         self._small = bytearray(_header(headers, metadata))
-        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        self._descriptor = open_new(path)
 
     def __enter__(self) -> TensorFileWriter:
         return self

@@ -24,6 +24,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from adrpo_scale.core.errors import STOPPED
+from adrpo_scale.core.files import own
 from adrpo_scale.core.watchdog_guard import STACKS, Guard
 
 log = logging.getLogger(__name__)
@@ -135,7 +136,7 @@ class Watchdog:
         print(line, file=sys.stderr, flush=True)
         with suppress(OSError):  # the line is printed already; the process must end in any case
             self._file.parent.mkdir(exist_ok=True)
-            with self._file.open("a") as file:
+            with open(self._file, "a", opener=own) as file:
                 file.write(f"{time.strftime('%F %T')} {line}\n")
                 file.flush()
                 faulthandler.dump_traceback(file)

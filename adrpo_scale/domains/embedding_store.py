@@ -13,7 +13,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import os
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ from torch import Tensor
 
 from adrpo_scale.core.caches import cache_root, unwritable
 from adrpo_scale.core.errors import CacheError, DiskSpaceError
+from adrpo_scale.core.files import temporary_beside
 from adrpo_scale.core.tensor_files import TensorFileWriter, TensorHeader
 
 FILE_BYTES = 256 << 20  # of a full file; a writer holds about twice as much
@@ -95,7 +95,7 @@ class StoreWriter:
 def _write(path: Path, tensors: Mapping[str, Tensor], texts: Sequence[str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     headers = [TensorHeader(name, t.dtype, tuple(t.shape)) for name, t in tensors.items()]
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part = temporary_beside(path)
     try:
         with TensorFileWriter(part, headers, {"texts": json.dumps(texts)}) as file:
             for tensor in tensors.values():

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 
 from adrpo_scale.core.console import console
 from adrpo_scale.core.errors import ExportError
-from adrpo_scale.core.files import remove_folder, sync_file, sync_folder
+from adrpo_scale.core.files import remove_folder, sync_file, sync_folder, write_new
 from adrpo_scale.core.json_files import parse_object, read_regular
 from adrpo_scale.core.tensor_files import FileFacts
 from adrpo_scale.export.base import Written
@@ -29,10 +29,10 @@ RECORD = "unverified-export.json"
 
 def check_target(to: Path) -> None:
     """Raises ExportError where the target is in use, or a folder beside it is not an export's."""
-    if to.exists() and not (to.is_dir() and not any(to.iterdir())):
+    if os.path.lexists(to) and (to.is_symlink() or not to.is_dir() or any(to.iterdir())):
         raise ExportError(f"--to {to} exists; expected a new or empty folder: choose another --to")
     for folder, mark in ((_beside(to, "tmp"), UNFINISHED), (unverified(to), RECORD)):
-        if folder.exists() and not (folder / mark).is_file():
+        if os.path.lexists(folder) and (folder.is_symlink() or not (folder / mark).is_file()):
             raise ExportError(f"{folder} exists and is not left over from an export: remove it")
 
 
@@ -54,7 +54,7 @@ def temporary(to: Path) -> Iterator[Path]:
         remove_folder(folder)
         remove_folder(unverified(to))
         folder.mkdir(parents=True)
-        (folder / UNFINISHED).touch()
+        write_new(folder / UNFINISHED, b"")
         yield folder
     except (OSError, SafetensorError) as error:
         raise ExportError(f"the export was not written: {error}. {to} is unchanged") from error
@@ -66,7 +66,7 @@ def record(folder: Path, facts: Mapping[str, Any], written: Written) -> None:
     """Writes RECORD. facts: what was exported, as JSON."""
     files = {name: [each.name, each.bytes, each.sha256] for name, each in written.files.items()}
     counts = {"files": files, "trained": written.trained, "changed": written.changed}
-    (folder / RECORD).write_text(json.dumps({"facts": facts, **counts}))
+    write_new(folder / RECORD, json.dumps({"facts": facts, **counts}).encode())
 
 
 def recorded(to: Path, facts: Mapping[str, Any]) -> Written:

@@ -6,6 +6,7 @@ would accept, are removed here first.
 
 from __future__ import annotations
 
+import os
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -36,9 +37,10 @@ def download(plan: RepoPlan) -> None:
     from huggingface_hub import snapshot_download
 
     snapshot = snapshot_folder(plan.need.key, plan.revision)
+    blobs = repo_folder(plan.need.key) / "blobs"
     for name in plan.to_bring:
-        _remove_damaged(snapshot / name)
-    _remove_left_overs(repo_folder(plan.need.key) / "blobs")
+        _remove_damaged(snapshot / name, blobs)
+    _remove_left_overs(blobs)
     try:
         snapshot_download(
             plan.need.name,
@@ -63,11 +65,14 @@ def download(plan: RepoPlan) -> None:
         )
 
 
-def _remove_damaged(path: Path) -> None:
-    """Removes a file and its content: the hub's client accepts a file of any size by its name."""
-    if path.exists() or path.is_symlink():
-        path.resolve().unlink(missing_ok=True)
-        path.unlink(missing_ok=True)
+def _remove_damaged(path: Path, blobs: Path) -> None:
+    """Removes a file and its content: the hub's client accepts a file of any size by its name. A
+    link that leads elsewhere than to the content loses its name alone."""
+    if path.is_symlink():
+        content = path.parent / os.readlink(path)
+        if content.parent.resolve() == blobs.resolve():
+            content.unlink(missing_ok=True)
+    path.unlink(missing_ok=True)
 
 
 def _remove_left_overs(blobs: Path) -> None:

@@ -19,11 +19,12 @@ from torch import Tensor
 
 from adrpo_scale.core import dist
 from adrpo_scale.core.errors import ConfigError
+from adrpo_scale.core.files import replace_file
 from adrpo_scale.core.types import Completion, Credit, Prompt, Rewards, Rows
 from adrpo_scale.domains.base import Domain
 from adrpo_scale.rewards.base import Embedding, Reward
 from adrpo_scale.rewards.calls import embeddings_of
-from adrpo_scale.training.metrics import LoggingConfig, MetricsLog, is_due
+from adrpo_scale.training.metrics import LoggingConfig, MetricsLog, is_due, write_picture
 from adrpo_scale.training.pictures import (
     mean_pairwise_cosine,
     mean_pairwise_l2,
@@ -155,7 +156,7 @@ class Pictures(Medium):
     ) -> list[Path]:
         """PROMPT-SAMPLE.png files; on rank 0 also grid.png and samples.jsonl."""
         for sample, picture in mine.items():
-            Image.fromarray(picture).save(to / picture_name(sample, per_prompt))
+            write_picture(Image.fromarray(picture), to / picture_name(sample, per_prompt))
         dist.barrier()
         if not dist.is_main():
             return []
@@ -168,10 +169,11 @@ class Pictures(Medium):
             for prompt, row in zip(prompts_P, names, strict=True)
             for name in row
         ]
-        (to / "samples.jsonl").write_text("\n".join(lines) + "\n")
+        replace_file(to / "samples.jsonl", ("\n".join(lines) + "\n").encode(), durable=False)
         shown = names[:WRITTEN_ROWS]
         images = [[np.asarray(Image.open(to / name)) for name in row] for row in shown]
-        picture_grid(images, [p.text for p in prompts_P[:WRITTEN_ROWS]]).save(to / "grid.png")
+        grid = picture_grid(images, [p.text for p in prompts_P[:WRITTEN_ROWS]])
+        write_picture(grid, to / "grid.png")
         return [to / name for row in names for name in row]
 
     def summary(self, written: Sequence[Path], to: Path) -> list[str]:
@@ -214,7 +216,7 @@ class Completions(Medium):
             line |= {"completion": completion.text, "finished": completion.finished}
             lines.append(json.dumps(line | {"tokens": list(completion.tokens)}, ensure_ascii=False))
         path = to / COMPLETIONS
-        path.write_text("\n".join(lines) + "\n")
+        replace_file(path, ("\n".join(lines) + "\n").encode(), durable=False)
         return [path]
 
     def summary(self, written: Sequence[Path], to: Path) -> list[str]:

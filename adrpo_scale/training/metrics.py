@@ -7,11 +7,13 @@ that is not finite or was not measured is null.
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,7 +23,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from adrpo_scale.core import dist, python_warnings
 from adrpo_scale.core.console import console, note_losses, say, warnings_on_screen
 from adrpo_scale.core.errors import DiskSpaceError
-from adrpo_scale.core.files import sync_file
+from adrpo_scale.core.files import own, replace_file, sync_file
 from adrpo_scale.core.printable import Formatter
 from adrpo_scale.core.settings import Effect, Section, setting
 
@@ -62,7 +64,7 @@ def setup_logging(run: Path) -> None:
     """Sends warnings of rank 0 to the terminal, and each rank's messages to `logs/rank-NNN.log`."""
     folder = run / "logs"
     folder.mkdir(parents=True, exist_ok=True)
-    file = logging.FileHandler(
+    file = _LogFile(
         folder / f"rank-{dist.rank():03d}.log", encoding="utf-8", errors="backslashreplace"
     )
     file.setFormatter(Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
@@ -76,6 +78,11 @@ def setup_logging(run: Path) -> None:
 
     for library in (diffusers.utils.logging, transformers.utils.logging):
         library.disable_progress_bar()  # they would break the progress line
+
+
+class _LogFile(logging.FileHandler):
+    def _open(self) -> TextIOWrapper:
+        return open(self.baseFilename, "a", encoding=self.encoding, errors=self.errors, opener=own)
 
 
 class MetricsLog:
@@ -165,7 +172,7 @@ class MetricsLog:
         if file is not None:
             with _writing(self.run / "samples" / file):
                 (self.run / "samples").mkdir(exist_ok=True)
-                picture.save(self.run / "samples" / file)
+                write_picture(picture, self.run / "samples" / file)
 
     def completions(
         self, table: Sequence[Mapping[str, Any]] | None, iteration: int, megabytes: float
@@ -181,7 +188,9 @@ class MetricsLog:
         path = folder / f"completions-{iteration:06d}.parquet"
         with _writing(path):
             folder.mkdir(exist_ok=True)
-            parquet.write_table(pyarrow.Table.from_pylist([finite(row) for row in table]), path)
+            content = io.BytesIO()
+            parquet.write_table(pyarrow.Table.from_pylist([finite(r) for r in table]), content)
+            replace_file(path, content.getvalue(), durable=False)
             files = sorted(folder.glob("completions-*.parquet"))
             while len(files) > 1 and sum(f.stat().st_size for f in files) > 1e6 * megabytes:
                 files.pop(0).unlink()
@@ -208,8 +217,15 @@ class MetricsLog:
 
     def _append(self, name: str, records: Sequence[Mapping[str, Any]]) -> None:
         text = "".join(json.dumps(finite(record), allow_nan=False) + "\n" for record in records)
-        with _writing(self.run / name), (self.run / name).open("a") as file:
+        with _writing(self.run / name), open(self.run / name, "a", opener=own) as file:
             file.write(text)
+
+
+def write_picture(picture: Any, path: Path) -> None:
+    """Writes a PIL image as a PNG file, in one step."""
+    content = io.BytesIO()
+    picture.save(content, "PNG")
+    replace_file(path, content.getvalue(), durable=False)
 
 
 @contextmanager

@@ -53,6 +53,8 @@ class FileOperations:
     def _watched(self, name: str, real: Callable[..., Any], *args: Any, **more: Any) -> Any:
         first = args[0]
         path = self._paths.get(first, "") if isinstance(first, int) else str(first)
+        if more.get("dir_fd") is not None:
+            path = f"{self._paths.get(more['dir_fd'], '')}/{path}"
         if not self._is_watched(path):
             return real(*args, **more)
         number, self._count = self._count, self._count + 1

@@ -46,6 +46,7 @@ from adrpo_scale.core.errors import (
     agreed,
 )
 from adrpo_scale.core.errors import exit_code as code_of
+from adrpo_scale.core.files import own
 
 SKIPPABLE = (
     "folder",
@@ -332,7 +333,8 @@ def write_bad_nodes(names: Sequence[str], env: Mapping[str, str] = os.environ) -
     if not path or not names:
         return
     try:
-        Path(path).write_text("".join(f"{name}\n" for name in names))
+        with open(path, "w", opener=own) as file:
+            file.write("".join(f"{name}\n" for name in names))
     except OSError as error:
         what = f"ADRPO_BAD_NODES = {path} cannot be written ({error})"
         print(f"preflight: {what}; exclude {counted(len(names), 'node')} by hand", file=sys.stderr)

@@ -35,6 +35,7 @@ from adrpo_scale.cluster.preflight.node import (
 from adrpo_scale.core.caches import cache_root, why_unwritable
 from adrpo_scale.core.disk_space import disk_space
 from adrpo_scale.core.errors import AdrpoError
+from adrpo_scale.core.files import write_new
 from adrpo_scale.hub.lock import check, damaged, fingerprint
 from adrpo_scale.hub.needs import HubNeed
 from adrpo_scale.run.starts import driver_version, environment
@@ -110,7 +111,7 @@ def token_in(folder: Path) -> Iterator[str | None]:
 
 def _is_written(path: Path) -> bool:
     try:
-        path.write_text(path.name)
+        write_new(path, path.name.encode())
     except OSError:
         return False
     return True
@@ -122,9 +123,9 @@ def folder_facts(request: Request, place: Place, deadline: float | None = None) 
     deadline = time.monotonic() + SEEN_SECONDS if deadline is None else deadline
     folder = Path(request.folder)
     unseen = None if request.token is None else _why_unseen(folder / request.token, deadline)
-    own = folder / f"{request.token or _TOKEN}-{place.node}-{os.getpid()}"
+    own = folder / f"{request.token or _TOKEN}-{place.node}-{os.urandom(8).hex()}"
     try:
-        own.write_text("")
+        write_new(own, b"")
     except OSError as error:
         return FolderFacts(unseen, _words(error))
     finally:

@@ -17,7 +17,7 @@ import tarfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from adrpo_scale.core.files import sync_folder, write_all
+from adrpo_scale.core.files import own, sync_folder, write_all
 
 JOURNAL = "journal.jsonl"
 COMMIT_EVERY = 32  # clips: a wait for the disk after each would take longer than decoding
@@ -95,7 +95,7 @@ class Shards:
         """The descriptor of the last shard, cut off after its last member and open there."""
         if self._file is None:
             path = self.folder / shard_name(self._number)
-            self._file = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
+            self._file = own(path, os.O_WRONLY | os.O_CREAT)
             os.ftruncate(self._file, self._end)
             os.lseek(self._file, self._end, os.SEEK_SET)
         return self._file
@@ -106,7 +106,7 @@ class Shards:
         assert self._file is not None
         os.fsync(self._file)
         lines = "".join(json.dumps(asdict(entry)) + "\n" for entry in self._waiting).encode()
-        journal = os.open(self.folder / JOURNAL, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        journal = own(self.folder / JOURNAL, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         try:
             write_all(journal, lines)
             os.fsync(journal)
@@ -151,7 +151,11 @@ def _committed(folder: Path) -> list[Entry]:
         entries.append(entry)
         good += len(line)
     if good < len(raw):
-        os.truncate(journal, good)
+        descriptor = own(journal, os.O_WRONLY)
+        try:
+            os.ftruncate(descriptor, good)
+        finally:
+            os.close(descriptor)
     return entries
 
 

@@ -22,7 +22,7 @@ from types import MappingProxyType
 from typing import Any
 
 from adrpo_scale.core.errors import RunFolderError
-from adrpo_scale.core.files import replace_file, replace_json, write_all
+from adrpo_scale.core.files import own, replace_file, replace_json, write_all
 from adrpo_scale.core.json_files import parse_object, read_lines, read_regular
 from adrpo_scale.evaluation.mmau.base import Answer, Question
 from adrpo_scale.evaluation.mmau.judging import Judgement, Tally, submitted
@@ -62,7 +62,7 @@ def append(folder: Path, rank: int, answers: Mapping[str, Answer]) -> None:
     """Appends this rank's answers, by question id, to its file, and syncs it."""
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in _rows(answers)]
     path = folder / f"answers-{rank:03d}.jsonl"
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    descriptor = own(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     try:
         write_all(descriptor, "".join(lines).encode())
         os.fsync(descriptor)
