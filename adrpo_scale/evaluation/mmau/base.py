@@ -86,7 +86,7 @@ class EndpointConfig(Section):
     """Settings of requests to an OpenAI-compatible endpoint."""
 
     at_once: int = setting(4, "concurrent requests of a process", ge=1)
-    timeout_seconds: float = setting(120.0, "time to wait for an answer, in seconds", gt=0)
+    timeout_seconds: float = setting(120.0, "time to wait for the whole answer, in seconds", gt=0)
     attempts: int = setting(6, "attempts at one question, the first included", ge=1)
     first_wait_seconds: float = setting(
         2.0, "seconds before the second attempt; doubled before each further one", ge=0

@@ -4,8 +4,9 @@ Address and key come from OPENAI_BASE_URL and OPENAI_API_KEY; the key is in no m
 Errors that may pass (408, 429, 5xx, a broken connection, a malformed response) are tried again
 after waits that double, or after the time in Retry-After. Errors that would meet every question end
 the evaluation at once; other errors leave their question unanswered. Obtained answers are always
-kept. An answer that was cut off while the model was thinking counts as an answer, with an empty
-text: another attempt would cost as much and end the same way.
+kept. An answer is bounded in bytes and seconds (see `bounded_http`), in depth and in characters:
+beyond, it is malformed. An answer that was cut off while the model was thinking counts as an
+answer, with an empty text: another attempt would cost as much and end the same way.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import json
 import logging
 import os
 import random
+import re
 import time
 import urllib.error
 import urllib.request
@@ -32,6 +34,7 @@ from urllib.parse import urlsplit
 from adrpo_scale.core.errors import ClipError, ConfigError, EndpointError
 from adrpo_scale.data.clips import SAMPLE_RATE, Samples, read_clip
 from adrpo_scale.evaluation.mmau.base import Answer, MmauConfig, Question
+from adrpo_scale.evaluation.mmau.bounded_http import bounded_opener, read_body
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +43,10 @@ _PASSES = {408, 409, 425, 429}  # statuses that may pass; so may every 5xx
 _HOPELESS = {301, 302, 303, 307, 308, 401, 402, 403, 404, 405}  # would meet every question
 _IN_A_ROW = 8  # unanswered questions in a row that end the evaluation
 _EMPTY = 8  # answers, all cut off and empty, that end the evaluation
-_SHOWN = 300  # characters of an endpoint's error text in a message
+_READ = 1 << 16  # bytes of an endpoint's error text
+_SHOWN = 300  # characters of it in a message
+_LONGEST = 1_000_000  # characters of an answer; one of 32,000 tokens has a tenth
+_HALVES = re.compile("[\ud800-\udfff]")  # of a pair that a server cut; no file takes one alone
 
 
 class _Again(Exception):
@@ -53,13 +59,6 @@ class _Again(Exception):
 
 class _Refused(Exception):
     """An error of this question alone."""
-
-
-class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """Refuses redirects: urllib would send the key to the other address."""
-
-    def redirect_request(self, *_: Any) -> None:
-        return None
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ class Endpoint:
         self.name, self._config = name, config
         self.url = base_url(environment) + "/chat/completions"
         self._key = environment.get("OPENAI_API_KEY", "")
-        self._opener = urllib.request.build_opener(_NoRedirects)
+        self._opener = bounded_opener()
         self._failed_in_a_row = 0
 
     def answers(self, questions: Sequence[Question]) -> list[Answer | None]:
@@ -166,7 +165,7 @@ class Endpoint:
         try:
             timeout = self._config.endpoint.timeout_seconds
             with self._opener.open(request, timeout=timeout) as response:
-                return answer_of(response.read())
+                return answer_of(read_body(response))
         except urllib.error.HTTPError as error:
             raise self._judged(error) from None
         except (OSError, http.client.HTTPException) as error:  # URLError and time-outs are OSErrors
@@ -176,7 +175,7 @@ class Endpoint:
         """The exception for an HTTP status: _Again, _Refused or EndpointError."""
         with error:
             try:
-                text = error.read().decode(errors="replace")[:_SHOWN]
+                text = read_body(error, _READ).decode(errors="replace")[:_SHOWN]
             except (OSError, http.client.HTTPException):
                 text = ""
         reason = f"{self.url} says {error.code}: {text or error.reason}"
@@ -216,13 +215,15 @@ def answer_of(response: bytes) -> Answer:
         is_cut = choice.get("finish_reason") == "length"
         message = choice.get("message") or {}
         text = message.get("refusal") if message.get("content") is None else message["content"]
-    except (ValueError, LookupError, TypeError, AttributeError):
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         text, is_cut = None, False
     if text is None and is_cut:
         text = ""
     if not isinstance(text, str):
         raise _Again(f"no chat completion with a text: {response[:_SHOWN]!r}")
-    return Answer(text, is_cut)
+    if len(text) > _LONGEST:
+        raise _Again(f"a text of {len(text)} characters, expected at most {_LONGEST}")
+    return Answer(_HALVES.sub("\ufffd", text), is_cut)
 
 
 def check_writes(answers: Sequence[Answer], is_all: bool) -> None:
@@ -248,7 +249,7 @@ def retry_after(value: str | None) -> float:
         pass
     try:
         return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         return 0.0
 
 
