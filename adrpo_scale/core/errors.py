@@ -7,8 +7,9 @@ exception that is not an `AdrpoError` is a fault of this package and keeps its t
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
+T = TypeVar("T")
 STOPPED = 85  # exit code: stopped by a signal or a hang; the same command resumes the run
 LOST = 86  # exit code: another process or the network failed; this process made no error
 
@@ -44,6 +45,13 @@ def together(*calls: Callable[[], Any]) -> list[Any]:
     if errors:
         raise errors[0]
     return found
+
+
+def given(value: T | None) -> T:
+    """`value`, which this package has put there: its absence is a fault of this package."""
+    if value is None:
+        raise RuntimeError("a value is absent that must be there; please open an issue")
+    return value
 
 
 class ConfigError(AdrpoError):

@@ -87,7 +87,8 @@ class _Alarm:
         self.at = time.monotonic() + left if left > 0 else None
 
     def __eq__(self, other: object) -> bool:
-        assert isinstance(other, _Alarm)
+        if not isinstance(other, _Alarm):
+            return NotImplemented
         if self.at is None or other.at is None:
             return self.at is other.at
         return abs(self.at - other.at) < 0.5  # as read, some microseconds later

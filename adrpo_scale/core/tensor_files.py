@@ -92,7 +92,8 @@ class TensorFileWriter:
     def write(self, tensor: Tensor) -> None:
         """The next tensor; its type and shape must be those announced."""
         expected = self._left.pop(0)
-        assert (tensor.dtype, tuple(tensor.shape)) == (expected.dtype, expected.shape), expected
+        if (tensor.dtype, tuple(tensor.shape)) != (expected.dtype, expected.shape):
+            raise RuntimeError(f"{expected} was announced, not {tensor.dtype} {[*tensor.shape]}")
         data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
         if len(self._small) + len(data) <= CHUNK:
             self._small += data.data  # adapters are thousands of small tensors
@@ -122,7 +123,8 @@ class TensorFileWriter:
 
     def finish(self) -> FileFacts:
         """Waits until the file is on the disk."""
-        assert not self._left, f"{len(self._left)} tensors were announced and not written"
+        if self._left:
+            raise RuntimeError(f"{len(self._left)} tensors were announced and not written")
         self._flush()
         self._check_flushed()
         os.fsync(self._descriptor)

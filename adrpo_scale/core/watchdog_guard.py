@@ -15,6 +15,8 @@ import subprocess
 import sys
 from contextlib import suppress
 
+from adrpo_scale.core.errors import given
+
 STACKS = signal.SIGVTALRM  # other libraries leave it alone; ends as code 154, which is requeued
 _GRACE = 5.0  # seconds for the stacks to be written
 
@@ -58,17 +60,15 @@ class Guard:
 
     def tell(self) -> None:
         """Says that Python runs. A guard that somebody has killed is replaced."""
-        assert self._process.stdin is not None
         try:
-            self._process.stdin.write(b".")
+            given(self._process.stdin).write(b".")
         except OSError:
             self.close()
             self._process = self._start()
 
     def close(self) -> None:
-        assert self._process.stdin is not None
         with suppress(OSError):
-            self._process.stdin.close()
+            given(self._process.stdin).close()
         try:
             self._process.wait(_GRACE)
         except subprocess.TimeoutExpired:

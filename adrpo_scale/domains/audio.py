@@ -267,7 +267,8 @@ class AudioDomain(TextDomain):
         ids = self._expanded(prompt, len(samples))
         check_length(prompt, len(ids), self.config.chat)
         audio = encode_clip(self._tower, self.model.features, samples)
-        assert ids.count(self.model.audio_token) == len(audio)
+        if ids.count(self.model.audio_token) != len(audio):
+            raise RuntimeError(f"prompt {prompt.id}: its tokens have no place for its clip")
         return Encoded(ids, audio)
 
     def _forget_faults(self) -> None:

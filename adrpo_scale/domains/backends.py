@@ -129,7 +129,8 @@ class Vllm(Backend):
         sampling: SamplingConfig,
         audio_N: Sequence[Tensor] | None = None,
     ) -> Generated:
-        assert audio_N is None, "vLLM takes tokens only here"
+        if audio_N is not None:
+            raise RuntimeError("vLLM takes tokens only here; please open an issue")
         settings = [
             self._vllm.SamplingParams(**vllm_request(sampling, self._ends, self._banned, seed))
             for seed in sample_seeds

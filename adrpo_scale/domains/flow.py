@@ -24,7 +24,7 @@ from pydantic import model_validator
 from torch import Tensor, nn
 
 from adrpo_scale.algorithms.terms import RegressionTerms, Terms
-from adrpo_scale.core.errors import ConfigError
+from adrpo_scale.core.errors import ConfigError, given
 from adrpo_scale.core.seeding import Purpose, normal, uniform
 from adrpo_scale.core.settings import REQUIRED, Section, setting
 from adrpo_scale.core.types import DrawKey, Prompt, Rows
@@ -323,9 +323,7 @@ class FlowDomain(Domain):
 
     def divergence_metrics(self, terms: Terms) -> dict[str, Tensor]:
         """`w2_sum`: the sum over latent elements of (v - v_ref)², a bound of the W2 distance."""
-        divergence_N = terms.divergence()
-        assert divergence_N is not None
-        return {"w2_sum": divergence_N * float(np.prod(self.latent_shape))}
+        return {"w2_sum": given(terms.divergence()) * float(np.prod(self.latent_shape))}
 
 
 def mean_square(difference: Tensor) -> Tensor:

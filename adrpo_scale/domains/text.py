@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from adrpo_scale.algorithms.terms import LikelihoodTerms, Terms
 from adrpo_scale.algorithms.tokens import per_row
-from adrpo_scale.core.errors import ConfigError
+from adrpo_scale.core.errors import ConfigError, given
 from adrpo_scale.core.seeding import Purpose, derive_seed, generator
 from adrpo_scale.core.types import Completion, DrawKey, Prompt, Rows
 from adrpo_scale.domains import logprobs
@@ -340,6 +340,5 @@ class TextDomain(Domain):
 
     def divergence_metrics(self, terms: Terms) -> dict[str, Tensor]:
         """`kl`: mean of k3 over a completion's tokens; `entropy`: mean over them, in nats."""
-        divergence_N, entropies = terms.divergence(), terms.entropies()
-        assert divergence_N is not None and entropies is not None
+        divergence_N, entropies = given(terms.divergence()), given(terms.entropies())
         return {"kl": divergence_N, "entropy": per_row(*entropies, len(divergence_N), "sequence")}

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 import torch.distributed as td
@@ -27,7 +27,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from adrpo_scale.core import dist
-from adrpo_scale.core.errors import ConfigError
+from adrpo_scale.core.errors import ConfigError, given
 from adrpo_scale.core.pace import Pace
 from adrpo_scale.core.settings import setting
 from adrpo_scale.core.types import FlatRange
@@ -134,7 +134,8 @@ class Fsdp2Engine(Engine):
 
     def _check_that_all_are_sharded(self) -> None:
         plain = [n for n, p in self._trained.items() if not isinstance(p, DTensor)]
-        assert self.mesh is None or not plain, f"trained but not sharded: {plain[:3]}"
+        if self.mesh is not None and plain:
+            raise RuntimeError(f"trained but not sharded: {plain[:3]}; please open an issue")
 
     def _add_masters(self, spec: ModelSpec) -> None:
         """Creates float32 masters from the stored weights.
@@ -146,8 +147,7 @@ class Fsdp2Engine(Engine):
             master = self._masters[name] = values.to(self.device, torch.float32, copy=True)
 
             def collect(p: Tensor, master: Tensor = master) -> None:
-                assert p.grad is not None
-                gradient = p.grad.float()
+                gradient = given(p.grad).float()
                 master.grad = gradient if master.grad is None else master.grad.add_(gradient)
                 p.grad = None
 
@@ -175,9 +175,9 @@ class Fsdp2Engine(Engine):
         if self.mesh is None:
             loss.backward()
             return
-        assert isinstance(self._policy, FSDPModule)
-        self._policy.set_requires_gradient_sync(last or self.config.reduce_every_micro_batch)
-        self._policy.set_is_last_backward(last)
+        policy = cast(FSDPModule, self._policy)
+        policy.set_requires_gradient_sync(last or self.config.reduce_every_micro_batch)
+        policy.set_is_last_backward(last)
         (loss * dist.world_size()).backward()
 
     @torch.no_grad()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as td
@@ -85,8 +85,7 @@ class Fsdp2Plan(EnginePlan):
             yield RehearsedFsdp2(self.config, self.optimizer)
 
     def rehearsed_shards(self, engine: Rehearsed, policy: nn.Module) -> Shards | None:
-        assert isinstance(engine, RehearsedFsdp2)
-        return shards_of(engine, policy, trained=True)
+        return shards_of(cast(RehearsedFsdp2, engine), policy, trained=True)
 
     def update_memory(self, policy: Shards, peak: int, gradients: int, world: int) -> Working:
         # The peak includes gradients that wait for the next micro-batch and new ones.

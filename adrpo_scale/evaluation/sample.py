@@ -17,7 +17,7 @@ from adrpo_scale.checkpoint.reader import Reader
 from adrpo_scale.checkpoint.shelf import CHECKPOINTS, TRAJECTORY
 from adrpo_scale.core import dist
 from adrpo_scale.core.console import say
-from adrpo_scale.core.errors import ConfigError, DamagedFileError, PromptError
+from adrpo_scale.core.errors import ConfigError, DamagedFileError, PromptError, given
 from adrpo_scale.core.pace import Pace
 from adrpo_scale.core.paths import make_output_folder, resolve_path
 from adrpo_scale.core.types import DrawKey, Prompt
@@ -185,8 +185,7 @@ def load_policy(
     if reader is None:
         spec = domain.reference_spec() or domain.policy_spec()
         return engine.build_frozen(spec)
-    assert source.run is not None
-    spec, _ = specs_of(domain, source.run, origin_of(reader))
+    spec, _ = specs_of(domain, given(source.run), origin_of(reader))
     policy = engine.build_policy(spec)
     part = "policy" if weights == "trained" else "ema"
     TrainingState(engine, None).load(part, engine.trained_slices(), reader)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adrpo_scale.core.errors import ExportError
+from adrpo_scale.core.errors import ExportError, given
 from adrpo_scale.core.tensor_files import FileFacts, file_sha256
 from adrpo_scale.engines.adapters import is_adapter
 from adrpo_scale.export.base import Material, Written, check_changed
@@ -67,8 +67,7 @@ def lora_settings(material: Material) -> dict[str, Any]:
     """Arguments of a LoraConfig, whose alpha is the rank; only those that older versions of peft
     know, too."""
     lora, spec = material.reader.manifest.document["lora"], material.spec
-    assert spec.lora is not None
-    targets = spec.lora.targets or spec.lora_targets
+    targets = given(spec.lora).targets or spec.lora_targets
     return {
         "r": lora["rank"],
         "lora_alpha": lora["rank"],

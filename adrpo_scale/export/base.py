@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -91,9 +91,8 @@ def parse_request(
     )
 
 
-def check_word(option: str, word: str, known: object) -> None:
-    """Raises ExportError unless `word` is one of `known`, a tuple or the keys of a dict."""
-    assert isinstance(known, tuple | dict)
+def check_word(option: str, word: str, known: Collection[str]) -> None:
+    """Raises ExportError unless `word` is one of `known`."""
     if word not in known:
         raise ExportError(f"{option} {word!r}: expected {' or '.join(known)}")
 

@@ -16,7 +16,7 @@ from adrpo_scale.checkpoint.locate import open_checkpoint, origin_of
 from adrpo_scale.checkpoint.reader import Reader
 from adrpo_scale.core.console import console
 from adrpo_scale.core.disk_space import disk_space, size_text
-from adrpo_scale.core.errors import CheckpointError, DiskSpaceError, ExportError
+from adrpo_scale.core.errors import CheckpointError, DiskSpaceError, ExportError, given
 from adrpo_scale.core.run_rows import EVALUATIONS, evaluation_rows
 from adrpo_scale.core.settings import leaves
 from adrpo_scale.core.tensor_files import file_sha256
@@ -204,8 +204,7 @@ def _material(reader: Reader, config: RunConfig, request: Request) -> Material:
         )
     origin = None
     if config.rebase_reference:
-        origin = origin_of(reader)
-        assert origin is not None
+        origin = given(origin_of(reader))
         _check_whole(origin)
     target = domain.export_target()
     stored_names: Mapping[str, str] = getattr(weights, "stored_names", {})

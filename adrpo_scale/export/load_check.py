@@ -46,7 +46,8 @@ GREEDY = 8  # tokens that a language model generates after the inputs
 def _beside(name: str) -> Any:
     """A module of this folder, without the package around it."""
     spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None and spec.loader is not None
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{name}.py is not beside {__file__}")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -216,7 +217,8 @@ class Transformers(Library):
         )
         given = {"attention_mask": torch.ones_like(ids)} | inputs
         tokens = model.generate(**given, do_sample=False, max_new_tokens=GREEDY)
-        assert tokens.shape[1] == ids.shape[1] + GREEDY, f"generate returned {tuple(tokens.shape)}"
+        is_whole = tokens.shape[1] == ids.shape[1] + GREEDY
+        TENSORS.require(is_whole, f"generate returned {tuple(tokens.shape)}")
         self.tried = {"greedy": tokens.tolist(), "prompt_length": ids.shape[1]}
         return self.run(model)
 
@@ -262,7 +264,7 @@ class Hearing(Transformers):
 
 
 def check_loaded(model: Any, folder: Path, job: dict[str, Any]) -> None:
-    """Asserts that every tensor of the model has the values in the files."""
+    """Raises CheckError unless every tensor of the model has the values in the files."""
     own = dict(model.named_parameters()) | dict(model.named_buffers())
     wanted = {name for name in model.state_dict() if name in own}
     for name, tensor in TENSORS.tensors(folder, TENSORS.weight_files(folder, job["stem"])):
@@ -270,8 +272,9 @@ def check_loaded(model: Any, folder: Path, job: dict[str, Any]) -> None:
         if called in wanted:
             wanted.remove(called)
             found = own[called]
-            assert torch.equal(found, tensor.to(found.dtype)), f"{name} was not loaded"
-    assert not wanted, f"missing {sorted(wanted)[:3]}"
+            is_same = torch.equal(found, tensor.to(found.dtype))
+            TENSORS.require(is_same, f"{name} was not loaded")
+    TENSORS.require(not wanted, f"missing {sorted(wanted)[:3]}")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
+from adrpo_scale.core.errors import given
 from adrpo_scale.domains.export_target import ExportTarget
 from adrpo_scale.export.base import (
     Copy,
@@ -167,8 +168,7 @@ def _lines(use: Use) -> list[str]:
 
 
 def _input_lines(target: ExportTarget) -> list[str]:
-    chat = target.chat
-    assert chat is not None
+    chat = given(target.chat)
     if not chat.is_chat:
         made = [f'inputs = processor(text={json.dumps(chat.example)}, return_tensors="pt")']
     else:

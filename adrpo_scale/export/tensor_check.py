@@ -14,11 +14,21 @@ import torch
 from safetensors import safe_open
 
 
+class CheckError(Exception):
+    """The export is not what was written, or not what its class loads."""
+
+
+def require(is_right: bool, said: str) -> None:
+    """Raises CheckError: Python leaves `assert` out where it is told to optimise."""
+    if not is_right:
+        raise CheckError(said)
+
+
 def check_hashes(job: dict[str, Any]) -> None:
     for name, expected in job["files"].items():
         with Path(job["export"], name).open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
-        assert found == expected, f"{name} has SHA-256 {found}, {expected} was written"
+        require(found == expected, f"{name} has SHA-256 {found}, {expected} was written")
 
 
 def check_model(job: dict[str, Any], library: Any) -> int:
@@ -33,20 +43,21 @@ def check_model(job: dict[str, Any], library: Any) -> int:
     files, names = weight_files(folder, job["stem"]), job["names"]
     stored = {name: shapes[names[name]] for name in names if names[name] in shapes}
     missing = shapes.keys() - {names[name] for name in stored}
-    assert not missing, f"missing {sorted(missing)[:3]}"
+    require(not missing, f"missing {sorted(missing)[:3]}")
     # Some published checkpoints hold tensors that their class does not know.
     unknown = {name for name in job["copied"] if name not in stored}
     return compare(folder, files, stored, job["dtypes"], unknown)
 
 
 def weight_files(folder: Path, stem: str) -> list[str]:
-    """Names of a model folder's weight files; asserts that an index matches them."""
+    """Names of a model folder's weight files; CheckError where an index does not match
+    them."""
     index = folder / f"{stem}.safetensors.index.json"
     if not index.is_file():
         return [f"{stem}.safetensors"]
     content = json.loads(index.read_text())
     files = sorted(set(content["weight_map"].values()))
-    assert content["weight_map"] == where(folder, files), f"{index.name} is wrong"
+    require(content["weight_map"] == where(folder, files), f"{index.name} is wrong")
     return files
 
 
@@ -81,18 +92,19 @@ def compare(
     dtypes: str | dict[str, str],
     unknown: Collection[str] = (),
 ) -> int:
-    """Asserts that the files hold exactly the tensors of `shapes`, finite and in their types,
-    beside those in `unknown`; returns their number."""
+    """Raises CheckError unless the files hold exactly the tensors of `shapes`, finite and in their
+    types, beside those in `unknown`; returns their number."""
     there = {name: file for name, file in where(folder, files).items() if name not in unknown}
     missing, extra = sorted(shapes.keys() - there), sorted(there.keys() - shapes)
-    assert not missing and not extra, f"missing {missing[:3]}, not of the model {extra[:3]}"
+    require(not missing and not extra, f"missing {missing[:3]}, not of the model {extra[:3]}")
     for name, tensor in tensors(folder, files):
         if name in unknown:
             continue
         wanted = dtypes if isinstance(dtypes, str) else dtypes[name]
         found = (tuple(tensor.shape), str(tensor.dtype))
-        assert found == (shapes[name], wanted), f"{name} is {found}, not {(shapes[name], wanted)}"
-        assert bool(torch.isfinite(tensor).all()), f"{name} holds values that are not finite"
+        right = (shapes[name], wanted)
+        require(found == right, f"{name} is {found}, not {right}")
+        require(bool(torch.isfinite(tensor).all()), f"{name} holds values that are not finite")
     return len(there)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adrpo_scale.core.errors import ExportError
+from adrpo_scale.core.errors import ExportError, given
 from adrpo_scale.domains.export_target import ChatTarget, ExportTarget
 from adrpo_scale.export.base import (
     Copy,
@@ -144,8 +144,7 @@ class TransformersLayout(Layout):
 
 
 def _chat(target: ExportTarget) -> ChatTarget:
-    assert target.chat is not None
-    return target.chat
+    return given(target.chat)
 
 
 def _silent(target: ExportTarget) -> list[int]:
@@ -270,8 +269,8 @@ def vllm_line(use: Use, adapter: str = ".") -> str:
     """The command that serves an export. adapter: the folder of adapters."""
     if use.form != "adapter":
         return f"vllm serve . --dtype {use.dtype}"
-    assert use.rank is not None
-    rank = next((rank for rank in _VLLM_RANKS if rank >= use.rank), use.rank)
+    own = given(use.rank)
+    rank = next((rank for rank in _VLLM_RANKS if rank >= own), own)
     base, revision = use.base.name.removeprefix("demo:"), use.base.revision
     pinned = f" --revision {revision}" if use.base.is_hub_id and revision else ""
     return (

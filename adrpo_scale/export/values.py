@@ -39,16 +39,17 @@ def compare_values(material: Material, request: Request, written: Written, folde
 
 
 def _off(found: Tensor, expected: Tensor, slack: Tensor) -> float:
-    """Largest |found - expected| in units of the allowed rounding; 0 where both agree."""
+    """Largest |found - expected| in units of the allowed rounding: 0 where both agree, NaN where
+    one is NaN."""
     number = torch.finfo(found.dtype)
-    smallest, worst = number.smallest_normal * number.eps, 0.0
+    smallest, worst = number.smallest_normal * number.eps, []
     parts, wanted_parts = found.flatten().split(PIECE), expected.flatten().split(PIECE)
     slacks = slack.flatten().split(PIECE) if slack.ndim else [slack] * len(parts)
     for some, wanted, more in zip(parts, wanted_parts, slacks, strict=True):
         wanted = wanted.double()
         allowed = number.eps / 2 * wanted.abs() + smallest + more
-        worst = max(worst, float(((some.double() - wanted).abs() / allowed).max()))
-    return worst
+        worst.append(((some.double() - wanted).abs() / allowed).max())
+    return float(torch.stack(worst).max())  # Python's `max` would lose a NaN
 
 
 Value = tuple[Tensor, Tensor]

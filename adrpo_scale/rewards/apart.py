@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from adrpo_scale.core import watchdog
-from adrpo_scale.core.errors import AdrpoError, RewardError
+from adrpo_scale.core.errors import AdrpoError, RewardError, given
 from adrpo_scale.core.types import Prompt
 from adrpo_scale.rewards.base import Embedding, Reward, RewardConfig
 from adrpo_scale.rewards.calls import CallFailed, Scores, checked, said
@@ -41,9 +41,8 @@ class Apart(Reward):
 
     def __init__(self, reward: type[Reward], config: RewardConfig, device: torch.device) -> None:
         super().__init__(config)
-        assert config.time_limit is not None
         self.kind, self._config, self._device = reward, config, str(device)
-        self._limit = config.time_limit
+        self._limit = given(config.time_limit)
         self._prompts: Sequence[Prompt] | None = None
         self._child: Child | None = None
         # Other people's modules may start threads, which a fork would not have.

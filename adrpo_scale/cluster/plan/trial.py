@@ -28,7 +28,14 @@ from adrpo_scale.checkpoint.store import Store
 from adrpo_scale.core import dist
 from adrpo_scale.core.console import console
 from adrpo_scale.core.disk_space import size_text
-from adrpo_scale.core.errors import AdrpoError, RunFolderError, StopRequested, TrialError, agreed
+from adrpo_scale.core.errors import (
+    AdrpoError,
+    RunFolderError,
+    StopRequested,
+    TrialError,
+    agreed,
+    given,
+)
 from adrpo_scale.core.files import remove_folder, replace_json
 from adrpo_scale.core.preempt import Signals
 from adrpo_scale.core.run_rows import METRICS, metric_rows
@@ -165,9 +172,8 @@ def _measured(
         trainer.train(ITERATIONS)
         trainer.saver.save_now()
     size = dist.run_on_main(lambda: _weighed(run / CHECKPOINTS))
-    assert trainer.watch is not None
     lines = metric_rows(run / METRICS) if dist.is_main() else []
-    peaks = [trainer.watch.peaks.get(phase, 0) for phase in PHASES]
+    peaks = [given(trainer.watch).peaks.get(phase, 0) for phase in PHASES]
     # The maximum over processes: one that runs out of memory ends the run.
     most = dist.all_max(torch.tensor([*peaks, load.bytes, load.seconds], dtype=torch.float64))
     *peaks, load_bytes, load_seconds = most.tolist()

@@ -16,7 +16,7 @@ from adrpo_scale.cluster.preflight.judging import alike, by_value, found
 from adrpo_scale.cluster.preflight.node import Node
 from adrpo_scale.core.caches import REMEDY, cache_root
 from adrpo_scale.core.disk_space import free_space, shortage, size_text
-from adrpo_scale.core.errors import AdrpoError
+from adrpo_scale.core.errors import AdrpoError, given
 from adrpo_scale.core.types import Prompt
 from adrpo_scale.data.prompts import build_prompts
 from adrpo_scale.engines.spec import DTYPES
@@ -106,9 +106,8 @@ def check_cache(nodes: Sequence[Node], need: CacheNeed, checkpoints: int) -> Che
         for why, bad in alike(by_value(nodes, view)):
             value = f"the cache {need.folder} {what}: {why}"
             findings.append(found(bad, nodes, "fault", value, "one that all nodes write", REMEDY))
-    assert need.folder is not None
     try:
-        space = free_space(need.folder)
+        space = free_space(given(need.folder))
     except AdrpoError as error:
         findings.append(Finding("fault", str(error), "a number of bytes", REMEDY))
         return Check("cache", "", tuple(findings))

@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from adrpo_scale.core.errors import given
 from adrpo_scale.hub.needs import HubNeed
 
 
@@ -154,7 +155,6 @@ def to_nodes(surveys: Sequence[Survey]) -> list[Node]:
 
 def _to_node(number: int, surveys: Sequence[Survey]) -> Node:
     first = next(survey for survey in surveys if survey.node is not None)
-    assert first.node is not None
     ranks = tuple(survey.rank for survey in surveys)
     gpus = tuple(survey.gpu for survey in surveys if survey.gpu is not None)
-    return Node(number, first.name, ranks, first.node, gpus)
+    return Node(number, first.name, ranks, given(first.node), gpus)

@@ -17,7 +17,7 @@ from adrpo_scale.cluster.status.base import DONE, RUNNING, RunFacts, Status
 from adrpo_scale.cluster.status.state import RECENT, judge
 from adrpo_scale.core.console import wide
 from adrpo_scale.core.disk_space import size_text
-from adrpo_scale.core.errors import RunFolderError
+from adrpo_scale.core.errors import RunFolderError, given
 from adrpo_scale.core.printable import one_line
 
 _NONE = "–"
@@ -155,8 +155,7 @@ def _hours_text(status: Status) -> str:
 
 
 def _queue_text(status: Status) -> str:
-    entry = status.queue
-    assert entry is not None
+    entry = given(status.queue)
     text = f"job {entry.job} ({entry.name}) {entry.state}"
     if entry.state == "PENDING":
         text += f": {entry.reason}" if entry.reason else ""

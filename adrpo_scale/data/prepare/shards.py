@@ -103,8 +103,7 @@ class Shards:
     def _commit(self) -> None:
         if not self._waiting:
             return
-        assert self._file is not None
-        os.fsync(self._file)
+        os.fsync(self._opened())
         lines = "".join(json.dumps(asdict(entry)) + "\n" for entry in self._waiting).encode()
         journal = own(self.folder / JOURNAL, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         try:
@@ -121,9 +120,8 @@ class Shards:
             return
         write_all(self._opened(), END)
         self._commit()
-        assert self._file is not None
-        os.fsync(self._file)
-        os.close(self._file)
+        os.fsync(self._opened())
+        os.close(self._opened())
         self._file = None
         sync_folder(self.folder)
 

@@ -88,7 +88,8 @@ def build_thinker(
 ) -> Qwen2_5OmniThinkerForConditionalGeneration:
     """A thinker before training, float32."""
     id_of = tokenizer.convert_tokens_to_ids
-    assert size.head_dim * size.heads == size.hidden
+    if size.head_dim * size.heads != size.hidden:
+        raise ValueError(f"{size}: hidden must be head_dim * heads")
     sixth = size.head_dim // 6  # of its pairs: height and width each; time has the rest
     sections = [size.head_dim // 2 - 2 * sixth, sixth, sixth]
     rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": sections}

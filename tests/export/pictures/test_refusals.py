@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from adrpo_scale.checkpoint.locate import open_checkpoint
 from adrpo_scale.checkpoint.reader import Reader
 from adrpo_scale.core.errors import CheckpointError, DiskSpaceError, ExportError
-from adrpo_scale.export import adapter, exporter, folder, tensor_check
+from adrpo_scale.export import adapter, exporter, folder, tensor_check, values, verify
 from adrpo_scale.export.base import Request, parse_request, parse_size
 from adrpo_scale.export.exporter import export
 from adrpo_scale.export.place import RECORD, UNFINISHED
@@ -49,7 +49,7 @@ def test_a_file_that_changed_after_it_was_written_is_found(root, tmp_path):
     job = {"export": str(exported.folder), "files": files}
     tensor_check.check_hashes(job)
     flip_a_bit(exported.folder / TRAINED)
-    with pytest.raises(AssertionError, match="has SHA-256"):
+    with pytest.raises(tensor_check.CheckError, match="has SHA-256"):
         tensor_check.check_hashes(job)
 
 
@@ -66,8 +66,44 @@ def test_tensors_that_are_not_the_models_are_found(tmp_path):
         {"a": torch.tensor([0.0, torch.nan])},
         {},
     ):
-        with pytest.raises(AssertionError):
+        with pytest.raises(tensor_check.CheckError):
             compare(wrong)
+
+
+def test_a_value_that_is_no_number_is_off():
+    found = torch.tensor([1.0, torch.nan, 1.0])
+    assert not values._off(found, torch.ones(3).double(), values.NOTHING) <= 1
+    assert values._off(torch.ones(3), torch.ones(3).double(), values.NOTHING) == 0
+
+
+def test_a_missing_tensor_is_found_also_where_python_optimises(tmp_path, monkeypatch):
+    source, optimised = Path(tensor_check.__file__), {"__name__": "optimised"}
+    exec(compile(source.read_text(), source, "exec", optimize=2), optimised)
+    save_file({"a": torch.zeros(2)}, tmp_path / "x")
+    shapes = {"a": (2,), "b": (2,)}
+    with pytest.raises(optimised["CheckError"], match="missing"):
+        optimised["compare"](tmp_path, ["x"], shapes, "torch.float32")
+    monkeypatch.setenv("PYTHONOPTIMIZE", "2")
+    monkeypatch.setenv("ADRPO_KEPT", "1")
+    assert "PYTHONOPTIMIZE" not in verify.environment() and "ADRPO_KEPT" in verify.environment()
+
+
+@pytest.mark.slow
+def test_the_check_finds_a_missing_tensor_where_python_is_told_to_optimise(
+    root, tmp_path, monkeypatch
+):
+    with monkeypatch.context() as patch:
+        patch.setattr(exporter, "verify", fail(ExportError("no")))
+        with pytest.raises(ExportError, match="kept, unverified"):
+            quick(root, "lora", tmp_path / "a", "merged", verify="tensors")
+    weights = tmp_path / "a.unverified" / TRAINED
+    tensors = load_file(weights)
+    del tensors[min(tensors)]
+    save_file(tensors, weights, {"format": "pt"})
+    monkeypatch.setenv("PYTHONOPTIMIZE", "1")
+    with pytest.raises(ExportError, match="cannot be used"):
+        quick(root, "lora", tmp_path / "a", "merged", verify="tensors", recheck=True)
+    assert names(tmp_path) == ["a.unverified"]
 
 
 # ---- only the check failed -----------------------------------------------------------------------
