@@ -15,7 +15,7 @@ from adrpo_scale.core.settings import Section, setting
 from adrpo_scale.core.types import Prompt
 from adrpo_scale.data.lines import all_refused
 from adrpo_scale.data.messages import called, ways_to_write
-from adrpo_scale.hub.soundness import loading
+from adrpo_scale.hub.loaders import load_settings
 
 log = logging.getLogger(__name__)
 
@@ -73,8 +73,7 @@ def load_tokenizer(folder: Path, config: ChatConfig, template: str | None = None
             f"{folder} has no tokenizer ({', '.join(VOCABULARIES)}: none is there); copy it from "
             "the model that the weights belong to, or download the model again with `hf download`"
         )
-    with loading(folder, "tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    tokenizer = load_settings(AutoTokenizer, folder, "tokenizer")
     if template is not None:
         tokenizer.chat_template = template
     if config.template_file is not None:

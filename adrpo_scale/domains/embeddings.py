@@ -34,7 +34,7 @@ from adrpo_scale.domains.embedding_store import (
 )
 from adrpo_scale.domains.pipelines import T5, encoders, load_encoder
 from adrpo_scale.hub.foreign import read_json
-from adrpo_scale.hub.soundness import loading
+from adrpo_scale.hub.loaders import load_settings
 from adrpo_scale.hub.weight_files import TRANSFORMERS, weight_files
 
 VERSION = 1  # to be raised when embeddings are computed differently
@@ -270,16 +270,9 @@ def _pipeline(model: Path, t5: bool, device: torch.device, dtype: torch.dtype) -
 
     without = {} if t5 else {T5: None, "tokenizer_3": None}
     given: dict[str, Any] = {name: load_encoder(model / name, dtype) for name in encoders(t5)}
-    with loading(model, "tokenizers"):
-        pipeline = StableDiffusion3Pipeline.from_pretrained(
-            model,
-            transformer=None,
-            vae=None,
-            dtype=dtype,
-            local_files_only=True,
-            **given,
-            **without,
-        ).to(device)
+    given |= {"transformer": None, "vae": None, "dtype": dtype, **without}
+    given |= {"use_safetensors": True}  # of what model_index.json could name beside them
+    pipeline = load_settings(StableDiffusion3Pipeline, model, "tokenizers", **given).to(device)
     # Without T5 the pipeline reads the width of its zeros from the transformer's config.
     transformer_config = SD3Transformer2DModel.load_config(model / "transformer")
     with init_empty_weights():

@@ -23,7 +23,7 @@ from adrpo_scale.engines.workload import (
     spec_of,
 )
 from adrpo_scale.hub.foreign import read_json
-from adrpo_scale.hub.soundness import loading
+from adrpo_scale.hub.loaders import load_settings
 
 
 def flow_workload(
@@ -84,8 +84,7 @@ def _encoders(config: Any, folder: Any, dtype: torch.dtype) -> list[Frozen]:
         classes["text_encoder_3"] = T5EncoderModel
     found = []
     for part, model_class in classes.items():
-        with loading(folder / part, "config.json"):
-            settings = AutoConfig.from_pretrained(folder / part, local_files_only=True)
+        settings = load_settings(AutoConfig, folder / part)
         is_t5 = part == "text_encoder_3"
         length = config.max_sequence_length if is_t5 else settings.max_position_embeddings
 

@@ -15,7 +15,7 @@ from adrpo_scale.domains import logprobs
 from adrpo_scale.domains.chat import ChatConfig, load_tokenizer
 from adrpo_scale.engines.spec import LoraConfig, ModelSpec
 from adrpo_scale.hub.foreign import read_json
-from adrpo_scale.hub.soundness import loading
+from adrpo_scale.hub.loaders import load_settings
 from adrpo_scale.hub.weight_files import ADAPTER
 from adrpo_scale.hub.weights import SafetensorsFolder, WeightSource
 
@@ -184,7 +184,9 @@ def _build(config: Any, attention: str, banned: tuple[int, ...]) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
     try:
-        model = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+        model = AutoModelForCausalLM.from_config(
+            config, attn_implementation=attention, trust_remote_code=False
+        )
     except (ImportError, ValueError) as error:
         raise ConfigError(
             f"domain.attention = {attention!r} does not work with this model here ({error}); use "
@@ -209,8 +211,7 @@ def read_any_config(folder: Path, name: str) -> Any:
         raise ModelNotFoundError(
             f"domain.model = {name!r}: {folder} has no config.json, so it {why}"
         )
-    with loading(folder, "config.json"):
-        return AutoConfig.from_pretrained(folder, local_files_only=True)
+    return load_settings(AutoConfig, folder)
 
 
 def read_config(folder: Path, name: str) -> Any:

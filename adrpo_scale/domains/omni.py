@@ -35,7 +35,7 @@ from adrpo_scale.domains.language_model import (
 )
 from adrpo_scale.engines.spec import LoraConfig, ModelSpec
 from adrpo_scale.hub.foreign import read_json
-from adrpo_scale.hub.soundness import loading
+from adrpo_scale.hub.loaders import load_settings
 from adrpo_scale.hub.weights import (
     SafetensorsFolder,
     WeightSource,
@@ -272,8 +272,7 @@ def load_features(folder: Path) -> Any:
             f"{folder} has no feature extractor ({' or '.join(_PROCESSOR)}), which encodes clips; "
             "copy it from the model that the weights belong to"
         )
-    with loading(folder, "feature extractor"):
-        return WhisperFeatureExtractor.from_pretrained(folder, local_files_only=True)
+    return load_settings(WhisperFeatureExtractor, folder, "feature extractor")
 
 
 def frames_of(samples: int, features: Any) -> int:

@@ -10,9 +10,8 @@ import torch
 
 from adrpo_scale.core.errors import ConfigError, ModelNotFoundError
 from adrpo_scale.hub.foreign import read_json
-from adrpo_scale.hub.soundness import loading
+from adrpo_scale.hub.loaders import load_weights
 from adrpo_scale.hub.weight_files import DIFFUSERS, TRANSFORMERS, weight_files
-from adrpo_scale.hub.weights import check_loaded
 
 PIPELINE = "model_index.json"  # marks a folder as a diffusers pipeline
 T5 = "text_encoder_3"
@@ -85,12 +84,7 @@ def load_vae(folder: Path, dtype: torch.dtype) -> Any:
     """The frozen VAE, on the CPU. Raises DamagedFileError and WeightsError."""
     from diffusers import AutoencoderKL
 
-    weight_files(folder, DIFFUSERS)
-    with loading(folder, "weights"):
-        vae, found = AutoencoderKL.from_pretrained(
-            folder, dtype=dtype, local_files_only=True, output_loading_info=True
-        )
-    check_loaded(vae, found, folder)
+    vae = load_weights(AutoencoderKL, folder, DIFFUSERS, dtype=dtype)
     return vae.requires_grad_(False).eval()
 
 
@@ -100,9 +94,4 @@ def load_encoder(folder: Path, dtype: torch.dtype) -> Any:
     from transformers import CLIPTextModelWithProjection, T5EncoderModel
 
     model_class: Any = T5EncoderModel if folder.name == T5 else CLIPTextModelWithProjection
-    with loading(folder, "weights"):
-        encoder, found = model_class.from_pretrained(
-            folder, dtype=dtype, local_files_only=True, output_loading_info=True
-        )
-    check_loaded(encoder, found, folder)
-    return encoder
+    return load_weights(model_class, folder, TRANSFORMERS, dtype=dtype)

@@ -9,7 +9,7 @@ from typing import Any
 
 from adrpo_scale.data.readings import Encoder
 from adrpo_scale.hub.foreign import read_json
-from adrpo_scale.hub.soundness import loading
+from adrpo_scale.hub.loaders import load_settings
 
 _NUMBERS = ("", "_2", "_3")
 
@@ -46,9 +46,10 @@ def _load(folder: Path, stated: Any) -> Any:
 
     if not isinstance(stated, list) or not stated[1] or not folder.is_dir():
         return None
-    kind = getattr(transformers, stated[1], transformers.AutoTokenizer)
-    with loading(folder, "tokenizer"):
-        return kind.from_pretrained(folder, local_files_only=True)
+    kind: Any = getattr(transformers, stated[1], None)
+    if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedTokenizerBase)):
+        kind = transformers.AutoTokenizer  # never another class that the file names: it loads more
+    return load_settings(kind, folder, "tokenizer")
 
 
 def _ids_by(tokenizer: Any) -> Any:

@@ -130,7 +130,9 @@ class TextDomain(Domain):
             call=generate_arguments(self.config.evaluation, self.model.ends, self.model.banned),
             chat=chat_target(self.tokenizer, self.config.chat, *self._example()),
             # The attention of training may need a GPU.
-            build=lambda: AutoModelForCausalLM.from_config(self.model.config, dtype=torch.float32),
+            build=lambda: AutoModelForCausalLM.from_config(
+                self.model.config, dtype=torch.float32, trust_remote_code=False
+            ),
         )
 
     def _example(self) -> tuple[Prompt, Sequence[int]]:

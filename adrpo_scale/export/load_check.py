@@ -40,6 +40,8 @@ from safetensors.torch import load_file, save_file
 
 LIGHT = ("scheduler", "tokenizer")  # further components that are loaded, as a test of their files
 DOWN, UP = ".lora_A.weight", ".lora_B.weight"
+SAFELY: dict[str, Any] = {"local_files_only": True, "use_safetensors": True}
+UNASKED: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 GREEDY = 8  # tokens that a language model generates after the inputs
 
 
@@ -85,7 +87,7 @@ class Library:
     def _load_model(self, folder: str) -> Any:
         """In float32: with the export's own type, rounding would hide what is compared."""
         model_class, part = getattr(self.module, self.job["model"]), self.job["component"]
-        more: dict[str, Any] = {"dtype": torch.float32, "local_files_only": True}
+        more: dict[str, Any] = {"dtype": torch.float32, **SAFELY}
         return model_class.from_pretrained(folder, subfolder=part, **more).eval()
 
     def further(self) -> dict[str, Any]:
@@ -142,7 +144,7 @@ class Diffusers(Library):
         absent = [n for n in parts if not (all(index[n]) and Path(folder, n).is_dir())]
         without = dict.fromkeys([*heavy, *absent]) | {self.job["component"]: model}
         pipeline_class = getattr(self.module, self.job["pipeline"])
-        return pipeline_class.from_pretrained(folder, local_files_only=True, **without)
+        return pipeline_class.from_pretrained(folder, **SAFELY, **without)
 
     def adapter_outputs(self) -> dict[str, torch.Tensor]:
         """Outputs after loading by the pipeline with and without the file's metadata, by peft, and
@@ -154,7 +156,7 @@ class Diffusers(Library):
         ways["load_lora_weights without metadata"] = load_file(Path(export, file))
         outputs = {}
         for way, given in ways.items():
-            pipeline.load_lora_weights(given, local_files_only=True)
+            pipeline.load_lora_weights(given, **SAFELY)
             # Adapters in a lower type would be multiplied in it; their values are what is compared.
             outputs[way] = self.run(model.float())
             pipeline.unload_lora_weights()
@@ -179,9 +181,7 @@ class Diffusers(Library):
 class Transformers(Library):
     def further(self) -> dict[str, Any]:
         """The tokens of the prompt."""
-        tokenizer = self.module.AutoTokenizer.from_pretrained(
-            self.job["export"], local_files_only=True
-        )
+        tokenizer = self.module.AutoTokenizer.from_pretrained(self.job["export"], **UNASKED)
         if not self.job["is_chat"]:
             return {"prompt_ids": list(tokenizer(self.job["prompt"])["input_ids"])}
         messages = [{"role": "user", "content": self.job["prompt"]}]
@@ -223,8 +223,8 @@ class Transformers(Library):
         return self.run(model)
 
     def empty(self, folder: Path) -> Any:
-        config = self.module.AutoConfig.from_pretrained(folder, local_files_only=True)
-        return getattr(self.module, self.job["model"]).from_config(config)
+        config = self.module.AutoConfig.from_pretrained(folder, **UNASKED)
+        return getattr(self.module, self.job["model"]).from_config(config, trust_remote_code=False)
 
 
 class Hearing(Transformers):
@@ -235,9 +235,8 @@ class Hearing(Transformers):
         return {"prompt_ids": self.inputs()["input_ids"][0].tolist()}
 
     def inputs(self) -> dict[str, torch.Tensor]:
-        processor = getattr(self.module, self.job["processor"]).from_pretrained(
-            self.job["export"], local_files_only=True
-        )
+        processor_class = getattr(self.module, self.job["processor"])
+        processor = processor_class.from_pretrained(self.job["export"], **UNASKED)
         text, clips = self.job["prompt"], load_file(self.job["inputs"])
         if not clips:
             return dict(processor(text=text, return_tensors="pt"))

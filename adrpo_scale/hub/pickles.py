@@ -25,11 +25,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from adrpo_scale.core.errors import WeightsError
+from adrpo_scale.core.file_hashes import file_hashes
 from adrpo_scale.core.files import remove_folder, replace_json, sync_folder
 from adrpo_scale.core.pace import Pace
 from adrpo_scale.core.tensor_files import TensorFileWriter, TensorHeader, can_write
 from adrpo_scale.hub.foreign import read_json, same_bytes
-from adrpo_scale.hub.needs import HubNeed
+from adrpo_scale.hub.needs import CONVERTED, HubNeed, cache_folder
 
 # The libraries' name of a file of pickled weights → of the same in safetensors.
 STEMS = {
@@ -128,6 +129,26 @@ def convert_snapshot(
     remove_folder(to)
     building.rename(to)
     sync_folder(to.parent)
+
+
+def as_safetensors(path: Path, read: Sequence[str] = (".safetensors",)) -> Path:
+    """The file itself where its suffix is one of `read`; of any other, which is opened as a pickle,
+    the safetensors file that it becomes: converted once, into the cache, under its content's hash.
+
+    Raises WeightsError for a pickle that holds anything but tensors, or cannot be read.
+    """
+    if path.suffix in read:
+        return path
+    folder = cache_folder() / CONVERTED / "files"
+    to = folder / f"{file_hashes([path])[path]}.safetensors"
+    if not _is_whole(to):
+        tensors = load_tensors(path)
+        own = to.with_name(f"{to.stem}.{os.getpid()}.tmp")  # of each rank
+        _write(own, tensors)
+        compare(own, tensors, path)
+        os.replace(own, to)
+        sync_folder(folder)
+    return to
 
 
 def is_converted(folder: Path, pickled: Sequence[PickledWeights], files: Iterable[str]) -> bool:

@@ -123,6 +123,12 @@ def loading(folder: Path, what: str) -> Iterator[None]:
         remedy = "bring the folder again (`adrpo-scale prefetch CONFIG`, `hf download` or a copy)"
         if isinstance(error, ImportError):
             remedy = "install the package that it names"
+        elif "trust_remote_code" in str(error):
+            said = "ValueError: it needs code of its own"
+            remedy = (
+                "code that comes with a model is never run here: name a model of a type that its "
+                "library knows"
+            )
         elif "does not recognize" in said:  # transformers, of a model type
             remedy = "install a version of the library that knows it"
         raise DamagedFileError(

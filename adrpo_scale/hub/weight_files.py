@@ -25,9 +25,10 @@ from adrpo_scale.hub.misfits import DEQUANTISE, adapter_line
 
 TRANSFORMERS, DIFFUSERS = "model", "diffusion_pytorch_model"
 ADAPTER = "adapter_config.json"
+SAFE = ".safetensors"
 _SHARD = r"-\d{5}-of-\d{5}"
 _DISTRIBUTED = r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors"  # transformers reads them first
-_EXPLICIT = "transformers_weights"  # in config.json: the file that transformers reads instead
+EXPLICIT = "transformers_weights"  # in config.json: the file that transformers reads instead
 
 
 @dataclass(frozen=True)
@@ -138,9 +139,11 @@ def _listed(index: Path) -> dict[str, str]:
     is_map = isinstance(listed, dict) and all(isinstance(f, str) for f in listed.values())
     if not is_map or not listed:
         raise damaged(index, "has no weight_map of tensors and files")
-    outside = next((file for file in listed.values() if Path(file).name != file), None)
-    if outside is not None:
-        raise damaged(index, f"names {outside}, which is no file beside it")
+    for file in listed.values():
+        if Path(file).name != file:
+            raise damaged(index, f"names {file!r}, which is no file beside it")
+        if not file.endswith(SAFE):
+            raise damaged(index, f"names {file!r}, and weights are read from {SAFE} files only")
     return dict(listed)
 
 
@@ -196,9 +199,9 @@ def read_instead(folder: Path) -> Iterator[str]:
             f"{path} states quantization_config ({method or 'of an unknown method'}), and training "
             f"needs all bits of the weights: {DEQUANTISE}"
         )
-    if config.get(_EXPLICIT) is not None:
+    if config.get(EXPLICIT) is not None:
         yield (
-            f"{path} states {_EXPLICIT} = {config[_EXPLICIT]!r}, which transformers reads in place "
+            f"{path} states {EXPLICIT} = {config[EXPLICIT]!r}, which transformers reads in place "
             f"of {TRANSFORMERS}.safetensors: give the file that name and delete the key"
         )
     parts = [path.name for path in folder.glob("shard-*") if re.fullmatch(_DISTRIBUTED, path.name)]

@@ -10,21 +10,21 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 from PIL import Image
-from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from adrpo_scale.core.errors import ModelNotFoundError
 from adrpo_scale.core.settings import REQUIRED, setting
 from adrpo_scale.core.types import Prompt
 from adrpo_scale.data.readings import Encoder, Readings, read_prompts
 from adrpo_scale.engines.planning import Rung, halves
 from adrpo_scale.engines.workload import Frozen, plain_spec
+from adrpo_scale.hub.loaders import load_settings, load_weights
 from adrpo_scale.hub.needs import HubNeed
 from adrpo_scale.hub.shapes import config_folder
-from adrpo_scale.hub.soundness import loading
-from adrpo_scale.hub.weights import check_loaded, find_model
+from adrpo_scale.hub.weight_files import TRANSFORMERS
+from adrpo_scale.hub.weights import find_model
 from adrpo_scale.rewards.base import Embedding, Reward, RewardConfig
+from adrpo_scale.rewards.clip_of_open_clip import FOLDER, load_open_clip
 
 
 class ClipRewardConfig(RewardConfig):
@@ -74,14 +74,9 @@ class TransformersClip(ClipEncoder):
 
         folder = find_model(need)
         self._device = device
-        with loading(folder, "weights"):
-            model, found = CLIPModel.from_pretrained(
-                folder, use_safetensors=True, dtype=torch.float32, output_loading_info=True
-            )
-        check_loaded(model, found, folder)
+        model = load_weights(CLIPModel, folder, TRANSFORMERS, dtype=torch.float32)
         self._model = model.to(device).requires_grad_(False).eval()
-        with loading(folder, "processor"):
-            self._processor = CLIPProcessor.from_pretrained(folder)
+        self._processor = load_settings(CLIPProcessor, folder, "processor")
 
     def images(self, images: Sequence[Image.Image]) -> Tensor:
         inputs = self._processor.image_processor(list(images), return_tensors="pt")
@@ -106,19 +101,8 @@ def _pooled(features: Any) -> Tensor:
 
 class OpenClip(ClipEncoder):
     def __init__(self, name: str, pretrained: str | None, device: torch.device) -> None:
-        import open_clip
-
-        try:
-            self._model, self._preprocess = open_clip.create_model_from_pretrained(
-                name, pretrained=pretrained, device=device
-            )
-        except (RuntimeError, OSError, ValueError, KeyError, SafetensorError) as error:
-            raise ModelNotFoundError(
-                f"open_clip cannot load {name!r} (pretrained = {pretrained!r}): {error}; give "
-                "local-dir:FOLDER, hf-hub:ID of a cached model, or an architecture + file"
-            ) from error
-        self._model.requires_grad_(False).eval()
-        self._tokenizer = open_clip.get_tokenizer(name)
+        found = load_open_clip(name, pretrained, device)
+        self._model, self._preprocess, self._tokenizer = found
         self._device = device
 
     def images(self, images: Sequence[Image.Image]) -> Tensor:
@@ -165,7 +149,7 @@ class ClipReward(Reward, Embedding):
             self._encoder: ClipEncoder = TransformersClip(needs[0], device)
         else:
             # open_clip's own download would ignore the locked revision.
-            name = f"local-dir:{find_model(needs[0])}" if needs else config.model
+            name = f"{FOLDER}{find_model(needs[0])}" if needs else config.model
             self._encoder = OpenClip(name, config.pretrained, device)
         self._text_cache: dict[str, Tensor] = {}
 
@@ -200,8 +184,7 @@ def clip_model(config: ClipRewardConfig, section: str) -> Frozen:
     from transformers import AutoConfig, CLIPModel
 
     folder = config_folder(config.model, f"{section}.model")
-    with loading(folder, "config.json"):
-        settings = AutoConfig.from_pretrained(folder, local_files_only=True)
+    settings = load_settings(AutoConfig, folder)
     side = settings.vision_config.image_size
 
     def embed(model: Any, rows: int) -> Any:

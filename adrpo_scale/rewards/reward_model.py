@@ -23,10 +23,11 @@ from adrpo_scale.core.types import Completion, Prompt
 from adrpo_scale.engines.planning import EVERY, Price, Rung, halves
 from adrpo_scale.engines.spec import DTYPES, ModelSpec
 from adrpo_scale.engines.workload import NO_WEIGHTS, Frozen, spec_of
+from adrpo_scale.hub.loaders import load_settings, load_weights
 from adrpo_scale.hub.needs import HubNeed
 from adrpo_scale.hub.shapes import config_folder
-from adrpo_scale.hub.soundness import loading
-from adrpo_scale.hub.weights import SafetensorsFolder, check_loaded, find_model
+from adrpo_scale.hub.weight_files import TRANSFORMERS
+from adrpo_scale.hub.weights import SafetensorsFolder, find_model
 from adrpo_scale.rewards.base import Reward, RewardConfig
 
 log = logging.getLogger(__name__)
@@ -104,8 +105,7 @@ class RewardModel(Reward):
                 f"rewards.model = {self.config.model!r}: no config.json in {self._folder}; bring "
                 f"the whole folder with `hf download {self.config.model}`"
             )
-        with loading(self._folder, "config.json"):
-            config = AutoConfig.from_pretrained(self._folder, local_files_only=True)
+        config = load_settings(AutoConfig, self._folder)
         if config.num_labels != 1:
             raise ConfigError(
                 f"rewards.model = {self.config.model!r} has {config.num_labels} outputs, a reward "
@@ -116,8 +116,7 @@ class RewardModel(Reward):
     def _read_tokenizer(self) -> Any:
         from transformers import AutoTokenizer
 
-        with loading(self._folder, "tokenizer"):
-            tokenizer = AutoTokenizer.from_pretrained(self._folder, local_files_only=True)
+        tokenizer = load_settings(AutoTokenizer, self._folder, "tokenizer")
         if not tokenizer.chat_template:
             raise ConfigError(
                 f"rewards.model = {self.config.model!r}: its tokenizer has no chat template, so it "
@@ -137,16 +136,13 @@ class RewardModel(Reward):
         return AutoModelForSequenceClassification
 
     def _load(self) -> nn.Module:
-        with loading(self._folder, "weights"):
-            model, found = self._class().from_pretrained(
-                self._folder,
-                config=self._model_config,
-                dtype=DTYPES[self.config.dtype],
-                use_safetensors=True,
-                local_files_only=True,
-                output_loading_info=True,
-            )
-        check_loaded(model, found, self._folder)
+        model = load_weights(
+            self._class(),
+            self._folder,
+            TRANSFORMERS,
+            config=self._model_config,
+            dtype=DTYPES[self.config.dtype],
+        )
         return model.to(self._device).requires_grad_(False).eval()
 
     def model_spec(self) -> ModelSpec | None:
@@ -154,7 +150,7 @@ class RewardModel(Reward):
             return None
         model_class = self._class()._model_mapping[type(self._model_config)]
         return ModelSpec(
-            build=lambda: self._class().from_config(self._model_config),
+            build=lambda: self._class().from_config(self._model_config, trust_remote_code=False),
             weights=self._weights,
             blocks=tuple(model_class._no_split_modules or ()),
         )
@@ -224,8 +220,7 @@ def classifier(config: RewardModelConfig, section: str, dtype: torch.dtype, toke
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
     folder = config_folder(config.model, f"{section}.model")
-    with loading(folder, "config.json"):
-        settings = AutoConfig.from_pretrained(folder, local_files_only=True)
+    settings = load_settings(AutoConfig, folder)
     length = min(config.max_tokens, tokens or config.max_tokens)
     classes = AutoModelForSequenceClassification
 
@@ -234,7 +229,7 @@ def classifier(config: RewardModelConfig, section: str, dtype: torch.dtype, toke
         return model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
 
     spec = ModelSpec(
-        build=partial(classes.from_config, settings),
+        build=partial(classes.from_config, settings, trust_remote_code=False),
         weights=NO_WEIGHTS,
         blocks=tuple(classes._model_mapping[type(settings)]._no_split_modules or ()),
     )
