@@ -33,7 +33,7 @@ def imported(path: str) -> Any:
         with kept(module, PROCESS):
             found = importlib.import_module(module)
         return getattr(found, attribute)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         expected = (
             "expected module:name, with the module's folder on PYTHONPATH or the command started "
             "in it"

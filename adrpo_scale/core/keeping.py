@@ -23,6 +23,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from adrpo_scale.core.exits import no_exit
+
 log = logging.getLogger(__name__)
 
 _LAUNCHER = (
@@ -192,11 +194,12 @@ FACTS = (
 
 @contextmanager
 def kept(who: str, facts: Sequence[Fact] = FACTS) -> Iterator[None]:
-    """Puts the state back after the block, and warns once of each part that changed. who: whose
-    code runs inside, for the warning."""
+    """Puts the state back after the block, and warns once of each part that changed; the block
+    cannot end the process (`exits`). who: whose code runs inside, for the warning."""
     before = [fact.read() for fact in facts]
     try:
-        yield
+        with no_exit():
+            yield
     finally:
         changed = [(f, v) for f, v in zip(facts, before, strict=True) if f.read() != v]
         for fact, value in changed:

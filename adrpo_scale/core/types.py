@@ -35,7 +35,7 @@ class Prompt:
     file's row (GenEval's `include`, DrawBench's category, a reference answer, ...). messages: a
     conversation of several turns, `{"role": ..., "content": ...}` each, which `text` then only
     shows; where it is empty, `text` is one message of the user. derived: keys of the metadata that
-    were made from others of the row.
+    were made from others of the row. place: the file and line that it was read from, for messages.
     """
 
     id: int
@@ -43,6 +43,7 @@ class Prompt:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     messages: Sequence[Mapping[str, Any]] = ()
     derived: tuple[str, ...] = ()
+    place: str = field(default="", compare=False)
 
     @property
     def conversation(self) -> list[dict[str, Any]]:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import faulthandler
 import logging
-import os
 import socket
 import sys
 import threading
@@ -24,6 +23,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from adrpo_scale.core.errors import STOPPED
+from adrpo_scale.core.exits import leave
 from adrpo_scale.core.files import own
 from adrpo_scale.core.watchdog_guard import STACKS, Guard
 
@@ -120,7 +120,10 @@ class Watchdog:
             faulthandler.unregister(STACKS)
 
     def _end(self, silent: float) -> None:
-        slow = "; a reward that may take longer wants a time_limit" if where() == "reward" else ""
+        slow = ""
+        if where() == "reward":
+            slow = "; a reward that may take longer wants a time_limit"
+            slow += f" (one without may take {_patience:.0f} s more)" if _patience else ""
         line = (
             f"rank {self._rank} on {socket.gethostname()}: no progress for {silent:.0f} s in "
             f"{where()} (limits.hang_seconds = {self._seconds:g}); stacks in {self._file}{slow}"
@@ -130,7 +133,7 @@ class Watchdog:
         writer.start()
         writer.join(_WRITING)
         self._done.wait(max(0.0, min(_OTHERS, self._seconds) - (time.monotonic() - begin)))
-        os._exit(STOPPED)  # without clean-up, which would hang too
+        leave(STOPPED)  # without clean-up, which would hang too
 
     def _tell(self, line: str) -> None:
         print(line, file=sys.stderr, flush=True)

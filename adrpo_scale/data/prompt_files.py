@@ -166,7 +166,7 @@ def _prompt(path: Path, index: int, row: Row) -> Prompt:
             raise row_error(path, row.where, row.messages, f"{expected} ({fault})", remedy)
         text = shown(messages)
     _check_characters(path, row, text)
-    return Prompt(index, text, row.metadata, messages, row.derived)
+    return Prompt(index, text, row.metadata, messages, row.derived, f"{path}, {row.where}")
 
 
 def _check_characters(path: Path, row: Row, text: str) -> None:

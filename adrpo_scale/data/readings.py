@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from adrpo_scale.core.naming import all_places, named
 from adrpo_scale.core.pace import Pace
 from adrpo_scale.core.types import Prompt
 
@@ -56,10 +57,11 @@ class Reading:
 @dataclass(frozen=True)
 class Readings:
     """What all encoders of one model read of the prompts of a run. who: the model, in words.
-    alike: ids of prompts that are different and the same for every encoder, by group."""
+    prompts: id → prompt. alike: ids of prompts that are different and the same for every encoder,
+    by group."""
 
     who: str
-    prompts: Mapping[int, str]
+    prompts: Mapping[int, Prompt]
     encoders: tuple[Reading, ...]
     alike: tuple[tuple[int, ...], ...]
 
@@ -70,7 +72,10 @@ class Readings:
             for each in self.encoders
         }
         alike = [list(group) for group in self.alike]
-        return {"prompts": len(self.prompts), "encoders": encoders, "alike": alike}
+        told = {i for each in self.encoders for i in each.cut}.union(*self.alike)
+        places = {str(i): self.prompts[i].place for i in sorted(told)}
+        facts = {"prompts": len(self.prompts), "encoders": encoders, "alike": alike}
+        return facts | {"places": places}
 
     def warnings(self) -> list[str]:
         """One line for all encoders that cut the same prompts, and one for prompts that are
@@ -95,9 +100,9 @@ class Readings:
         return lines
 
     def _named(self, ids: Sequence[int]) -> str:
-        names = "; ".join(f"{i} {self.prompts[i][:80]!r}" for i in ids[:_NAMED])
-        more = f"; and {len(ids) - _NAMED} more" if len(ids) > _NAMED else ""
-        return f"prompt{'s' * (len(ids) > 1)} {names}{more}"
+        names = "; ".join(named(self.prompts[i]) for i in ids[:_NAMED])
+        more = all_places(self.prompts[i] for i in ids[_NAMED:])
+        return f"{names}; and {more}" if more else names
 
 
 def _sharing(groups: Sequence[Sequence[int]]) -> str:
@@ -119,7 +124,7 @@ def read_prompts(who: str, encoders: Sequence[Encoder], prompts: Sequence[Prompt
     for encoder, found in zip(encoders, lengths, strict=True):
         cut = {i: found[text] for i, text in texts.items() if found[text] > encoder.limit}
         readings.append(Reading(encoder.name, encoder.limit, cut, encoder.remedy))
-    return Readings(who, texts, tuple(readings), _alike(texts, seen))
+    return Readings(who, {p.id: p for p in prompts}, tuple(readings), _alike(texts, seen))
 
 
 def lengths_of(encoder: Encoder, texts: Sequence[str], seen: Mapping[str, Any]) -> dict[str, int]:

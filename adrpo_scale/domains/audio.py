@@ -32,6 +32,7 @@ from pydantic import model_validator
 from torch import Tensor, nn
 
 from adrpo_scale.core.errors import ClipError, PromptError
+from adrpo_scale.core.naming import named
 from adrpo_scale.core.settings import setting
 from adrpo_scale.core.types import DrawKey, Prompt, Rows
 from adrpo_scale.data.clip_headers import (
@@ -286,7 +287,7 @@ class AudioDomain(TextDomain):
         count = 0 if samples is None else self._count(prompt, samples)
         if ids.count(token) != (samples is not None):
             raise PromptError(
-                f"prompt {prompt.id} {prompt.text[:80]!r} becomes {ids.count(token)} audio tokens "
+                f"{named(prompt)} becomes {ids.count(token)} audio tokens "
                 f"by the chat template, expected {int(samples is not None)}: take "
                 f"{self.tokenizer.decode([token])!r} out of its text, or fix the template"
             )
@@ -298,7 +299,7 @@ class AudioDomain(TextDomain):
         count, window = self.model.audio_tokens(samples), int(self.model.features.n_samples)
         if samples > window or count == 0:
             raise PromptError(
-                f"prompt {prompt.id} {prompt.text[:80]!r}: its clip has "
+                f"{named(prompt)}: its clip has "
                 f"{samples / SAMPLE_RATE:.2f} s; {self.config.model} takes clips of at least one "
                 f"token and at most {window / SAMPLE_RATE:g} s; cut it into parts or take it out "
                 "(clips are never cut here)"

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import model_validator
 
 from adrpo_scale.core.errors import ConfigError, ModelNotFoundError, PromptError
+from adrpo_scale.core.naming import named
 from adrpo_scale.core.pace import paced
 from adrpo_scale.core.settings import Section, setting
 from adrpo_scale.core.types import Prompt
@@ -123,7 +124,7 @@ def check_length(prompt: Prompt, length: int, config: ChatConfig) -> None:
     """Raises PromptError, naming the prompt, where `length` is above max_prompt_tokens."""
     if length > config.max_prompt_tokens:
         raise PromptError(
-            f"prompt {prompt.id} {prompt.text[:80]!r} has {length} tokens, "
+            f"{named(prompt)} has {length} tokens, "
             f"domain.chat.max_prompt_tokens is {config.max_prompt_tokens}: raise it, take the "
             'prompt out of the file, or set domain.chat.long_prompts = "drop"; prompts are never '
             "cut"
@@ -148,7 +149,7 @@ def without_long(
     pairs = list(zip(prompts, lengths, strict=True))
     for prompt, length in pairs:
         if length > config.max_prompt_tokens:
-            log.info("prompt %d %r has %d tokens: left out", prompt.id, prompt.text[:80], length)
+            log.info("%s has %d tokens: left out", named(prompt), length)
     kept = [prompt for prompt, length in pairs if length <= config.max_prompt_tokens]
     if prompts and not kept:
         raise PromptError(
@@ -173,9 +174,7 @@ def token_ids(tokenizer: Any, prompt: Prompt, config: ChatConfig) -> list[int]:
     else:
         ids = _templated(tokenizer, prompt, config)
     if not ids:
-        raise PromptError(
-            f"prompt {prompt.id} {prompt.text[:80]!r} has no token: take it out of the prompts"
-        )
+        raise PromptError(f"{named(prompt)} has no token: take it out of the prompts")
     return ids
 
 
@@ -201,6 +200,6 @@ def _templated(tokenizer: Any, prompt: Prompt, config: ChatConfig) -> list[int]:
             return list(tokenizer(text, add_special_tokens=False)["input_ids"])
     roles = [message["role"] for message in messages]
     raise PromptError(
-        f"prompt {prompt.id} {prompt.text[:80]!r}: the chat template refuses its messages "
+        f"{named(prompt)}: the chat template refuses its messages "
         f"with roles {roles} ({fault}); leave out domain.chat.system, or fix the prompt"
     ) from fault

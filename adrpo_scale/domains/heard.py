@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adrpo_scale.core.errors import PromptError
+from adrpo_scale.core.naming import named
 from adrpo_scale.core.types import Prompt
 from adrpo_scale.data.clips import SAMPLE_RATE
 
@@ -25,7 +26,7 @@ def clip_of(prompt: Prompt) -> tuple[str, Path] | None:
     reference, folder = (prompt.metadata.get(key) for key in ("audio", "audio_folder"))
     if reference and not folder:
         raise PromptError(
-            f"prompt {prompt.id} {prompt.text[:80]!r} names the clip {reference!r} and no folder; "
+            f"{named(prompt)} names the clip {reference!r} and no folder; "
             'add "audio_folder" to its row, or write the rows with `adrpo-scale prepare`'
         )
     return (reference, Path(folder)) if reference and folder else None
@@ -39,10 +40,7 @@ def with_audio(prompt: Prompt) -> list[Any]:
     messages: list[dict[str, Any]] = [dict(message) for message in prompt.conversation]
     users = [n for n, message in enumerate(messages) if message["role"] == "user"]
     if not users:
-        raise PromptError(
-            f"prompt {prompt.id} {prompt.text[:80]!r} has a clip and no user message to put it in: "
-            "add one"
-        )
+        raise PromptError(f"{named(prompt)} has a clip and no user message to put it in: add one")
     last = users[-1]
     text = {"type": "text", "text": messages[last]["content"]}
     messages[last]["content"] = [{"type": "audio", "audio": prompt.metadata["audio"]}, text]

@@ -100,3 +100,12 @@ def adapter_line(folder: Path) -> str:
         "these adapters, and training would start without them: move adapter_* to another folder "
         "to train the base, or merge them (docs/guide/weights.md shows how) and name the result"
     )
+
+
+def stray_adapter_line(folder: Path, name: str, config: str) -> str:
+    """The disagreement of a model's folder with weights of adapters whose config is missing."""
+    return (
+        f"{folder} holds {name} without {config} beside the model: training would start without "
+        f"these adapters, and transformers leaves them out, too; move {name} to another folder to "
+        "train the base, or bring the config and merge them (docs/guide/weights.md shows how)"
+    )

@@ -2,6 +2,7 @@
 
     damage          files that their library cannot parse, by their headers alone
     disagreements   files by which the library could load other weights than those that are read
+    notices         files of weights that are neither read nor compared
 
 Only files that a need covers, and that the libraries always read, are looked at: a folder of one's
 own may hold anything else.
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 
 from adrpo_scale.core.errors import AdrpoError, DamagedFileError, ModelNotFoundError, StopRequested
+from adrpo_scale.hub import beside
 from adrpo_scale.hub.foreign import check_whole, first_words, open_tensors, read_json
 from adrpo_scale.hub.needs import HubNeed
 from adrpo_scale.hub.weight_files import (
@@ -68,9 +70,19 @@ def disagreements(folder: Path, need: HubNeed | None = None) -> Iterator[str]:
     """A line for everything by which a library would load other weights of a whole folder."""
     for place in _places(folder, need):
         for stem in _stems(folder, place, need):
-            yield from rivals(weight_files(place, stem), stem)
-            if stem == TRANSFORMERS and need is not None and need.raw:
-                yield from read_instead(place)
+            files = weight_files(place, stem)
+            yield from rivals(files, stem)
+            yield from beside.unlike_variants(files, stem)
+            is_raw = stem == TRANSFORMERS and need is not None and need.raw
+            instead = list(read_instead(place)) if is_raw else []
+            yield from instead or beside.quantised_tensors(files)
+
+
+def notices(folder: Path, need: HubNeed | None = None) -> Iterator[str]:
+    """A line for every place in a model's folder with files of weights that are left alone."""
+    for place in _places(folder, need):
+        for stem in _stems(folder, place, need):
+            yield from beside.notices(place, stem)
 
 
 def _places(folder: Path, need: HubNeed | None) -> list[Path]:

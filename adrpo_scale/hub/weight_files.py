@@ -3,7 +3,7 @@
 transformers (stem `model`) reads `model.safetensors` and, without it, the files that
 `model.safetensors.index.json` lists; diffusers (stem `diffusion_pytorch_model`) reads an index
 before a single file. Both read every tensor of the listed files, wherever the index says that it
-lies, and a variant (`model.fp16.safetensors`) only when it is asked for, which nothing here does.
+lies. What they read on request alone is the business of `beside`.
 
 Where a folder has both, they must hold the same; `rivals` names the first difference.
 """
@@ -21,11 +21,12 @@ from torch import Tensor
 from adrpo_scale.core import watchdog
 from adrpo_scale.core.errors import ModelNotFoundError
 from adrpo_scale.hub.foreign import damaged, open_tensors, read_json, same_bytes
-from adrpo_scale.hub.misfits import DEQUANTISE, adapter_line
+from adrpo_scale.hub.misfits import DEQUANTISE, adapter_line, stray_adapter_line
 
 TRANSFORMERS, DIFFUSERS = "model", "diffusion_pytorch_model"
 ADAPTER = "adapter_config.json"
 SAFE = ".safetensors"
+_ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
 _SHARD = r"-\d{5}-of-\d{5}"
 _DISTRIBUTED = r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors"  # transformers reads them first
 EXPLICIT = "transformers_weights"  # in config.json: the file that transformers reads instead
@@ -169,7 +170,7 @@ def rivals(files: WeightFiles, stem: str) -> Iterator[str]:
             first = "the former" if stem == DIFFUSERS else "the latter"
             yield (
                 f"{folder} has {chosen.name} and {other.name}, which differ ({where}); "
-                f"{_library(stem)} reads {first}: delete the one that is not meant"
+                f"{library_of(stem)} reads {first}: delete the one that is not meant"
             )
     for name, places in files.twice.items():
         one, *others = [_tensor(folder / file, name) for file in places]
@@ -181,7 +182,7 @@ def rivals(files: WeightFiles, stem: str) -> Iterator[str]:
     if files.unlisted:
         yield (
             f"{folder}: {chosen.name} does not list {_few(files.unlisted)}, which its files hold "
-            f"and {_library(stem)} loads: bring the index that belongs to these files"
+            f"and {library_of(stem)} loads: bring the index that belongs to these files"
         )
 
 
@@ -190,6 +191,9 @@ def read_instead(folder: Path) -> Iterator[str]:
     weights alone state: adapters, quantisation, files that it reads in their place."""
     if (folder / ADAPTER).is_file():
         yield adapter_line(folder)
+    else:
+        strays = [name for name in _ADAPTERS if _is_there(folder / name)]
+        yield from (stray_adapter_line(folder, name, ADAPTER) for name in strays[:1])
     path = folder / "config.json"
     config = read_json(path) if path.is_file() else {}
     quantised = _quantisation(config)
@@ -239,7 +243,8 @@ def _tensor(path: Path, name: str) -> Tensor:
         return file.get_tensor(name)
 
 
-def _library(stem: str) -> str:
+def library_of(stem: str) -> str:
+    """The library that reads files of this stem."""
     return "diffusers" if stem == DIFFUSERS else "transformers"
 
 

@@ -10,16 +10,15 @@ from __future__ import annotations
 import math
 import numbers
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
 from adrpo_scale.core.errors import RewardError
+from adrpo_scale.core.naming import all_places, named
 from adrpo_scale.core.types import Prompt
-from adrpo_scale.rewards.base import named
 
-_RANGES = 60  # ranges of prompts that an error lists
 # A leading zero is part of a name (007), no number; thousands may be set apart by commas.
 _WHOLE = r"(?:[1-9][0-9]{0,2}(?:,[0-9]{3})+|[1-9][0-9]*|0)"
 _NUMBER = re.compile(rf"[+-]?(?:{_WHOLE}(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{{1,4}})?")
@@ -106,7 +105,7 @@ def refuse_rows(
     label: str, prompts: Sequence[Prompt], fault_of: Callable[[Prompt], Fault | None]
 ) -> None:
     """Raises RewardError where prompts have faults, with a line for each kind of fault. It names
-    the first such prompt in full and the others by number."""
+    the first such prompt in full and the others by their places."""
     lines = refused_rows(prompts, fault_of)
     if lines:
         raise RewardError("\n".join(f"reward {label}: {line}" for line in lines))
@@ -123,22 +122,10 @@ def refused_rows(
             found.setdefault(fault.kind, []).append((prompt, fault))
     lines = []
     for (first, fault), *others in found.values():
-        more = f"; the same holds for prompts {ranges(p.id for p, _ in others)}" if others else ""
+        same = all_places(prompt for prompt, _ in others)
+        more = f"; the same holds for {same}" if others else ""
         lines.append(f"{named(first)} {fault.text}{more}: {fault.remedy}")
     return lines
-
-
-def ranges(ids: Iterable[int]) -> str:
-    """`1-3, 7`: numbers as ranges, the first sixty of them."""
-    runs: list[list[int]] = []
-    for number in sorted(set(ids)):
-        if runs and number == runs[-1][1] + 1:
-            runs[-1][1] = number
-        else:
-            runs.append([number, number])
-    shown = [f"{a}" if a == b else f"{a}-{b}" for a, b in runs[:_RANGES]]
-    left = sum(b - a + 1 for a, b in runs[_RANGES:])
-    return ", ".join(shown) + (f" and {left} more" if left else "")
 
 
 def _shown(value: Any) -> str:

@@ -88,6 +88,7 @@ class Reward(ABC):
         """Every subclass is built as `Subclass(config, device)`."""
         self.label, self.weight, self.time_limit = config.label, config.weight, config.time_limit
         self.sharded: nn.Module | None = None  # whole only inside `engine.sampling()`
+        self.patience = 0.0  # seconds beyond the watchdog's, of one without a time limit
         self.resumes = False  # True before `check` where the run resumes from a checkpoint
 
     def check(self, prompts: Sequence[Prompt]) -> None:
@@ -113,8 +114,8 @@ class Reward(ABC):
     def __call__(self, artifacts: Sequence[Any], prompts: Sequence[Prompt]) -> Any:
         """One number per sample, N ≥ 1: a tensor or an array [N], or a list, in which None abstains
         (see `calls`). With further numbers for the log: a pair of these and a dictionary, whose
-        values are one number or N. An exception masks single samples, but RewardError ends the
-        run."""
+        values are one number or N. Coroutines of these are awaited. An exception masks single
+        samples, but RewardError ends the run."""
 
 
 class PlainReward(Reward):
@@ -132,8 +133,10 @@ REPEATS = 3
 
 
 def longest_wait(rewards: Sequence[Reward] | Sequence[RewardConfig]) -> float:
-    """Seconds that rewards with a time limit may take for one chunk of samples."""
-    return (1 + REPEATS) * sum(reward.time_limit or 0.0 for reward in rewards)
+    """Seconds without progress that rewards may take for one chunk of samples, beyond those that
+    the watchdog allows: of their time limits, and of the most patient one without a limit."""
+    limited = (1 + REPEATS) * sum(reward.time_limit or 0.0 for reward in rewards)
+    return limited + max((getattr(reward, "patience", 0.0) for reward in rewards), default=0.0)
 
 
 class Embedding(ABC):
@@ -148,8 +151,3 @@ class Embedding(ABC):
 def sharded_models(rewards: Sequence[Reward]) -> list[nn.Module]:
     """The models that `engine.sampling()` must gather before these rewards are called."""
     return [reward.sharded for reward in rewards if reward.sharded is not None]
-
-
-def named(prompt: Prompt) -> str:
-    """The name of a prompt in errors and logs: its id and the beginning of its text."""
-    return f"prompt {prompt.id} {prompt.text[:80]!r}"

@@ -5,7 +5,7 @@ not finite is masked on every rank, and the log names its prompt; samples with t
 one line, which names the first prompts.
 
 A reward gets copies of samples and rows, and what it changes of this process is put back: the next
-reward sees what the model made, and the run goes on as it was.
+reward sees what the model made, and the run goes on as it was. Coroutines are awaited.
 
 A reward that gives None for a sample abstains: the sample's weighted sum leaves it out, as if its
 weight were 0 there. A sample for which every reward abstains is masked.
@@ -13,7 +13,6 @@ weight were 0 there. A sample for which every reward abstains is masked.
 
 from __future__ import annotations
 
-import inspect
 import logging
 import math
 import time
@@ -28,8 +27,10 @@ from torch import Tensor
 from adrpo_scale.core import watchdog
 from adrpo_scale.core.errors import RewardError
 from adrpo_scale.core.keeping import kept
+from adrpo_scale.core.naming import named
 from adrpo_scale.core.types import Prompt
-from adrpo_scale.rewards.base import REPEATS, Reward, named
+from adrpo_scale.rewards.awaiting import awaited
+from adrpo_scale.rewards.base import REPEATS, Reward
 from adrpo_scale.rewards.copies import own_artifacts, own_prompts
 
 log = logging.getLogger(__name__)
@@ -161,7 +162,7 @@ def checked(reward: Reward, artifacts: Sequence[Any], prompts: Sequence[Prompt])
         answer = reward(artifacts, prompts)
     else:
         with kept(f"reward {reward.label}"):
-            answer = reward(own_artifacts(artifacts), own_prompts(prompts))
+            answer = awaited(reward(own_artifacts(artifacts), own_prompts(prompts)))
     if isinstance(answer, Scores):
         return answer
     return read_scores(answer, len(artifacts), reward.label)
@@ -178,8 +179,6 @@ def read_scores(answer: Any, count: int, label: str) -> Scores:
     info: Mapping[str, Any] = {}
     if isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[1], Mapping):
         answer, info = answer
-    if inspect.iscoroutine(answer):
-        answer.close()  # otherwise Python warns that nobody has awaited it
     members = _members(answer)
     expected = f"for {count} samples; one number per sample is expected"
     if members is None:
@@ -228,8 +227,6 @@ def _numbers(members: Tensor | list[Any]) -> tuple[Tensor, Tensor]:
 def _described(answer: Any) -> str:
     if answer is None:
         return "nothing (None)"
-    if inspect.isawaitable(answer):
-        return "a coroutine (it is an async function: call asyncio.run inside)"
     if isinstance(answer, int | float):
         return f"shape (), the one number {answer},"
     return f"a {type(answer).__name__}"

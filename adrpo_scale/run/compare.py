@@ -136,7 +136,8 @@ def prompts_digest(*lists: Sequence[Prompt]) -> str:
 def _without_place(prompt: dict[str, Any]) -> dict[str, Any]:
     left_out = ("audio_folder", *prompt["derived"])
     metadata = {k: v for k, v in prompt["metadata"].items() if k not in left_out}
-    return {k: v for k, v in prompt.items() if k != "derived"} | {"metadata": metadata}
+    facts = {k: v for k, v in prompt.items() if k not in ("derived", "place")}
+    return facts | {"metadata": metadata}
 
 
 def check_content(reader: Reader, constant: Mapping[str, Any], allowed: Sequence[str]) -> None:

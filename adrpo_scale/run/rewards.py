@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import torch
 
 from adrpo_scale.core import dist, watchdog
-from adrpo_scale.core.errors import RewardError, agreed
+from adrpo_scale.core.errors import AdrpoError, PromptError, RewardError, agreed
 from adrpo_scale.core.keeping import kept
 from adrpo_scale.core.types import Prompt
+from adrpo_scale.data.prompts import build_prompts
 from adrpo_scale.engines.base import Engine
 from adrpo_scale.rewards import trial
 from adrpo_scale.rewards.apart import Apart, apart
 from adrpo_scale.rewards.base import Reward, RewardConfig, longest_wait
 from adrpo_scale.rewards.copies import own_prompts
 from adrpo_scale.rewards.function import FunctionReward
+from adrpo_scale.rewards.signature import rows_have
 from adrpo_scale.run.config import RunConfig
 from adrpo_scale.run.registry import DOMAINS, REWARDS
 from adrpo_scale.training.media import MEDIA
 
 log = logging.getLogger(__name__)
 
+PATIENCE = 5  # times limits.hang_seconds, for a reward of one's own without a time limit
 SIDE = 64  # of made-up pictures, where the config states no size
 
 
@@ -79,10 +83,22 @@ def build_rewards(
     return rewards
 
 
-def _build(kind: type[Reward], section: RewardConfig, device: torch.device) -> Reward:
+def _build(
+    kind: type[Reward], section: RewardConfig, device: torch.device, patience: float
+) -> Reward:
     if section.time_limit is not None:
         return apart(kind, section, device)
-    return kind(section, device)  # type: ignore[call-arg, arg-type]
+    reward = kind(section, device)  # type: ignore[call-arg, arg-type]
+    if is_own_code(kind):
+        reward.patience = patience
+    return reward
+
+
+def _patience(config: RunConfig) -> float:
+    """Seconds that a call of other people's code may take beyond limits.hang_seconds: a slow judge
+    is no hang. Less than the other ranks wait for it."""
+    hang = config.limits.hang_seconds or 0.0
+    return max(0.0, min(PATIENCE * hang, 0.9 * config.engine.timeout_seconds) - hang)
 
 
 def is_own_code(kind: type[Reward]) -> bool:
@@ -108,7 +124,7 @@ def _built(
         reward = REWARDS[section.kind]
         if wanted(reward):
             with kept(f"reward {section.label}"):
-                built[place] = _build(reward, section, device)
+                built[place] = _build(reward, section, device, _patience(config))
     faults = []
     for one in built.values():
         one.resumes = resumes
@@ -124,7 +140,24 @@ def _built(
 
 def check_code(config: RunConfig) -> None:
     """Raises RewardError, which every rank does alike, where code that the rewards name cannot be
-    imported, or not be called as rewards are. Nothing is loaded."""
+    imported, or not be called as rewards are. No model is loaded; the remedies name keys that all
+    rows of the run's prompts have."""
+    faults = _faults_of_code(config)
+    if faults:
+        with suppress(AdrpoError), rows_have(_row_keys(config)):
+            faults = _faults_of_code(config)
+        raise agreed(RewardError("\n".join(map(str, faults)))) from faults[0]
+
+
+def _row_keys(config: RunConfig) -> set[str]:
+    """Raises PromptError where the prompts are not here, or not to be read."""
+    if config.prompts.needs_from_hub():
+        raise PromptError("a file of the hub's, which may not be here")
+    prompts, _ = build_prompts(config.prompts)
+    return set.intersection(*(set(prompt.metadata) for prompt in prompts))
+
+
+def _faults_of_code(config: RunConfig) -> list[RewardError]:
     faults = []
     for section in config.rewards:
         try:
@@ -132,8 +165,7 @@ def check_code(config: RunConfig) -> None:
                 REWARDS[section.kind].check_code(section)
         except RewardError as error:
             faults.append(error)
-    if faults:
-        raise agreed(RewardError("\n".join(map(str, faults)))) from faults[0]
+    return faults
 
 
 def try_rewards(

@@ -21,6 +21,7 @@ from adrpo_scale.core.errors import (
     exit_code,
     together,
 )
+from adrpo_scale.core.exits import not_left
 from adrpo_scale.core.folder_lock import RunLock
 from adrpo_scale.core.preempt import Signals
 from adrpo_scale.core.watchdog import Watchdog
@@ -117,7 +118,7 @@ def _carry_out(
     store = Store(run, config.checkpoint, lock.check, config.engine.timeout_seconds)
     record = _open_record(run, start)
     with _recorded(record, signals) as trainers, _watched(config, run, record, trainers):
-        with watchdog.phase("load"):
+        with watchdog.phase("load"), not_left():
             trainer = build_trainer(config, run, start, signals, store)
         trainers.append(trainer)
         dist.run_on_main(lambda: _prepare_files(config, run, trainer))
@@ -183,7 +184,8 @@ def _watched(
 def _run(trainer: Trainer) -> None:
     """Trains, and saves the last state."""
     try:
-        trainer.train()
+        with not_left():
+            trainer.train()
     except StopRequested as stop:
         if stop.saveable:
             trainer.saver.save_now()

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from adrpo_scale.core.errors import LimitReached, NonFiniteError
+from adrpo_scale.core.naming import named
 from adrpo_scale.core.settings import Effect, Section, setting
 from adrpo_scale.core.types import Prompt
 from adrpo_scale.training.state import Counters
@@ -91,9 +92,9 @@ class Limits:
         where = f"iteration {counters.iteration}"
         log.warning("%s: gradient norm is %s, update skipped", where, norm)
         if in_a_row >= most:
-            names = "; ".join(f"{p.id} {p.text[:60]!r}" for p in prompts_P)
+            names = "; ".join(map(named, prompts_P))
             raise NonFiniteError(
                 f"{where}: {in_a_row} updates in a row had a gradient norm of {norm} "
-                f"(limits.max_nonfinite_updates = {most}). Prompts: {names}. Lower "
+                f"(limits.max_nonfinite_updates = {most}). It was of {names}. Lower "
                 "optimizer.learning_rate, or look at the rewards of these prompts"
             )

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from adrpo_scale.algorithms.base import Algorithm
 from adrpo_scale.core import dist, watchdog
 from adrpo_scale.core.errors import GroupError
+from adrpo_scale.core.naming import named
 from adrpo_scale.core.types import DrawKey, Prompt, Rewards, Rows
 from adrpo_scale.data.prompts import PromptStream
 from adrpo_scale.domains.base import Domain, Mode, Reference
@@ -246,7 +247,7 @@ def check_groups(ids: Tensor, prompts_P: Sequence[Prompt], size: int) -> None:
         members = counts[p * size : (p + 1) * size]
         if not bool((members == 1).all()):
             raise GroupError(
-                f"prompt {prompt.id} {prompt.text[:80]!r}: samples came {members.tolist()} times, "
+                f"{named(prompt)}: samples came {members.tolist()} times, "
                 f"each of the group's {size} is expected once; a rank has lost or repeated rows: "
                 "please open an issue"
             )
@@ -259,6 +260,5 @@ def check_groups(ids: Tensor, prompts_P: Sequence[Prompt], size: int) -> None:
         sample, found = ids[wrong[0]].tolist()
         prompt = prompts_P[sample // size]
         raise GroupError(
-            f"sample {sample} was made for prompt {found}, but belongs to prompt {prompt.id} "
-            f"{prompt.text[:80]!r}"
+            f"sample {sample} was made for prompt {found}, but belongs to {named(prompt)}"
         )

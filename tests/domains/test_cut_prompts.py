@@ -17,6 +17,7 @@ from adrpo_scale.cluster.status.read import read
 from adrpo_scale.cluster.status.state import judge
 from adrpo_scale.core.paths import resolve_path
 from adrpo_scale.core.types import Prompt
+from adrpo_scale.data.prompts import load_prompts
 from adrpo_scale.data.readings import Encoder, read_prompts
 from adrpo_scale.rewards.image import ClipReward, ClipRewardConfig
 from adrpo_scale.run.build import build_domain
@@ -38,9 +39,20 @@ def test_what_the_models_encoders_do_not_read_is_counted_and_named():
     cut, alike = found.warnings()
     assert cut.startswith(
         "2 of 4 prompts are cut: text_encoder and text_encoder_2 of the model read 12 tokens, the "
-        "longest has 27 (prompts 1 'a red ring and a blue"
+        "longest has 27 (prompt 1 'a red ring and a blue"
     )
     assert alike.startswith("2 different prompts share 1 embedding of the model, because their")
+
+
+def test_cut_prompts_are_named_by_file_and_line(tmp_path):
+    file = tmp_path / "prompts.txt"
+    long = [f"{SAME}{colour} square" for colour in ("blue", "red", "green", "pink", "white")]
+    file.write_text("\n".join(["a red ring", "", *long]))
+    found = build_domain(demo_config()).reads(load_prompts(file))
+    cut, alike = found.warnings()
+    assert f"({file}, line 3)" in cut and f"; and {file}, lines 6-7): " in cut
+    assert f"({file}, line 5); and {file}, lines 6-7): " in alike
+    assert found.as_json()["places"]["4"] == f"{file}, line 6"
 
 
 def test_equal_tokens_are_equal_embeddings_and_others_are_not(tmp_path, monkeypatch):
@@ -113,6 +125,7 @@ def test_a_run_warns_lists_and_status_says_it(tmp_path, caplog):
             for name in ("text_encoder", "text_encoder_2")
         },
         "alike": [[1, 2]],
+        "places": {"1": f"{file}, line 2", "2": f"{file}, line 3"},
     }
     (run / "config.json").write_text('{"iterations": 1}')
     line = judge(read(run)).cut

@@ -3,6 +3,7 @@ error names the tensor or file, and what helps."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -17,7 +18,8 @@ from adrpo_scale.checkpoint.locate import open_checkpoint
 from adrpo_scale.cluster.preflight.models import model_findings
 from adrpo_scale.core.errors import AdrpoError, DamagedFileError, ModelNotFoundError, WeightsError
 from adrpo_scale.evaluation.sample import domain_of, model_source
-from adrpo_scale.hub.weight_files import read_instead
+from adrpo_scale.hub.beside import unlike_variants
+from adrpo_scale.hub.weight_files import read_instead, weight_files
 from adrpo_scale.hub.weights import SafetensorsFolder
 from adrpo_scale.run.build import build_domain, build_engine, build_trainer
 from adrpo_scale.run.resume import Start
@@ -55,7 +57,8 @@ def shard(folder, model=None):
 
 def faults_of(config):
     """What a preflight says of the models of a run that has not begun."""
-    return [finding.value for finding in model_findings(config, Path("none"))]
+    found = model_findings(config, Path("none"))
+    return [finding.value for finding in found if finding.severity == "fault"]
 
 
 @torch.no_grad()
@@ -178,11 +181,88 @@ def test_a_variant_alone_shards_without_an_index_and_other_layouts(tmp_path):
         refused(folder, f"holds neither {WEIGHTS} nor", name, words, error=ModelNotFoundError)
 
 
-def test_a_variant_beside_the_weights_is_never_read(tmp_path):
+def noticed(folder, caplog, *words):
+    """A first start and a preflight say it in one line each, and go on."""
+    caplog.clear()
+    same(folder)
+    said = [record.getMessage() for record in caplog.records]
+    (line,) = {words for words in said if "beside the safetensors" in words}
+    (found,) = model_findings(text_config(folder), Path("none"))
+    assert found.severity == "warning" and found.value == line
+    assert all(word in line for word in words), line
+
+
+def test_files_that_nothing_reads_are_named_in_one_line(tmp_path, caplog):
     folder = save_tiny(tmp_path / "m")
+    same(folder)
     (folder / "model.fp16.safetensors").write_bytes(b"not read")
     (folder / "model.safetensors.index.fp16.json").write_text("")
-    same(folder)
+    noticed(folder, caplog, "model.fp16.safetensors", "is not opened")
+    for name in ("pytorch_model.bin", "pytorch_model-00001-of-00002.bin"):
+        (folder / name).write_bytes(b"never opened")
+    noticed(folder, caplog, "pytorch_model.bin", "pytorch_model-00001-of-00002.bin")
+
+
+def variant(folder, tensors, name="model.fp16.safetensors"):
+    save_file(tensors, folder / name, {"format": "pt"})
+
+
+def test_a_variant_of_the_same_model_is_left_alone(tmp_path):
+    folder = save_tiny(tmp_path / "m")
+    exact = tensors(folder)  # both may be rounded from a third
+    types = (torch.float32, torch.float16, torch.bfloat16)
+    for stored, dtype in itertools.product(types, types):
+        write(folder, {n: t.to(stored) for n, t in exact.items()})
+        other = {n: t.to(dtype) for n, t in exact.items()}
+        variant(folder, other | {HEAD: other[EMBEDDING].clone(), "position_ids": torch.arange(3)})
+        assert list(unlike_variants(weight_files(folder, "model"), "model")) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda t: t | {EMBEDDING: t[EMBEDDING] + 0.01}, f"{EMBEDDING} has other values"),
+        (lambda t: t | {EMBEDDING: t[EMBEDDING][1:]}, f"{EMBEDDING} has the shapes"),
+        (lambda t: {n: v for n, v in t.items() if n != EMBEDDING}, f"{EMBEDDING} is in {WEIGHTS}"),
+        (lambda t: t | {"model.more": torch.ones(2)}, "model.more is in model."),
+    ],
+)
+def test_a_variant_of_another_model_is_an_error_that_names_both(tmp_path, change, words):
+    folder = save_tiny(tmp_path / "m")
+    other = {n: v.half() for n, v in tensors(folder).items()}
+    for name in ("fp16", "non_ema", "fp16-00001-of-00001"):
+        variant(folder, change(other), f"model.{name}.safetensors")
+        (line,) = faults_of(text_config(folder))
+        assert f"{WEIGHTS} and model.{name}.safetensors" in line and words in line
+        if name != "fp16-00001-of-00001":
+            (folder / f"model.{name}.safetensors").unlink()
+    refused(folder, WEIGHTS, words, "reads the former")
+
+
+def test_a_large_tensor_is_compared_at_three_places(tmp_path):
+    folder = save_tiny(tmp_path / "m")
+    shape = (10_000, 32)
+    write(folder, {"a": torch.zeros(shape)})
+    for place in (0, 5_000, 9_999):
+        variant(folder, {"a": torch.zeros(shape).index_fill(0, torch.tensor([place]), 1)})
+        files = weight_files(folder, "model")
+        assert "a has other values" in next(unlike_variants(files, "model"))
+
+
+@pytest.mark.parametrize("file", ["adapter_model.safetensors", "adapter_model.bin"])
+def test_adapters_without_their_config_are_refused_by_name(tmp_path, file):
+    folder = save_tiny(tmp_path / "m")
+    (folder / file).write_bytes(b"")
+    refused(folder, file, "without adapter_config.json", "merge them")
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int32, torch.float8_e4m3fn])
+def test_integers_and_eight_bits_without_a_word_in_the_config_are_refused(tmp_path, dtype):
+    folder = save_tiny(tmp_path / "m")
+    name = "model.layers.0.mlp.up_proj.weight"
+    found = tensors(folder)
+    write(folder, found | {name: (found[name] * 100).to(dtype)})
+    refused(folder, f"stores {name} as", "quantised", "dequantize()")
 
 
 def test_files_that_transformers_reads_instead(tmp_path):

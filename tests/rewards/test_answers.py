@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from adrpo_scale.core.errors import RewardError
+from adrpo_scale.core.naming import all_places, ranges
 from adrpo_scale.core.types import Completion, Prompt
-from adrpo_scale.rewards.answers import number_in, ranges, reference_answer
+from adrpo_scale.rewards.answers import number_in, reference_answer
 from adrpo_scale.rewards.audio import Choice, ChoiceConfig
 from adrpo_scale.rewards.text import ExactAnswer, ExactAnswerConfig, MathVerify, MathVerifyConfig
 from adrpo_scale.run.build import build_trainer
@@ -118,10 +119,20 @@ def test_all_rewards_tell_of_their_rows_before_anything_is_loaded(tmp_path):
         build_trainer(config, tmp_path / "run")
     assert error.value.agreed
     lines = str(error.value).splitlines()
-    assert lines[0].startswith("reward exact_answer: prompt 0 'w1 w2' has no 'a' beside its text")
-    assert "the same holds for prompts 1-5: add it to the prompt file" in lines[0]
-    assert (
-        lines[1].startswith("reward choice: prompt 0 'w1 w2' has choices = None") and not lines[2:]
+    place = f"{config.prompts.train}, line"
+    first = f"prompt 0 'w1 w2' ({place} 1) has"
+    assert lines[0].startswith(f"reward exact_answer: {first} no 'a' beside its text")
+    assert f"the same holds for {place}s 2-6: add it to the prompt file" in lines[0]
+    assert lines[1].startswith(f"reward choice: {first} choices = None") and not lines[2:]
+
+
+def test_places_are_listed_by_file():
+    lines = [Prompt(i, "", place=f"a.jsonl, line {i + 2}") for i in (3, 0, 1, 7)]
+    rows = [Prompt(9, "", place="d, x/part.parquet row 4"), Prompt(5, ""), Prompt(6, "")]
+    entries = [Prompt(i, "", place=f"b.json, entry {i}") for i in (1, 2)]
+    said = all_places([*lines, *rows, *entries])
+    assert said == (
+        "a.jsonl, lines 2-3, 5, 9; d, x/part.parquet row 4; prompts 5-6; b.json, entries 1-2"
     )
 
 

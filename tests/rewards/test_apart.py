@@ -94,6 +94,11 @@ def test_a_reward_that_leaves_ends_no_run(caplog):
     assert "raised SystemExit('no judge here') on 2 samples" in caplog.text
 
 
+def test_a_reward_that_ends_its_process_ends_no_run(caplog):
+    assert told(scores(function("ends"), "a", "b")) == ["nan", "nan"]
+    assert "raised SystemExit('os._exit(0)') on 2 samples" in caplog.text
+
+
 # ---- in a process of its own ---------------------------------------------------------------------
 
 
@@ -108,10 +113,11 @@ def test_an_endless_call_is_ended_and_masks_its_sample_alone(caplog):
 def test_whatever_a_sample_does_to_the_process_the_others_are_scored(caplog):
     caplog.set_level(logging.WARNING)
     reward = obeyed(4.0)
-    texts = ["give 1", "exit", "raise", "abstain", "stuck", "give 6"]
-    assert told(scores(reward, *texts)) == [1.0, "nan", "nan", ABSTAINED, "nan", 6.0]
+    texts = ["give 1", "die", "exit", "raise", "abstain", "stuck", "give 6"]
+    assert told(scores(reward, *texts)) == [1.0, "nan", "nan", "nan", ABSTAINED, "nan", 6.0]
     assert [line.split(" on prompt")[0] for line in caplog.messages] == [
         "reward obeys ended its process (exit code 3)",
+        "reward obeys raised SystemExit('os._exit(3)')",
         "reward obeys raised ValueError('cannot be read')",
         "reward obeys took longer than time_limit = 4 s",
     ]
@@ -196,8 +202,10 @@ def test_math_verify_has_a_limit_and_a_limit_is_above_zero():
 
 
 @pytest.mark.slow
-def test_ranks_that_wait_for_a_slow_reward_do_not_count_as_hanging(tmp_path):
-    rewards = f'[{{kind="function", path="{ME}:slow_on_rank_0", time_limit=100.0}}]'
+@pytest.mark.parametrize("limit", ["", ", time_limit=100.0"])
+def test_a_slow_reward_does_not_count_as_hanging(tmp_path, limit):
+    """Neither the rank that waits for its judge nor the one that waits for this rank."""
+    rewards = f'[{{kind="function", path="{ME}:slow_on_rank_0"{limit}}}]'
     settings = [f"rewards={rewards}", "iterations=1", "evaluation.every=0"]
     start = starts.train(tmp_path, 2, [*settings, "limits.hang_seconds=10"])
     assert start.wait() == [0, 0], start.text()

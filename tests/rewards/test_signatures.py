@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
+import json
 import logging
+import time
 
 import numpy as np
 import pytest
@@ -12,13 +15,14 @@ import torch
 from adrpo_scale.cli.config import show_config
 from adrpo_scale.cluster.preflight.rewards import rewards_check
 from adrpo_scale.core.errors import RewardError
-from adrpo_scale.core.types import Prompt
+from adrpo_scale.core.types import Completion, Prompt
 from adrpo_scale.rewards.base import PlainReward, RewardConfig
-from adrpo_scale.rewards.calls import read_scores
+from adrpo_scale.rewards.calls import Info, read_scores, rewards_of
 from adrpo_scale.rewards.function import FunctionReward, FunctionRewardConfig
 from adrpo_scale.rewards.trial import made_up, tried
 from adrpo_scale.run.build import build_trainer
 from adrpo_scale.run.load import LoadedConfig, load_config
+from adrpo_scale.run.rewards import check_code
 from adrpo_scale.run.train import TrainOptions, train
 from tests.support.tiny import CONFIGS
 from tests.support.tiny_text import text_config
@@ -65,15 +69,37 @@ class Plain:
         return [temperature] * len(artifacts)
 
 
+async def async_generator(artifacts, prompts):
+    yield 1.0
+
+
+async def one_judgement(artifact):
+    await asyncio.sleep(0.2)
+    return 0.5
+
+
+def coroutines(artifacts, prompts):
+    return [one_judgement(artifact) for artifact in artifacts]
+
+
+async def coroutines_and_info(artifacts, prompts):
+    return coroutines(artifacts, prompts), {"cost": 1.0}
+
+
 class AsyncReward(PlainReward):
     Config = RewardConfig
 
+    def __init__(self, config, device):
+        super().__init__(config)
+        self.loops = set()  # a client would be of one loop
+
     async def __call__(self, artifacts, prompts):
-        return [1.0] * len(artifacts)
+        self.loops.add(asyncio.get_running_loop())
+        return [float(len(artifact.text)) for artifact in artifacts]
 
 
 awaited, plain, number = Awaited(), Plain(), 3
-half_awaited = functools.partial(coroutine, prompts=[])
+half_awaited = functools.partial(coroutine)
 half = functools.partial(lambda weight, artifacts, prompts: [weight] * len(artifacts), 0.5)
 
 
@@ -157,9 +183,7 @@ REFUSED = {
     "verl_gsm8k": "is for one sample, but it is called as reward.artifacts, prompts., two lists",
     "columns_by_name": "missing a required.*'answer'",
     "one_list": "too many positional arguments",
-    "coroutine": "is an async function, whose call gives a coroutine and no numbers; call asyncio",
-    "awaited": "Awaited is an async function",
-    "half_awaited": "is an async function",
+    "async_generator": "is an async generator, which gives no list; return the list",
     "Plain": "Plain is a class and no function: derive it from adrpo_scale.Reward",
     "number": "a int is no function",
     "no_such": "path = 'tests.rewards.test_signatures:no_such' cannot be imported",
@@ -173,15 +197,52 @@ def test_what_cannot_be_called_is_refused_without_a_call(name):
     assert error.match(REFUSED[name])
 
 
-@pytest.mark.parametrize("name", ["plain", "half", "scores_and_info", "anything", "one_by_one"])
+CALLED = ["plain", "half", "scores_and_info", "anything", "one_by_one", "coroutine", "awaited"]
+CALLED += ["half_awaited", "returns_coroutine", "coroutines", "coroutines_and_info"]
+
+
+@pytest.mark.parametrize("name", CALLED)
 def test_what_can_be_called_is_tried_without_a_word(name):
     FunctionReward.check_code(config(name))
     assert trial_of(name) == ""
 
 
-def test_a_class_of_a_reward_is_looked_at_too():
-    with pytest.raises(RewardError, match="__call__ is an async function"):
-        AsyncReward.check_code(RewardConfig(kind=f"{ME}:AsyncReward"))
+def test_coroutines_are_awaited_at_once_in_one_loop_for_all_calls():
+    section = RewardConfig(kind=f"{ME}:AsyncReward")
+    AsyncReward.check_code(section)
+    made = AsyncReward(section, torch.device("cpu"))
+    artifacts = [Completion("ab"), Completion("c")]
+    for _ in range(2):
+        assert rewards_of(made, artifacts, PROMPTS[:2]).tolist() == [2.0, 1.0]
+    assert len(made.loops) == 1
+    many = FunctionReward(config("coroutines_and_info"), torch.device("cpu"))
+    begin, info = time.monotonic(), Info()
+    given = rewards_of(many, artifacts * 20, PROMPTS[:2] * 20, info)
+    assert given.tolist() == [0.5] * 40 and info.means() == {"mine_cost": 1.0}
+    assert time.monotonic() - begin < 8  # one after another: 8 s of sleep alone
+
+    async def notebook():
+        return rewards_of(made, artifacts, PROMPTS[:2]).tolist()
+
+    assert asyncio.run(notebook()) == [2.0, 1.0]
+
+
+def test_remedies_name_keys_that_the_rows_have(tmp_path):
+    def remedy(function, *rows):
+        file = tmp_path / "rows.jsonl"
+        file.write_text("\n".join(json.dumps({"prompt": "a"} | row) for row in rows))
+        with pytest.raises(RewardError) as error:
+            check_code(text_run(tmp_path, function, prompts=file))
+        return str(error.value)
+
+    answer = 'answer=[p.metadata["answer"] for p in prompts])`'
+    assert remedy("trl_style", {"answer": 1}, {"answer": 2}).endswith(answer)
+    lacking = remedy("trl_style", {"answer": 1, "topic": "a"}, {"topic": "b", "level": 3})
+    assert lacking.endswith(
+        "answer=[p.metadata[KEY] for p in prompts])`, where KEY is 'topic', as your rows have"
+    )
+    assert 'p.metadata["ground_truth"])' in remedy("verl_score", {"ground_truth": 4})
+    assert remedy("verl_score", {}).endswith("but your rows have no key beside their prompt")
 
 
 @pytest.mark.parametrize(
@@ -196,7 +257,6 @@ def test_a_class_of_a_reward_is_looked_at_too():
         "digits": "gave np.str_.'1.0'. in the place of a number",
         "dictionaries": "gave a list of dict in the place of numbers",
         "a_dictionary": "gave a dict for 3 samples",
-        "returns_coroutine": "gave a coroutine .* for 3 samples",
     }.items(),
 )
 def test_an_answer_that_no_sample_could_mend_is_refused(name, came):
@@ -227,9 +287,10 @@ def test_a_pair_is_scores_and_info_only_with_a_dictionary():
 # ---- before anything heavy -----------------------------------------------------------------------
 
 
-def text_run(folder, *names):
+def text_run(folder, *names, prompts=None):
     rewards = ", ".join(f'{{kind="function", path="{ME}:{n}", name="r{n}"}}' for n in names)
-    return text_config(folder / "model", [f"rewards=[{rewards}]"])
+    more = [] if prompts is None else [f"prompts.train={prompts}"]
+    return text_config(folder / "model", [f"rewards=[{rewards}]", *more])
 
 
 def test_the_commands_find_every_reward_that_cannot_be_used(tmp_path, capsys):
@@ -265,7 +326,7 @@ def test_preflight_says_what_train_would(tmp_path):
     assert check.state == "warning" and "rneeds_real_samples raised" in warning.value
     answers = text_config(tmp_path / "model", ['rewards=[{kind="exact_answer", answer_key="a"}]'])
     (fault,) = rewards_check(answers, run, 60).findings
-    assert "the same holds for prompts 1-5" in fault.value
+    assert f"the same holds for {answers.prompts.train}, lines 2-6" in fault.value
 
 
 @pytest.mark.slow

@@ -16,8 +16,8 @@ import time
 
 
 def obeys(completions, prompts):
-    """`give N`, `sleep SECONDS`, `stuck` (in C, with Python's lock, forever), `exit`, `raise`,
-    `abstain`."""
+    """`give N`, `sleep SECONDS`, `stuck` (in C, with Python's lock, forever), `die`, `exit`,
+    `raise`, `abstain`."""
     return [_obey(*completion.text.split()) for completion in completions]
 
 
@@ -26,6 +26,8 @@ def _obey(what, number="1"):
         time.sleep(float(number))
     elif what == "stuck":
         stuck()
+    elif what == "die":
+        ctypes.CDLL(None)._exit(3)  # which nothing in Python can prevent
     elif what == "exit":
         os._exit(3)
     elif what == "raise":
@@ -93,6 +95,15 @@ def meddles(completions, prompts):
 
 def leaves(completions, prompts):
     sys.exit("no judge here")
+
+
+def ends(completions, prompts):
+    """One after another: as a library for several processes does, from a child first."""
+    child = os.fork()
+    if not child:
+        os._exit(7)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    os._exit(0)
 
 
 def waits(completions, prompts):

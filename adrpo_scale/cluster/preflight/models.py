@@ -11,7 +11,7 @@ from adrpo_scale.core.errors import AdrpoError
 from adrpo_scale.engines.loading import build_on_meta
 from adrpo_scale.run.build import build_domain
 from adrpo_scale.run.config import RunConfig
-from adrpo_scale.run.soundness import disagreements_of
+from adrpo_scale.run.soundness import disagreements_of, notices_of
 
 
 def model_findings(config: RunConfig, run: Path) -> list[Finding]:
@@ -21,12 +21,14 @@ def model_findings(config: RunConfig, run: Path) -> list[Finding]:
     try:
         domain = build_domain(config)
         domain.check_training()
-        lines = list(dict.fromkeys(disagreements_of(config.needs_from_hub(), domain)))
+        needs = config.needs_from_hub()
+        told = [_finding("warning", line) for line in dict.fromkeys(notices_of(needs))]
+        lines = list(dict.fromkeys(disagreements_of(needs, domain)))
         if not lines or is_begun:
             build_on_meta(domain.policy_spec(), trained=True)
     except AdrpoError as error:
         return [_finding("fault", str(error))]
-    return [_finding("warning" if is_begun else "fault", line) for line in lines]
+    return [_finding("warning" if is_begun else "fault", line) for line in lines] + told
 
 
 def _finding(severity: Literal["fault", "warning"], line: str) -> Finding:
