@@ -28,13 +28,16 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import model_validator
 
+from adrpo_scale.checkpoint.form import check_form
 from adrpo_scale.core.errors import CheckpointError
+from adrpo_scale.core.json_files import parse_object
 from adrpo_scale.core.settings import Effect, Section, setting
 from adrpo_scale.core.tensor_files import FileFacts
 
 FORMAT = "adrpo_scale checkpoint"
 VERSION = 1
 MANIFEST = "manifest.json"
+_FOLDER = re.compile(r"step-(\d{6,})")
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
@@ -140,37 +143,54 @@ def _digest(body: Mapping[str, Any]) -> str:
 def parse_manifest(text: str, where: Path) -> Manifest:
     """The manifest in `text`; where: its path, for errors.
 
-    Raises CheckpointError where it is damaged, names files outside its folder, or does not cover
-    every element of every tensor exactly once; OtherVersionError for another format version.
+    Raises CheckpointError where it is damaged, of another form or another iteration than its
+    folder's, names files outside its folder, or does not cover every element of every tensor
+    exactly once; OtherVersionError for another format version.
     """
     try:
-        body = json.loads(text)
-        claimed = body.pop("sha256")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{where} is damaged: {error!r}; it is not readable JSON") from error
+        body = parse_object(text, strict=True)
+    except ValueError as error:
+        raise CheckpointError(f"{where} is damaged: {error}; it is not readable JSON") from error
+    claimed, version = body.pop("sha256", None), body.get("version")
     if body.get("format") != FORMAT:
         raise CheckpointError(f"{where} is not the manifest of an {FORMAT}")
-    if body.get("version") != VERSION:
+    if type(version) is int and version != VERSION:
         raise OtherVersionError(
-            f"{where} has format version {body.get('version')}, this package reads {VERSION}; "
+            f"{where} has format version {version}, this package reads {VERSION}; "
             "install the version of adrpo_scale that wrote it"
         )
-    if claimed != _digest(body):
+    try:
+        found = _digest(body)
+    except RecursionError:
+        raise CheckpointError(f"{where} is damaged: it is nested too deeply") from None
+    if claimed != found:
         raise CheckpointError(f"{where} is damaged: its contents do not have the hash it states")
     try:
+        check_form(body)
         files = tuple(FileFacts(*entry) for entry in body["files"])
-        check_names([file.name for file in files], where)
         sets = {
             set_name: {name: _stored(entry, files) for name, entry in tensors.items()}
             for set_name, tensors in body["sets"].items()
         }
-        manifest = Manifest(body["kind"], body["iteration"], files, sets, body["document"])
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+    except (ValueError, IndexError) as error:
         raise CheckpointError(
-            f"{where} lacks a field of a manifest, or has one of another form: {error!r}"
+            f"{where} lacks a field of a manifest, or has one of another form: {error}"
         ) from error
+    check_names([file.name for file in files], where)
+    manifest = Manifest(body["kind"], body["iteration"], files, sets, body["document"])
+    _check_place(manifest, where)
     check_tiling(manifest.sets, where)
     return manifest
+
+
+def _check_place(manifest: Manifest, where: Path) -> None:
+    """Raises CheckpointError in the folder of another iteration: renamed, or copied over it."""
+    stated = _FOLDER.fullmatch(where.parent.name)
+    if stated and int(stated[1]) != manifest.iteration:
+        raise CheckpointError(
+            f"{where} is of iteration {manifest.iteration}, and its folder is that of another; "
+            f"rename the folder to {folder_name(manifest.iteration)}, or remove it"
+        )
 
 
 class OtherVersionError(CheckpointError):

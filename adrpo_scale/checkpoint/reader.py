@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import stat
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
@@ -11,10 +13,19 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from adrpo_scale.checkpoint.base import MANIFEST, Manifest, Piece, key_of, parse_manifest
+from adrpo_scale.checkpoint.form import LARGEST
 from adrpo_scale.core import watchdog
 from adrpo_scale.core.errors import CheckpointError
+from adrpo_scale.core.json_files import read_regular
 from adrpo_scale.core.pace import Pace
 from adrpo_scale.core.tensor_files import FileFacts, file_sha256
+
+# A folder, a FIFO, a device, a loop of links, or far too large: not what a save has written.
+_NO_FILE = (errno.EINVAL, errno.EISDIR, errno.ELOOP, errno.EFBIG, errno.ENXIO, errno.ENOTDIR)
+
+
+class UnreadableError(CheckpointError):
+    """The disk or file server fails: no proof that a checkpoint is broken."""
 
 
 class Reader:
@@ -88,8 +99,11 @@ class Reader:
         for facts in files:
             path = self.folder / facts.name
             try:
-                size = path.stat().st_size
-                if size != facts.bytes:
+                found = path.stat()
+                size = found.st_size
+                if not stat.S_ISREG(found.st_mode):
+                    yield f"{path} is no regular file"
+                elif size != facts.bytes:
                     yield f"{path} has {size} bytes, {facts.bytes} were written"
                 elif file_sha256(path, pace) != facts.sha256:
                     yield f"{path} is damaged: its SHA-256 is not the manifest's"
@@ -98,12 +112,16 @@ class Reader:
 
 
 def manifest_text(folder: Path) -> str:
-    """The text of a folder's manifest. Raises CheckpointError where it is missing or unreadable."""
+    """The text of a folder's manifest. Raises CheckpointError where it is missing or no text of a
+    regular file, UnreadableError where the disk does not say."""
     try:
-        return (folder / MANIFEST).read_text()
+        return read_regular(folder / MANIFEST, LARGEST).decode()
     except FileNotFoundError as error:
         raise CheckpointError(
             f"{folder} has no {MANIFEST}: it is not a committed checkpoint"
         ) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{folder / MANIFEST} cannot be read: {error}") from error
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{folder / MANIFEST} is damaged: {error}") from error
+    except OSError as error:
+        kind = CheckpointError if error.errno in _NO_FILE else UnreadableError
+        raise kind(f"{folder / MANIFEST} cannot be read: {error.strerror}") from error

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from adrpo_scale.checkpoint.base import OtherVersionError
-from adrpo_scale.checkpoint.reader import Reader
+from adrpo_scale.checkpoint.reader import Reader, UnreadableError
 from adrpo_scale.core import dist
 from adrpo_scale.core.dist import Ask
 from adrpo_scale.core.errors import CheckpointError
@@ -110,17 +110,23 @@ def examine(folder: Path, ask: Ask) -> tuple[list[str], Reader | None]:
         reader = Reader(folder)
     except OtherVersionError:
         raise
+    except UnreadableError as error:
+        raise _not_now(folder, str(error)) from error
     except CheckpointError as error:
         return [str(error)], None
     answers = ask(reader)
     troubles = [trouble for _, trouble in answers if trouble]
     if troubles:
         # A failing disk or file server is no proof that the files on it are broken.
-        raise CheckpointError(
-            f"{folder} cannot be read: {'; '.join(troubles)}. Nothing was changed; start again "
-            "when the filesystem works"
-        )
+        raise _not_now(folder, "; ".join(troubles))
     return [fault for faults, _ in answers for fault in faults], reader
+
+
+def _not_now(folder: Path, trouble: str) -> CheckpointError:
+    return CheckpointError(
+        f"{folder} cannot be read: {trouble}. Nothing was changed; start again when the filesystem "
+        "works"
+    )
 
 
 def hash_part(reader: Reader) -> tuple[list[str], str | None]:

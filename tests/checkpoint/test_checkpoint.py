@@ -36,6 +36,7 @@ from adrpo_scale.core.tensor_files import (
     file_sha256,
 )
 from adrpo_scale.core.types import FlatRange
+from tests.support.documents import document
 from tests.support.ranks import run_ranks
 
 # ---- files -------------------------------------------------------------------------------------
@@ -138,7 +139,7 @@ def saves(rank, world, folder, shape, cuts):
         "ema": {"w": (FlatRange(shape, 0, len(whole), rank, world), whole + 0.5)},
     }
     store = Store(folder, CheckpointConfig(), timeout_seconds=60)
-    store.save(FULL, 7, sets, {"note": "äöü"})
+    store.save(FULL, 7, sets, document(7, note="äöü"))
     store.wait()
     assert store.ended[0].error is None
     return stored_bytes(sets)
@@ -165,7 +166,7 @@ def forgets(rank, world, folder):
     place = FlatRange((20,), 10 * rank, stop)
     sets = {"policy": {"w": (place, torch.zeros(stop - 10 * rank))}}
     store = Store(folder, CheckpointConfig(), timeout_seconds=60)
-    store.save(FULL, 1, sets, {})
+    store.save(FULL, 1, sets, document(1))
     store.wait()
     return store.ended[0].error
 
@@ -183,7 +184,7 @@ def test_a_save_that_misses_an_element_is_not_committed(tmp_path):
 def manifest(pieces, shape=(2, 5)):
     files = (FileFacts("rank-000.safetensors", 10, "0" * 64),)
     stored = StoredTensor(shape, tuple(Piece(a, b, files[0].name) for a, b in pieces))
-    return Manifest("full", 3, files, {"policy": {"w": stored}}, {"counters": {"cursor": 2**60}})
+    return Manifest("full", 3, files, {"policy": {"w": stored}}, document(3, large=2**60))
 
 
 def test_a_manifest_says_the_same_when_it_is_read_back(tmp_path):
@@ -258,8 +259,8 @@ def test_trajectories_are_not_rotated(tmp_path):
     store = Store(tmp_path, CheckpointConfig(keep_last=1))
     sets = {"policy": {"w": (FlatRange((3,), 0, 3), torch.ones(3))}}
     for iteration in (1, 2, 3):
-        store.save(WEIGHTS, iteration, sets, {})
-        store.save(FULL, iteration, sets, {})
+        store.save(WEIGHTS, iteration, sets, document(iteration))
+        store.save(FULL, iteration, sets, document(iteration))
     store.wait()
     assert sorted(committed(tmp_path / "trajectory")) == [1, 2, 3]
     assert sorted(committed(tmp_path / "checkpoints")) == [3]

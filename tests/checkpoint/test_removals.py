@@ -21,16 +21,16 @@ from adrpo_scale.core.types import FlatRange
 from adrpo_scale.export import place
 from adrpo_scale.hub.download import _remove_damaged
 from adrpo_scale.hub.pickles import convert_snapshot
+from tests.support.documents import document
 from tests.support.obstacles import OBSTACLES, Precious
 
 SETS = {"policy": {"w": (FlatRange((3,), 0, 3), torch.ones(3))}}
-DOCUMENT = {"lora": None, "config": {"rebase_reference": False}, "origin": None}
 
 
 def saves(run, *iterations):
     store = Store(run, CheckpointConfig(keep_last=1))
     for iteration in iterations:
-        store.save(FULL, iteration, SETS, DOCUMENT)
+        store.save(FULL, iteration, SETS, document(iteration, lora=None))
     store.wait()
     assert [saved.error for saved in store.ended] == [None] * len(iterations)
 
