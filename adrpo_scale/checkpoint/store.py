@@ -152,10 +152,11 @@ class Store:
         if not self.config.background:
             self.wait()
 
-    def wait(self) -> None:
-        """Waits for the save under way, if there is one; then `ended` is the same on every rank."""
+    def wait(self, seconds: float | None = None) -> None:
+        """Waits for the save under way, if there is one; then `ended` is the same on every rank.
+        seconds: the longest wait of a process that will do nothing more."""
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(seconds)
             self._thread = None
 
     def _carry_out(self, job: _Job) -> None:

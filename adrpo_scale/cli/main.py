@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
-import traceback
 from contextlib import nullcontext
 
 from adrpo_scale.cli import demo, prepare
@@ -21,20 +21,8 @@ from adrpo_scale.cli.report import report
 from adrpo_scale.cli.sample import sample
 from adrpo_scale.cli.status import status
 from adrpo_scale.cli.train import train
-from adrpo_scale.core import python_warnings, screen
-from adrpo_scale.core.errors import (
-    LOST,
-    STOPPED,
-    AdrpoError,
-    ConfigError,
-    GroupError,
-    LimitReached,
-    NonFiniteError,
-    NothingLearned,
-    PromptError,
-    StopRequested,
-    exit_code,
-)
+from adrpo_scale.core import failure, python_warnings, screen
+from adrpo_scale.core.errors import LOST, STOPPED, AdrpoError, StopRequested, exit_code
 
 app = Commands(
     """Fine-tune generative models with ADRPO and its baselines, sharded over many GPUs.
@@ -57,16 +45,14 @@ app.add(evaluate)
 app.add_typer(demo.app, name="demo")
 app.add_typer(prepare.app, name="prepare")
 
-# Raised alike on every rank, so rank 0's message is enough.
-_AGREED = (ConfigError, PromptError, GroupError, LimitReached, NonFiniteError, NothingLearned)
-
 # Their output is all they make: they wait for its reader, and it must arrive.
 _PRINTING = {"config", "inspect", "plan", "report", "status"}
 
 
 def main() -> None:
     """Runs the command. Exit codes: 0 done, 2 an error that the user fixes, 3 a limit reached,
-    4 a node is unfit and should be excluded, 85 stopped by a signal, 86 another process was lost.
+    4 a node is unfit and should be excluded, 85 stopped by a signal or out of memory for the first
+    time, 86 another process was lost, 1 an exception that nobody foresaw.
     A console that cannot be written changes none of them, except of a command that only prints.
     """
     if not {"", os.getcwd()} & {*sys.path}:
@@ -84,6 +70,7 @@ def main() -> None:
         if only_prints and why not in (None, os.strerror(errno.EPIPE)) and not code:
             print(f"error: the output cannot be written: {why}; send it elsewhere", file=sys.stderr)
             code = 2
+        failure.end(code)
     sys.exit(code)
 
 
@@ -102,19 +89,17 @@ def _run() -> int | str | None:
         return end.code
     except StopRequested:
         return STOPPED
-    except AdrpoError as error:
-        from adrpo_scale.core.rank_facts import rank_facts
-
-        facts = rank_facts()
-        if facts.is_main or not (error.agreed or isinstance(error, _AGREED)):
-            who = "" if facts.world == 1 else f"[rank {facts.rank}] "
-            print(f"{who}error: {error}", file=sys.stderr)
-        return exit_code(error)
+    except KeyboardInterrupt:
+        failure.end(128 + signal.SIGINT)
+        raise
     except Exception as error:
-        from adrpo_scale.core.dist import is_lost
-
-        if not is_lost(error):
-            raise
-        traceback.print_exc()
-        return LOST
+        return _failed(error)
     return 0
+
+
+def _failed(error: Exception) -> int:
+    """Tells the error, if nobody has; returns the exit code."""
+    failure.tell(error)
+    if isinstance(error, AdrpoError):
+        return exit_code(error)
+    return LOST if failure.is_lost(error) else 1

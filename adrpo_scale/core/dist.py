@@ -17,9 +17,10 @@ from typing import Any
 import torch
 import torch.distributed as td
 from torch import Tensor
+from torch.distributed import distributed_c10d
 from torch.distributed.rendezvous import rendezvous
 
-from adrpo_scale.core import signals, watchdog
+from adrpo_scale.core import failure, signals, watchdog
 from adrpo_scale.core.errors import AdrpoError, StopRequested, agreed
 from adrpo_scale.core.rank_facts import RankFacts as RankFacts
 from adrpo_scale.core.rank_facts import rank_facts as rank_facts
@@ -62,27 +63,29 @@ def process_group(device: str = "cpu", timeout_seconds: float = 1800) -> Iterato
         rank=facts.rank,
         world_size=facts.world,
         timeout=timeout,
+        # NCCL would bind to LOCAL_RANK, which srun does not set, or to a guess by the rank.
+        device_id=torch.device("cuda", facts.local_rank) if device == "cuda" else None,
     )
     try:
         yield facts
-        # Without this barrier a rank with gloo sub-groups sometimes aborts while the others are
-        # still leaving, and its exit code is wrong.
-        td.barrier()
-    finally:
+    except BaseException as error:
+        if not failure.is_agreed(error):
+            failure.abandon(error)
+            raise
         td.destroy_process_group()
+        raise
+    # Without this barrier a rank with gloo sub-groups sometimes aborts while the others are
+    # still leaving, and its exit code is wrong.
+    td.barrier()
+    td.destroy_process_group()
 
 
-def is_lost(error: BaseException) -> bool:
-    """Whether an error comes from the loss of another process, of the network, or of this process's
-    GPU, which the next preflight will name."""
-    gone = isinstance(error, td.DistError | torch.AcceleratorError)
-    return gone or (isinstance(error, RuntimeError) and says_lost(str(error)))
-
-
-def says_lost(text: str) -> bool:
-    """Whether an error's text is that of a lost connection to another process. gloo's errors have
-    no class of their own; their text names gloo's source file."""
-    return "gloo/transport" in text
+def hold_timeout(timeout_seconds: float) -> None:
+    """Gives every group of this process the same timeout: those that a library makes for a mesh,
+    or for its shards, would have the library's default."""
+    set_timeout = getattr(td, "set_timeout", distributed_c10d._set_pg_timeout)  # since torch 2.15
+    for group in list(distributed_c10d._world.pg_map):
+        set_timeout(timedelta(seconds=timeout_seconds), group)
 
 
 def rank() -> int:
@@ -208,7 +211,7 @@ def run_on_main(build: Any, group: Any = None) -> Any:
         result, error = _tried(build)
     finally:
         _working.group = outer
-    if error is not None and is_lost(error) and world_size() > 1:
+    if error is not None and failure.is_lost(error) and world_size() > 1:
         raise error  # a broadcast would fail: another rank is gone
     told = (result, _portable(error))
     broadcast_object((True, told), group)
@@ -256,7 +259,7 @@ def lead(work: Callable[[Ask], Any], serve: Callable[[Any], Any]) -> Any:
         return gather_objects(serve(question))
 
     result, error = _tried(lambda: work(ask))
-    if error is not None and is_lost(error):
+    if error is not None and failure.is_lost(error):
         raise error  # a broadcast would fail: another rank is gone
     told = (result, _portable(error))
     broadcast_object((False, told))
@@ -277,7 +280,7 @@ def _settled(told: tuple[Any, Exception | None], error: Exception | None) -> Any
         return result
     if isinstance(portable, AdrpoError):
         raise agreed(error if isinstance(error, AdrpoError) else portable)
-    raise error or portable
+    raise error or failure.heard_of(portable)
 
 
 def _portable(error: Exception | None) -> Exception | None:

@@ -17,7 +17,8 @@ LOST = 86  # exit code: another process or the network failed; this process made
 class AdrpoError(Exception):
     """Base of every error that a user can cause and fix.
 
-    agreed: whether every rank raises the same error, so that one of them prints it for all.
+    agreed: whether every rank raises the same error, so that one of them prints it for all. Some
+    classes are raised alike by every rank, always.
     """
 
     agreed = False
@@ -26,6 +27,12 @@ class AdrpoError(Exception):
 def agreed(error: AdrpoError) -> AdrpoError:
     """`error`, marked as one that every rank raises."""
     error.agreed = True
+    return error
+
+
+def of_one_rank(error: AdrpoError) -> AdrpoError:
+    """`error`, marked as one that other ranks may not raise, whatever its class."""
+    error.agreed = False
     return error
 
 
@@ -57,9 +64,13 @@ def given(value: T | None) -> T:
 class ConfigError(AdrpoError):
     """A setting is unknown, of the wrong type, or contradicts another one."""
 
+    agreed = True
+
 
 class PromptError(AdrpoError):
     """A prompt file is missing, empty or not in a known format."""
+
+    agreed = True
 
 
 class ClipError(AdrpoError):
@@ -85,6 +96,8 @@ class RewardError(AdrpoError):
 class GroupError(AdrpoError):
     """A group does not hold exactly G samples."""
 
+    agreed = True
+
 
 class EndpointError(AdrpoError):
     """An endpoint gives no answers: it is absent, refuses the key, or fails repeatedly."""
@@ -97,13 +110,19 @@ class RunFolderError(AdrpoError):
 class NonFiniteError(AdrpoError):
     """Too many updates in a row had a gradient that is not finite."""
 
+    agreed = True
+
 
 class LimitReached(AdrpoError):
     """A limit of the section [limits] was crossed, and the run was ended for it."""
 
+    agreed = True
+
 
 class NothingLearned(AdrpoError):
     """A run came to its end without having learned anything."""
+
+    agreed = True
 
 
 class CheckpointError(AdrpoError):
@@ -130,6 +149,18 @@ class TrialError(AdrpoError):
     """A trial did not finish: it was stopped, or needs more memory than there is."""
 
 
+class OutOfMemory(AdrpoError):
+    """Memory ran out on this process. is_repeated: for the second time at the same place, so that
+    another start would end alike."""
+
+    def __init__(self, message: str, is_repeated: bool = False) -> None:
+        super().__init__(message, is_repeated)
+        self.is_repeated = is_repeated
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
 class StopRequested(Exception):
     """A signal asked every rank to stop, and all agreed at the same safe point.
 
@@ -143,6 +174,8 @@ class StopRequested(Exception):
 
 
 def exit_code(error: AdrpoError) -> int:
-    """4: a node is unfit, and the job can run on others; 3: a limit of the config was reached; 2:
-    any other error that a user can fix."""
+    """4: a node is unfit, and the job can run on others; 3: a limit of the config was reached; 85:
+    memory ran out for the first time; 2: any other error that a user can fix."""
+    if isinstance(error, OutOfMemory) and not error.is_repeated:
+        return STOPPED
     return 4 if isinstance(error, NodeError) else 3 if isinstance(error, LimitReached) else 2

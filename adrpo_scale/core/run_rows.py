@@ -14,6 +14,7 @@ from adrpo_scale.core.json_files import read_lines, say_once
 
 Row = dict[str, Any]
 METRICS, EVALUATIONS = "metrics.jsonl", "eval.jsonl"
+MEMORY = "out-of-memory.jsonl"  # a line for each time that memory ran out
 _OF = ("run", "algorithm", "seed", "iteration", "split", "metric")  # what an evaluated number is of
 
 

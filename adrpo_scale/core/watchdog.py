@@ -36,6 +36,7 @@ _BACKSTOP = 60.0  # seconds after which the guard acts, should Python itself be 
 _MORE = {"load": 3}  # factor on the seconds: a single step may load a model from a slow disk
 
 _phases: list[str] = ["start"]  # of the main thread, the innermost last
+_failed = ""  # the innermost phase that the newest exception has left
 _last = time.monotonic()  # time of the newest progress
 _patience = 0.0  # further seconds that this process may wait for others
 
@@ -49,10 +50,15 @@ def beat() -> None:
 @contextmanager
 def phase(name: str) -> Iterator[None]:
     """Names the work of the main thread inside the block: "rollout", "reward", "save", ..."""
+    global _failed
     _phases.append(name)
+    _failed = ""
     beat()
     try:
         yield
+    except BaseException:
+        _failed = _failed or name
+        raise
     finally:
         _phases.pop()
         beat()
@@ -74,6 +80,11 @@ def patience(seconds: float) -> Iterator[None]:
 def where() -> str:
     """The phase that the main thread is in."""
     return _phases[-1]
+
+
+def failed_in() -> str:
+    """The phase in which an exception that is on its way was raised."""
+    return _failed or where()
 
 
 class Watchdog:

@@ -27,7 +27,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from adrpo_scale.core import dist
-from adrpo_scale.core.errors import ConfigError, given
+from adrpo_scale.core.errors import ConfigError, given, of_one_rank
 from adrpo_scale.core.pace import Pace
 from adrpo_scale.core.settings import setting
 from adrpo_scale.core.types import FlatRange
@@ -69,6 +69,7 @@ class Fsdp2Engine(Engine):
         self.dtype = DTYPES[config.dtype]
         self.device = prepare_device(config)
         self.mesh = build_mesh(config.shard, self.device.type)
+        dist.hold_timeout(config.timeout_seconds)
         self._trained: dict[str, nn.Parameter] = {}
         self._masters: dict[str, Tensor] = {}
 
@@ -252,9 +253,11 @@ def build_mesh(shard: Literal[1, "node", "all"], device: str) -> DeviceMesh | No
         return None
     degree = world if shard == "all" else dist.rank_facts().local_world
     if world % degree:
-        raise ConfigError(
-            f'engine.shard = "node" with {world} ranks and {degree} on this node: every node must '
-            'run the same number of ranks; use engine.shard = "all" or ask for equal nodes'
+        raise of_one_rank(
+            ConfigError(
+                f'engine.shard = "node" with {world} ranks and {degree} on this node: every '
+                'node must run the same number; use engine.shard = "all" or ask for equal nodes'
+            )
         )
     if degree == 1:
         return None

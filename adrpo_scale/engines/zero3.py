@@ -179,6 +179,7 @@ class Zero3Engine(Engine):
         engine, *_ = self._deepspeed.initialize(
             model=model, optimizer=optimizer, config=self._settings(trained)
         )
+        dist.hold_timeout(self.config.timeout_seconds)  # DeepSpeed has made groups
         self._engines[model] = engine
         self._load(model, spec)
         return engine

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adrpo_scale.core import watchdog
+from adrpo_scale.core import failure, watchdog
 from adrpo_scale.core.errors import RewardError
 from adrpo_scale.core.keeping import kept
 from adrpo_scale.core.naming import named
@@ -35,6 +35,8 @@ from adrpo_scale.rewards.copies import own_artifacts, own_prompts
 
 log = logging.getLogger(__name__)
 _NAMED = 6  # prompts of one fault that a warning names
+
+_halves_told: set[str] = set()  # a warning at every iteration would bury the others
 
 ABSTAINED = -math.inf  # in place of a number, where a reward abstained; NaN: it failed
 
@@ -102,6 +104,10 @@ def _scored(
     except RewardError:
         raise  # the reward breaks the contract on every sample
     except (Exception, SystemExit) as error:
+        if failure.is_memory(error):
+            return _halved(reward, artifacts, prompts, info, error)
+        if failure.is_lost(error):
+            raise  # a dead GPU or node would fail on every sample, and is not the sample's fault
         # Third-party code on generated input: one bad sample must not end a run of days.
         if len(artifacts) > 1:
             return _one_by_one(reward, artifacts, prompts, info)
@@ -114,6 +120,34 @@ def _scored(
     ]
     values = torch.where(values.isfinite(), values, torch.nan)
     return torch.where(abstained, ABSTAINED, values), faults
+
+
+def _halved(
+    reward: Reward,
+    artifacts: Sequence[Any],
+    prompts: Sequence[Prompt],
+    info: Info,
+    error: BaseException,
+) -> tuple[Tensor, list[str]]:
+    """As `_scored`, in two calls: the samples are too many for the memory at once. Raises `error`
+    where there is one."""
+    half = len(artifacts) // 2
+    if half == 0:
+        raise error
+    key = f"{reward.label} {len(artifacts)}"
+    if key not in _halves_told:
+        _halves_told.add(key)
+        first = str(error).partition(". ")[0]
+        log.warning(
+            "reward %s ran out of memory on %d samples and is asked in halves, which takes longer; "
+            "domain.rollout_chunk=%d asks for fewer (%s)",
+            *(reward.label, len(artifacts), half, first),
+        )
+    parts = [
+        _scored(reward, artifacts[part], prompts[part], info)
+        for part in (slice(half), slice(half, None))
+    ]
+    return torch.cat([values for values, _ in parts]), [f for _, faults in parts for f in faults]
 
 
 def _one_by_one(

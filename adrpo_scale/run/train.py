@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adrpo_scale.checkpoint.store import Store
-from adrpo_scale.core import dist, screen, watchdog
+from adrpo_scale.core import dist, failure, screen, watchdog
 from adrpo_scale.core.console import note_losses, say
 from adrpo_scale.core.errors import (
     LOST,
@@ -27,7 +27,7 @@ from adrpo_scale.core.preempt import Signals
 from adrpo_scale.core.watchdog import Watchdog
 from adrpo_scale.data.prompts import build_prompts
 from adrpo_scale.hub.prefetch import require_models
-from adrpo_scale.run import starts
+from adrpo_scale.run import out_of_memory, starts
 from adrpo_scale.run.build import build_trainer
 from adrpo_scale.run.config import RunConfig
 from adrpo_scale.run.folder import cut_back, default_folder, make_folder, write_config
@@ -40,6 +40,8 @@ from adrpo_scale.training.metrics import setup_logging
 from adrpo_scale.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
+
+_LAST_SAVE = 20.0  # seconds for a save under way, where the other ranks wait for one that failed
 
 
 @dataclass(frozen=True)
@@ -117,13 +119,17 @@ def _carry_out(
         _announce(config, start)
     store = Store(run, config.checkpoint, lock.check, config.engine.timeout_seconds)
     record = _open_record(run, start)
-    with _recorded(record, signals) as trainers, _watched(config, run, record, trainers):
+    with (
+        _recorded(record, signals) as trainers,
+        _watched(config, run, record, trainers),
+        out_of_memory.named(config, run, lambda: _iteration(trainers)),
+    ):
         with watchdog.phase("load"), not_left():
             trainer = build_trainer(config, run, start, signals, store)
         trainers.append(trainer)
         dist.run_on_main(lambda: _prepare_files(config, run, trainer))
         trainer.saver.check_room()
-        _run(trainer)
+        _run(trainer, out_of_memory.named(config, run, lambda: trainer.counters.iteration))
 
 
 def _announce(config: RunConfig, start: Start) -> None:
@@ -156,13 +162,17 @@ def _recorded(record: StartRecord | None, signals: Signals) -> Iterator[list[Tra
         outcome, code = str(error), exit_code(error)
         raise
     except Exception as error:
-        if dist.is_lost(error):
+        if failure.is_lost(error):
             outcome, code = "lost another process", LOST
         raise
     finally:
         if record is not None:
-            iteration = trainers[0].counters.iteration if trainers else -1
-            record.end(outcome, code, iteration, since)
+            record.end(outcome, code, _iteration(trainers), since)
+
+
+def _iteration(trainers: Sequence[Trainer]) -> int:
+    """The iterations that are complete; -1 before the trainer is built."""
+    return trainers[0].counters.iteration if trainers else -1
 
 
 def _watched(
@@ -175,16 +185,15 @@ def _watched(
 
     def note(line: str) -> None:
         if record is not None:
-            iteration = trainers[0].counters.iteration if trainers else -1
-            record.end(f"hung: {line}", STOPPED, iteration, None)
+            record.end(f"hung: {line}", STOPPED, _iteration(trainers), None)
 
     return Watchdog(run, dist.rank(), seconds, note)
 
 
-def _run(trainer: Trainer) -> None:
-    """Trains, and saves the last state."""
+def _run(trainer: Trainer, memory: AbstractContextManager[None]) -> None:
+    """Trains, and saves the last state. memory: names memory that runs out."""
     try:
-        with not_left():
+        with memory, not_left():
             trainer.train()
     except StopRequested as stop:
         if stop.saveable:
@@ -195,8 +204,11 @@ def _run(trainer: Trainer) -> None:
     except LimitReached:
         trainer.saver.save_now()  # collective: all ranks raise it at the same time
         raise
-    except Exception:
-        trainer.saver.close()  # a save under way is of an earlier, valid state
+    except Exception as error:
+        failure.tell_at_once(error)
+        # A save under way is of an earlier, valid state.
+        alone = dist.world_size() == 1 or failure.is_agreed(error)
+        trainer.saver.close(None if alone else _LAST_SAVE)
         raise
     trainer.saver.save_now()
     trainer.check_learned()

@@ -12,6 +12,7 @@ from adrpo_scale.checkpoint.base import CheckpointConfig
 from adrpo_scale.checkpoint.store import FULL, WEIGHTS, Saved, Store
 from adrpo_scale.core import dist, watchdog
 from adrpo_scale.core.errors import CheckpointError, agreed
+from adrpo_scale.core.failure import says_lost
 from adrpo_scale.training.metrics import MetricsLog, is_due
 from adrpo_scale.training.state import TrainingState
 
@@ -77,10 +78,10 @@ class Saver:
         if self._saved_state != self._now:
             self._save(FULL)
             failure = self._look_at(self._wait())
-            if failure is not None and dist.says_lost(str(failure.error)):
+            if failure is not None and says_lost(str(failure.error)):
                 raise RuntimeError(
                     failure.error
-                )  # a lost process, not the disk: see `dist.is_lost`
+                )  # a lost process, not the disk: see `failure.is_lost`
             if failure is not None:
                 raise agreed(
                     CheckpointError(
@@ -127,10 +128,10 @@ class Saver:
             self._saved_state = (-1, -1)
         return failures[-1] if failures else None
 
-    def close(self) -> None:
-        """Waits for a save under way."""
+    def close(self, seconds: float | None = None) -> None:
+        """Waits for a save under way, at most some seconds."""
         with watchdog.phase("save"):
-            self._store.wait()
+            self._store.wait(seconds)
 
 
 def _any_rank(flag: Any) -> bool:

@@ -16,6 +16,7 @@ from adrpo_scale.cluster.plan import trial
 from adrpo_scale.cluster.plan.calibrate import trial_run
 from adrpo_scale.cluster.plan.planner import plan_of
 from adrpo_scale.core.errors import RunFolderError
+from adrpo_scale.run import out_of_memory
 from adrpo_scale.run.load import load_config, parse_config
 from adrpo_scale.training.stopwatch import peak_bytes, reset_peak
 from tests.support import starts
@@ -217,14 +218,14 @@ def test_memory_that_runs_out_is_named_with_the_phase_and_what_to_try(
 )
 def test_what_to_try_is_not_what_is_set_already(phase, overrides, remedy):
     config = demo_config("adrpo", [*overrides])
-    assert trial._remedy(config, phase).startswith(remedy)
+    assert out_of_memory.remedy(config, phase).startswith(remedy)
 
 
 def test_pairs_stay_together_in_what_to_try():
     config = demo_config("dpo", ["optimizer.micro_batch=2"])
-    assert "micro_batch" not in trial._remedy(config, "update")
+    assert "micro_batch" not in out_of_memory.remedy(config, "update")
     config = demo_config("dpo", ["optimizer.micro_batch=6"])
-    assert "optimizer.micro_batch=2," in trial._remedy(config, "update")
+    assert "optimizer.micro_batch=2," in out_of_memory.remedy(config, "update")
 
 
 def test_a_signal_ends_it_for_good(tmp_path):

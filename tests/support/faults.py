@@ -6,17 +6,22 @@ Each class is picklable and called with the rank before the command starts.
 
 from __future__ import annotations
 
+import builtins
 import errno
 import importlib
 import itertools
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import torch
+import torch.distributed as td
 
 OPERATIONS = ("open", "write", "fsync", "rename", "mkdir", "unlink", "rmdir", "link", "fdatasync")
 
@@ -202,3 +207,38 @@ class SignalAt:
                 os.kill(os.getpid(), each)
         if self.slow:
             threading.Event().wait(self.slow)
+
+
+@dataclass
+class RaiseAt:
+    """Raises at call number `call` of `module:Class.function` on rank `victim`, before the call.
+    message: of an error of class `kind`, by its name in torch or builtins. The teardown of a
+    process group with an exception on its way blocks from then on, as NCCL's does."""
+
+    place: str
+    call: int
+    kind: str
+    message: str
+    victim: int = 1
+
+    def __call__(self, rank: int) -> None:
+        _block_teardown()
+        if rank == self.victim:
+            watch_calls(self.place, self._before)
+
+    def _before(self, number: int) -> None:
+        if number == self.call:
+            kind = getattr(torch, self.kind, None) or getattr(builtins, self.kind)
+            raise kind(self.message)
+
+
+def _block_teardown() -> None:
+    """What NCCL's teardown waits for never ends where other ranks have failed."""
+    destroy = td.destroy_process_group
+
+    def blocked(*args: Any) -> None:
+        if sys.exc_info()[0] is not None:
+            threading.Event().wait()
+        destroy(*args)
+
+    td.destroy_process_group = blocked

@@ -10,7 +10,6 @@ A trial leaves the pictures or completions of both iterations, and `trial.json`,
 
 from __future__ import annotations
 
-import re
 import shlex
 import time
 from collections.abc import Iterator, Sequence
@@ -25,7 +24,7 @@ from rich.table import Table
 from adrpo_scale.checkpoint.locate import open_checkpoint
 from adrpo_scale.checkpoint.shelf import CHECKPOINTS
 from adrpo_scale.checkpoint.store import Store
-from adrpo_scale.core import dist
+from adrpo_scale.core import dist, failure
 from adrpo_scale.core.console import console
 from adrpo_scale.core.disk_space import size_text
 from adrpo_scale.core.errors import (
@@ -40,11 +39,11 @@ from adrpo_scale.core.files import remove_folder, replace_json
 from adrpo_scale.core.preempt import Signals
 from adrpo_scale.core.run_rows import METRICS, metric_rows
 from adrpo_scale.hub.prefetch import require_models
+from adrpo_scale.run import out_of_memory
 from adrpo_scale.run.build import build_trainer
 from adrpo_scale.run.config import RunConfig
 from adrpo_scale.run.folder import default_folder
 from adrpo_scale.run.load import LoadedConfig, overridden
-from adrpo_scale.run.registry import ALGORITHMS
 from adrpo_scale.run.resume import Start
 from adrpo_scale.training.metrics import setup_logging
 from adrpo_scale.training.stopwatch import PHASES, peak_bytes, reset_peak
@@ -238,40 +237,15 @@ def _memory_named(config: RunConfig, trainers: Sequence[Trainer]) -> Iterator[No
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if not _is_memory(error):
+        if not failure.is_memory(error):
             raise
         watch = trainers[0].watch if trainers else None
         phase = watch.phase if watch is not None else "load"
-        sentences = re.split(r"(?<=\.)\s", str(error).strip())
         raise TrialError(
             f"memory ran out in the {phase} of a trial with {_samples(config)} samples on "
-            f"{dist.world_size()} processes: {' '.join(sentences[:2])} {_remedy(config, phase)}"
+            f"{dist.world_size()} processes: {out_of_memory.cause(error)} "
+            f"{out_of_memory.remedy(config, phase)}"
         ) from error
-
-
-def _is_memory(error: BaseException) -> bool:
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        "can't allocate memory" in str(error)  # torch's message for the CPU
-    )
-
-
-def _remedy(config: RunConfig, phase: str) -> str:
-    """What to try: settings that have less memory left to give are left out."""
-    engine, chunk, rows = config.engine, config.domain.rollout_chunk, config.optimizer.micro_batch
-    unit = ALGORITHMS[config.algorithm.name].rows_per_unit
-    tried: list[str] = []
-    if phase in ("rollout", "reward") and chunk > 1:
-        tried.append(f"domain.rollout_chunk={chunk // 2}")
-    if phase == "update" and rows > unit:
-        tried.append(f"optimizer.micro_batch={rows // 2 // unit * unit}")
-    if phase == "update" and not engine.activation_checkpointing:
-        tried.append("engine.activation_checkpointing=true")
-    more = [f"--set {setting}" for setting in tried]
-    if not more:
-        more += ["more processes"] if getattr(engine, "shard", "all") == "all" else []
-        more += ["more processes with --set engine.shard=all"] if not more else []
-        more += ["--set domain.train=lora"] if getattr(config.domain, "train", "") == "full" else []
-    return f"Try {', '.join(more)}; adrpo-scale plan says what fits and where"
 
 
 # ---- what is printed -----------------------------------------------------------------------------

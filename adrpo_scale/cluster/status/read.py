@@ -21,9 +21,9 @@ from adrpo_scale.cluster.status.base import (
     Saved,
 )
 from adrpo_scale.core import folder_lock as run_lock
-from adrpo_scale.core.errors import RunFolderError
-from adrpo_scale.core.json_files import number_of, read_object
-from adrpo_scale.core.run_rows import EVALUATIONS, METRICS, evaluation_rows, metric_rows
+from adrpo_scale.core.errors import LOST, RunFolderError
+from adrpo_scale.core.json_files import number_of, read_lines, read_object
+from adrpo_scale.core.run_rows import EVALUATIONS, MEMORY, METRICS, evaluation_rows, metric_rows
 from adrpo_scale.run import tables
 from adrpo_scale.run.cut_prompts import cut_text
 
@@ -48,7 +48,7 @@ def read(run: Path) -> RunFacts:
         evaluation_every=_number(_section(config, "evaluation").get("every"), int) or 0,
         rows=tuple(_rows(metrics)),
         evaluation=_evaluation(run / EVALUATIONS),
-        starts=tuple(_starts(run / "lives")),
+        starts=tuple(_starts(run)),
         holder=_holder(run, _section(config, "checkpoint")),
         checkpoint=_checkpoint(run / "checkpoints"),
         last_line=_modified(metrics),
@@ -106,16 +106,28 @@ def _evaluation(path: Path) -> Evaluation | None:
     )
 
 
-def _starts(folder: Path) -> Iterator[PastStart]:
+def _starts(run: Path) -> Iterator[PastStart]:
+    found = (run / "lives").glob("*.json")
     try:
-        paths = sorted((p for p in folder.glob("*.json") if p.stem.isdecimal()), key=_start_number)
+        paths = sorted((p for p in found if p.stem.isdecimal()), key=_start_number)
     except OSError:
         return
+    short = {line.get("start"): line for line in reversed(read_lines(run / MEMORY))}
     for path in paths:
         record = read_object(path) or {}
+        if record.get("exit_code") == LOST and _start_number(path) in short:
+            record |= _out_of_memory(short[_start_number(path)])
         began = _time(record.get("began"))
         if began is not None:
             yield _start(_start_number(path), began, record)
+
+
+def _out_of_memory(line: Mapping[str, Any]) -> dict[str, Any]:
+    """The end of a start as the rank that ran out of memory tells it. The record is rank 0's, which
+    has lost another process."""
+    where = ", ".join(f"{name} {line.get(name)}" for name in ("iteration", "rank"))
+    outcome = f"ran out of memory in {line.get('phase')} ({where} on {line.get('host')})"
+    return {"outcome": outcome, "exit_code": line.get("exit_code")}
 
 
 def _start_number(path: Path) -> int:

@@ -1,0 +1,48 @@
+"""An exception on one rank of a run, over a process group whose teardown blocks, as NCCL's does."""
+
+from __future__ import annotations
+
+from adrpo_scale.checkpoint.shelf import CHECKPOINTS, committed
+from adrpo_scale.cluster.status.base import FAILED
+from adrpo_scale.cluster.status.read import read
+from adrpo_scale.cluster.status.state import judge
+from tests.support import starts
+from tests.support.faults import RaiseAt
+
+BACKWARD = "adrpo_scale.engines.fsdp2:Fsdp2Engine.backward"
+SETTINGS = ["iterations=3", "checkpoint.every_iterations=1", "evaluation.every=0"]
+MEMORY = ("OutOfMemoryError", "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has none.")
+
+
+def _failed(folder, fault):
+    """(exit codes, what all ranks have written) of one more start."""
+    start = starts.train(folder, 2, SETTINGS, prepare=fault)
+    return start.wait(), start.text()
+
+
+def test_an_exception_on_one_rank_is_told_at_once_and_ends_it_without_a_teardown(tmp_path):
+    codes, text = _failed(tmp_path, RaiseAt(BACKWARD, 3, "KeyError", "to_q"))
+    assert codes == [86, 1]
+    assert "[rank 1 on " in text and "an exception in update:\nTraceback" in text
+    assert text.count("KeyError: 'to_q'") == 1
+    assert "[rank 0 on " in text and "lost another process" in text
+    assert text.count("Traceback") == 1  # the one that says why
+
+
+def test_memory_that_runs_out_on_one_rank_is_named_and_ends_the_run_the_second_time(tmp_path):
+    fault = RaiseAt(BACKWARD, 2, *MEMORY)  # in the second iteration
+    codes, text = _failed(tmp_path, fault)
+    told = text.partition("[rank 1 on ")[2]
+    assert codes == [86, 85]
+    assert "error: memory ran out in iteration " in told and ", update: CUDA out of memory" in told
+    assert "2.00 GiB. Try --set optimizer.micro_batch=1, --set engine.activation" in told
+    assert "start again to resume" in told and "Traceback" not in text
+
+    (done, *_) = sorted(committed(tmp_path / "run" / CHECKPOINTS), reverse=True)
+    again = RaiseAt(BACKWARD, 2 - done, *MEMORY)
+    codes, text = _failed(tmp_path, again)
+    assert codes == [86, 2]
+    assert "as in an earlier start, so that another one would end alike" in text
+    state = judge(read(tmp_path / "run"))
+    assert state.state == FAILED
+    assert state.why.startswith("ran out of memory in update (iteration 2, rank 1 on ")
