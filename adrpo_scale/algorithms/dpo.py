@@ -29,6 +29,7 @@ from adrpo_scale.algorithms.base import (
     plain_credit,
 )
 from adrpo_scale.algorithms.terms import LikelihoodTerms, Terms
+from adrpo_scale.core.bounds import COUNT, NUMBER, SAMPLES
 from adrpo_scale.core.settings import setting
 from adrpo_scale.core.types import Credit, Rewards
 
@@ -36,13 +37,17 @@ from adrpo_scale.core.types import Credit, Rewards
 class DpoConfig(AlgorithmConfig):
     name: str = setting("dpo", "Direct Preference Optimization, on pairs of a group")
     beta: float = setting(
-        2000.0, "sharpness of the preference (flow: thousands, tokens: 0.1)", gt=0
+        2000.0, "sharpness of the preference (flow: thousands, tokens: 0.1)", gt=0, le=NUMBER
     )
-    pairs_per_group: int = setting(1, "pairs made of each group, best with worst first", ge=1)
+    pairs_per_group: int = setting(
+        1, "pairs made of each group, best with worst first", ge=1, le=SAMPLES
+    )
     rollouts: Literal["policy", "reference"] = setting(
         "policy", "online pairs from the policy, or offline ones rolled out once from the reference"
     )
-    pool: int = setting(0, "offline: iterations of rollouts that are made once and reused", ge=0)
+    pool: int = setting(
+        0, "offline: iterations of rollouts that are made once and reused", ge=0, le=COUNT
+    )
 
     @model_validator(mode="after")
     def _pool_goes_with_offline(self) -> DpoConfig:

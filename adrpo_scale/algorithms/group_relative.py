@@ -26,6 +26,7 @@ from adrpo_scale.algorithms.base import (
     plain_credit,
 )
 from adrpo_scale.algorithms.terms import LikelihoodSettings, LikelihoodTerms, Terms
+from adrpo_scale.core.bounds import NUMBER
 from adrpo_scale.core.errors import ConfigError
 from adrpo_scale.core.python_warnings import SettingsWarning
 from adrpo_scale.core.settings import setting
@@ -40,12 +41,21 @@ class CreditConfig(AlgorithmConfig):
         "baseline regularisation coefficient (the paper: 1 for flow matching, 0.04 for tokens)",
         paper="image experiments",
         ge=0,
+        le=NUMBER,
     )
     advantage_min: float = setting(
-        -1.0, "A_min: lower clip of the advantage (tokens: -0.04)", paper="image experiments"
+        -1.0,
+        "A_min: lower clip of the advantage (tokens: -0.04)",
+        paper="image experiments",
+        ge=-NUMBER,
+        le=NUMBER,
     )
     advantage_max: float = setting(
-        1.0, "A_max: upper clip of the advantage (tokens: 0.04)", paper="image experiments"
+        1.0,
+        "A_max: upper clip of the advantage (tokens: 0.04)",
+        paper="image experiments",
+        ge=-NUMBER,
+        le=NUMBER,
     )
     baseline: Baseline = setting(
         "group", "V(c): mean reward of the prompt's group, or of the batch"

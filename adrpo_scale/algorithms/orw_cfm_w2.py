@@ -17,14 +17,15 @@ from torch import Tensor
 from adrpo_scale.algorithms.advantages import Scale, advantages, combined
 from adrpo_scale.algorithms.base import Algorithm, AlgorithmConfig, included_sum, plain_credit
 from adrpo_scale.algorithms.terms import Terms
+from adrpo_scale.core.bounds import NUMBER
 from adrpo_scale.core.settings import setting
 from adrpo_scale.core.types import Credit, Rewards
 
 
 class OrwCfmW2Config(AlgorithmConfig):
     name: str = setting("orw_cfm_w2", "online reward-weighted flow matching + W2")
-    tau: float = setting(1.0, "inverse temperature of the weights exp(tau * R)", ge=0)
-    beta: float = setting(1.0, "coefficient of the divergence", ge=0)
+    tau: float = setting(1.0, "inverse temperature of the weights exp(tau * R)", ge=0, le=NUMBER)
+    beta: float = setting(1.0, "coefficient of the divergence", ge=0, le=NUMBER)
     scale: Scale = setting("none", "divisor of R before tau: none, or a standard deviation")
 
 

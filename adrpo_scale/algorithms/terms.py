@@ -36,6 +36,7 @@ from adrpo_scale.algorithms.tokens import (
     per_row,
     ratio_surrogate,
 )
+from adrpo_scale.core.bounds import NUMBER
 from adrpo_scale.core.python_warnings import SettingsWarning
 from adrpo_scale.core.settings import Section, setting
 from adrpo_scale.core.types import Credit
@@ -46,18 +47,23 @@ class LikelihoodSettings(Section):
     takes them too and uses none."""
 
     clip_low: float = setting(0.2, "tokens: the ratio is clipped below 1 - clip_low", ge=0, lt=1)
-    clip_high: float = setting(0.2, "tokens: the ratio is clipped above 1 + clip_high", ge=0)
+    clip_high: float = setting(
+        0.2, "tokens: the ratio is clipped above 1 + clip_high", ge=0, le=NUMBER
+    )
     aggregation: Aggregation = setting(
         "sequence", "tokens: mean over each completion first, or over all tokens at once"
     )
     kl_estimator: Estimator = setting(
         "k3", "tokens: estimate of KL(policy || reference) per token (the paper: D_KL alone)"
     )
-    entropy_coef: float = setting(0.0, "tokens: bonus for the mean entropy of each token", ge=0)
+    entropy_coef: float = setting(
+        0.0, "tokens: bonus for the mean entropy of each token", ge=0, le=NUMBER
+    )
     importance_cap: float = setting(
         2.0,
         "tokens: cap of the weights that correct for rollouts of another program (vLLM)",
         gt=0,
+        le=NUMBER,
     )
 
 

@@ -29,6 +29,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import model_validator
 
 from adrpo_scale.checkpoint.form import check_form
+from adrpo_scale.core.bounds import COUNT, WAIT
 from adrpo_scale.core.errors import CheckpointError
 from adrpo_scale.core.json_files import parse_object
 from adrpo_scale.core.settings import Effect, Section, setting
@@ -46,29 +47,46 @@ class CheckpointConfig(Section):
 
     EFFECT: ClassVar[Effect] = "none"
 
-    every_iterations: int = setting(0, "iterations between checkpoints; 0: by time alone", ge=0)
-    every_minutes: float = setting(15.0, "minutes between checkpoints; 0: never by time", ge=0)
+    every_iterations: int = setting(
+        0, "iterations between checkpoints; 0: by time alone", ge=0, le=COUNT
+    )
+    every_minutes: float = setting(
+        15.0, "minutes between checkpoints; 0: never by time", ge=0, le=COUNT
+    )
     background: bool = setting(True, "write while the run trains on")
     on_failure: Literal["continue", "stop"] = setting(
         "continue", "when a save fails: train on with the previous checkpoint, or stop"
     )
-    keep_last: int = setting(2, "newest checkpoints to keep", ge=1)
-    keep_every: int = setting(0, "also save, and keep, every M-th iteration; 0: none", ge=0)
-    keep_best: int = setting(0, "also save at evaluations, and keep the best k; 0: none", ge=0)
+    keep_last: int = setting(2, "newest checkpoints to keep", ge=1, le=COUNT)
+    keep_every: int = setting(
+        0, "also save, and keep, every M-th iteration; 0: none", ge=0, le=COUNT
+    )
+    keep_best: int = setting(
+        0, "also save at evaluations, and keep the best k; 0: none", ge=0, le=COUNT
+    )
     best_metric: str = setting("reward", "metric of eval.jsonl by which checkpoints are ranked")
     best_split: str = setting("held_out", "split of eval.jsonl by which checkpoints are ranked")
     best_mode: Literal["max", "min"] = setting("max", "whether a higher or lower value is better")
     keep_trajectory: int = setting(
-        0, "save weights without optimizer state every M iterations, for good; 0: never", ge=0
+        0,
+        "save weights without optimizer state every M iterations, for good; 0: never",
+        ge=0,
+        le=COUNT,
     )
     quota_command: str | None = setting(
         None, "shell command that prints free bytes (and free files), where a quota limits"
     )
     grace_seconds: float = setting(
-        120.0, "seconds from Slurm's signal to its kill: sbatch --signal=USR1@SECONDS", gt=0
+        120.0,
+        "seconds from Slurm's signal to its kill: sbatch --signal=USR1@SECONDS",
+        gt=0,
+        le=WAIT,
     )
     lock_expiry_seconds: float = setting(
-        120.0, "a run folder's owner on another machine counts as dead after this silence", gt=0
+        120.0,
+        "a run folder's owner on another machine counts as dead after this silence",
+        ge=5,  # heartbeats are four times as frequent, and file servers show them seconds later
+        le=WAIT,
     )
 
     @model_validator(mode="after")

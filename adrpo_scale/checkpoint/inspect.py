@@ -17,6 +17,7 @@ from adrpo_scale.checkpoint.shelf import CHECKPOINTS, TRAJECTORY, committed
 from adrpo_scale.core.console import console
 from adrpo_scale.core.disk_space import size_text
 from adrpo_scale.core.errors import CheckpointError
+from adrpo_scale.core.numbers import natural
 
 _FLOAT32 = 4  # bytes of an element
 
@@ -55,9 +56,10 @@ def _is_there(name: str) -> bool:
     """Whether the name leads to a manifest, even a damaged one."""
     run, _, iteration = name.rpartition("@")
     folder = Path(name)
-    if not folder.exists() and iteration.isdigit():
+    number = natural(iteration)
+    if not folder.exists() and number is not None:
         folder = Path(run)
-        return any(int(iteration) in committed(folder / sub) for sub in (CHECKPOINTS, TRAJECTORY))
+        return any(number in committed(folder / sub) for sub in (CHECKPOINTS, TRAJECTORY))
     return (folder / MANIFEST).exists() or bool(_others(folder))
 
 
@@ -141,4 +143,4 @@ def _show_checkpoint(facts: Mapping[str, Any]) -> None:
 
 
 def _print(text: str) -> None:
-    console.print(text, highlight=False, soft_wrap=True, markup=False)
+    console.print(text, highlight=False, soft_wrap=True)

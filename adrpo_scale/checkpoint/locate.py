@@ -11,6 +11,7 @@ from adrpo_scale.checkpoint.reader import Reader
 from adrpo_scale.checkpoint.shelf import CHECKPOINTS, TRAJECTORY, committed
 from adrpo_scale.core.errors import CheckpointError
 from adrpo_scale.core.files import remove_folder, sync_file, sync_folder
+from adrpo_scale.core.numbers import natural
 
 ORIGIN = "origin"  # folder of a run: the checkpoint that it started from
 
@@ -24,9 +25,10 @@ def open_checkpoint(name: str) -> Reader:
     folder, wanted = Path(name), None
     if not folder.exists() and "@" in name:
         before, _, after = name.rpartition("@")
-        if not after.isdigit():
+        wanted = natural(after)
+        if wanted is None:
             raise CheckpointError(f"{name!r}: expected RUN@iteration, e.g. runs/mine@120")
-        folder, wanted = Path(before), int(after)
+        folder = Path(before)
     if (folder / MANIFEST).is_file():
         return Reader(folder)
     there = committed(folder / TRAJECTORY) | committed(folder / CHECKPOINTS)

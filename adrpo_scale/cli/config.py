@@ -43,6 +43,6 @@ def show_config(
         console.print(config_view.difference_table(loaded, load_config(diff)))
     elif console.width < config_view.TABLE_COLUMNS:
         for line in config_view.config_lines(loaded, console.width):
-            console.print(line, highlight=False, markup=False)
+            console.print(line, highlight=False)
     else:
         console.print(config_view.config_table(loaded))

@@ -31,7 +31,9 @@ def evaluate(
     ] = None,
     limit: Annotated[
         int | None,
-        typer.Option(help="Number of questions to ask, spread evenly; default: all.", min=1),
+        typer.Option(
+            help="Number of questions to ask, spread evenly; default: all.", min=1, max=2**31 - 1
+        ),
     ] = None,
     dry_run: Annotated[
         bool,

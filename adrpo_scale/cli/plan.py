@@ -15,19 +15,24 @@ if TYPE_CHECKING:
     from adrpo_scale.cluster.plan.base import Hardware, Plan
     from adrpo_scale.run.config import RunConfig
 
+GbitOption = Annotated[float, typer.Option(help="Network of one node, in Gb/s.", min=1e-3, max=1e6)]
+HoursOption = Annotated[
+    float | None,
+    typer.Option(
+        help="Hours that one job may take; plan then counts the jobs of the run.", min=0, max=1e6
+    ),
+]
+
 
 def plan(
     config: ConfigPath,
-    nodes: Annotated[int, typer.Option(help="Number of nodes.")] = 1,
-    gpus_per_node: Annotated[int, typer.Option(help="GPUs in each node.")] = 8,
+    nodes: Annotated[int, typer.Option(help="Number of nodes.", min=1, max=10_000)] = 1,
+    gpus_per_node: Annotated[int, typer.Option(help="GPUs in each node.", min=1, max=64)] = 8,
     gpu: Annotated[
         str, typer.Option(help="GPU: a6000, l40s, a100-40, a100-80, h100 or h200.")
     ] = "a6000",
-    network_gbit: Annotated[float, typer.Option(help="Network of one node, in Gb/s.")] = 100,
-    time_limit: Annotated[
-        float | None,
-        typer.Option(help="Hours that one job may take; plan then counts the jobs of the run."),
-    ] = None,
+    network_gbit: GbitOption = 100,
+    time_limit: HoursOption = None,
     trial: Annotated[
         Path | None,
         typer.Option(help="trial.json of `train --trial`: plan scales by its measurements."),

@@ -16,7 +16,7 @@ def preflight(
     run_dir: Annotated[Path | None, typer.Option(help="Run folder, as in `train`.")] = None,
     as_json: JsonOption = False,
     seconds: Annotated[
-        float, typer.Option(help="Time to wait for all processes of all nodes.", min=1)
+        float, typer.Option(help="Time to wait for all processes of all nodes.", min=1, max=86_400)
     ] = 120.0,
     skip: Annotated[list[str], typer.Option(help="Name of a check to leave out; repeatable.")] = [],  # noqa: B006
 ) -> None:
@@ -54,14 +54,17 @@ def preflight_apart(config: Path, overrides: list[str], run_dir: Path | None) ->
     import subprocess
     import sys
 
+    from adrpo_scale.core.numbers import natural
+
     command = [sys.executable, "-m", "adrpo_scale", "preflight", str(config)]
     # 80 processes that import at once from a shared filesystem take minutes.
     command += ["--seconds", "300", *(word for text in overrides for word in ("--set", text))]
     command += ["--run-dir", str(run_dir)] if run_dir is not None else []
     env = dict(os.environ)
-    if env.get("MASTER_PORT", "").isdigit() and "TORCHELASTIC_USE_AGENT_STORE" not in env:
+    port = natural(env.get("MASTER_PORT", ""))
+    if port is not None and "TORCHELASTIC_USE_AGENT_STORE" not in env:
         # A store of its own: a slow rank would take this store for that of the training.
-        env["MASTER_PORT"] = str(int(env["MASTER_PORT"]) + 1)
+        env["MASTER_PORT"] = str(port + 1)
     code = subprocess.run(command, env=env).returncode
     if code:
         raise typer.Exit(code if code > 0 else 128 - code)

@@ -29,9 +29,12 @@ def avqa(
     audio: Annotated[
         Path | None, typer.Option(help="Folder of audio files, where they are extracted already.")
     ] = None,
-    shard_megabytes: Annotated[int, typer.Option(help="Size of one tar file.", min=1)] = 1024,
+    shard_megabytes: Annotated[
+        int, typer.Option(help="Size of one tar file.", min=1, max=10**6)
+    ] = 1024,
     workers: Annotated[
-        int | None, typer.Option(help="Processes that decode; default: one per core.", min=1)
+        int | None,
+        typer.Option(help="Processes that decode; default: one per core.", min=1, max=1024),
     ] = None,
 ) -> None:
     """Extract the sound of AVQA's videos, and write the questions about it.

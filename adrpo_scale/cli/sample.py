@@ -18,9 +18,10 @@ def sample(
     prompts: Annotated[Path, typer.Option(help="Prompt file, in any format that training reads.")],
     to: Annotated[Path, typer.Option(help="Folder for the samples.")],
     limit: Annotated[
-        int | None, typer.Option(help="Take the first prompts alone; default: all.", min=1)
+        int | None,
+        typer.Option(help="Take the first prompts alone; default: all.", min=1, max=2**31 - 1),
     ] = None,
-    per_prompt: Annotated[int, typer.Option(help="Samples per prompt.", min=1)] = 4,
+    per_prompt: Annotated[int, typer.Option(help="Samples per prompt.", min=1, max=10_000)] = 4,
     seed: Annotated[int, typer.Option(help="Seed of the samples.", min=0, max=2**63 - 1)] = 0,
     weights: Annotated[
         str, typer.Option(help="Weights of a run: trained, or ema (their moving average).")

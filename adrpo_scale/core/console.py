@@ -57,7 +57,7 @@ def wide() -> Console:
 
 def say(text: str) -> None:
     """Prints a line as it is, without wrapping or colours; the log of a run gets it, too."""
-    console.print(text, highlight=False, soft_wrap=True, markup=False)
+    console.print(text, highlight=False, soft_wrap=True)
     log.info("%s", text)
 
 

@@ -23,8 +23,10 @@ from torch.distributed.rendezvous import rendezvous
 from adrpo_scale.core import failure, signals, watchdog
 from adrpo_scale.core.errors import AdrpoError, StopRequested, agreed
 from adrpo_scale.core.rank_facts import RankFacts as RankFacts
+from adrpo_scale.core.rank_facts import meeting_point as meeting_point
 from adrpo_scale.core.rank_facts import rank_facts as rank_facts
 from adrpo_scale.core.rank_facts import set_srun_rendezvous as set_srun_rendezvous
+from adrpo_scale.core.rank_facts import stated_number as stated_number
 
 Ask = Callable[[Any], list[Any]]
 """A question to every rank → their answers, in rank order."""
@@ -56,6 +58,7 @@ def process_group(device: str = "cpu", timeout_seconds: float = 1800) -> Iterato
         return
     if facts.launcher == "srun":
         set_srun_rendezvous()
+    meeting_point(facts.world)
     timeout = timedelta(seconds=timeout_seconds)
     td.init_process_group(
         "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo",

@@ -18,7 +18,7 @@ import traceback
 
 from adrpo_scale.core import watchdog
 from adrpo_scale.core.errors import AdrpoError, StopRequested
-from adrpo_scale.core.rank_facts import rank_facts
+from adrpo_scale.core.rank_facts import facts_or_one
 
 _TOLD = "_adrpo_told"  # attribute of an exception that has been printed
 
@@ -71,7 +71,7 @@ def is_agreed(error: BaseException) -> bool:
 def tell(error: BaseException) -> None:
     """Prints an exception once, with its rank and node: an agreed one on rank 0, a lost process in
     one line, an error of the user's in its own words, any other with its traceback."""
-    facts = rank_facts()
+    facts = facts_or_one()
     if getattr(error, _TOLD, False) or (is_agreed(error) and not facts.is_main):
         return
     heard_of(error)
@@ -92,7 +92,7 @@ def tell(error: BaseException) -> None:
 def tell_at_once(error: BaseException) -> None:
     """Tells an error of this rank alone before anything that may wait for the others, who know
     nothing of it."""
-    if rank_facts().world > 1 and not is_agreed(error):
+    if facts_or_one().world > 1 and not is_agreed(error):
         tell(error)
 
 

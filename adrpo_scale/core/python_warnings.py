@@ -13,9 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from adrpo_scale.core.errors import ConfigError
 from adrpo_scale.core.printable import Formatter
-from adrpo_scale.core.rank_facts import rank_facts
+from adrpo_scale.core.rank_facts import facts_or_one
 
 log = logging.getLogger(__name__)
 
@@ -80,10 +79,7 @@ def _log(
 def is_first_rank() -> bool:
     """Whether this process is rank 0; True where its environment contradicts itself, of which the
     command says more."""
-    try:
-        return rank_facts().is_main
-    except ConfigError:
-        return True
+    return facts_or_one().is_main
 
 
 def _library(filename: str) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from adrpo_scale.core.errors import ConfigError
+from adrpo_scale.core.numbers import natural
 
 # Step ids from here up are Slurm's own pseudo-steps: batch script, extern, interactive salloc.
 _FIRST_PSEUDO_STEP = 0xFFFFFFF0
@@ -38,20 +39,22 @@ def rank_facts(env: Mapping[str, str] = os.environ) -> RankFacts:
     """Rank facts from the environment. Raises ConfigError where its variables contradict each
     other."""
     if "RANK" in env and "WORLD_SIZE" in env:
-        world = int(env["WORLD_SIZE"])
+        world = stated_number(env, "WORLD_SIZE")
         facts = RankFacts(
-            int(env["RANK"]),
+            stated_number(env, "RANK"),
             world,
-            int(env.get("LOCAL_RANK", 0)),
-            int(env.get("LOCAL_WORLD_SIZE", world)),
+            stated_number(env, "LOCAL_RANK", 0),
+            stated_number(env, "LOCAL_WORLD_SIZE", world),
             env.get("ADRPO_LAUNCHER", "torchrun"),
         )
     elif is_slurm_step(env):
         facts = RankFacts(
-            int(env["SLURM_PROCID"]),
-            int(env["SLURM_STEP_NUM_TASKS"]),
-            int(env["SLURM_LOCALID"]),
-            tasks_on_node(env["SLURM_STEP_TASKS_PER_NODE"], int(env["SLURM_NODEID"])),
+            stated_number(env, "SLURM_PROCID"),
+            stated_number(env, "SLURM_STEP_NUM_TASKS"),
+            stated_number(env, "SLURM_LOCALID"),
+            tasks_on_node(
+                env.get("SLURM_STEP_TASKS_PER_NODE", ""), stated_number(env, "SLURM_NODEID")
+            ),
             "srun",
         )
     else:
@@ -65,19 +68,46 @@ def rank_facts(env: Mapping[str, str] = os.environ) -> RankFacts:
     return facts
 
 
+def facts_or_one() -> RankFacts:
+    """Rank facts for who reports an error; those of a single process where the environment
+    contradicts itself, which is that error as a rule."""
+    try:
+        return rank_facts()
+    except ConfigError:
+        return RankFacts()
+
+
+def stated_number(env: Mapping[str, str], name: str, default: int | None = None) -> int:
+    """The number in a launcher's variable; default: where it is not set. Raises ConfigError."""
+    if default is not None and name not in env:
+        return default
+    number = natural(env.get(name, ""))
+    if number is None:
+        raise ConfigError(
+            f"the environment says {name} = {env.get(name)!r}, and a number from 0 is expected: "
+            "unset it, or start with torchrun, srun or launchers/node.sh, which set it"
+        )
+    return number
+
+
 def is_slurm_step(env: Mapping[str, str]) -> bool:
     """Whether this process is a task of an `srun` step (and not of a bare allocation)."""
-    step = env.get("SLURM_STEP_ID", "")
-    return step.isdigit() and int(step) < _FIRST_PSEUDO_STEP and "SLURM_STEP_NUM_TASKS" in env
+    step = natural(env.get("SLURM_STEP_ID", ""))
+    return step is not None and step < _FIRST_PSEUDO_STEP and "SLURM_STEP_NUM_TASKS" in env
 
 
 def tasks_on_node(tasks_per_node: str, node: int) -> int:
     """Tasks on node number `node` from Slurm's compressed list: "8(x2),4" is 8, 8, 4."""
-    counts: list[int] = []
+    before = 0
     for part in tasks_per_node.split(","):
-        count, _, times = part.partition("(x")
-        counts += [int(count)] * int(times.rstrip(")") or 1)
-    return counts[node]
+        found = re.fullmatch(r"([0-9]{1,9})(?:\(x([0-9]{1,9})\))?", part)
+        before += int(found[2] or 1) if found else 0
+        if found and node < before:
+            return int(found[1])
+    raise ConfigError(
+        f"Slurm says SLURM_STEP_TASKS_PER_NODE = {tasks_per_node!r}, which has no node number "
+        f"{node}: start with srun, which sets it"
+    )
 
 
 def first_host(nodelist: str) -> str:
@@ -88,6 +118,18 @@ def first_host(nodelist: str) -> str:
     return re.sub(r"\[([^\],-]+)[^\]]*\]", r"\1", head[0])
 
 
+def meeting_point(world: int, env: Mapping[str, str] = os.environ) -> tuple[str, int]:
+    """Host and port of rank 0. Raises ConfigError where the environment does not state them."""
+    host, port = env.get("MASTER_ADDR"), natural(env.get("MASTER_PORT", ""))
+    if not host or port is None or port >= 2**16:
+        raise ConfigError(
+            f"MASTER_ADDR = {host!r}, MASTER_PORT = {env.get('MASTER_PORT', '')!r} with {world} "
+            "processes: expected the host and port of rank 0; launchers/node.sh and torchrun set "
+            "them"
+        )
+    return host, port
+
+
 def set_srun_rendezvous() -> None:
     """Sets MASTER_ADDR and MASTER_PORT from the Slurm step, unless the user has set them.
 
@@ -96,5 +138,6 @@ def set_srun_rendezvous() -> None:
     env = os.environ
     hosts = env.get("SLURM_STEP_NODELIST", "localhost")
     env.setdefault("MASTER_ADDR", first_host(hosts))
-    port = 20000 + (int(env["SLURM_JOB_ID"]) * 7 + int(env["SLURM_STEP_ID"])) % 20000
+    job, step = (stated_number(env, name) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
+    port = 20000 + (job * 7 + step) % 20000
     env.setdefault("MASTER_PORT", str(port))

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
+from pydantic_core import PydanticCustomError
 
 Effect = Literal["maths", "content", "rounding", "none"]
 """The effect of a setting on a run that resumes with another value of it.
@@ -32,6 +33,19 @@ class Section(BaseModel):
         extra="forbid", strict=True, frozen=True, validate_default=True, allow_inf_nan=False
     )
     EFFECT: ClassVar[Effect] = "maths"  # of the settings that state none
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _choices_have_a_type(cls, value: Any, info: ValidationInfo) -> Any:
+        """pydantic takes true and 1.0 for the choice 1."""
+        field = cls.model_fields.get(info.field_name or "")
+        choices = get_args(field.annotation) if field is not None else ()
+        if get_origin(getattr(field, "annotation", None)) is Literal and any(
+            value == choice and type(value) is not type(choice) for choice in choices
+        ):
+            expected = ", ".join(map(repr, choices[:-1])) + f" or {choices[-1]!r}"
+            raise PydanticCustomError("literal_error", f"Input should be {expected}")
+        return value
 
 
 _ALWAYS: Any = object()  # runs have had the setting from the beginning

@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 from pydantic import field_validator, model_validator
 
+from adrpo_scale.core.bounds import SAMPLES
 from adrpo_scale.core.errors import ConfigError, PromptError, together
 from adrpo_scale.core.seeding import Purpose, permutation
 from adrpo_scale.core.settings import REQUIRED, Section, setting
@@ -85,8 +86,8 @@ class PromptsConfig(Section):
         "\\boxed{}); auto decides by the first row",
         before="auto",
     )
-    per_iteration: int = setting(6, "P, prompts of one iteration", ge=1)
-    group_size: int = setting(12, "G, samples of each prompt", ge=2)
+    per_iteration: int = setting(6, "P, prompts of one iteration", ge=1, le=SAMPLES)
+    group_size: int = setting(12, "G, samples of each prompt", ge=2, le=SAMPLES)
     shuffle: bool = setting(True, "a new seeded order in every epoch; false: the file's order")
     split_seed: int = setting(
         0, "seed of the held-out share, apart from the run's seed", ge=0, lt=2**63

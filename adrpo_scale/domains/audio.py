@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from pydantic import model_validator
 from torch import Tensor, nn
 
+from adrpo_scale.core.bounds import COUNT
 from adrpo_scale.core.errors import ClipError, PromptError
 from adrpo_scale.core.naming import named
 from adrpo_scale.core.settings import setting
@@ -78,6 +79,7 @@ class AudioConfig(TextConfig):
         "beyond it are encoded again",
         effect="none",
         ge=0,
+        le=COUNT,
     )
 
     def needs_from_hub(self) -> list[HubNeed]:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from adrpo_scale.algorithms.terms import Terms
+from adrpo_scale.core.bounds import COUNT
 from adrpo_scale.core.errors import ConfigError
 from adrpo_scale.core.settings import REQUIRED, Section, setting
 from adrpo_scale.core.types import DrawKey, Prompt, Rows
@@ -47,6 +48,7 @@ class DomainConfig(Section):
         "a prompt in one chunk share its prefill, so a multiple of group_size is best",
         effect="rounding",
         ge=1,
+        le=COUNT,
     )
 
     def needs_from_hub(self) -> list[HubNeed]:

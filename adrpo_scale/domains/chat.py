@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import model_validator
 
+from adrpo_scale.core.bounds import TOKENS
 from adrpo_scale.core.errors import ConfigError, ModelNotFoundError, PromptError
 from adrpo_scale.core.naming import named
 from adrpo_scale.core.pace import paced
@@ -37,7 +38,7 @@ class ChatConfig(Section):
         None, "Qwen3: enable_thinking of its template; null: the template's own default"
     )
     max_prompt_tokens: int = setting(
-        1024, "longest prompt; longer ones are never cut, see long_prompts", ge=1
+        1024, "longest prompt; longer ones are never cut, see long_prompts", ge=1, le=TOKENS
     )
     long_prompts: Literal["error", "drop"] = setting(
         "error",

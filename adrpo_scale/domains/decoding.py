@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from adrpo_scale.core.bounds import COUNT, NUMBER, TOKENS
 from adrpo_scale.core.settings import Section, setting
 
 if TYPE_CHECKING:
@@ -25,14 +26,14 @@ SHRINK = 0.75  # ended rows leave the batch when at most this share of it is sti
 class SamplingConfig(Section):
     """The distribution that tokens are drawn from. Every config states it: results depend on it."""
 
-    max_new_tokens: int = setting(512, "largest number of tokens of a completion", ge=1)
+    max_new_tokens: int = setting(512, "largest number of tokens of a completion", ge=1, le=TOKENS)
     temperature: float = setting(
-        1.0, "logits are divided by it; 0 is greedy, in evaluations only", ge=0
+        1.0, "logits are divided by it; 0 is greedy, in evaluations only", ge=0, le=NUMBER
     )
     top_p: float = setting(
         1.0, "draw from the smallest set of tokens with this probability; 1: all", gt=0, le=1
     )
-    top_k: int = setting(0, "draw from the k likeliest tokens; 0: all", ge=0)
+    top_k: int = setting(0, "draw from the k likeliest tokens; 0: all", ge=0, le=COUNT)
 
 
 @dataclass(frozen=True)

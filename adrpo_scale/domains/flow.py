@@ -24,6 +24,7 @@ from pydantic import model_validator
 from torch import Tensor, nn
 
 from adrpo_scale.algorithms.terms import RegressionTerms, Terms
+from adrpo_scale.core.bounds import COUNT, NUMBER, REPEATS, SIDE, TOKENS
 from adrpo_scale.core.errors import ConfigError, given
 from adrpo_scale.core.seeding import Purpose, normal, uniform
 from adrpo_scale.core.settings import REQUIRED, Section, setting
@@ -55,8 +56,8 @@ UNREAD = ("*.fp16*", "*.bin", "*.bin.index.json", "*.msgpack", "*.onnx*")
 class SolverConfig(Section):
     """The solver of samples. Every config states it: results depend on it."""
 
-    steps: int = setting(28, "Euler steps", ge=1)
-    guidance: float = setting(4.5, "classifier-free guidance scale; 1 means none", ge=0)
+    steps: int = setting(28, "Euler steps", ge=1, le=REPEATS)
+    guidance: float = setting(4.5, "classifier-free guidance scale; 1 means none", ge=0, le=NUMBER)
 
 
 class FlowConfig(DomainConfig):
@@ -69,9 +70,15 @@ class FlowConfig(DomainConfig):
     )
     lora: LoraConfig | None = setting(None, "adapter settings, with train = lora only")
     t5: bool = setting(True, "use the third text encoder (T5)")
-    max_sequence_length: int = setting(256, "tokens of the T5 part of a prompt embedding", ge=1)
-    height: int | None = setting(None, "image height in pixels; the model's own by default", ge=1)
-    width: int | None = setting(None, "image width in pixels; the model's own by default", ge=1)
+    max_sequence_length: int = setting(
+        256, "tokens of the T5 part of a prompt embedding", ge=1, le=TOKENS
+    )
+    height: int | None = setting(
+        None, "image height in pixels; the model's own by default", ge=1, le=SIDE
+    )
+    width: int | None = setting(
+        None, "image width in pixels; the model's own by default", ge=1, le=SIDE
+    )
     rollout: SolverConfig = setting(SolverConfig(), "solver of rollouts")
     evaluation: SolverConfig = setting(
         SolverConfig(), "solver of evaluation and of `sample`", effect="none"
@@ -80,7 +87,7 @@ class FlowConfig(DomainConfig):
         "independent",
         "x0 of training: drawn independently, or the one that the sample was made from",
     )
-    decode_chunk: int = setting(8, "latents decoded at once", effect="rounding", ge=1)
+    decode_chunk: int = setting(8, "latents decoded at once", effect="rounding", ge=1, le=COUNT)
     vae_dtype: Literal["float32", "bfloat16"] = setting("float32", "precision of the VAE")
 
     @model_validator(mode="after")

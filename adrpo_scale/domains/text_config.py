@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import model_validator
 
+from adrpo_scale.core.bounds import COUNT
 from adrpo_scale.core.settings import REQUIRED, setting
 from adrpo_scale.domains.base import DomainConfig
 from adrpo_scale.domains.chat import ChatConfig
@@ -33,7 +34,7 @@ class TextConfig(DomainConfig):
         False, "leave completions that were cut off out of the loss; their rewards still count"
     )
     head_chunk: int = setting(
-        256, "tokens whose logits are in memory at once", effect="rounding", ge=1
+        256, "tokens whose logits are in memory at once", effect="rounding", ge=1, le=COUNT
     )
     attention: Literal["sdpa", "eager", "flash_attention_2"] = setting(
         "sdpa", "implementation of attention", effect="rounding"

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from torch import nn
 
+from adrpo_scale.core.errors import ConfigError
+from adrpo_scale.core.toml_text import shown
 from adrpo_scale.engines.spec import LoraConfig
 
 BASE_MARK = ".base_layer"  # peft moves a wrapped layer's own weights under this name
@@ -22,9 +25,24 @@ def add_adapters(model: nn.Module, config: LoraConfig, targets: tuple[str, ...] 
         r=config.rank, lora_alpha=config.alpha, target_modules=config.targets or usual
     )
     # The adapters stay on the meta device like the model; the engine loads their values.
-    peft.inject_adapter_in_model(lora, model, low_cpu_mem_usage=True)
+    try:
+        peft.inject_adapter_in_model(lora, model, low_cpu_mem_usage=True)
+    except (ValueError, TypeError, NotImplementedError) as error:
+        raise ConfigError(_misfit(model, config.targets, str(error))) from error
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(is_adapter(name))
+
+
+def _misfit(model: nn.Module, targets: list[str], why: str) -> str:
+    """The error of targets that peft refuses: modules that are not there, or no linear layers."""
+    linear = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    ends = sorted({name.rpartition(".")[2] for name in linear})
+    near = [near for name in targets for near in difflib.get_close_matches(name, ends, n=1)]
+    hint = f"did you mean {', '.join(dict.fromkeys(near))}? " if near else ""
+    return (
+        f"domain.lora.targets = {shown(targets)} does not fit {type(model).__name__}: {hint}"
+        f"linear layers here: {', '.join(ends)} (peft: {shown(why, quote=False)})"
+    )
 
 
 def is_adapter(name: str) -> bool:

@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from adrpo_scale.core.bounds import AT_ONCE, COUNT, NUMBER, REPEATS, SMALLEST, WAIT
 from adrpo_scale.core.errors import ConfigError
 from adrpo_scale.core.settings import REQUIRED, Section, setting
 from adrpo_scale.core.types import FlatRange
@@ -42,10 +43,14 @@ class EngineConfig(Section):
         False, "only deterministic kernels: bit-equal reruns on CUDA, slower", effect="rounding"
     )
     threads: int = setting(
-        1, "CPU threads per process where the model runs on the CPU", effect="rounding", ge=1
+        1,
+        "CPU threads per process where the model runs on the CPU",
+        effect="rounding",
+        ge=1,
+        le=AT_ONCE,
     )
     timeout_seconds: float = setting(
-        1800.0, "seconds that a collective may wait", effect="none", gt=0
+        1800.0, "seconds that a collective may wait", effect="none", ge=1, le=WAIT
     )
 
     def torch_device(self) -> str:
@@ -63,23 +68,25 @@ class EngineConfig(Section):
 class OptimizerConfig(Section):
     """AdamW, and the division of a rollout into optimizer steps."""
 
-    learning_rate: float = setting(1e-4, "peak learning rate", gt=0)
+    learning_rate: float = setting(1e-4, "peak learning rate", gt=0, le=NUMBER)
     beta1: float = setting(0.9, "AdamW's first moment decay", ge=0, lt=1)
     beta2: float = setting(0.999, "AdamW's second moment decay", ge=0, lt=1)
-    eps: float = setting(1e-8, "AdamW's epsilon", gt=0)
-    weight_decay: float = setting(0.0, "decoupled weight decay", ge=0)
+    eps: float = setting(1e-8, "AdamW's epsilon", ge=SMALLEST, le=NUMBER)
+    weight_decay: float = setting(0.0, "decoupled weight decay", ge=0, le=NUMBER)
     schedule: Literal["constant", "linear", "cosine"] = setting(
         "constant", "learning rate after the warm-up: constant, or falling to 0 at the last step"
     )
-    warmup_steps: int = setting(0, "optimizer steps of linear warm-up", ge=0)
-    max_grad_norm: float = setting(1.0, "gradients are clipped to this global norm", gt=0)
-    updates: int = setting(1, "passes over each rollout", ge=1)
-    minibatches: int = setting(1, "optimizer steps per pass", ge=1)
+    warmup_steps: int = setting(0, "optimizer steps of linear warm-up", ge=0, le=COUNT)
+    max_grad_norm: float = setting(
+        1.0, "gradients are clipped to this global norm", gt=0, le=NUMBER
+    )
+    updates: int = setting(1, "passes over each rollout", ge=1, le=REPEATS)
+    minibatches: int = setting(1, "optimizer steps per pass", ge=1, le=REPEATS)
     micro_batch: int = setting(
-        8, "rows of one forward and backward on one rank", effect="rounding", ge=1
+        8, "rows of one forward and backward on one rank", effect="rounding", ge=1, le=COUNT
     )
     draws_per_sample: int = setting(
-        1, "flow: (t, x0) draws per sample and update", paper="Algorithm 1", ge=1
+        1, "flow: (t, x0) draws per sample and update", paper="Algorithm 1", ge=1, le=REPEATS
     )
 
     def rate_at(self, step: int, total: int) -> float:

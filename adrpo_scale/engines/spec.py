@@ -10,6 +10,7 @@ import torch
 from pydantic import model_validator
 from torch import nn
 
+from adrpo_scale.core.bounds import NUMBER, SIDE
 from adrpo_scale.core.settings import Section, setting
 from adrpo_scale.hub.weights import WeightSource
 
@@ -19,10 +20,10 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 class LoraConfig(Section):
     """Low-rank adapters (peft). The reference is then the same model with adapters off."""
 
-    rank: int = setting(32, "rank r of the adapters", ge=1)
-    alpha: float = setting(32.0, "the adapters' output is scaled by alpha / rank", gt=0)
+    rank: int = setting(32, "rank r of the adapters", ge=1, le=SIDE)
+    alpha: float = setting(32.0, "the adapters' output is scaled by alpha / rank", gt=0, le=NUMBER)
     targets: list[str] = setting([], "names of the adapted modules; empty: the domain's choice")
-    dropout: float = setting(0.0, "dropout of the adapters; only 0 is accepted", ge=0)
+    dropout: float = setting(0.0, "dropout of the adapters; only 0 is accepted", ge=0, le=1)
 
     @model_validator(mode="after")
     def _dropout_is_zero(self) -> LoraConfig:

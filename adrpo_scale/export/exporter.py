@@ -137,7 +137,7 @@ def show(exported: Exported) -> None:
 
 
 def _say(text: str) -> None:
-    console.print(text, highlight=False, soft_wrap=True, markup=False)
+    console.print(text, highlight=False, soft_wrap=True)
 
 
 def _check_form(reader: Reader, request: Request) -> None:

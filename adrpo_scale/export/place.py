@@ -110,7 +110,7 @@ def kept(folder: Path, to: Path) -> Iterator[None]:
             sync_folder(place.parent)
         if isinstance(error, ExportError | OSError):
             raise ExportError(f"{error}\n{hint}") from error
-        console.print(hint, highlight=False, soft_wrap=True, markup=False)
+        console.print(hint, highlight=False, soft_wrap=True)
         raise
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from adrpo_scale.core.bounds import NUMBER, WAIT
 from adrpo_scale.core.settings import REQUIRED, Section, setting
 from adrpo_scale.core.types import Prompt
 from adrpo_scale.hub.needs import HubNeed
@@ -31,7 +32,7 @@ class RewardConfig(Section):
     name: str | None = setting(
         None, "its name in the logs; by default its kind, or the class's name of your own"
     )
-    weight: float = setting(1.0, "its weight in the sum")
+    weight: float = setting(1.0, "its weight in the sum", ge=-NUMBER, le=NUMBER)
     use: Literal["training", "evaluation"] = setting(
         "training", "evaluation: measured there and never trained on"
     )
@@ -42,6 +43,7 @@ class RewardConfig(Section):
         before=None,
         effect="none",
         gt=0,
+        le=WAIT,
     )
 
     @property
@@ -59,6 +61,7 @@ class Reward(ABC):
 
     is_light: ClassVar[bool] = False  # True: building it loads no model
     is_apart: ClassVar[bool] = False  # True: it runs in a process of its own
+    judges: ClassVar[tuple[str, ...]] = ()  # media of domains, see `Domain.medium`; (): any
     check_keeps_nothing: ClassVar[bool] = False  # True: `check` leaves nothing that calls need
     needs_modules: ClassVar[tuple[str, ...]] = ()  # slow to import, and without threads
 

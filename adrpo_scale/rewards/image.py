@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from adrpo_scale.core.bounds import COUNT
 from adrpo_scale.core.settings import REQUIRED, setting
 from adrpo_scale.core.types import Prompt
 from adrpo_scale.data.readings import Encoder, Readings, read_prompts
@@ -36,7 +37,7 @@ class ClipRewardConfig(RewardConfig):
     )
     backend: Literal["transformers", "open_clip"] = setting("transformers", "who wrote the weights")
     pretrained: str | None = setting(None, "open_clip: weights tag or file for an architecture")
-    batch: int = setting(32, "pictures at once", ge=1)
+    batch: int = setting(32, "pictures at once", ge=1, le=COUNT)
 
     def needs_from_hub(self) -> list[HubNeed]:
         if self.backend == "transformers":
@@ -128,6 +129,7 @@ class ClipReward(Reward, Embedding):
     """100 · cosine of image and prompt embedding (arXiv 2104.08718 without its clamp at 0)."""
 
     Config: ClassVar[type[ClipRewardConfig]] = ClipRewardConfig
+    judges = ("pictures",)
 
     @classmethod
     def models(

@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from adrpo_scale.core.bounds import COUNT, TOKENS
 from adrpo_scale.core.errors import ConfigError, ModelNotFoundError
 from adrpo_scale.core.settings import REQUIRED, setting
 from adrpo_scale.core.types import Completion, Prompt
@@ -50,9 +51,12 @@ class RewardModelConfig(RewardConfig):
         effect="rounding",
     )
     dtype: Literal["float32", "bfloat16"] = setting("bfloat16", "replicated: its precision")
-    batch: int = setting(16, "conversations at once", effect="rounding", ge=1)
+    batch: int = setting(16, "conversations at once", effect="rounding", ge=1, le=COUNT)
     max_tokens: int = setting(
-        2048, "the oldest tokens beyond it, or beyond what the model takes, are cut off", ge=2
+        2048,
+        "the oldest tokens beyond it, or beyond what the model takes, are cut off",
+        ge=2,
+        le=TOKENS,
     )
     system: Literal["keep", "merge", "drop"] = setting(
         "merge",
@@ -67,6 +71,7 @@ class RewardModelConfig(RewardConfig):
 
 class RewardModel(Reward):
     Config: ClassVar[type[RewardModelConfig]] = RewardModelConfig
+    judges = ("completions",)
 
     @classmethod
     def models(

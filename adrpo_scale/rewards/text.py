@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from adrpo_scale.core import watchdog
+from adrpo_scale.core.bounds import WAIT
 from adrpo_scale.core.errors import ConfigError
 from adrpo_scale.core.settings import setting
 from adrpo_scale.core.types import Completion, Prompt
@@ -59,6 +60,7 @@ class VerifierConfig(RewardConfig):
 class Verifier(PlainReward):
     """A reward that is 1 where a completion is right by the prompt's reference answer, else 0."""
 
+    judges = ("completions",)
     check_keeps_nothing = True
 
     def __init__(self, config: VerifierConfig, device: torch.device) -> None:
@@ -126,6 +128,7 @@ class MathVerifyConfig(VerifierConfig):
         before=30.0,
         effect="none",
         gt=0,
+        le=WAIT,
     )
 
 
@@ -193,6 +196,7 @@ class Format(PlainReward):
     """1 where the whole completion matches `pattern`, else 0."""
 
     Config: ClassVar[type[FormatConfig]] = FormatConfig
+    judges = ("completions",)
 
     def __init__(self, config: FormatConfig, device: torch.device) -> None:
         super().__init__(config)

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 from pydantic import model_validator
 
 from adrpo_scale.checkpoint.base import CheckpointConfig
+from adrpo_scale.core.bounds import COUNT, SAMPLES
 from adrpo_scale.core.components import OneOf
 from adrpo_scale.core.errors import ConfigError
 from adrpo_scale.core.python_warnings import SettingsWarning
@@ -41,7 +42,7 @@ class RunConfig(Section):
     """All settings of a run. The hash of those that change learning is the run's identity."""
 
     seed: int = setting(0, "seed of every random draw of the run", ge=0, lt=2**63)
-    iterations: int = setting(100, "rollouts, each with its updates", effect="none", ge=0)
+    iterations: int = setting(100, "rollouts, each with its updates", effect="none", ge=0, le=COUNT)
     init_from: str | None = setting(
         None, "start from the trained weights of RUN or RUN@iteration, with fresh counters"
     )
@@ -79,7 +80,27 @@ class RunConfig(Section):
             yield 'evaluation.weights = "ema" without ema_decay; set ema_decay, e.g. 0.99'
         if self.rebase_reference and self.init_from is None:
             yield "rebase_reference without init_from: name the run to start from, or leave it out"
+        samples = self.prompts.per_iteration * self.prompts.group_size
+        if samples > SAMPLES:
+            yield (
+                f"prompts.per_iteration * prompts.group_size = {samples:,}: an iteration has at "
+                f"most {SAMPLES:,} samples, whose ids and rewards every rank holds; lower one"
+            )
+        yield from self._faults_of_media()
         yield from self._faults_of_best()
+
+    def _faults_of_media(self) -> Iterator[str]:
+        """A reward that cannot judge what the domain makes would fail on every sample."""
+        medium = getattr(DOMAINS[self.domain.name], "medium", None)
+        for number, reward in enumerate(self.rewards):
+            judges = REWARDS[reward.kind].judges
+            if judges and medium not in judges:
+                others = [kind for kind in REWARDS if medium in REWARDS[kind].judges]
+                yield (
+                    f"rewards.{number}.kind = {reward.kind!r} judges {' and '.join(judges)}, and "
+                    f"domain {self.domain.name} makes {medium}: take one of {', '.join(others)}, "
+                    "or a function of your own"
+                )
 
     def _faults_of_algorithm(self) -> Iterator[str]:
         """The algorithm refuses settings that do not fit the domain's terms."""

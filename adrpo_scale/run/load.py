@@ -7,7 +7,6 @@ No model is loaded.
 from __future__ import annotations
 
 import difflib
-import tomllib
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,8 +16,10 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from adrpo_scale.core.errors import ConfigError
+from adrpo_scale.core.numbers import natural
 from adrpo_scale.core.python_warnings import SettingsWarning
 from adrpo_scale.core.settings import Leaf, Section, leaves, notes_of
+from adrpo_scale.core.toml_text import DEEPEST, check_values, read_toml, shown
 from adrpo_scale.run.config import RunConfig
 from adrpo_scale.run.override_values import value_of
 from adrpo_scale.run.sections import current_key, modern, section_at
@@ -43,15 +44,7 @@ class LoadedConfig:
 def load_config(path: Path, overrides: Sequence[str] = ()) -> LoadedConfig:
     """Reads and checks a TOML file. overrides: "section.key=value", see `override_values`. Raises
     ConfigError, which lists all faults."""
-    try:
-        data = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError as error:
-        raise ConfigError(
-            f"config {path} is not there; see configs/ for the shipped ones"
-        ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
-        raise ConfigError(f"config {path} is not valid TOML: {error}") from error
-    data, renamed = modern(data)
+    data, renamed = modern(read_toml(path, "see configs/ for the shipped ones"))
     given = {leaf: "file" for leaf, _ in leaves(data)}
     for key, value, old in _set_all(data, overrides):
         given |= {f"{key}.{leaf}" if leaf else key: "--set" for leaf, _ in leaves(value)}
@@ -82,8 +75,15 @@ def parse_override(text: str) -> tuple[str, Any]:
     """("section.key", value) from "section.key=value". ConfigError for any other form."""
     key, equals, raw = text.partition("=")
     if not equals or not key.strip():
-        raise ConfigError(f"--set {text!r}: expected section.key=value, e.g. optimizer.updates=2")
-    return key.strip(), value_of(raw)
+        raise ConfigError(
+            f"--set {shown(text)}: expected section.key=value, e.g. optimizer.updates=2"
+        )
+    key, value = key.strip(), value_of(raw)
+    inside: Any = value
+    for part in reversed(key.split(".")[-DEEPEST - 1 :]):  # the data that it makes
+        inside = {part: inside}
+    check_values(inside, "--set ")
+    return key, value
 
 
 def assign(data: dict[str, Any], key: str, value: Any) -> None:
@@ -169,9 +169,10 @@ def warn_of_old(renamed: Mapping[str, str]) -> None:
 
 
 def _index(items: list[Any], text: str, key: str) -> int:
-    if not text.isdigit() or int(text) >= len(items):
+    number = natural(text)
+    if number is None or number >= len(items):
         raise ConfigError(f"--set {key}: {text!r} should be a number from 0 to {len(items) - 1}")
-    return int(text)
+    return number
 
 
 def _fault(kind: type[Section], detail: Any, data: Any) -> str:
@@ -191,4 +192,4 @@ def _fault(kind: type[Section], detail: Any, data: Any) -> str:
         return f"{where}: {message}"
     if fault == "value_error":
         return f"{where}: {message}" if where else message
-    return f"{where} = {detail['input']!r}: {message}"
+    return f"{where} = {shown(detail['input'])}: {message}"

@@ -9,13 +9,14 @@ demo:image  a/b.txt#2      strings without quotes
 from __future__ import annotations
 
 import re
-import tomllib
 from datetime import date, datetime, time
 from typing import Any
 
-_NUMBER = re.compile(r"[+-]?(\d+(_\d+)*\.?(\d+(_\d+)*)?|\.\d+(_\d+)*)([eE][+-]?\d+)?")
+from adrpo_scale.core.toml_text import TomlError, parse_toml
+
+_NUMBER = re.compile(r"[+-]?(\d+(_\d+)*\.?(\d+(_\d+)*)?|\.\d+(_\d+)*)([eE][+-]?\d+)?", re.ASCII)
 _ZEROS = re.compile(r"[+-]?0\d")  # 007 is a name rather than a number
-_INTEGER = re.compile(r"[+-]?\d+[eE]\+?\d{1,2}")
+_INTEGER = re.compile(r"[+-]?\d{1,40}[eE]\+?\d{1,2}", re.ASCII)
 _WORDS = {"True": True, "False": False, "TRUE": True, "FALSE": False, "None": "null"}
 _NESTED = re.compile(r"[\[\]{}'\"]")
 
@@ -26,9 +27,9 @@ def value_of(raw: str) -> Any:
     if raw in _WORDS:
         return _WORDS[raw]
     if _INTEGER.fullmatch(raw):
-        return int(float(raw))  # a setting that is no integer takes it, too
-    is_quoted = raw[:1] in ("'", '"', "[", "{")
-    found = _toml(raw) if is_quoted or "#" not in raw else None  # no comment stands in a --set
+        number = float(raw)  # a setting that is no integer takes an integer, too
+        return int(number) if abs(number) < 2**63 else number
+    found = _toml(raw)
     if found is not None and not isinstance(found, date | datetime | time):
         return found  # no setting is a date: 2024-01-01 names a run
     if _NUMBER.fullmatch(raw) and not _ZEROS.match(raw):
@@ -37,12 +38,13 @@ def value_of(raw: str) -> Any:
 
 
 def _toml(raw: str) -> Any:
-    """The TOML value; None where it is none."""
+    """The TOML value that all of `raw` is; None where it is none."""
     try:
-        found = tomllib.loads(f"value = {raw}")
-    except tomllib.TOMLDecodeError:
+        # After a comment, or lines of further keys, the list would not end with `true]`.
+        found = parse_toml(f"value = [{raw}, true]")
+    except TomlError:
         return None
-    return found["value"] if found.keys() == {"value"} else None
+    return found["value"][0] if found.keys() == {"value"} and len(found["value"]) == 2 else None
 
 
 def _parts(raw: str) -> Any:

@@ -12,6 +12,7 @@ from pydantic.fields import FieldInfo
 
 from adrpo_scale.core.components import OneOf
 from adrpo_scale.core.errors import ConfigError
+from adrpo_scale.core.numbers import natural
 from adrpo_scale.core.settings import Section, names_of
 from adrpo_scale.run.config import RunConfig
 
@@ -51,8 +52,8 @@ def _parts(annotation: Any) -> list[Any]:
 def _inside(data: Any, part: Any) -> Any:
     """The value of `data` at a key or a number; {} where there is none."""
     if isinstance(data, list):
-        number = int(part) if str(part).isdigit() else len(data)
-        return data[number] if number < len(data) else {}
+        number = natural(str(part))
+        return {} if number is None or number >= len(data) else data[number]
     return data.get(part, {}) if isinstance(data, Mapping) else {}
 
 

@@ -25,6 +25,7 @@ import torch
 
 from adrpo_scale.core.files import replace_json
 from adrpo_scale.core.json_files import read_object
+from adrpo_scale.core.numbers import natural
 
 log = logging.getLogger(__name__)
 
@@ -139,7 +140,7 @@ class StartRecord:
             "began": _now(),
             "launcher": launcher,
             "job_id": os.environ.get("SLURM_JOB_ID"),
-            "restart_count": int(os.environ.get("SLURM_RESTART_COUNT") or 0),
+            "restart_count": natural(os.environ.get("SLURM_RESTART_COUNT", "")) or 0,
             "world_size": len(environments),
             "hosts": len({e["host"] for e in environments}),
             "gpus": dict(Counter(e["gpu"] for e in environments if e["gpu"])),

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from adrpo_scale.core import dist, watchdog
+from adrpo_scale.core.bounds import COUNT, REPEATS
 from adrpo_scale.core.seeding import Purpose, permutation
 from adrpo_scale.core.settings import Effect, Section, setting
 from adrpo_scale.core.types import DrawKey, Prompt, Rewards, Rows
@@ -38,10 +39,12 @@ class EvaluationConfig(Section):
     EFFECT: ClassVar[Effect] = "none"
 
     every: int = setting(
-        10, "iterations between evaluations, first and last included; 0: never", ge=0
+        10, "iterations between evaluations, first and last included; 0: never", ge=0, le=COUNT
     )
-    prompts: int = setting(12, "prompts per split", ge=1)
-    samples_per_prompt: int = setting(12, "samples per prompt; at least two, for diversity", ge=2)
+    prompts: int = setting(12, "prompts per split", ge=1, le=COUNT)
+    samples_per_prompt: int = setting(
+        12, "samples per prompt; at least two, for diversity", ge=2, le=REPEATS
+    )
     weights: Literal["raw", "ema"] = setting(
         "raw", "the evaluated weights: the trained ones, or their moving average"
     )

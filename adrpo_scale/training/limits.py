@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+from adrpo_scale.core.bounds import COUNT, NUMBER, WAIT
 from adrpo_scale.core.errors import LimitReached, NonFiniteError
 from adrpo_scale.core.naming import named
 from adrpo_scale.core.settings import Effect, Section, setting
@@ -26,23 +27,30 @@ class LimitsConfig(Section):
 
     EFFECT: ClassVar[Effect] = "none"
 
-    max_divergence: float | None = setting(None, "stop above this mean divergence", gt=0)
-    min_reward: float | None = setting(None, "stop below this mean reward")
-    max_nonfinite_updates: int = setting(5, "stop after this many skipped updates in a row", ge=1)
+    max_divergence: float | None = setting(None, "stop above this mean divergence", gt=0, le=NUMBER)
+    min_reward: float | None = setting(None, "stop below this mean reward", ge=-NUMBER, le=NUMBER)
+    max_nonfinite_updates: int = setting(
+        5, "stop after this many skipped updates in a row", ge=1, le=COUNT
+    )
     max_unscored_iterations: int = setting(
-        3, "stop after this many iterations in a row in which every sample's reward failed", ge=1
+        3,
+        "stop after this many iterations in a row in which every sample's reward failed",
+        ge=1,
+        le=COUNT,
     )
     hang_seconds: float | None = setting(
         1200.0,
         "after this long without progress every rank writes its stacks and ends with the exit "
         "code that asks for a requeue; keep it below engine.timeout_seconds",
-        gt=0,
+        ge=1,  # the watchdog looks a few times in it
+        le=WAIT,
     )
     max_stalled_lives: int = setting(
         3,
         "a Slurm job that was requeued is refused after this many starts in a row that ended by "
         "accident (killed, hung) and left no new checkpoint",
         ge=1,
+        le=COUNT,
     )
 
 

@@ -21,6 +21,7 @@ import numpy as np
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from adrpo_scale.core import dist, python_warnings
+from adrpo_scale.core.bounds import COUNT
 from adrpo_scale.core.console import console, note_losses, say, warnings_on_screen
 from adrpo_scale.core.errors import DiskSpaceError
 from adrpo_scale.core.files import own, replace_file, sync_file
@@ -37,21 +38,25 @@ class LoggingConfig(Section):
     EFFECT: ClassVar[Effect] = "none"
 
     pictures_every: int = setting(
-        20, "iterations between picture grids of rollouts in TensorBoard; 0: never", ge=0
+        20, "iterations between picture grids of rollouts in TensorBoard; 0: never", ge=0, le=COUNT
     )
     completions_every: int = setting(
-        10, "tokens: iterations between records of every completion in samples/; 0: never", ge=0
+        10,
+        "tokens: iterations between records of every completion in samples/; 0: never",
+        ge=0,
+        le=COUNT,
     )
     completions_megabytes: float = setting(
-        200.0, "tokens: the oldest of these records are removed beyond this size", gt=0
+        200.0, "tokens: the oldest of these records are removed beyond this size", gt=0, le=COUNT
     )
     histograms_every: int = setting(
-        5, "iterations between histograms of advantages and betas; 0: never", ge=0
+        5, "iterations between histograms of advantages and betas; 0: never", ge=0, le=COUNT
     )
     divergence_every: int = setting(
         10,
         "where no beta needs the reference, iterations between passes that log it; 0: never",
         ge=0,
+        le=COUNT,
     )
 
 
@@ -110,7 +115,7 @@ class MetricsLog:
         self._progress = Progress(
             TextColumn("iteration {task.completed}/{task.total}"),
             *([BarColumn(bar_width=_BAR - 1)] if console.width >= _WIDE else []),
-            TextColumn("{task.fields[line]}"),
+            TextColumn("{task.fields[line]}", markup=False),
             TimeRemainingColumn(),
             console=console,
             disable=not self._live,

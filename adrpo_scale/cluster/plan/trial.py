@@ -283,4 +283,4 @@ def _show_plan(loaded: LoadedConfig, document: dict[str, Any]) -> None:
 
 
 def _print(text: str) -> None:
-    console.print(text, highlight=False, soft_wrap=True, markup=False)
+    console.print(text, highlight=False, soft_wrap=True)

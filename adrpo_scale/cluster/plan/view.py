@@ -140,4 +140,4 @@ def _amount(count: float, unit: str) -> str:
 
 
 def _print(text: str) -> None:
-    console.print(text, highlight=False, soft_wrap=True, markup=False)
+    console.print(text, highlight=False, soft_wrap=True)

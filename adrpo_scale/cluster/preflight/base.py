@@ -67,9 +67,9 @@ def find_place(env: Mapping[str, str] = os.environ) -> Place:
     """The place by the launcher's variables and ADRPO_NODES (the nodes' names, comma-separated)."""
     facts = dist.rank_facts(env)
     if facts.launcher == "srun":
-        node = int(env["SLURM_NODEID"])
+        node = dist.stated_number(env, "SLURM_NODEID")
     else:
-        node = int(env.get("GROUP_RANK", facts.rank // facts.local_world))
+        node = dist.stated_number(env, "GROUP_RANK", facts.rank // facts.local_world)
     names = tuple(name.strip() for name in env.get("ADRPO_NODES", "").split(",") if name.strip())
     name = names[node] if node < len(names) else socket.gethostname()
     return Place(facts.rank, facts.world, facts.local_rank, facts.local_world, node, name, names)

@@ -21,7 +21,7 @@ import torch.distributed as td
 
 from adrpo_scale.cluster.preflight.base import Place, counted, listed
 from adrpo_scale.core import dist
-from adrpo_scale.core.errors import ConfigError, NodeError, StopRequested
+from adrpo_scale.core.errors import NodeError, StopRequested
 
 Order = Mapping[str, Any]
 END = "end"
@@ -158,19 +158,14 @@ def meet(place: Place, seconds: float) -> Meeting:
     if dist.rank_facts().launcher == "srun":
         dist.set_srun_rendezvous()
     env = os.environ
-    host, port = env.get("MASTER_ADDR"), env.get("MASTER_PORT", "")
-    if not host or not port.isdigit():
-        raise ConfigError(
-            f"MASTER_ADDR = {host!r}, MASTER_PORT = {port!r} with {place.world} processes: "
-            "expected the host and port of rank 0; launchers/node.sh and torchrun set them"
-        )
+    host, port = dist.meeting_point(place.world, env)
     # torchrun's own process has a store at that port already.
     has_store = env.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     opens = place.rank == 0 and not has_store
     if not opens:
         # Longer than rank 0 waits: it must not count this process as absent for giving up.
-        _reach(place, host, int(port), seconds + 10)
-    store = _open(place, host, int(port), opens)
+        _reach(place, host, port, seconds + 10)
+    store = _open(place, host, port, opens)
     start = [env.get(name, "") for name in _START]
     return Meeting(td.PrefixStore("-".join(["preflight", *start]), store), place, seconds)
 

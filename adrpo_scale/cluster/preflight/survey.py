@@ -36,6 +36,7 @@ from adrpo_scale.core.caches import cache_root, why_unwritable
 from adrpo_scale.core.disk_space import disk_space
 from adrpo_scale.core.errors import AdrpoError
 from adrpo_scale.core.files import write_new
+from adrpo_scale.core.numbers import natural
 from adrpo_scale.hub.lock import check, damaged, fingerprint
 from adrpo_scale.hub.needs import HubNeed
 from adrpo_scale.run.starts import driver_version, environment
@@ -201,14 +202,13 @@ def cuda_facts(env: Mapping[str, str] = os.environ) -> CudaFacts:
         available = torch.cuda.is_available()
         count = torch.cuda.device_count() if available else 0
     why = "; ".join(str(warning.message).splitlines()[0] for warning in caught)
-    granted = env.get("SLURM_GPUS_ON_NODE", "")
     return CudaFacts(
         available=available,
         count=count,
         why="" if available else why,
         wheel=torch.version.cuda,
         driver=driver_version(),
-        granted=int(granted) if granted.isdigit() else 0,
+        granted=natural(env.get("SLURM_GPUS_ON_NODE", "")) or 0,
     )
 
 

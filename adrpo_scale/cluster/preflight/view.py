@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from rich.console import Console
 from rich.text import Text
 
 from adrpo_scale.cluster.preflight.base import Check, Finding, bad_nodes, exit_code, listed
+from adrpo_scale.core.console import new_console
 
 _SIGNS = {"fine": ("✓", "green"), "warning": ("!", "yellow"), "fault": ("✗", "red")}
 _WIDTH = 12  # columns of the names
@@ -17,8 +17,8 @@ _WIDTH = 12  # columns of the names
 def show(checks: Sequence[Check], title: str, seconds: float) -> None:
     """Prints the table; the last line is the verdict, with the seconds taken."""
     # A console of its own: a finding is one line at any width of the terminal.
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(title, markup=False)
+    console = new_console(highlight=False, soft_wrap=True)
+    console.print(title)
     for check in checks:
         sign, colour = _SIGNS[check.state]
         line = Text.assemble((sign, colour), f" {check.name:{_WIDTH}}", check.stated)
@@ -27,8 +27,8 @@ def show(checks: Sequence[Check], title: str, seconds: float) -> None:
         )
         for finding in check.findings:
             for part in _lines(finding):
-                console.print(f"    {part}", markup=False)
-    console.print(_verdict(checks, seconds), markup=False)
+                console.print(f"    {part}")
+    console.print(_verdict(checks, seconds))
 
 
 def _lines(finding: Finding) -> list[str]:

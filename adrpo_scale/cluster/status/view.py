@@ -80,7 +80,7 @@ def _show(answers: Sequence[Status]) -> None:
     console = wide()
     if len(answers) == 1:
         for name, text in _block(answers[0]):
-            console.print(f"{name:<11}{text}", highlight=False, markup=False, soft_wrap=True)
+            console.print(f"{name:<11}{text}", highlight=False, soft_wrap=True)
     elif answers:
         console.print(_table(answers))
 

@@ -198,7 +198,7 @@ def _progress(total: int, tally: Tally) -> Iterator[Callable[[], None]]:
     bar = Progress(
         TextColumn("clips {task.completed}/{task.total}"),
         BarColumn(bar_width=20),
-        TextColumn("{task.fields[line]}"),
+        TextColumn("{task.fields[line]}", markup=False),
         TimeRemainingColumn(),
         console=console,
         disable=not is_live,

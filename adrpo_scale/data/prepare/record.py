@@ -57,4 +57,4 @@ def disk_is_full(to: Path, error: OSError) -> DiskSpaceError:
 
 def say(text: str) -> None:
     """Prints a line; brackets in paths are not read as markup."""
-    console.print(text, highlight=False, soft_wrap=True, markup=False)
+    console.print(text, highlight=False, soft_wrap=True)

@@ -23,6 +23,7 @@ class GlyphChecker(PlainReward):
     """1.0 where a demo image shows what its prompt says, else 0.0."""
 
     Config: ClassVar[type[GlyphCheckerConfig]] = GlyphCheckerConfig
+    judges = ("pictures",)
 
     def __init__(self, config: GlyphCheckerConfig, device: torch.device) -> None:
         super().__init__(config)

@@ -24,6 +24,7 @@ class DemoGold(PlainReward):
     """`rm_task.gold_score` of each review, in [0, 1]."""
 
     Config: ClassVar[type[DemoGoldConfig]] = DemoGoldConfig
+    judges = ("completions",)
 
     def __init__(self, config: DemoGoldConfig, device: torch.device) -> None:
         super().__init__(config)

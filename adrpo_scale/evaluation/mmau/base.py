@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from adrpo_scale.core.bounds import AT_ONCE, COUNT, NUMBER, TOKENS, WAIT
 from adrpo_scale.core.errors import PromptError
 from adrpo_scale.core.json_files import parse_object, read_regular
 from adrpo_scale.core.settings import REQUIRED, Section, setting
@@ -85,14 +86,18 @@ class PublishedRow(Section):
 class EndpointConfig(Section):
     """Settings of requests to an OpenAI-compatible endpoint."""
 
-    at_once: int = setting(4, "concurrent requests of a process", ge=1)
-    timeout_seconds: float = setting(120.0, "time to wait for the whole answer, in seconds", gt=0)
-    attempts: int = setting(6, "attempts at one question, the first included", ge=1)
+    at_once: int = setting(4, "concurrent requests of a process", ge=1, le=AT_ONCE)
+    timeout_seconds: float = setting(
+        120.0, "time to wait for the whole answer, in seconds", gt=0, le=WAIT
+    )
+    attempts: int = setting(
+        6, "attempts at one question, the first included", ge=1, le=100
+    )  # each wait is twice the last
     first_wait_seconds: float = setting(
-        2.0, "seconds before the second attempt; doubled before each further one", ge=0
+        2.0, "seconds before the second attempt; doubled before each further one", ge=0, le=WAIT
     )
     longest_wait_seconds: float = setting(
-        120.0, "longest such wait, also by Retry-After, in seconds", ge=0
+        120.0, "longest such wait, also by Retry-After, in seconds", ge=0, le=WAIT
     )
     extra: dict[str, Any] = setting({}, "further fields of a request, e.g. reasoning_effort")
     without: list[Literal["max_tokens", "temperature"]] = setting(
@@ -108,10 +113,12 @@ class MmauConfig(Section):
     variant: Literal["answer", "think"] = setting(
         "think", "answer: only <answer>; think: reason in <think> first"
     )
-    max_new_tokens: int = setting(512, "longest answer in tokens, reasoning included", ge=1)
-    batch: int = setting(16, "with --model: questions that a rank answers at once", ge=1)
+    max_new_tokens: int = setting(
+        512, "longest answer in tokens, reasoning included", ge=1, le=TOKENS
+    )
+    batch: int = setting(16, "with --model: questions that a rank answers at once", ge=1, le=COUNT)
     temperature: float = setting(
-        0.0, "with --endpoint: sampling temperature; --model is always greedy", ge=0
+        0.0, "with --endpoint: sampling temperature; --model is always greedy", ge=0, le=NUMBER
     )
     domain: dict[str, Any] = setting(
         {}, "with --model: settings of [domain] that override the run's own"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import re
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from adrpo_scale.core.errors import AdrpoError, ConfigError, agreed
 from adrpo_scale.core.files import replace_file, replace_json
 from adrpo_scale.core.folder_lock import RunLock
 from adrpo_scale.core.paths import resolve_path
+from adrpo_scale.core.toml_text import read_toml
 from adrpo_scale.data.clip_headers import clip_faults
 from adrpo_scale.evaluation.mmau import local, predictions, tables
 from adrpo_scale.evaluation.mmau.base import (
@@ -72,12 +72,7 @@ class Subject:
 
 def load_settings(path: Path, overrides: Sequence[str], data: Path | None) -> MmauConfig:
     """Reads and checks a TOML file. Raises ConfigError with a line for each fault."""
-    try:
-        document = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"config {path} cannot be read ({error}); configs/omni/mmau.toml is the shipped one"
-        ) from error
+    document = read_toml(path, "configs/omni/mmau.toml is the shipped one")
     for override in overrides:
         assign(document, *parse_override(override))
     if data is not None:
@@ -306,4 +301,4 @@ def _dry_run(endpoint: Endpoint, questions: Sequence[Question]) -> None:
 
 def _say(text: str) -> None:
     if dist.is_main():
-        console.print(text, highlight=False, soft_wrap=True, markup=False)
+        console.print(text, highlight=False, soft_wrap=True)
