@@ -80,3 +80,8 @@ def test_what_a_loader_is_told():
         for whose, name, keywords in calls(path):
             asks = name == "from_config" and (whose in AUTO or "_class()" in whose)
             assert not asks or keywords["trust_remote_code"] == "False", path
+
+
+def test_a_copy_is_made_where_its_source_is_checked():
+    makers = {p for p in FILES for _, name, _ in calls(p) if name == "Copy"}
+    assert makers == {PACKAGE / "export/copies.py"}

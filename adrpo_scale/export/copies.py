@@ -9,17 +9,24 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+from adrpo_scale.core.errors import ExportError
 from adrpo_scale.export.base import Copy, last_name
 from adrpo_scale.hub.foreign import damaged
+from adrpo_scale.hub.inside import is_inside, real_file
 
 LICENCES = ("LICENSE", "LICENCE", "NOTICE", "USE_POLICY")
 _CONTENT = {"tokenizer.json", "vocab.json", "special_tokens_map.json", "added_tokens.json"}
 
 
+def copy_of(path: Path, base: Path) -> Copy:
+    """The copy of a file in the base's folder. Raises ModelNotFoundError where it is elsewhere."""
+    return Copy(real_file(path, base), path.relative_to(base).as_posix())
+
+
 def licence_files(base: Path) -> list[Copy]:
     """The base's licence files: an export is a derivative, so it must carry them."""
     paths = sorted(path for path in base.iterdir() if path.name.upper().startswith(LICENCES))
-    return [Copy(path, path.name) for path in paths if path.is_file()]
+    return [copy_of(path, base) for path in paths if path.is_file()]
 
 
 def bytes_of(copies: list[Copy]) -> int:
@@ -28,13 +35,14 @@ def bytes_of(copies: list[Copy]) -> int:
 
 def write_copies(copies: list[Copy], texts: Mapping[str, str], folder: Path, link: bool) -> None:
     """Writes the texts, then copies the other files; link: hard-links them where that is possible.
-    Absolute paths in JSON files are cut to their last part."""
+    Absolute paths in JSON files are cut to their last part. Raises ExportError where a name leads
+    out of the folder."""
     for name, text in texts.items():
-        (folder / name).write_text(text)
+        _place_in(folder, name).write_text(text)
     for copy in copies:
         if copy.name in texts:
             continue
-        to = folder / copy.name
+        to = _place_in(folder, copy.name)
         to.parent.mkdir(parents=True, exist_ok=True)
         if to.suffix == ".json" and to.name not in _CONTENT:
             content = _json_of(copy.source)
@@ -42,7 +50,15 @@ def write_copies(copies: list[Copy], texts: Mapping[str, str], folder: Path, lin
             if clean != content:
                 to.write_text(json_text(clean))
                 continue
-        _place(copy.source.resolve(), to, link)
+        _place(copy.source, to, link)
+
+
+def _place_in(folder: Path, name: str) -> Path:
+    """The file of that name in the export's folder. Raises ExportError where it is elsewhere."""
+    to = folder / name
+    if not is_inside(name) or not to.resolve().is_relative_to(folder.resolve()):
+        raise ExportError(f"{name!r} lies outside of the export's folder and is not written")
+    return to
 
 
 def _json_of(path: Path) -> Any:

@@ -26,7 +26,7 @@ from adrpo_scale.export.base import (
     base_lines,
     code_block,
 )
-from adrpo_scale.export.copies import licence_files
+from adrpo_scale.export.copies import copy_of, licence_files
 from adrpo_scale.hub.foreign import read_json
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
@@ -82,9 +82,8 @@ def other_files(material: Material) -> list[Copy]:
     variants of weights. Raises ExportError where a component has its weights as pickles alone.
     """
     base, target = material.folder, material.target
-    index = read_json(base / INDEX)
-    found = [Copy(base / INDEX, INDEX), *licence_files(base)]
-    for part in sorted(name for name, value in index.items() if isinstance(value, list)):
+    found = [copy_of(base / INDEX, base), *licence_files(base)]
+    for part in _components(base / INDEX):
         if not (base / part).is_dir():
             continue
         files = sorted(path for path in (base / part).rglob("*") if path.is_file())
@@ -96,8 +95,21 @@ def other_files(material: Material) -> list[Copy]:
                 f"{base / part} has its weights as pickles alone, which are not copied; expected "
                 "safetensors: get a version of the base model that has them"
             )
-        found += [Copy(path, path.relative_to(base).as_posix()) for path in kept]
+        found += [copy_of(path, base) for path in kept]
     return found
+
+
+def _components(index: Path) -> list[str]:
+    """The components that a pipeline's index names. Raises ExportError where one cannot be a folder
+    beside it."""
+    named = sorted(name for name, value in read_json(index).items() if isinstance(value, list))
+    strange = [name for name in named if not name.isidentifier()]
+    if strange:
+        raise ExportError(
+            f"{index} names the component {strange[0]!r}; expected the name of a folder beside it: "
+            "bring the base model again from where it was published"
+        )
+    return named
 
 
 def _is_kept(path: Path) -> bool:

@@ -27,7 +27,7 @@ from adrpo_scale.export.base import (
     code_block,
     value_text,
 )
-from adrpo_scale.export.copies import licence_files
+from adrpo_scale.export.copies import copy_of, licence_files
 from adrpo_scale.export.peft_folder import PEFT_FILE, write_peft
 from adrpo_scale.export.transformers_layout import TransformersLayout, vllm_line
 
@@ -52,7 +52,7 @@ class HearingLayout(TransformersLayout):
         if form == "whole":
             found = [*licence_files(base), *_everything_else(material)]
         else:
-            beside = [Copy(base / n, n) for n in _PROCESSOR_FILES if (base / n).is_file()]
+            beside = [copy_of(base / n, base) for n in _PROCESSOR_FILES if (base / n).is_file()]
             found = [*super().copies(material, form), *beside]
         has_own = material.target.chat is not None and material.target.chat.template is not None
         once = {copy.name: copy for copy in found if not (has_own and copy.name == OLD_TEMPLATE)}
@@ -124,7 +124,7 @@ def _everything_else(material: Material) -> list[Copy]:
         name = path.relative_to(base)
         is_needed = name.as_posix() in material.target.part.needs
         if is_needed or not (_is_hidden(name) or _is_weights(name) or name == Path("README.md")):
-            found.append(Copy(path, name.as_posix()))
+            found.append(copy_of(path, base))
     return found
 
 

@@ -28,7 +28,7 @@ from adrpo_scale.export.base import (
     code_block,
     value_text,
 )
-from adrpo_scale.export.copies import json_text, licence_files, without_paths
+from adrpo_scale.export.copies import copy_of, json_text, licence_files, without_paths
 from adrpo_scale.hub.foreign import read_json
 
 CONFIG, TOKENIZER, TEMPLATE = "config.json", "tokenizer_config.json", "chat_template.jinja"
@@ -71,8 +71,7 @@ class TransformersLayout(Layout):
         paths = [p for p in base.iterdir() if any(fnmatch(p.name, each) for each in patterns)]
         paths += [*(base / _TEMPLATES).glob("*.jinja")]
         files = sorted(path for path in paths if path.is_file())
-        named = [Copy(path, path.relative_to(base).as_posix()) for path in files]
-        return [*licence_files(base), *named]
+        return [*licence_files(base), *(copy_of(path, base) for path in files)]
 
     def texts(self, material: Material, request: Request) -> dict[str, str]:
         if request.form == "adapter":

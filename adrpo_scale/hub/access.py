@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from adrpo_scale.core.errors import ModelNotFoundError
+from adrpo_scale.hub.inside import is_inside
 from adrpo_scale.hub.lock import LockedRepo, size_of
 from adrpo_scale.hub.needs import (
     HubNeed,
@@ -94,6 +95,12 @@ def ask(need: HubNeed, locked: LockedRepo | None) -> RepoPlan:
             raise
         raise explained from error
     sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
+    strange = next((name for name in sizes if not is_inside(name)), None)
+    if strange is not None:
+        raise ModelNotFoundError(
+            f"{need.type} {need.name!r}: {endpoint()} lists the file {strange!r}, which would lie "
+            "outside of the cache: see that HF_ENDPOINT is the hub or a mirror that you trust"
+        )
     pickled = pickled_weights(need, sizes)
     inside = [name for weights in pickled for name in (*weights.files, weights.index)]
     files = {name: size for name, size in sizes.items() if need.covers(name) and name not in inside}

@@ -16,7 +16,9 @@ from transformers import AutoConfig, AutoTokenizer, CLIPModel
 from adrpo_scale.core.errors import AdrpoError, DamagedFileError, ModelNotFoundError, WeightsError
 from adrpo_scale.core.paths import resolve_path
 from adrpo_scale.domains.sd3_encoders import encoders_of
+from adrpo_scale.hub.access import ask
 from adrpo_scale.hub.loaders import load_settings, load_weights
+from adrpo_scale.hub.needs import HubNeed
 from adrpo_scale.hub.weight_files import weight_files
 from tests.rewards.test_rewards import IMAGES, PROMPTS, clip, write_open_clip
 from tests.support.tiny import MODEL
@@ -172,3 +174,14 @@ def test_a_config_of_open_clip_cannot_let_its_code_run(folder, mark):
     with pytest.raises(AdrpoError):
         judged(f"local-dir:{folder}")
     assert not mark.exists()
+
+
+# ---- a mirror ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["../../x.json", "/x.json", "a/../../x.json", "..\\x.json"])
+def test_a_mirror_cannot_name_files_outside_of_the_cache(hub, name):
+    repo = hub.repos["model", "own/policy"]
+    repo.commit({**repo.commits[repo.main], name: b"{}"})
+    with pytest.raises(ModelNotFoundError, match="outside of the cache"):
+        ask(HubNeed("own/policy"), None)
