@@ -10,7 +10,7 @@ import os
 import stat
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
@@ -28,6 +28,16 @@ def open_new(path: Path) -> int:
     """A descriptor of a new file. Raises FileExistsError where anything has its name, also a link:
     in a folder that others can write, a planted one would lead the data elsewhere."""
     return os.open(path, _NEW, 0o644)
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """A regular file to read, through links. Raises OSError for anything else, without waiting:
+    opening a FIFO would wait for a writer, and a device has no end."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return os.fdopen(descriptor, "rb")
+    os.close(descriptor)
+    raise OSError(errno.EINVAL, "it is no regular file", str(path))
 
 
 def own(path: str | Path, flags: int) -> int:

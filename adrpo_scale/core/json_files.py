@@ -11,9 +11,11 @@ import json
 import logging
 import math
 import os
-import stat
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from adrpo_scale.core.files import open_regular
 
 log = logging.getLogger(__name__)
 
@@ -26,17 +28,11 @@ _told: set[str] = set()
 def read_regular(path: Path, most: int = LARGEST) -> bytes:
     """The bytes of a regular file, through links. Raises OSError for anything else: reading a FIFO
     would wait, and a device has no end; also for more than `most` bytes."""
-    with open(path, "rb", opener=_without_waiting) as file:
+    with open_regular(path) as file:
         facts = os.fstat(file.fileno())
-        if not stat.S_ISREG(facts.st_mode):
-            raise OSError(errno.EINVAL, "it is no regular file", str(path))
         if facts.st_size > most:
             raise OSError(errno.EFBIG, f"it has more than {most} bytes", str(path))
         return file.read(most + 1)
-
-
-def _without_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def parse(text: str | bytes, strict: bool = False) -> Any:
@@ -84,6 +80,13 @@ def read_object(path: Path) -> dict[str, Any] | None:
     except ValueError as error:
         say_once(path, f"it counts as absent: {error}")
         return None
+
+
+def json_line(row: Mapping[str, Any]) -> bytes:
+    """A line of a JSONL file. Half of a surrogate pair is written as JSON escapes it: UTF-8 has no
+    bytes for it. Raises ValueError for a number that is not finite."""
+    text = json.dumps(row, ensure_ascii=False, allow_nan=False)
+    return f"{text}\n".encode("utf-8", "backslashreplace")
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -47,6 +47,14 @@ def _known_assets(asset: str) -> str:
     return f"{guess}There are: " + ", ".join(DEMO_PREFIX + k for k in known[:_LISTED]) + more
 
 
+def is_name(path: Path) -> bool:
+    """Whether a file can have this name: no NUL, nothing that the filesystem cannot encode."""
+    try:
+        return b"\0" not in os.fsencode(path)
+    except UnicodeEncodeError:
+        return False
+
+
 def make_output_folder(to: Path) -> None:
     """Makes the folder of a command's results, before its work begins. Raises ConfigError where
     that fails, or where nothing can be written into it."""

@@ -6,10 +6,11 @@ Contract: a clip is named by a reference, relative to a folder (that of the rows
     clips-00003.tar:1049088:81234  bytes of one FLAC file inside a plain tar, read by offset: no
                                    index in memory, no list of 40,000 names on a shared filesystem
 
-A clip is complete, or raises ClipError: none is cut, padded or repeated here. Channels are
-averaged. Clips longer than `LONGEST_SECONDS` are refused, because Qwen2.5-Omni's feature extractor
-would cut them off silently; those shorter than `SHORTEST_SECONDS`, because its audio tower makes no
-token of them.
+A clip is complete, or raises ClipError: none is cut, padded or repeated here. It is a regular
+file, of at most `MOST_VALUES` samples in all channels: a header of a few bytes can promise
+terabytes. Channels are averaged. Clips longer than `LONGEST_SECONDS` are refused, because
+Qwen2.5-Omni's feature extractor would cut them off silently; those shorter than
+`SHORTEST_SECONDS`, because its audio tower makes no token of them.
 
 soundfile and soxr are optional packages, so they are imported where they are used.
 """
@@ -30,6 +31,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adrpo_scale.core.errors import ClipError, ConfigError
+from adrpo_scale.core.files import open_regular
+from adrpo_scale.core.paths import is_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,7 +43,9 @@ SHORTEST_SECONDS = 0.1
 AUDIO_SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus")
 PACKAGES = "adrpo_scale[audio]"
 
-_IN_SHARD = re.compile(r"(?P<shard>.+\.tar):(?P<offset>[0-9]+):(?P<length>[0-9]+)")
+MOST_VALUES = 300 * 192_000 * 2  # those of the longest clip in stereo at 192 kHz: 460 MB
+
+_IN_SHARD = re.compile(r"(?P<shard>.+\.tar):(?P<offset>[0-9]{1,18}):(?P<length>[0-9]{1,18})")
 _CUT_WAV = re.compile(r"^data : ([0-9]+) \(should be ([0-9]+)\)", re.MULTILINE)
 _STREAMED = 0x7FFF_0000  # and above: the length in a wav that was written to a pipe
 _FLAC_HEADER = 4096  # bytes that hold a member's header, of which the first 42 are needed
@@ -63,6 +68,7 @@ def read_clip(reference: str, folder: Path, longest: float = LONGEST_SECONDS) ->
     with _opened(reference, folder) as stream, _sound_file(stream, name) as sound:
         check_length(_seconds(sound, name), name, longest)
         frames, rate = sound.frames, sound.samplerate
+        check_size(frames * sound.channels, name)
         samples = _decoded(sound, name)
     if len(samples) < _WHOLE * frames:
         raise ClipError(
@@ -78,6 +84,7 @@ def duration(reference: str, folder: Path) -> float:
     name = clip_name(reference, folder)
     with _opened(reference, folder, _FLAC_HEADER) as stream, _sound_file(stream, name) as sound:
         seconds = _seconds(sound, name)
+        check_size(sound.frames * sound.channels, name)
     check_length(seconds, name)
     return seconds
 
@@ -96,6 +103,15 @@ def check_length(seconds: float, name: str, longest: float = LONGEST_SECONDS) ->
             f"{name} has {seconds:.3g} s, expected {SHORTEST_SECONDS:g} to {longest:g} s: a model "
             "hears nothing of a shorter clip, and only the beginning of a longer one; cut it into "
             "parts or take it out"
+        )
+
+
+def check_size(values: int, name: str) -> None:
+    """Raises ClipError for more samples, in all channels, than are decoded at once."""
+    if values > MOST_VALUES:
+        raise ClipError(
+            f"{name} has {values:,} samples in all channels, expected at most {MOST_VALUES:,}; "
+            "convert it to mono at 16 kHz or take it out"
         )
 
 
@@ -131,9 +147,11 @@ def _opened(reference: str, folder: Path, most: int | None = None) -> Iterator[B
     inside = _IN_SHARD.fullmatch(reference)
     name = clip_name(reference, folder)
     path = folder / (inside["shard"] if inside else reference)
+    if not is_name(path):
+        raise ClipError(f"{name} is the name of no file; correct it or take it out")
     try:
         if inside is None:
-            with patiently(lambda: path.open("rb")) as file:
+            with patiently(lambda: open_regular(path)) as file:
                 yield file
         else:
             offset, length = int(inside["offset"]), int(inside["length"])
@@ -146,13 +164,14 @@ def _opened(reference: str, folder: Path, most: int | None = None) -> Iterator[B
 
 
 def _member(path: Path, offset: int, length: int, most: int | None, name: str) -> BinaryIO:
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         size = file.seek(0, io.SEEK_END)
         if offset + length > size:
             raise ClipError(
                 f"{name} lies beyond the end of its shard, which has {size} bytes, expected at "
                 f"least {offset + length}; copy the shard again, or the rows that belong to it"
             )
+        check_size(length, name)  # compressed, so fewer bytes than samples
         file.seek(offset)
         return io.BytesIO(file.read(length if most is None else min(length, most)))
 

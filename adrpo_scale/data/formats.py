@@ -20,7 +20,9 @@ from typing import Any
 
 from adrpo_scale.core.errors import PromptError
 from adrpo_scale.data import questions
+from adrpo_scale.data.foreign_rows import parse_row
 from adrpo_scale.data.lines import lines, read_text, row_error
+from adrpo_scale.data.parquet_files import parquet_rows
 from adrpo_scale.data.rows import AUTO, Reading, Row, RowReader
 from adrpo_scale.data.tables import read_table, starts_with_csv_header
 
@@ -84,9 +86,9 @@ def _json_lines(path: Path) -> Entries:
         where = f"line {number}"
         expected = "one JSON object a line, as in " + '{"prompt": "a red fox"}'
         try:
-            entry = json.loads(line)
-        except json.JSONDecodeError as error:
-            remedy = f"fix column {error.colno} ({error.msg})"
+            entry = parse_row(line)
+        except ValueError as error:
+            remedy = _remedy(error)
             yield where, row_error(path, where, line, expected, remedy)
             continue
         if isinstance(entry, dict):
@@ -94,6 +96,12 @@ def _json_lines(path: Path) -> Entries:
         else:
             remedy = "a JSON list over the whole file is the format imagereward, suffix .json"
             yield where, row_error(path, where, entry, expected, remedy)
+
+
+def _remedy(error: ValueError) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"fix column {error.colno} ({error.msg})"
+    return f"fix it ({error})"  # nested too deeply, or a number of thousands of digits
 
 
 def _read(entries: Entries, row: Callable[[str, dict[str, Any]], Row]) -> Iterator[Row]:
@@ -143,11 +151,12 @@ def _json_list(path: Path, expected: str, is_of_texts: bool = False) -> Entries:
     if not text.strip():
         return  # an empty file, which load_prompts refuses
     try:
-        entries = json.loads(text)
-    except json.JSONDecodeError as error:
-        line = text.split("\n")[error.lineno - 1]
-        remedy = f"fix column {error.colno} ({error.msg}), or set format = 'jsonl' if it is that"
-        raise row_error(path, f"line {error.lineno}", line, expected, remedy) from None
+        entries = parse_row(text)
+    except ValueError as error:
+        number = error.lineno if isinstance(error, json.JSONDecodeError) else 1
+        line = text.split("\n")[number - 1]
+        remedy = f"{_remedy(error)}, or set format = 'jsonl' if it is that"
+        raise row_error(path, f"line {number}", line, expected, remedy) from None
     if not isinstance(entries, list):
         remedy = "wrap it into a list, or set format = 'jsonl' for one object a line"
         raise row_error(path, "line 1", entries, expected, remedy)
@@ -207,19 +216,8 @@ def read_avqa_think(path: Path, reading: Reading = AUTO) -> Iterator[Row]:
 
 def read_parquet(path: Path, reading: Reading = AUTO) -> Iterator[Row]:
     """Rows of a parquet file; its columns are the keys that a JSON line has."""
-    import pyarrow
-    from pyarrow import parquet
-
-    try:
-        table = parquet.read_table(path)
-    except FileNotFoundError:
-        raise PromptError(f"{path}: no such prompt file; correct the path") from None
-    except (OSError, pyarrow.ArrowInvalid) as error:
-        raise PromptError(
-            f"{path}: cannot be read as parquet ({error}); was it copied completely?"
-        ) from None
     rows = RowReader(reading)
-    for number, entry in enumerate(table.to_pylist(), start=1):
+    for number, entry in enumerate(parquet_rows(path), start=1):
         yield rows.row(f"row {number}", entry)
 
 
@@ -243,7 +241,8 @@ def read_folder(path: Path, reading: Reading = AUTO, split: str | None = None) -
 
 def data_files(path: Path, split: str | None) -> list[Path]:
     """The files that `read_folder` reads. Raises as it does."""
-    files = sorted(file for pattern in DATA_FILES for file in path.rglob(pattern))
+    found = (file for pattern in DATA_FILES for file in path.rglob(pattern))
+    files = sorted(file for file in found if file.is_file())
     if not files:
         raise PromptError(f"{path}: no {' or '.join(DATA_FILES)} in this folder; name a file")
     split_by_file = {file: split_of(file.relative_to(path)) for file in files}

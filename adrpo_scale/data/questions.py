@@ -20,6 +20,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from adrpo_scale.data.foreign_rows import check_name
+
 OPTIONS = "Please choose the answer from the following options: {options}."
 ANSWER_ONLY = "Output the final answer in <answer> </answer>."
 THINK_FIRST = (
@@ -71,13 +73,16 @@ def _own(entry: Mapping[str, Any]) -> Question:
     clip, video = entry.get("audio_path") or None, entry.get("video_name") or None
     if not isinstance(clip or video, str):
         raise ValueError(f"'video_name' is {video!r}, expected the name of the video")
+    for key, name in (("audio_path", clip), ("video_name", _name(video))):
+        if name is not None:
+            check_name(name, key)
     return Question(
         id=entry.get("id"),
         text=_text(entry, "question_text"),
         choices=choices,
         answer=choices[place],
         clip=clip,
-        video=video,
+        video=_name(video),
         others={"type": entry.get("question_type"), "relation": entry.get("question_relation")},
     )
 
@@ -90,9 +95,13 @@ def _prepared(entry: Mapping[str, Any]) -> Question:
         choices=_choices(entry, "choices"),
         answer=_text(entry, "answer"),
         clip=_text(entry, "audio"),
-        video=entry.get("video"),
+        video=_name(entry.get("video")),
         others={key: value for key, value in entry.items() if key not in known},
     )
+
+
+def _name(value: Any) -> str | None:
+    return value if isinstance(value, str) and value else None
 
 
 def _is_text(value: Any) -> bool:

@@ -7,12 +7,15 @@ import time
 
 import pytest
 
+from adrpo_scale.core.errors import PromptError
+from adrpo_scale.data.prepare.mmau import MmauOptions, prepare_mmau
 from adrpo_scale.evaluation.mmau import bounded_http, predictions
 from adrpo_scale.evaluation.mmau.base import Answer
 from adrpo_scale.evaluation.mmau.endpoint import answer_of, retry_after
+from adrpo_scale.evaluation.mmau.evaluate import EvaluateOptions, evaluate
 from adrpo_scale.evaluation.mmau.judging import judge
 from tests.support.hostile_server import OK, drips, floods, hostile_server, with_length
-from tests.support.mmau import DOG, endpoint, make_data, question
+from tests.support.mmau import CONFIG, DOG, endpoint, make_data, question, rewrite
 
 GOOD = with_length(DOG[2])
 DOG_TEXT = answer_of(DOG[2])
@@ -145,3 +148,31 @@ def test_a_long_answer_is_judged_in_its_own_time(part):
     text = part * (1_000_000 // len(part))
     assert not judge(question(), Answer(text)).strict
     assert judge(question(), Answer(text + "</answer><answer>Dog</answer>")).strict
+
+
+@pytest.mark.parametrize("audio", ["../secret.wav", "{0}/secret.wav", "a/../../secret.wav"])
+def test_no_clip_outside_the_data_is_sent(tmp_path, audio):
+    data = make_data(tmp_path / "data", count=3)
+    rewrite(data, 1, audio=audio.format(tmp_path))
+    (tmp_path / "secret.wav").write_bytes((data / "clip.wav").read_bytes())
+    options = EvaluateOptions(CONFIG, endpoint="m", data=data, dry_run=True)
+    with pytest.raises(PromptError, match=r"secret.wav', which would be sent and is outside"):
+        evaluate(options)
+    record = {"revision": "v", "audio": str(tmp_path / "clips")}
+    (data / "report.json").write_text(json.dumps(record))
+    with pytest.raises(PromptError, match=r"is outside .* and .*clips: write it with"):
+        evaluate(options)
+
+
+def test_clips_of_the_folder_that_prepare_was_given_are_sent(tmp_path, capsys):
+    rows = [{"id": "q", "audio_id": "clip.wav", "question": "Which?", "answer": "A"}]
+    rows[0] |= {"choices": ["A", "B"], "task": "sound"}
+    clips = make_data(tmp_path / "clips")
+    (tmp_path / "linked").symlink_to(clips)
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    for given in (clips, tmp_path / "linked"):
+        prepare_mmau(MmauOptions(tmp_path / "rows.json", given, tmp_path / given.name / "out", "v"))
+        evaluate(EvaluateOptions(CONFIG, endpoint="m", data=given / "out", dry_run=True))
+        prepare_mmau(MmauOptions(tmp_path / "rows.json", given, tmp_path / "out", "v"))
+        evaluate(EvaluateOptions(CONFIG, endpoint="m", data=tmp_path / "out", dry_run=True))
+    assert capsys.readouterr().out.count("1 questions to m, nothing sent: 0 s of audio") == 4

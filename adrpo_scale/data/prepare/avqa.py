@@ -32,11 +32,13 @@ from adrpo_scale.core.folder_lock import RunLock
 from adrpo_scale.core.paths import make_output_folder
 from adrpo_scale.core.tensor_files import file_sha256
 from adrpo_scale.data.clips import AUDIO_SUFFIXES, SAMPLE_RATE, optional
+from adrpo_scale.data.foreign_rows import check_values
 from adrpo_scale.data.formats import json_entries
 from adrpo_scale.data.prepare.extract import Extracted, extract
 from adrpo_scale.data.prepare.pool import in_order
 from adrpo_scale.data.prepare.record import (
     DECODERS,
+    REASON,
     SKIPPED,
     disk_is_full,
     say,
@@ -121,9 +123,10 @@ def _questions(rows: Path, tally: Tally) -> Iterator[Question]:
     """The questions of all valid rows, in their order; the others go into the tally."""
     for where, entry in json_entries(rows):
         try:
+            check_values(entry)
             yield parse_question(entry)
         except ValueError as error:
-            tally.rows.append({"what": "row", "row": where, "reason": str(error)})
+            tally.rows.append({"what": "row", "row": where, "reason": str(error)[:REASON]})
 
 
 def _clip(question: Question) -> str:

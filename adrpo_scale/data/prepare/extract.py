@@ -20,6 +20,7 @@ from adrpo_scale.data.clips import (
     SAMPLE_RATE,
     Samples,
     check_length,
+    check_size,
     clip_name,
     optional,
     read_clip,
@@ -83,7 +84,7 @@ def video_sound(path: Path) -> Samples:
             stream = container.streams.audio[0]
             promised = _promised_seconds(container, stream)
             check_length(promised or 1.0, name)
-            parts, rate = _decoded(av, container, stream)
+            parts, rate = _decoded(av, container, stream, name)
     except av.FFmpegError as error:
         raise ClipError(
             f"{name} is broken or no video ({error.strerror}); download it again or take it out"
@@ -108,7 +109,7 @@ def _promised_seconds(container: Any, stream: Any) -> float:
     return (container.duration or 0) / 1e6  # FFmpeg's microseconds
 
 
-def _decoded(av: Any, container: Any, stream: Any) -> tuple[list[Samples], int]:
+def _decoded(av: Any, container: Any, stream: Any, name: str) -> tuple[list[Samples], int]:
     """([channels, samples] a frame, sample rate); stops where the clip is too long anyway."""
     rate = int(stream.rate)
     # Planar float with the rate and channels of the beginning: both may change inside a track.
@@ -120,6 +121,7 @@ def _decoded(av: Any, container: Any, stream: Any) -> tuple[list[Samples], int]:
         for frame in _frames(av, packet):
             parts += [part.to_ndarray() for part in planar.resample(frame)]
             count += frame.samples
+        check_size(count * stream.channels, name)
         if count > most:
             break
     else:

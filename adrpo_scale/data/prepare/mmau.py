@@ -24,8 +24,10 @@ from adrpo_scale.core.pace import Pace
 from adrpo_scale.core.paths import make_output_folder
 from adrpo_scale.core.tensor_files import file_sha256
 from adrpo_scale.data.clips import AUDIO_SUFFIXES, duration, optional
+from adrpo_scale.data.foreign_rows import check_name, check_values, is_inside
 from adrpo_scale.data.formats import json_entries
 from adrpo_scale.data.prepare.record import (
+    REASON,
     RECORD,
     SKIPPED,
     disk_is_full,
@@ -68,8 +70,10 @@ def prepare_mmau(options: MmauOptions) -> dict[str, Any]:
             rows.append(_row(options, entry, names, seen))
         except (ValueError, ClipError) as error:
             what = "clip" if isinstance(error, ClipError) else "row"
-            line = {"what": what, "row": where, "id": entry.get("id"), "reason": str(error)}
-            skipped.append(line)
+            name = entry.get("id")
+            name = name if isinstance(name, str | int | None) else repr(name)[:REASON]
+            reason = str(error)[:REASON]
+            skipped.append({"what": what, "row": where, "id": name, "reason": reason})
     make_output_folder(options.to)
     record = _record(options, rows, skipped)
     try:
@@ -90,6 +94,7 @@ def _row(
     options: MmauOptions, entry: Mapping[str, Any], names: dict[str, Path], seen: set[str]
 ) -> dict[str, Any]:
     """The row to write. Raises ValueError for a wrong row, ClipError for its audio."""
+    check_values(entry)
     for key in ("id", "audio_id", "question", "answer", "task"):
         if not isinstance(entry.get(key), str) or not entry[key].strip():
             raise ValueError(f"{key!r} is {entry.get(key)!r}, expected a text")
@@ -114,10 +119,12 @@ def _row(
 
 
 def _audio(options: MmauOptions, audio_id: str, names: dict[str, Path]) -> str:
-    source = find(audio_id, audio_id, names, {}, [options.audio])
+    source = find(check_name(audio_id, "audio_id"), audio_id, names, {}, [options.audio])
     if source is None:
         raise ClipError(f"no audio of the name {audio_id!r} in {options.audio}")
-    path, folder = source.path.resolve(), options.to.resolve()
+    path, clips, folder = source.path.resolve(), options.audio.resolve(), options.to.resolve()
+    if not is_inside(str(path), clips):  # a link, which stays one
+        path = clips / source.path.relative_to(options.audio)
     duration(path.name, path.parent)
     return str(path.relative_to(folder) if path.is_relative_to(folder) else path)
 
@@ -129,6 +136,7 @@ def _record(
     return {
         "benchmark": "MMAU test-mini",
         "revision": options.revision,
+        "audio": str(options.audio.resolve()),
         "source": {"file": str(options.json), "sha256": file_sha256(options.json)},
         "rows": {"total": len(rows) + len(skipped), "usable": len(rows)},
         "tasks": dict(tasks),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import platform
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -12,8 +11,10 @@ from typing import Any
 from adrpo_scale.core.console import console
 from adrpo_scale.core.errors import DiskSpaceError
 from adrpo_scale.core.files import replace_file, replace_json
+from adrpo_scale.core.json_files import json_line
 
 SKIPPED, RECORD = "skipped.jsonl", "report.json"
+REASON = 500  # characters of a reason in skipped.jsonl: it repeats what a row holds
 DECODERS = ("soundfile", "soxr", "av")
 
 
@@ -38,8 +39,7 @@ def versions() -> dict[str, str | None]:
 
 def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """JSON lines, in one step: a reader sees the old file or all of the new one."""
-    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    replace_file(path, "".join(lines).encode("utf-8", "surrogatepass"))
+    replace_file(path, b"".join(map(json_line, rows)))
 
 
 def write_record(to: Path, content: Mapping[str, Any]) -> None:

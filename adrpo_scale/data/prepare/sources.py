@@ -10,6 +10,7 @@ from pathlib import Path
 
 from adrpo_scale.core.errors import ConfigError
 from adrpo_scale.data.clips import AUDIO_SUFFIXES
+from adrpo_scale.data.foreign_rows import is_inside
 
 VIDEO_SUFFIXES = (".mp4", ".webm", ".mkv", ".mov", ".avi", ".flv", ".m4v", ".m4a", ".3gp")
 
@@ -32,7 +33,14 @@ def index(folder: Path, suffixes: Iterable[str]) -> dict[str, Path]:
         raise ConfigError(f"{folder}: no such folder; correct the path")
     rank = {suffix: place for place, suffix in enumerate(suffixes)}
     found: dict[str, tuple[int, str]] = {}
-    for below, _, names in os.walk(folder, followlinks=True):
+    seen: set[tuple[int, int]] = set()  # folders: links may lead back to those above them
+    for below, folders, names in os.walk(folder, followlinks=True):
+        folders.sort()
+        facts = os.stat(below)
+        if (facts.st_dev, facts.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((facts.st_dev, facts.st_ino))
         for name in names:
             stem, suffix = os.path.splitext(name)
             if suffix.lower() in rank:
@@ -52,13 +60,14 @@ def find(
     """The source of `clip`; None if there is none.
 
     named: the file that the row names (`audio_path`), relative to one of `folders`; it is taken
-    where it exists. audio, videos: results of `index`, in which the clip's name is looked up, then
-    its name in R1-AQA, and in `audio` last the name of the file that the row names, because its
-    folder may be of another machine.
+    where it exists inside that folder: rows of others name no other file of this machine. audio,
+    videos: results of `index`, in which the clip's name is looked up, then its name in R1-AQA, and
+    in `audio` last the name of the file that the row names, because its folder may be of another
+    machine.
     """
     for folder in folders if named is not None else ():
         path = folder / str(named)
-        if path.is_file():
+        if is_inside(str(named), folder) and _is_file(path):
             return Source(clip, path, path.suffix.lower() not in AUDIO_SUFFIXES)
     name = _stem(clip)
     names = [name, short_name(name)]
@@ -69,6 +78,13 @@ def find(
         if each in videos:
             return Source(clip, videos[each], is_video=True)
     return None
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long
+        return False
 
 
 def _stem(file: str) -> str:

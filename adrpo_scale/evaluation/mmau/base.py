@@ -18,6 +18,7 @@ from adrpo_scale.core.json_files import parse_object, read_regular
 from adrpo_scale.core.settings import REQUIRED, Section, setting
 from adrpo_scale.core.tensor_files import file_sha256
 from adrpo_scale.core.types import Prompt
+from adrpo_scale.data.foreign_rows import is_inside
 from adrpo_scale.data.prompts import load_prompts
 
 TASKS = ("sound", "music", "speech")
@@ -134,11 +135,13 @@ class MmauConfig(Section):
 
 @dataclass(frozen=True)
 class Benchmark:
-    """The questions. revision: the benchmark's. sha256: hash of the file of questions."""
+    """The questions. revision: the benchmark's. sha256: hash of the file of questions. folders:
+    those that `prepare mmau` was given, in which every clip lies."""
 
     questions: tuple[Question, ...]
     revision: str
     sha256: str
+    folders: tuple[Path, ...]
 
 
 def load_benchmark(folder: Path, variant: Literal["answer", "think"]) -> Benchmark:
@@ -153,7 +156,22 @@ def load_benchmark(folder: Path, variant: Literal["answer", "think"]) -> Benchma
     questions = tuple(_question(prompt, path) for prompt in prompts)
     if len({question.id for question in questions}) < len(questions):
         raise PromptError(f"{path} has several questions with one id: {_PREPARE} again")
-    return Benchmark(questions, _revision(record), file_sha256(path))
+    clips = record.get("audio")
+    folders = (folder, Path(clips)) if isinstance(clips, str) else (folder,)
+    return Benchmark(questions, _revision(record), file_sha256(path), folders)
+
+
+def check_sent(benchmark: Benchmark) -> None:
+    """Raises PromptError where a clip lies outside the benchmark's folders: a row that names any
+    other file of this machine would have it sent to the endpoint."""
+    for question in benchmark.questions:
+        audio = question.clip[0]
+        if not any(is_inside(audio, folder) for folder in benchmark.folders):
+            raise PromptError(
+                f"question {question.id} asks about {audio!r}, which would be sent and is outside "
+                f"{' and '.join(map(str, benchmark.folders))}: {_PREPARE} again, with --audio; "
+                "answers that are there stay"
+            )
 
 
 def _revision(record: Mapping[str, Any]) -> str:

@@ -33,6 +33,7 @@ from adrpo_scale.evaluation.mmau.base import (
     MmauConfig,
     Model,
     Question,
+    check_sent,
     evenly,
     load_benchmark,
 )
@@ -94,6 +95,8 @@ def evaluate(options: EvaluateOptions) -> None:
     config = load_settings(options.config, options.overrides, options.data)
     folder = resolve_path(config.data)
     benchmark = load_benchmark(folder, config.variant)
+    if options.endpoint is not None:
+        check_sent(benchmark)
     questions = evenly(benchmark.questions, options.limit)
     if options.dry_run:
         _dry_run(Endpoint(str(options.endpoint), config), questions)

@@ -14,7 +14,6 @@ The last four are always rewritten from the first two, so all files agree.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ from typing import Any
 
 from adrpo_scale.core.errors import RunFolderError
 from adrpo_scale.core.files import own, replace_file, replace_json, write_all
-from adrpo_scale.core.json_files import parse_object, read_lines, read_regular
+from adrpo_scale.core.json_files import json_line, parse_object, read_lines, read_regular
 from adrpo_scale.evaluation.mmau.base import Answer, Question
 from adrpo_scale.evaluation.mmau.judging import Judgement, Tally, submitted
 
@@ -60,11 +59,10 @@ def begin(folder: Path, identity: Mapping[str, Any]) -> dict[str, Answer]:
 
 def append(folder: Path, rank: int, answers: Mapping[str, Answer]) -> None:
     """Appends this rank's answers, by question id, to its file, and syncs it."""
-    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in _rows(answers)]
     path = folder / f"answers-{rank:03d}.jsonl"
     descriptor = own(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     try:
-        write_all(descriptor, "".join(lines).encode())
+        write_all(descriptor, b"".join(map(json_line, _rows(answers))))
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
@@ -106,8 +104,7 @@ def _answer(line: Mapping[str, Any]) -> Answer | None:
 
 
 def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    text = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
-    replace_file(path, text.encode())
+    replace_file(path, b"".join(map(json_line, rows)))
 
 
 def question_row(question: Question, answer: Answer | None, judgement: Judgement) -> dict[str, Any]:
