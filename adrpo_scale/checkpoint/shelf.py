@@ -25,6 +25,7 @@ from adrpo_scale.core.files import remove_folder
 log = logging.getLogger(__name__)
 
 CHECKPOINTS, TRAJECTORY = "checkpoints", "trajectory"
+FIRST_COMMIT = "first-checkpoint.json"  # in the run's folder, beside `checkpoints/`
 REPLACED, SET_ASIDE = ".replaced", ".broken"
 _COMMITTED = re.compile(r"step-(\d{6,})")
 _LEFT_OVER = re.compile(r"step-\d{6,}\.(tmp|trash|replaced)")

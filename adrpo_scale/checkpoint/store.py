@@ -35,7 +35,14 @@ from adrpo_scale.checkpoint.base import (
     folder_name,
 )
 from adrpo_scale.checkpoint.retention import kept, read_values
-from adrpo_scale.checkpoint.shelf import CHECKPOINTS, REPLACED, SET_ASIDE, TRAJECTORY, committed
+from adrpo_scale.checkpoint.shelf import (
+    CHECKPOINTS,
+    FIRST_COMMIT,
+    REPLACED,
+    SET_ASIDE,
+    TRAJECTORY,
+    committed,
+)
 from adrpo_scale.checkpoint.staging import (
     LocalSets,
     Stage,
@@ -47,7 +54,7 @@ from adrpo_scale.checkpoint.staging import (
 from adrpo_scale.core import dist
 from adrpo_scale.core.disk_space import check_space, size_text
 from adrpo_scale.core.errors import AdrpoError, CheckpointError, ConfigError, DiskSpaceError
-from adrpo_scale.core.files import remove_folder, sync_folder, write_durably
+from adrpo_scale.core.files import remove_folder, replace_json, sync_folder, write_durably
 from adrpo_scale.core.tensor_files import FileFacts, TensorFileWriter
 
 log = logging.getLogger(__name__)
@@ -240,10 +247,17 @@ class Store:
         seconds = time.perf_counter() - job.begin
         log.info("checkpoint %s committed: %s in %.1f s", job.folder.name, size, seconds)
         try:
+            self._note_first(job)
             self._remove_old(job)
         except (OSError, ValueError) as error:
             # They are removed after the next commit; this one stands.
             log.warning("old checkpoints could not be removed: %s", error)
+
+    def _note_first(self, job: _Job) -> None:
+        """Notes outside `checkpoints/` that there is one: a start that finds that folder gone must
+        not begin anew."""
+        if job.kind == FULL and not os.path.lexists(self.run / FIRST_COMMIT):
+            replace_json(self.run / FIRST_COMMIT, {"iteration": job.iteration})
 
     def _remove_old(self, job: _Job) -> None:
         if job.kind != FULL:

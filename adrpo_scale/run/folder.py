@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import stat
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from adrpo_scale.checkpoint.shelf import FIRST_COMMIT
 from adrpo_scale.core.errors import RunFolderError
 from adrpo_scale.core.files import replace_file, replace_json
 from adrpo_scale.core.json_files import number_of, parse_object, read_regular
@@ -19,6 +22,8 @@ EARLY = (
     *("lock.json", "config.json", "cut_prompts.json"),
     *("logs", "lives", "origin", "checkpoints", "trajectory"),
 )
+# What a start writes into; `lives/` and `stacks/` are missed by nobody.
+FOLDERS = ("checkpoints", "trajectory", "origin", "logs", "samples", "tensorboard")
 
 
 def default_folder(name: str, digest: str) -> Path:
@@ -34,10 +39,38 @@ def make_folder(run: Path) -> None:
         others = [path for path in run.iterdir() if not path.name.startswith(EARLY)]
     except OSError as error:
         raise _not_writable(run, error) from error
+    _check_names(run)
     if others and not (run / "config.json").is_file():
         raise RunFolderError(
             f"{run} is not empty and not the folder of a run; choose another --run-dir"
         )
+
+
+def _check_names(run: Path) -> None:
+    """Raises RunFolderError where something else has the name of a folder or of a file that grows:
+    a run that began all the same would lose what is behind a link, or fail hours later."""
+    for name in FOLDERS:
+        if os.path.lexists(run / name) and not os.path.isdir(run / name):
+            raise RunFolderError(
+                f"{run / name} is expected to be a folder, and is none: mount its disk if it is a "
+                "link; if nothing of it is needed, remove it"
+            )
+    for name in (METRICS, EVALUATIONS):
+        path = run / name
+        if os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode):
+            raise RunFolderError(
+                f"{path} is expected to be a regular file, and is none: nothing is written through "
+                "a link; put the file itself in its place"
+            )
+
+
+def remove_temporaries(run: Path) -> None:
+    """Removes files that `replace_file` had not yet renamed when a start was killed; for rank 0
+    only, which holds the lock."""
+    for name in ("config.json", "cut_prompts.json", FIRST_COMMIT, METRICS, EVALUATIONS):
+        for path in run.glob(f"{name}.*.tmp"):
+            with suppress(OSError):
+                path.unlink()
 
 
 def write_config(run: Path, resolved: dict[str, Any]) -> None:

@@ -19,7 +19,8 @@ from adrpo_scale.core.types import Prompt
 from adrpo_scale.domains.base import Domain
 from adrpo_scale.run.compare import check_settings, is_allowed
 from adrpo_scale.run.config import RunConfig
-from adrpo_scale.run.folder import left_behind
+from adrpo_scale.run.folder import left_behind, remove_temporaries
+from adrpo_scale.run.recorded import check_may_begin
 from adrpo_scale.run.starts import stalled_starts
 from adrpo_scale.training.metrics import MetricsLog
 from adrpo_scale.training.saver import Saver
@@ -82,6 +83,7 @@ def find_start(
 
 def _find(config: RunConfig, run: Path, fresh: bool, allowed: Sequence[str], ask: Ask) -> Start:
     """`find_start`, on rank 0 only."""
+    remove_temporaries(run)
     for name in remove_left_overs(run):
         log.info("removed %s, left by an interrupted save", name)
     reader, notes = newest_whole(run, ask), []
@@ -92,6 +94,8 @@ def _find(config: RunConfig, run: Path, fresh: bool, allowed: Sequence[str], ask
                 "another --run-dir, or leave --fresh out to resume from it"
             )
         notes = check_settings(reader, config, allowed)
+    else:
+        check_may_begin(run, fresh)
     origin = None
     if config.init_from is not None:
         origin = _pinned(config.init_from, run, is_first=reader is None, ask=ask)

@@ -32,6 +32,7 @@ from adrpo_scale.run.build import build_trainer
 from adrpo_scale.run.config import RunConfig
 from adrpo_scale.run.folder import cut_back, default_folder, make_folder, write_config
 from adrpo_scale.run.load import LoadedConfig
+from adrpo_scale.run.recorded import set_lines_aside
 from adrpo_scale.run.resume import Start, find_start
 from adrpo_scale.run.rewards import check_code
 from adrpo_scale.run.starts import StartRecord
@@ -127,7 +128,7 @@ def _carry_out(
         with watchdog.phase("load"), not_left():
             trainer = build_trainer(config, run, start, signals, store)
         trainers.append(trainer)
-        dist.run_on_main(lambda: _prepare_files(config, run, trainer))
+        dist.run_on_main(lambda: _prepare_files(config, run, start, trainer))
         trainer.saver.check_room()
         _run(trainer, out_of_memory.named(config, run, lambda: trainer.counters.iteration))
 
@@ -236,6 +237,11 @@ def _open_record(run: Path, start: Start) -> StartRecord | None:
     return record
 
 
-def _prepare_files(config: RunConfig, run: Path, trainer: Trainer) -> None:
+def _prepare_files(config: RunConfig, run: Path, start: Start, trainer: Trainer) -> None:
     write_config(run, config.resolved())
-    cut_back(run, trainer.counters.iteration, trainer.counters.evaluated)
+    if start.reader is not None:
+        cut_back(run, trainer.counters.iteration, trainer.counters.evaluated)
+        return
+    aside = set_lines_aside(run)
+    if aside:
+        say(f"no checkpoint yet: begins anew; the lines of before are kept in {', '.join(aside)}")

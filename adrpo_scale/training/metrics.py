@@ -23,7 +23,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from adrpo_scale.core import dist, python_warnings
 from adrpo_scale.core.bounds import COUNT
 from adrpo_scale.core.console import console, note_losses, say, warnings_on_screen
-from adrpo_scale.core.errors import DiskSpaceError
+from adrpo_scale.core.errors import DiskSpaceError, RunFolderError
 from adrpo_scale.core.files import own, replace_file, sync_file
 from adrpo_scale.core.printable import Formatter
 from adrpo_scale.core.settings import Effect, Section, setting
@@ -67,11 +67,15 @@ def is_due(every: int, iteration: int) -> bool:
 
 def setup_logging(run: Path) -> None:
     """Sends warnings of rank 0 to the terminal, and each rank's messages to `logs/rank-NNN.log`."""
-    folder = run / "logs"
-    folder.mkdir(parents=True, exist_ok=True)
-    file = _LogFile(
-        folder / f"rank-{dist.rank():03d}.log", encoding="utf-8", errors="backslashreplace"
-    )
+    path = run / "logs" / f"rank-{dist.rank():03d}.log"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = _LogFile(path, encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        raise RunFolderError(
+            f"{path} cannot be written ({error.strerror}): make room, or remove what is in its "
+            "place, and start again"
+        ) from error
     file.setFormatter(Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     handlers: list[logging.Handler] = [file]
     if dist.is_main():
