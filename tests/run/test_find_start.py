@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from adrpo_scale.checkpoint.reader import Reader
 from adrpo_scale.core import dist
 from adrpo_scale.core.errors import AdrpoError, CheckpointError, ConfigError, RunFolderError
 from adrpo_scale.run.load import load_config
@@ -32,8 +33,12 @@ def run(tmp_path):
 
 
 def damaged(run, name):
-    """A copy of the newest checkpoint under another name, with one bit changed."""
-    folder = shutil.copytree(run / "checkpoints" / "step-000002", run / "checkpoints" / name)
+    """A copy of the newest checkpoint as one of another iteration, with one bit changed."""
+    newest = run / "checkpoints" / "step-000002"
+    folder, manifest = shutil.copytree(newest, run / "checkpoints" / name), Reader(newest).manifest
+    later = dataclasses.replace(manifest, iteration=int(name.removeprefix("step-")))
+    later.document["counters"]["iteration"] = later.iteration
+    (folder / "manifest.json").write_text(later.to_text())
     file = folder / "rank-000.safetensors"
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
