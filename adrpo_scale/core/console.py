@@ -11,9 +11,11 @@ from typing import IO, Any
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.logging import RichHandler
 from rich.segment import Segment
+from rich.text import Text
 
 from adrpo_scale.core import screen
 from adrpo_scale.core.printable import Formatter, printable
+from adrpo_scale.core.secrets import masked
 
 log = logging.getLogger(__name__)
 
@@ -21,7 +23,11 @@ _WIDE = 200  # columns, where no terminal says how many there are
 
 
 class PrintableConsole(Console):
-    """A console whose texts obey nobody: their control characters are shown, see `printable`."""
+    """A console whose texts obey nobody, and tell no secret: their control characters are shown,
+    see `printable`. Secrets are masked before colours and line ends cut them to pieces."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(masked(text), **options)
 
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None

@@ -11,6 +11,8 @@ from __future__ import annotations
 import logging
 import re
 
+from adrpo_scale.core.secrets import masked
+
 # C0 but for tab, line end and the CR of CRLF; DEL; C1; halves of surrogate pairs; what reverses
 # the direction of text, so that a line reads otherwise than it is.
 _CONTROLS = re.compile(
@@ -21,8 +23,9 @@ _ENDS = re.compile("[\t\r\n]")
 
 
 def printable(text: str) -> str:
-    """The text with its control characters shown; tabs and line ends stay."""
-    return _CONTROLS.sub(_shown, text)
+    """The text with its control characters shown and known secrets masked; tabs and line ends
+    stay."""
+    return _CONTROLS.sub(_shown, masked(text))
 
 
 def one_line(text: str) -> str:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from adrpo_scale.core.errors import ModelNotFoundError
+from adrpo_scale.core.secrets import check_sendable, keep
 from adrpo_scale.hub.inside import is_inside
 from adrpo_scale.hub.lock import LockedRepo, size_of
 from adrpo_scale.hub.needs import (
@@ -87,6 +88,7 @@ def ask(need: HubNeed, locked: LockedRepo | None) -> RepoPlan:
     Raises ModelNotFoundError where the hub lacks the repository or its files, or refuses access;
     HubUnreachableError where it does not answer.
     """
+    _check_token()
     try:
         info = _info(need, locked)
     except Exception as error:
@@ -128,6 +130,16 @@ def ask(need: HubNeed, locked: LockedRepo | None) -> RepoPlan:
         known=frozenset(_known(need, info)),
         is_converted=is_converted(folder, pickled, files),
         is_new=locked is None,
+    )
+
+
+def _check_token() -> None:
+    """Raises ConfigError for a token that the client's own error would show."""
+    from huggingface_hub import get_token
+
+    check_sendable(
+        keep(get_token() or ""),
+        "HF_TOKEN" if os.environ.get("HF_TOKEN") else "the token of `hf auth login`",
     )
 
 

@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from adrpo_scale.core.errors import DamagedFileError
+from adrpo_scale.core.secrets import beginning
 
 LFS = b"version https://git-lfs"
 LARGEST_HEADER = 100_000_000  # bytes; the library refuses a larger one
@@ -108,7 +109,7 @@ def _kind(content: object) -> str:
 
 def first_words(error: Exception) -> str:
     """The beginning of a library's message, on one line."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    return beginning(" ".join(str(error).split()), 300) or type(error).__name__
 
 
 def same_bytes(a: Tensor, b: Tensor) -> bool:

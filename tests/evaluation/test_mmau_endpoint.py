@@ -164,3 +164,31 @@ def test_address_and_key_are_checked_before_anything_is_sent(tmp_path):
         assert KEY not in str(error.value)
     with pytest.raises(ConfigError, match="OPENAI_API_KEY is not set"):
         Endpoint("m", config, {}).answers([question()])
+
+
+@pytest.mark.parametrize("status", [400, 401, 429, 500, 200])
+@pytest.mark.parametrize("before", [0, 290, 296, 299, 65530])
+def test_a_key_that_an_answer_repeats_is_not_shown(server, tmp_path, caplog, status, before):
+    """Nor half of it, where a long text is cut in its middle."""
+    said = "x" * before + KEY + " is wrong"
+    reply = (200, {}, said.encode()) if status == 200 else fails(status, said)
+    server.replies = {0: [reply] * 3}
+    model, questions = endpoint(make_data(tmp_path), attempts=2, first_wait_seconds=0.01)
+    try:
+        model.answers(questions[:1])
+    except EndpointError as error:
+        caplog.text_of_error = str(error)
+    shown = caplog.text + getattr(caplog, "text_of_error", "")
+    assert shown and KEY[:8] not in shown
+
+
+def test_a_key_inside_an_answer_is_not_kept(server, tmp_path):
+    server.replies = {0: [completion(f"Your key is {KEY}, I hear")]}
+    model, questions = endpoint(make_data(tmp_path))
+    assert model.answers(questions[:1]) == [Answer("Your key is ***, I hear")]
+
+
+def test_a_key_with_a_line_end_is_refused_before_anything_is_sent(server, tmp_path, monkeypatch):
+    with pytest.raises(ConfigError, match="OPENAI_API_KEY holds a line end") as error:
+        Endpoint("a", MmauConfig(data=str(tmp_path)), {"OPENAI_API_KEY": f"{KEY}\n"})
+    assert KEY not in str(error.value) and not server.requests

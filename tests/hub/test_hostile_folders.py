@@ -185,3 +185,10 @@ def test_a_mirror_cannot_name_files_outside_of_the_cache(hub, name):
     repo.commit({**repo.commits[repo.main], name: b"{}"})
     with pytest.raises(ModelNotFoundError, match="outside of the cache"):
         ask(HubNeed("own/policy"), None)
+
+
+def test_a_token_that_no_header_takes_is_refused_without_being_shown(hub, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_very\x01secret")
+    with pytest.raises(AdrpoError, match="HF_TOKEN holds a character") as error:
+        ask(HubNeed("own/policy"), None)
+    assert "secret" not in str(error.value) and not hub.asked

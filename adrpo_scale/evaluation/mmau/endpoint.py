@@ -1,6 +1,7 @@
 """An OpenAI-compatible endpoint with audio input as the model that answers; standard library alone.
 
-Address and key come from OPENAI_BASE_URL and OPENAI_API_KEY; the key is in no message and no file.
+Address and key come from OPENAI_BASE_URL and OPENAI_API_KEY; the key is in no message and no file,
+whoever repeats it.
 Errors that may pass (408, 429, 5xx, a broken connection, a malformed response) are tried again
 after waits that double, or after the time in Retry-After. Errors that would meet every question end
 the evaluation at once; other errors leave their question unanswered. Obtained answers are always
@@ -32,12 +33,14 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from adrpo_scale.core.errors import ClipError, ConfigError, EndpointError
+from adrpo_scale.core.secrets import beginning, masked, read_key
 from adrpo_scale.data.clips import SAMPLE_RATE, Samples, read_clip
 from adrpo_scale.evaluation.mmau.base import Answer, MmauConfig, Question
 from adrpo_scale.evaluation.mmau.bounded_http import bounded_opener, read_body
 
 log = logging.getLogger(__name__)
 
+KEY = "OPENAI_API_KEY"
 DEFAULT_URL = "https://api.openai.com/v1"
 _PASSES = {408, 409, 425, 429}  # statuses that may pass; so may every 5xx
 _HOPELESS = {301, 302, 303, 307, 308, 401, 402, 403, 404, 405}  # would meet every question
@@ -84,7 +87,7 @@ class Endpoint:
         """name: the model's name at the endpoint."""
         self.name, self._config = name, config
         self.url = base_url(environment) + "/chat/completions"
-        self._key = environment.get("OPENAI_API_KEY", "")
+        self._key = read_key(KEY, environment)
         self._opener = bounded_opener()
         self._failed_in_a_row = 0
 
@@ -169,19 +172,16 @@ class Endpoint:
         except urllib.error.HTTPError as error:
             raise self._judged(error) from None
         except (OSError, http.client.HTTPException) as error:  # URLError and time-outs are OSErrors
-            raise _Again(f"{self.url}: {type(error).__name__}: {error}") from None
+            raise _Again(masked(f"{self.url}: {type(error).__name__}: {error}")) from None
 
     def _judged(self, error: urllib.error.HTTPError) -> Exception:
         """The exception for an HTTP status: _Again, _Refused or EndpointError."""
         with error:
             try:
-                text = read_body(error, _READ).decode(errors="replace")[:_SHOWN]
+                text = _shown(read_body(error, _READ))
             except (OSError, http.client.HTTPException):
                 text = ""
-        reason = f"{self.url} says {error.code}: {text or error.reason}"
-        reason = (
-            reason.replace(self._key, "***") if self._key else reason
-        )  # some endpoints repeat it
+        reason = masked(f"{self.url} says {error.code}: {text or error.reason}")
         if error.code in _PASSES or error.code >= 500:
             return _Again(reason, retry_after(error.headers.get("Retry-After")))
         if error.code in _HOPELESS:
@@ -197,7 +197,9 @@ def base_url(environment: Mapping[str, str] = os.environ) -> str:
     address, or holds more than host and path: it is recorded and shown, so it must hold no key."""
     base = environment.get("OPENAI_BASE_URL") or DEFAULT_URL
     if not base.startswith(("http://", "https://")):
-        raise ConfigError(f"OPENAI_BASE_URL = {base!r}: expected http://... or https://...")
+        raise ConfigError(
+            f"OPENAI_BASE_URL begins with {base[:4]!r}: expected http://... or https://..."
+        )
     parts = urlsplit(base)
     if "@" in parts.netloc or parts.query or parts.fragment:
         raise ConfigError(
@@ -220,10 +222,15 @@ def answer_of(response: bytes) -> Answer:
     if text is None and is_cut:
         text = ""
     if not isinstance(text, str):
-        raise _Again(f"no chat completion with a text: {response[:_SHOWN]!r}")
+        raise _Again(f"no chat completion with a text: {_shown(response)!r}")
     if len(text) > _LONGEST:
         raise _Again(f"a text of {len(text)} characters, expected at most {_LONGEST}")
-    return Answer(_HALVES.sub("\ufffd", text), is_cut)
+    return Answer(masked(_HALVES.sub("\ufffd", text)), is_cut)
+
+
+def _shown(response: bytes) -> str:
+    """The beginning of a response, for a message; some endpoints repeat the key."""
+    return beginning(response[:_READ].decode(errors="replace"), _SHOWN)
 
 
 def check_writes(answers: Sequence[Answer], is_all: bool) -> None:

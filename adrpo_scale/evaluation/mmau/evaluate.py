@@ -24,6 +24,7 @@ from adrpo_scale.core.errors import AdrpoError, ConfigError, agreed
 from adrpo_scale.core.files import replace_file, replace_json
 from adrpo_scale.core.folder_lock import RunLock
 from adrpo_scale.core.paths import resolve_path
+from adrpo_scale.core.secrets import read_key
 from adrpo_scale.core.toml_text import read_toml
 from adrpo_scale.data.clip_headers import clip_faults
 from adrpo_scale.evaluation.mmau import local, predictions, tables
@@ -37,7 +38,7 @@ from adrpo_scale.evaluation.mmau.base import (
     evenly,
     load_benchmark,
 )
-from adrpo_scale.evaluation.mmau.endpoint import Endpoint, base_url, check_writes
+from adrpo_scale.evaluation.mmau.endpoint import KEY, Endpoint, base_url, check_writes
 from adrpo_scale.evaluation.mmau.judging import judge, tallies
 from adrpo_scale.evaluation.sample import Source
 from adrpo_scale.run.load import assign, parse_override
@@ -114,6 +115,7 @@ def find_subject(options: EvaluateOptions, config: MmauConfig) -> Subject:
     """The evaluated model of the command line; nothing is loaded yet."""
     if options.model is None:
         name = str(options.endpoint)
+        read_key(KEY)
         return Subject(name, None, _row(name), _folder_of(name))
     source = local.find_local(options.model, config)
     name = options.model.rstrip("/")
