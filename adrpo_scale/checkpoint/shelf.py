@@ -1,7 +1,7 @@
 """The folders in a run's `checkpoints/` and `trajectory/`, and the choice of one to resume from.
 
 step-000120            committed
-step-000120.tmp        being written, or left by a save that was cut short
+step-000120.RANDOM.tmp being written, or left by a save that was cut short
 step-000120.replaced   about to be replaced by one of the same iteration
 step-000120.trash      about to be removed
 step-000120.broken     set aside because it is not whole; removed after the next commit
@@ -28,7 +28,7 @@ CHECKPOINTS, TRAJECTORY = "checkpoints", "trajectory"
 FIRST_COMMIT = "first-checkpoint.json"  # in the run's folder, beside `checkpoints/`
 REPLACED, SET_ASIDE = ".replaced", ".broken"
 _COMMITTED = re.compile(r"step-(\d{6,})")
-_LEFT_OVER = re.compile(r"step-\d{6,}\.(tmp|trash|replaced)")
+_LEFT_OVER = re.compile(r"step-\d{6,}(\.[0-9a-f]+)?\.(tmp|trash|replaced)")
 
 
 def newest_whole(run: Path, ask: Ask) -> Reader | None:

@@ -2,7 +2,8 @@
 
 A save is collective, over a process group of its own and in a thread of its own:
 
-    1. rank 0 checks the room and makes `step-000120.tmp/`
+    1. rank 0 checks the room and makes `step-000120.RANDOM.tmp/`: a process that has lost the run
+       folder and does not know it yet works in one of its own
     2. each rank writes its file there and waits until it is on the disk
     3. sizes, hashes and ranges go to rank 0; if any rank failed, the folder is removed again, every
        rank learns of it, and the previous checkpoint is unchanged
@@ -21,7 +22,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,13 @@ from adrpo_scale.checkpoint.staging import (
 from adrpo_scale.core import dist
 from adrpo_scale.core.disk_space import check_space, size_text
 from adrpo_scale.core.errors import AdrpoError, CheckpointError, ConfigError, DiskSpaceError
-from adrpo_scale.core.files import remove_folder, replace_json, sync_folder, write_durably
+from adrpo_scale.core.files import (
+    remove_folder,
+    replace_json,
+    sync_folder,
+    temporary_beside,
+    write_durably,
+)
 from adrpo_scale.core.tensor_files import FileFacts, TensorFileWriter
 
 log = logging.getLogger(__name__)
@@ -92,10 +99,7 @@ class _Job:
     document: Mapping[str, Any]
     before: Callable[[], None]
     begin: float
-
-    @property
-    def temporary(self) -> Path:
-        return self.folder.with_name(self.folder.name + ".tmp")
+    temporary: Path = Path()  # made by rank 0
 
 
 class Store:
@@ -106,16 +110,22 @@ class Store:
         self,
         run: Path,
         config: CheckpointConfig,
-        check_owner: Callable[[], None] = lambda: None,
+        check_owner: Callable[[], None] | None = None,
         timeout_seconds: float = 1800.0,
     ) -> None:
         """check_owner: raises where another process has taken over the run folder."""
         self.run, self.config = run, config
-        self._check_owner = check_owner
+        self._owner = check_owner
         self._group = dist.new_group(timeout_seconds)
         self._stages = {FULL: Stage(), WEIGHTS: Stage()}
         self._thread: threading.Thread | None = None
         self.ended: list[Saved] = []  # a save may have ended on one rank a moment before another
+
+    def check_owner(self) -> None:
+        """Raises RunFolderError, on every rank, where another process has taken over the folder:
+        nothing more may be written there."""
+        if self._owner is not None:
+            dist.run_on_main(self._owner)
 
     def check_room(self, sets: LocalSets) -> None:
         """Raises DiskSpaceError unless there is room for the checkpoints of these sets that are
@@ -184,7 +194,8 @@ class Store:
         """Steps 1 to 5. Raises the same error on every rank."""
         mine = sum(piece.header.bytes for piece in job.pieces)
         needed = sum(dist.gather_objects(mine, self._group))
-        dist.run_on_main(lambda: self._make_room(job, needed), self._group)
+        made = dist.run_on_main(lambda: self._make_room(job, needed), self._group)
+        job = replace(job, temporary=made)
         parts = dist.gather_objects(self._write_part(job), self._group)
         failures = [f"rank {r}: {part.error}" for r, part in enumerate(parts) if part.error]
         if failures:
@@ -192,16 +203,26 @@ class Store:
             raise CheckpointError("; ".join(failures))
         dist.run_on_main(lambda: self._commit(job, parts), self._group)
 
-    def _make_room(self, job: _Job, needed: int) -> None:
+    def _make_room(self, job: _Job, needed: int) -> Path:
+        """A new folder for the files of a save, on rank 0 alone."""
+        self._check_alone()
         files = dist.world_size() + 2
         quota, what = self.config.quota_command, f"checkpoint {job.folder.name}"
         check_space(job.folder.parent, needed, files, quota, what)
         try:
             job.before()
-            remove_folder(job.temporary)  # left by a failed save
-            os.makedirs(job.temporary)
+            for left in job.folder.parent.glob(f"{job.folder.name}*.tmp"):
+                remove_folder(left)  # by a failed save
+            made = temporary_beside(job.folder)
+            os.makedirs(made)
         except OSError as error:
             raise CheckpointError(f"rank 0: {error}") from error
+        return made
+
+    def _check_alone(self) -> None:
+        """As `check_owner`, on rank 0 alone."""
+        if self._owner is not None:
+            self._owner()
 
     def _write_part(self, job: _Job) -> _Written:
         if not job.pieces:
@@ -231,7 +252,7 @@ class Store:
         try:
             manifest = _assemble(job, parts)
             check_tiling(manifest.sets, job.temporary)
-            self._check_owner()
+            self._check_alone()
             write_durably(job.temporary / MANIFEST, manifest.to_text().encode())
             sync_folder(job.temporary)
             with _replacing(job.folder):

@@ -9,11 +9,10 @@ counts as dead by the first of these rules that applies:
 
 Any other owner is watched until it shows a heartbeat (it is alive, and the folder is refused) or
 has been silent for too long. An owner that was only suspended learns of its loss at its next
-`check`."""
+`check`, which every writer calls before it writes: the process runs on as if no time had passed."""
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import logging
@@ -22,15 +21,14 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 from adrpo_scale.core.errors import RunFolderError
-from adrpo_scale.core.files import write_all
+from adrpo_scale.core.lock_file import Seen, create, look, renew, touch, write_new
 from adrpo_scale.core.lock_owner import (
     Owner,
     has_ended,
-    parse_owner,
     process_facts,
     this_machine,
     this_process,
@@ -39,75 +37,7 @@ from adrpo_scale.core.lock_owner import (
 log = logging.getLogger(__name__)
 
 LOCK = "lock.json"
-_LARGEST = 65536  # bytes read of a lock; a real one has some hundreds
 _MOMENT = 0.02  # seconds between looks at something that takes another process milliseconds
-_GONE = (errno.ENOENT, errno.ESTALE)  # ESTALE: on NFS, a file removed after its name was found
-_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
-
-
-@dataclass(frozen=True)
-class _Seen:
-    """A lock at one moment. content: b"" where it is not readable; modified: in nanoseconds."""
-
-    content: bytes
-    modified: int
-
-    @property
-    def owner(self) -> Owner:
-        return parse_owner(self.content)
-
-
-def _look(path: Path) -> _Seen | None:
-    """Content and time of a lock; None where there is none. The file is opened, because on NFS a
-    `stat` alone may be answered by a cache that is up to a minute old."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    except PermissionError:
-        return _Seen(b"", os.stat(path).st_mtime_ns)
-    except OSError as error:
-        if error.errno in _GONE:
-            return None
-        raise
-    try:
-        return _Seen(os.read(descriptor, _LARGEST), os.fstat(descriptor).st_mtime_ns)
-    except OSError as error:
-        if error.errno in _GONE:
-            return None
-        raise
-    finally:
-        os.close(descriptor)
-
-
-def _write_new(path: Path, content: bytes) -> None:
-    """Creates a file that must not exist; removes it again where it cannot be written whole."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-    try:
-        write_all(descriptor, content)
-        os.fsync(descriptor)
-    except OSError:
-        path.unlink(missing_ok=True)
-        raise
-    finally:
-        os.close(descriptor)
-
-
-def _create(path: Path, source: Path) -> bool:
-    """Puts `source` also at `path`, unless something is there: the one step that decides between
-    processes. It is a link, so that no process reads half a lock; a copy where the filesystem has
-    no links."""
-    content = source.read_bytes()
-    try:
-        try:
-            os.link(source, path)
-        except OSError as error:
-            if error.errno not in _NO_LINKS:
-                raise
-            _write_new(path, content)
-    except FileExistsError:
-        # Also the answer to a link that was made, where the file server's first answer was lost.
-        seen = _look(path)
-        return seen is not None and seen.content == content
-    return True
 
 
 class RunLock:
@@ -125,6 +55,8 @@ class RunLock:
         self._expiry, self._beat = expiry_seconds, float(min(heartbeat_seconds, expiry_seconds / 4))
         self._me = this_process(self._beat)
         self._content = b""  # of our lock; b"" while we hold none
+        self._is_lost = False  # once lost, for good: the next owner may have removed its lock
+        self._confirmed = 0.0  # when it was last seen to be ours
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -135,8 +67,9 @@ class RunLock:
     def __exit__(self, *error: object) -> None:
         self.release()
 
-    def acquire(self) -> None:
-        """Takes the folder, now or when its owner has been silent for `expiry_seconds`.
+    def acquire(self) -> bytes:
+        """Takes the folder, now or when its owner has been silent for `expiry_seconds`. Returns
+        what the other ranks give to `join`.
 
         Raises RunFolderError if another process is alive in it, or the folder cannot be written.
         """
@@ -149,9 +82,15 @@ class RunLock:
                 f"{self.path} cannot be written ({error}). Make room if the disk or a quota is "
                 "full; otherwise choose another --run-dir or set ADRPO_RUNS"
             ) from error
-        self._content, self._stop = content, threading.Event()
+        self._stop = threading.Event()
+        self.join(content)
         self._thread = threading.Thread(target=self._keep_alive, name="heartbeat", daemon=True)
         self._thread.start()
+        return content
+
+    def join(self, content: bytes) -> None:
+        """Makes `check` answer for the lock of `content`, which another rank of this job holds."""
+        self._content, self._is_lost, self._confirmed = content, False, _now()
 
     def release(self) -> None:
         """Removes the lock if it is still ours. A disk error is only logged: the next owner sees
@@ -162,43 +101,54 @@ class RunLock:
         self._thread.join(timeout=5)  # it may hang on a file server that does not answer
         content, self._content, self._thread = self._content, b"", None
         try:
-            seen = _look(self.path)
+            seen = look(self.path)
             if seen is not None and seen.content == content:
                 self._remove(seen)
         except OSError as error:
             log.warning("%s could not be removed (%s); it expires by itself", self.path, error)
 
     def check(self) -> None:
-        """Raises RunFolderError unless the lock is still ours. Call it before every commit: a
+        """Raises RunFolderError unless the lock is still ours. Call it before every write: a
         process that was silent for too long may have been replaced, and must not write."""
-        seen, trouble = None, "it is gone: somebody deleted it"
+        try:
+            self._check()
+        except RunFolderError:
+            self._is_lost = True
+            raise
+
+    def _check(self) -> None:
+        seen, trouble, is_silent = None, "it is gone: somebody deleted it", False
         for pause in (0.0, 0.1, 0.3, 1.0):  # a short failure of the file server must end no run
             time.sleep(pause)
             try:
-                seen = _look(self.path)
+                seen, is_silent = look(self.path), False
             except OSError as error:
-                trouble = f"it cannot be read: {error}"
-            if seen is not None:
+                trouble, is_silent = f"it cannot be read: {error}", True
+            if seen is not None or self._is_lost:
                 break
+        if is_silent and not self._is_lost and _now() - self._confirmed < self._expiry / 2:
+            log.warning("%s cannot be read; nobody may have taken it yet", self.path)
+            return
         if seen is None:
             raise RunFolderError(
                 f"{self.path} is no longer ours ({trouble}). Nothing more is written, because "
                 "another process may have begun here; start again to resume from the last "
                 "checkpoint"
             )
-        if seen.content != self._content:
+        if seen.content != self._content or self._is_lost:
             raise RunFolderError(
                 f"{self.path.parent} was taken over by another process ({seen.owner}): this one "
                 f"had no heartbeat for {self._expiry:g} s, or its job was requeued. Nothing "
                 "more is written here; if processes are suspended this long, raise "
                 "checkpoint.lock_expiry_seconds"
             )
+        self._confirmed = _now()
 
     @contextmanager
     def _private_file(self, content: bytes) -> Iterator[Path]:
         """Our lock under a name of its own, before it becomes the lock."""
         private = self.path.with_name(f"{LOCK}.{self._me.token}")
-        _write_new(private, content)
+        write_new(private, content)
         try:
             yield private
         finally:
@@ -208,14 +158,14 @@ class RunLock:
     def _compete(self, private: Path) -> None:
         """Returns when the lock is ours; raises RunFolderError when another process is alive."""
         begin = since = time.monotonic()
-        first: _Seen | None = None  # the lock that is being watched, as it was at `since`
-        while not _create(self.path, private):
-            seen, now = _look(self.path), time.monotonic()
+        first: Seen | None = None  # the lock that is being watched, as it was at `since`
+        while not create(self.path, private):
+            seen, now = look(self.path), time.monotonic()
             if seen is None:
                 self._check_patience(now - begin)
                 time.sleep(_MOMENT)
                 continue
-            age = (_touch(private) - seen.modified) / 1e9
+            age = (touch(private) - seen.modified) / 1e9
             is_new = first is None or seen.content != first.content
             if is_new:
                 first, since = seen, now
@@ -274,7 +224,7 @@ class RunLock:
         running = found is not None and found[0] not in "Tt"  # stopped: it may never run again
         return running and age < 2 * (owner.heartbeat_seconds or 0.0)
 
-    def _take_over(self, dead: _Seen, private: Path, reason: str) -> None:
+    def _take_over(self, dead: Seen, private: Path, reason: str) -> None:
         """Removes a dead owner's lock, or lets another process do it.
 
         Several processes may judge the same lock dead. Without the claim, the slower one would move
@@ -282,9 +232,9 @@ class RunLock:
         """
         digest = hashlib.sha256(dead.content).hexdigest()[:32]
         claim = self.path.with_name(f"{LOCK}.{digest}.claim")
-        if not _create(claim, private):
-            other = _look(claim)
-            if other is not None and _touch(private) - other.modified > self._expiry * 1e9:
+        if not create(claim, private):
+            other = look(claim)
+            if other is not None and touch(private) - other.modified > self._expiry * 1e9:
                 claim.unlink(missing_ok=True)  # of a process that was killed at the next line
             time.sleep(_MOMENT)
             return
@@ -294,16 +244,16 @@ class RunLock:
         finally:
             claim.unlink(missing_ok=True)
 
-    def _remove(self, expected: _Seen) -> bool:
+    def _remove(self, expected: Seen) -> bool:
         """Removes the lock if it is exactly the expected one; any other is put back as it was."""
-        if _look(self.path) != expected:
+        if look(self.path) != expected:
             return False
         aside = self.path.with_name(f"{LOCK}.{self._me.token}.aside")
         with suppress(FileNotFoundError):  # also where the answer to the rename was lost
             os.rename(self.path, aside)
-        found = _look(aside)
+        found = look(aside)
         if found is not None and found != expected:
-            _create(self.path, aside)
+            create(self.path, aside)
         aside.unlink(missing_ok=True)
         return found == expected
 
@@ -312,37 +262,24 @@ class RunLock:
         stop, content = self._stop, self._content
         while not stop.wait(self._beat):
             try:
-                if not _renew(self.path, content):
+                if not renew(self.path, content):
+                    self._is_lost = True
                     log.warning("%s was taken over by another process", self.path.parent)
-                    return  # `check` stops us before anything is committed
+                    return  # `check` stops us before anything is written
+                self._confirmed = _now()
             except OSError as error:
                 log.warning("no heartbeat could be written to %s: %s", self.path, error)
 
 
-def _touch(path: Path) -> int:
-    """Sets a file's time and returns it, in nanoseconds: the file server's clock, since those of
-    nodes differ by more than a heartbeat."""
-    os.utime(path)
-    return os.stat(path).st_mtime_ns
-
-
-def _renew(path: Path, content: bytes) -> bool:
-    """Writes a heartbeat; False where the lock is another's. By descriptor: by name it would renew
-    a lock that another process made between the look and the renewal."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    try:
-        if os.read(descriptor, _LARGEST) != content:
-            return False
-        os.utime(descriptor)
-    finally:
-        os.close(descriptor)
-    return True
+def _now() -> float:
+    """Seconds that also pass while the machine sleeps."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 def holder_of(run: Path) -> tuple[Owner, float, bool] | None:
     """(owner, seconds since its heartbeat by this machine's clock, whether its process is known to
     have ended) of a run folder; None where no process holds it. Writes nothing."""
-    seen = _look(run / LOCK)
+    seen = look(run / LOCK)
     if seen is None:
         return None
     owner = seen.owner

@@ -128,7 +128,7 @@ def _carry_out(
         with watchdog.phase("load"), not_left():
             trainer = build_trainer(config, run, start, signals, store)
         trainers.append(trainer)
-        dist.run_on_main(lambda: _prepare_files(config, run, start, trainer))
+        dist.run_on_main(lambda: _prepare_files(config, run, start, trainer, lock))
         trainer.saver.check_room()
         _run(trainer, out_of_memory.named(config, run, lambda: trainer.counters.iteration))
 
@@ -237,7 +237,10 @@ def _open_record(run: Path, start: Start) -> StartRecord | None:
     return record
 
 
-def _prepare_files(config: RunConfig, run: Path, start: Start, trainer: Trainer) -> None:
+def _prepare_files(
+    config: RunConfig, run: Path, start: Start, trainer: Trainer, lock: RunLock
+) -> None:
+    lock.check()  # loading may have taken long
     write_config(run, config.resolved())
     if start.reader is not None:
         cut_back(run, trainer.counters.iteration, trainer.counters.evaluated)

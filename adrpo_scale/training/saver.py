@@ -43,6 +43,10 @@ class Saver:
     def _now(self) -> tuple[int, int]:
         return self._state.counters.iteration, self._state.counters.evaluated
 
+    def check_owner(self) -> None:
+        """Raises RunFolderError where another process has taken over the run's folder."""
+        self._store.check_owner()
+
     def check_room(self) -> None:
         """Raises DiskSpaceError where the disk has no room for the run's checkpoints."""
         self._store.check_room(self._state.sets(FULL))

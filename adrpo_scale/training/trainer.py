@@ -244,6 +244,7 @@ class Trainer:
         if is_due(self.logging.histograms_every, done):
             kept = credit.include > 0
             histograms = {"advantage": credit.advantage[kept], "beta_sample": credit.beta[kept]}
+        self.saver.check_owner()
         self.log.iteration(record, {n: v.numpy() for n, v in histograms.items() if len(v)})
         self._show(rewarded, credit, tally)
         return record
@@ -269,6 +270,7 @@ class Trainer:
         with watchdog.phase("evaluation"), self.state.holding(config.weights):
             results = self.evaluator.evaluate_splits(self.policy, self.reference, self.stop.check)
         numbers = numbers_of(results)
+        self.saver.check_owner()
         self.log.evaluation([self.identity | {"iteration": done} | number for number in numbers])
         for split, result in results.items():
             self.log.picture(f"eval_{split}", result.grid, done, f"{split}-{done:06d}.png")

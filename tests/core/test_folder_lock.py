@@ -331,6 +331,41 @@ def test_lock_that_somebody_deleted_stops_its_owner(tmp_path):
             lock.check()
 
 
+def test_what_the_heartbeat_has_lost_stays_lost(tmp_path):
+    """Also where the next owner has gone again, and the file is as it was."""
+    with RunLock(tmp_path, LONG, BEAT) as lock:
+        ours = (tmp_path / LOCK).read_bytes()
+        (tmp_path / LOCK).write_text(json.dumps({"token": "x"}))
+        wait_until(lambda: not lock._thread.is_alive(), "the end of the heartbeat")
+        (tmp_path / LOCK).write_bytes(ours)
+        with pytest.raises(RunFolderError, match="taken over"):
+            lock.check()
+
+
+def test_another_rank_of_the_owner_checks_too(tmp_path):
+    with RunLock(tmp_path, LONG, BEAT) as lock:
+        other = RunLock(tmp_path)
+        other.join((tmp_path / LOCK).read_bytes())
+        other.check()
+        other.release()  # not its own
+        lock.check()
+        (tmp_path / LOCK).write_text(json.dumps({"token": "x"}))
+        with pytest.raises(RunFolderError, match="taken over"):
+            other.check()
+
+
+def test_a_lock_that_cannot_be_read_ends_nothing_while_nobody_may_have_taken_it(tmp_path):
+    lock, other = RunLock(tmp_path, LONG), RunLock(tmp_path, 2 * EXPIRY)
+    content = lock.acquire()
+    other.join(content)
+    (tmp_path / LOCK).unlink()
+    (tmp_path / LOCK).mkdir()  # reading it fails, as on a file server that does not answer
+    lock.check()
+    with pytest.raises(RunFolderError, match="cannot be read"):
+        other.check()  # the attempts take longer than half of its expiry
+    lock.release()
+
+
 def test_heartbeat_outlives_a_time_in_which_the_file_cannot_be_reached(tmp_path):
     with RunLock(tmp_path, EXPIRY, BEAT) as lock:
         (tmp_path / LOCK).rename(tmp_path / "elsewhere")

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from adrpo_scale.cli import main as cli
 from adrpo_scale.core.errors import (
     ClipError,
+    RunFolderError,
 )
 from adrpo_scale.data.clips import read_clip
 from adrpo_scale.data.prepare import mmau
@@ -102,6 +103,20 @@ def test_long_and_foreign_names_and_large_clips_have_room(tmp_path: Path) -> Non
     for entry in shards.entries.values():
         name, offset, length = entry.reference.split(":")
         assert (tmp_path / name).read_bytes()[int(offset) :][: int(length)] == b"flac" * 999
+
+
+def test_a_folder_that_was_taken_over_is_left_as_it_is(tmp_path: Path) -> None:
+    def lost() -> None:
+        raise RunFolderError("taken over")
+
+    for names in (range(0), range(9)):
+        fill(tmp_path, names)
+        before = left(tmp_path)
+        with pytest.raises(RunFolderError), Shards(tmp_path, 3000, lost) as shards:
+            shards.append("late", b"flac" * 99, 1)
+        with pytest.raises(RunFolderError), Shards(tmp_path, 3000, lost):
+            pass
+        assert left(tmp_path) == before
 
 
 def test_whatever_a_kill_leaves_the_next_life_ends_with_the_same_bytes(tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ def die() -> None:
 
 @dataclass
 class FailingWrites:
-    """Writing a file whose path holds `part` fails with `code` on rank `victim`."""
+    """Writing a file whose path holds every word of `part` fails with `code` on rank `victim`."""
 
     part: str
     code: int = errno.EIO
@@ -111,8 +111,9 @@ class FailingWrites:
             return descriptor
 
         def write(descriptor: int, data: Any) -> int:
-            if self.part in self._paths.get(descriptor, ""):
-                raise OSError(self.code, os.strerror(self.code), self._paths[descriptor])
+            path = self._paths.get(descriptor, "")
+            if all(word in path for word in self.part.split()):
+                raise OSError(self.code, os.strerror(self.code), path)
             return written(descriptor, data)
 
         os.open, os.write = open_, write  # type: ignore[assignment]

@@ -97,9 +97,10 @@ def prepare_avqa(options: AvqaOptions) -> dict[str, Any]:
     questions = list(_questions(options.rows, tally))
     sources = _sources(options, questions, tally)
     make_output_folder(options.to)
-    with RunLock(options.to):
+    with RunLock(options.to) as lock:
         try:
-            entries = _extract_all(options, sources, tally)
+            entries = _extract_all(options, sources, tally, lock.check)
+            lock.check()
             record = _write(options, questions, entries, tally)
         except OSError as error:
             raise disk_is_full(options.to, error) from error
@@ -159,10 +160,14 @@ def _sources(
 
 
 def _extract_all(
-    options: AvqaOptions, sources: Mapping[str, Source], tally: Tally
+    options: AvqaOptions,
+    sources: Mapping[str, Source],
+    tally: Tally,
+    check_owner: Callable[[], None],
 ) -> Mapping[str, Entry]:
-    """Extracts the sources that are not in the shards; returns all clips of the shards by name."""
-    with Shards(options.to, options.shard_megabytes * 10**6) as shards:
+    """Extracts the sources that are not in the shards; returns all clips of the shards by name.
+    check_owner: as of `Shards`."""
+    with Shards(options.to, options.shard_megabytes * 10**6, check_owner) as shards:
         tally.reused = sum(clip in shards.entries for clip in (*sources, *tally.faults))
         for clip in shards.entries:
             tally.faults.pop(clip, None)  # extracted earlier; its video was deleted since

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import tarfile
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -54,9 +55,13 @@ class Shards:
     """The one writer of a folder's shards. Use it as a context manager: the end of the block
     commits the appended clips and ends the last tar."""
 
-    def __init__(self, folder: Path, limit: int) -> None:
-        """limit: bytes of a shard; one with a single larger clip is larger."""
+    def __init__(
+        self, folder: Path, limit: int, check_owner: Callable[[], None] = lambda: None
+    ) -> None:
+        """limit: bytes of a shard; one with a single larger clip is larger. check_owner: raises
+        where another process has taken over the folder."""
         self.folder, self.limit = folder, limit
+        self._check_owner = check_owner
         entries = _committed(folder)
         self.entries = {entry.clip: entry for entry in entries}
         self._number = entries[-1].shard if entries else 0
@@ -69,6 +74,7 @@ class Shards:
 
     def __exit__(self, error: object, *_: object) -> None:
         if error is None:
+            self._check_owner()
             self._finish()
             self._remove_later_shards()
         if self._file is not None:
@@ -76,6 +82,7 @@ class Shards:
 
     def append(self, clip: str, flac: bytes, samples: int) -> Entry:
         """Adds a clip that is not in `entries`, to be committed within `COMMIT_EVERY` more."""
+        self._check_owner()
         member = _header(clip, len(flac)) + flac
         member += bytes(_padded(len(member)) - len(member))
         if self._end and self._end + len(member) + len(END) > self.limit:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -150,7 +150,7 @@ def _held(folder: Path) -> Iterator[RunLock]:
     other's latest answers. Collective."""
     lock = RunLock(folder)
     dist.run_on_main(lambda: predictions.make_folder(folder))
-    dist.run_on_main(lock.acquire)
+    lock.join(dist.run_on_main(lock.acquire))
     try:
         yield lock
     finally:
@@ -183,7 +183,7 @@ def _evaluate(
     if heard:
         with _model(config, subject, heard) as (model, size):
             try:
-                for part in _ask(model, heard, size, to, done):
+                for part in _ask(model, heard, size, to, done, lock.check):
                     mine |= part
             except AdrpoError as caught:
                 error = caught  # raised below: the other ranks are still asking
@@ -240,10 +240,16 @@ def _model(
 
 
 def _ask(
-    model: Model, asked: Sequence[Question], size: int, to: Path, known: Mapping[str, Answer]
+    model: Model,
+    asked: Sequence[Question],
+    size: int,
+    to: Path,
+    known: Mapping[str, Answer],
+    check_owner: Callable[[], None],
 ) -> Iterator[dict[str, Answer]]:
     """Yields answers to this rank's block of the questions, by id, `size` at a time; each part is
-    on the disk before the next is asked. known: answers of earlier starts."""
+    on the disk before the next is asked. known: answers of earlier starts.
+    check_owner: raises where another process has taken over the folder."""
     mine = [asked[k] for k in dist.block(len(asked), dist.rank(), dist.world_size())]
     step = max(1, len(mine) // _LINES)
     answered = list(known.values())
@@ -251,6 +257,7 @@ def _ask(
         part = mine[start : start + size]
         pairs = zip(part, model.answers(part), strict=True)
         answers = {question.id: answer for question, answer in pairs if answer is not None}
+        check_owner()
         predictions.append(to, dist.rank(), answers)
         yield answers
         count = start + len(part)
