@@ -21,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from adrpo_scale.core.markdown import table
 from adrpo_scale.run import tables
 from benchmarks.text_betas import SEEDS, cell, numbers
 
@@ -103,7 +104,7 @@ def main() -> None:
         values = [numbers(mine, metric) for metric in METRICS]
         by_seed = " ".join(f"{value:.3f}" for value in values[0])
         lines.append([setting.name, *map(cell, values), by_seed])
-    print(tables.markdown(lines))
+    print(table(lines))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from adrpo_scale.core.markdown import table
 from adrpo_scale.run import figures, tables
 from adrpo_scale.run.comparison import comparison, read_run
 
@@ -56,7 +57,7 @@ def main() -> None:
         seconds = [cpu_seconds(folders[key]) for key in folders if key[0] == name]
         line.append(f"{statistics.fmean(seconds):.2f}" if seconds else "")
     lines[0][-1] = "CPU-s / iteration"
-    print(tables.markdown(lines))
+    print(table(lines))
     gains = [
         (tables.after(run, "train", "reward") or 0) - (tables.before(run, "train", "reward") or 0)
         for key, run in rows.items()

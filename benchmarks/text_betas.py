@@ -23,6 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from adrpo_scale.core.markdown import table
 from adrpo_scale.run import tables
 
 SEEDS = (0, 1, 2)
@@ -144,7 +145,7 @@ def main() -> None:
         if arguments.task == "reward_model":
             means = [statistics.fmean(numbers(mine, m)) for m in ("kl", "reward", "gold_sampled")]
             points.setdefault(setting.algorithm.upper(), []).append((*means,))
-    print(tables.markdown(lines))
+    print(table(lines))
     if points:
         frontier(points, arguments.runs / "frontier.png")
         print(f"figure: {arguments.runs / 'frontier.png'}")

@@ -21,14 +21,14 @@ def report(
     Example:
         adrpo-scale report runs/image_adrpo-* runs/image_grpo-* --curves curves.png
     """
+    from adrpo_scale.core.markdown import table
     from adrpo_scale.run import figures
     from adrpo_scale.run.comparison import comparison, read_run, unevaluated
-    from adrpo_scale.run.tables import markdown
 
     left_out = unevaluated(runs)
     for run in left_out:
         print(f"note: {run} has no evaluation yet, or is a trial: left out", file=sys.stderr)
     found = [read_run(run) for run in runs if run not in left_out]
-    print(markdown(comparison(found)))
+    print(table(comparison(found)))
     if curves is not None:
         figures.curves([run.rows for run in found], curves)

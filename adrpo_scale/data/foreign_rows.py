@@ -77,7 +77,7 @@ def check_name(name: str, key: str) -> str:
     return name
 
 
-def is_inside(name: str, folder: Path) -> bool:
+def stays_in(name: str, folder: Path) -> bool:
     """Whether a name that is relative to a folder, or absolute, stays inside it. Links in the
     folder count as what they stand for: they are its owner's; `..` after one would leave them."""
     whole = os.path.abspath(folder / name)

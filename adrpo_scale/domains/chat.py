@@ -11,6 +11,7 @@ from pydantic import model_validator
 
 from adrpo_scale.core.bounds import TOKENS
 from adrpo_scale.core.errors import ConfigError, ModelNotFoundError, PromptError
+from adrpo_scale.core.json_files import read_regular
 from adrpo_scale.core.naming import named
 from adrpo_scale.core.pace import paced
 from adrpo_scale.core.settings import Section, setting
@@ -18,9 +19,11 @@ from adrpo_scale.core.types import Prompt
 from adrpo_scale.data.lines import all_refused
 from adrpo_scale.data.messages import called, ways_to_write
 from adrpo_scale.hub.loaders import load_settings
+from adrpo_scale.hub.templates import TemplateFault, rendered
 
 log = logging.getLogger(__name__)
 
+_TEMPLATE = 1 << 20  # bytes of a template; the longest that is known has 20 KB
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
 
@@ -84,7 +87,13 @@ def load_tokenizer(folder: Path, config: ChatConfig, template: str | None = None
             raise ConfigError(
                 f"domain.chat.template_file = {str(path)!r}: no such file; name a Jinja file"
             )
-        tokenizer.chat_template = path.read_text()
+        try:
+            tokenizer.chat_template = read_regular(path, _TEMPLATE).decode()
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"domain.chat.template_file = {str(path)!r} cannot be read ({error}); name a Jinja "
+                "file, text in UTF-8"
+            ) from error
     if config.template == "chat" and not tokenizer.chat_template:
         raise ConfigError(
             f"the tokenizer in {folder} has no chat template (is it that of a base model?): use "
@@ -180,8 +189,6 @@ def token_ids(tokenizer: Any, prompt: Prompt, config: ChatConfig) -> list[int]:
 
 
 def _templated(tokenizer: Any, prompt: Prompt, config: ChatConfig) -> list[int]:
-    from jinja2 import TemplateError
-
     messages: Sequence[Mapping[str, Any]] = prompt.conversation
     if config.system is not None and messages[0]["role"] != "system":
         messages = [{"role": "system", "content": config.system}, *messages]
@@ -191,10 +198,8 @@ def _templated(tokenizer: Any, prompt: Prompt, config: ChatConfig) -> list[int]:
     for written in ways_to_write(messages):
         try:
             # Text first: some tokenizers would add a second beginning-of-sequence token to its ids.
-            text = tokenizer.apply_chat_template(
-                written, tokenize=False, add_generation_prompt=True, **thinking
-            )
-        except (TemplateError, ValueError, TypeError) as error:
+            text = rendered(tokenizer, written, add_generation_prompt=True, **thinking)
+        except TemplateFault as error:
             fault = error
             continue
         if all(name in text for name in calls):

@@ -301,4 +301,4 @@ def base_lines(base: Base) -> list[str]:
 def base_arguments(base: Base) -> str:
     """Arguments of `from_pretrained` for the base model, after `base_lines`."""
     revision = base.revision if base.is_hub_id else None
-    return f'base, revision="{revision}"' if revision else "base"
+    return f"base, revision={json.dumps(revision)}" if revision else "base"

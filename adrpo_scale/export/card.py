@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,9 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 
 from adrpo_scale.core.disk_space import size_text
+from adrpo_scale.core.files import open_regular
+from adrpo_scale.core.markdown import code, inline, table
+from adrpo_scale.core.printable import one_line, printable
 from adrpo_scale.domains.export_target import ExportTarget
 from adrpo_scale.export.base import Base, Form, Use, Written, last_name
 from adrpo_scale.export.copies import is_path
@@ -23,6 +27,14 @@ from adrpo_scale.export.layouts import layout_of
 from adrpo_scale.export.verify import Verdict
 
 CARD = "README.md"
+_FRONT = 1 << 16  # bytes of a card in which its metadata lie
+_FRONT_MATTER = re.compile(r"\s*---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|$)", re.DOTALL)
+_LICENCE_KEYS = ("license", "license_name", "license_link")
+_LICENCE = re.compile(
+    rf"^({'|'.join(_LICENCE_KEYS)}):[ \t]+(.*?)(?:[ \t]+#.*)?[ \t]*\r?$", re.MULTILINE
+)
+_QUOTED = re.compile(r"""'((?:[^']|'')*)'|"([^"\\]*)\"""")
+_SPECIAL = ("", *"[]{}&*!|>@%`'\",?-#:")  # what a plain text of YAML does not begin with
 _SHELL = ("checkpoint.quota_command",)  # may hold names of hosts and users
 
 Metric = tuple[str, str, float | None, float | None]
@@ -63,28 +75,50 @@ class Story:
     lora: Mapping[str, Any] | None
 
 
-def base_licence(folder: Path) -> dict[str, Any]:
-    """`license`, `license_name` and `license_link` of the base model's card, as far as stated."""
+def base_licence(folder: Path) -> dict[str, str]:
+    """`license`, `license_name` and `license_link` of the base model's card, as far as it states
+    them as texts of a line. Read without a parser of YAML: kilobytes of it can take minutes."""
     try:
-        data = ModelCard.load(folder / CARD, ignore_metadata_errors=True).data.to_dict()
-    except (OSError, ValueError):
+        with open_regular(folder / CARD) as file:
+            text = file.read(_FRONT).decode(errors="replace")
+    except OSError:
         return {}
-    names = ("license", "license_name", "license_link")
-    return {name: str(data[name]) for name in names if data.get(name)}
+    front = _FRONT_MATTER.match(text)
+    lines = _LICENCE.findall(front[1]) if front else []
+    found = {name: _plain(value) for name, value in lines}
+    return {name: found[name] for name in _LICENCE_KEYS if found.get(name)}
+
+
+def _plain(value: str) -> str:
+    """The text of a YAML value; "" where it is null, or no text of one line."""
+    quoted = _QUOTED.fullmatch(value)
+    if quoted:
+        text = quoted[2] if quoted[1] is None else quoted[1].replace("''", "'")
+    else:
+        text = "" if value[:1] in _SPECIAL or value in ("null", "~") else value
+    return one_line(text.strip())
 
 
 def write_card(story: Story, folder: Path) -> None:
     """Writes the export's README.md, with the hub's metadata on top."""
     algorithm = story.provenance.settings["algorithm.name"]
-    base = story.base.name if story.base.is_hub_id else None  # the hub accepts no other name
+    # The hub accepts no other name of a base than an id.
+    base = one_line(story.base.name) if story.base.is_hub_id else None
+    licence: dict[str, Any] = {name: one_line(text) for name, text in story.licence.items()}
     data = ModelCardData(
         base_model=base,
         library_name=story.target.library,
         pipeline_tag=story.target.task,
-        tags=["adrpo_scale", "reinforcement-learning", algorithm, *_form_tags(story.form)],
-        **story.licence,
+        tags=[
+            "adrpo_scale",
+            "reinforcement-learning",
+            one_line(algorithm),
+            *_form_tags(story.form),
+        ],
+        **licence,
     )
-    ModelCard(f"---\n{data.to_yaml()}\n---\n\n{_text(story)}").save(folder / CARD)
+    text = f"---\n{data.to_yaml()}\n---\n\n{_text(story)}"
+    ModelCard(printable(text)).save(folder / CARD)
 
 
 def _form_tags(form: Form) -> list[str]:
@@ -93,7 +127,7 @@ def _form_tags(form: Form) -> list[str]:
 
 def _text(story: Story) -> str:
     sections = [
-        f"# {last_name(story.provenance.run)}, iteration {story.provenance.iteration}",
+        f"# {inline(last_name(story.provenance.run))}, iteration {story.provenance.iteration}",
         _summary(story),
         _licence(story),
         "## Use",
@@ -113,11 +147,12 @@ def _summary(story: Story) -> str:
     what = layout_of(story.target).summary(story.form, story.target)
     part = f"{story.target.component} weights".strip()
     average = " The weights are the moving average (EMA) of the trained ones." * source.is_ema
-    revision = f", revision `{base.revision}`" if base.revision else ""
+    revision = f", revision {code(base.revision)}" if base.revision else ""
     return (
         f"{what}, fine-tuned by online reinforcement learning "
-        f"({source.settings['algorithm.name']}) with adrpo_scale {source.package}.{average}\n\n"
-        f"* base model: `{base.name}`{revision}\n"
+        f"({inline(source.settings['algorithm.name'])}) with adrpo_scale "
+        f"{inline(source.package)}.{average}\n\n"
+        f"* base model: {code(base.name)}{revision}\n"
         f"* sha256 of the base's {part}: `{base.sha256}`\n"
         f"* {story.dtype}, {size_text(story.written.bytes)} of weights in "
         f"{len(story.written.files)} file{'s' * (len(story.written.files) > 1)}" + _strength(story)
@@ -142,8 +177,8 @@ def _licence(story: Story) -> str:
             "apply to this derivative; look them up where the base model was published."
         )
     named = " ".join(licence[n] for n in ("license", "license_name") if n in licence)
-    link = f" ({licence['license_link']})" if "license_link" in licence else ""
-    return f"Licence: {named}{link}, the base model's."
+    link = f" ({inline(licence['license_link'])})" if "license_link" in licence else ""
+    return f"Licence: {inline(named)}{link}, the base model's."
 
 
 def _usage(story: Story) -> str:
@@ -162,19 +197,27 @@ def _usage(story: Story) -> str:
 
 def _results(source: Provenance) -> str:
     rewards = [
-        [name, str(int(r["count"])), *map(_number, (r["mean"], _std(r), r["min"], r["max"]))]
+        [
+            inline(name),
+            str(int(r["count"])),
+            *map(_number, (r["mean"], _std(r), r["min"], r["max"])),
+        ]
         for name, r in source.rewards.items()
     ]
-    text = "Rewards of every sample of the training so far:\n\n" + _table(
-        ["reward", "samples", "mean", "std", "min", "max"], rewards
+    text = "Rewards of every sample of the training so far:\n\n" + table(
+        [["reward", "samples", "mean", "std", "min", "max"], *rewards]
     )
     if source.evaluated is None:
         return text + "\n\nThere was no evaluation up to this iteration."
     weights = {"raw": "the trained weights", "ema": "their moving average (EMA)"}
     which = weights[source.settings["evaluation.weights"]]
-    rows = [[m, s, _number(before), _number(after)] for m, s, before, after in source.metrics]
-    return f"{text}\n\nEvaluation on fixed prompts with a fixed seed, of {which}:\n\n" + _table(
-        ["metric", "prompts", "base model", f"iteration {source.evaluated}"], rows
+    rows = [
+        [inline(metric), inline(split), _number(before), _number(after)]
+        for metric, split, before, after in source.metrics
+    ]
+    header = ["metric", "prompts", "base model", f"iteration {source.evaluated}"]
+    return f"{text}\n\nEvaluation on fixed prompts with a fixed seed, of {which}:\n\n" + table(
+        [header, *rows]
     )
 
 
@@ -186,21 +229,16 @@ def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.4g}"
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
 def _training(source: Provenance) -> str:
     settings = source.settings
     facts = [
-        f"* run: {last_name(source.run)}, after {source.iteration} iterations",
-        f"* seed: {settings['seed']}; algorithm: {settings['algorithm.name']}; processes: "
+        f"* run: {inline(last_name(source.run))}, after {source.iteration} iterations",
+        f"* seed: {settings['seed']}; algorithm: {inline(settings['algorithm.name'])}; processes: "
         f"{source.world_size}",
-        *([f"* started from {source.origin}"] if source.origin else []),
+        *([f"* started from {inline(source.origin)}"] if source.origin else []),
     ]
     given = {p: v for p, v in settings.items() if v is not None and p not in _SHELL}
-    values = [f"{path} = {json.dumps(public(value))}" for path, value in given.items()]
+    values = [f"{one_line(path)} = {json.dumps(public(value))}" for path, value in given.items()]
     return "\n".join(facts) + "\n\nEvery setting:\n\n```toml\n" + "\n".join(values) + "\n```"
 
 
@@ -227,5 +265,5 @@ def _verification(story: Story) -> str:
     }[verdict.level]
     figures = [f"* {name}: {value:.3g}" for name, value in verdict.figures.items()]
     versions = ", ".join(f"{name} {version}" for name, version in verdict.versions.items())
-    warning = [f"* note: {verdict.warning}"] if verdict.warning else []
+    warning = [f"* note: {inline(verdict.warning)}"] if verdict.warning else []
     return "\n".join([text, "", how, "", *figures, *warning, f"* with {versions}"])

@@ -6,6 +6,7 @@ Both hold the tokenizer, with the chat template that training used.
 from __future__ import annotations
 
 import json
+import shlex
 from collections import Counter
 from collections.abc import Collection, Mapping
 from fnmatch import fnmatch
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from adrpo_scale.core.errors import ExportError, given
+from adrpo_scale.core.printable import one_line
 from adrpo_scale.domains.export_target import ChatTarget, ExportTarget
 from adrpo_scale.export.base import (
     Copy,
@@ -271,8 +273,10 @@ def vllm_line(use: Use, adapter: str = ".") -> str:
     own = given(use.rank)
     rank = next((rank for rank in _VLLM_RANKS if rank >= own), own)
     base, revision = use.base.name.removeprefix("demo:"), use.base.revision
-    pinned = f" --revision {revision}" if use.base.is_hub_id and revision else ""
+    pinned = (
+        f" --revision {shlex.quote(one_line(revision))}" if use.base.is_hub_id and revision else ""
+    )
     return (
-        f"vllm serve {base}{pinned} --dtype {use.dtype} "
+        f"vllm serve {shlex.quote(one_line(base))}{pinned} --dtype {use.dtype} "
         f"--enable-lora --max-lora-rank {rank} --lora-modules trained={adapter}"
     )

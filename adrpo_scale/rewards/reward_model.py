@@ -27,6 +27,7 @@ from adrpo_scale.engines.workload import NO_WEIGHTS, Frozen, spec_of
 from adrpo_scale.hub.loaders import load_settings, load_weights
 from adrpo_scale.hub.needs import HubNeed
 from adrpo_scale.hub.shapes import config_folder
+from adrpo_scale.hub.templates import rendered
 from adrpo_scale.hub.weight_files import TRANSFORMERS
 from adrpo_scale.hub.weights import SafetensorsFolder, find_model
 from adrpo_scale.rewards.base import Reward, RewardConfig
@@ -199,9 +200,7 @@ class RewardModel(Reward):
         if self.config.strip_thinking:
             completion = THINKING.sub("", completion)
         messages = [*prompt.conversation, {"role": "assistant", "content": completion}]
-        text = self._tokenizer.apply_chat_template(
-            without_system(messages, self.config.system), tokenize=False
-        )
+        text = rendered(self._tokenizer, without_system(messages, self.config.system))
         ids = list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
         if len(ids) <= self._max_tokens:
             return ids

@@ -77,9 +77,3 @@ def metric_order(names: set[str]) -> list[str]:
     """Known metrics first, in the order of COLUMNS, then the others by name."""
     first = [m for m in dict.fromkeys(metric for _, metric in COLUMNS) if m in names]
     return first + sorted(names - set(first))
-
-
-def markdown(lines: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; the first line is the header."""
-    rule = ["---"] * len(lines[0])
-    return "\n".join("| " + " | ".join(line) + " |" for line in [lines[0], rule, *lines[1:]])

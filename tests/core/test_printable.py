@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import pty
+import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 from typer.testing import CliRunner
 
 from adrpo_scale.cli import main as cli
+from adrpo_scale.core import printable as printable_module
 from adrpo_scale.core.printable import Formatter, one_line, printable
 
 HIDES = "fine\x1b[2K\x1b[1A\rall is well"
@@ -120,3 +122,10 @@ def test_the_state_of_a_run_cannot_be_written_by_its_folder(tmp_path: Path) -> N
         assert not [
             line for line in shown.split("\n") if line.startswith(("state      done", "used  9"))
         ]
+
+
+def test_every_console_is_one_of_these() -> None:
+    """help.py prints its own text."""
+    package = Path(printable_module.__file__).parents[1]
+    makers = {p.name for p in package.rglob("*.py") if re.search(r"\bConsole\(", p.read_text())}
+    assert makers == {"console.py", "help.py"}

@@ -16,7 +16,7 @@ from adrpo_scale.core.errors import ClipError, PromptError
 from adrpo_scale.core.json_files import json_line
 from adrpo_scale.data import clips, parquet_files
 from adrpo_scale.data.clips import duration, read_clip
-from adrpo_scale.data.foreign_rows import DEEPEST, is_inside, parse_row
+from adrpo_scale.data.foreign_rows import DEEPEST, parse_row, stays_in
 from adrpo_scale.data.prepare.avqa import AvqaOptions, prepare_avqa
 from adrpo_scale.data.prepare.extract import video_sound
 from adrpo_scale.data.prepare.mmau import MmauOptions, prepare_mmau
@@ -83,7 +83,7 @@ def test_a_row_names_no_file_outside_its_folders(data: Path) -> None:
     """What is outside would be prepared, and later sent to an endpoint."""
     secret = data.parent / "secret.wav"
     for name in ("../secret.wav", str(secret), "good/../../secret.wav", "../data/../secret.wav"):
-        assert find("gone", name, {}, {}, [data]) is None and not is_inside(name, data)
+        assert find("gone", name, {}, {}, [data]) is None and not stays_in(name, data)
     (data / "elsewhere").symlink_to("/")  # and `..` after it is not this folder
     for name in ("elsewhere/../good.wav", f"elsewhere/..{secret}"):
         assert find("gone", name, {}, {}, [data]) is None

@@ -24,7 +24,7 @@ from adrpo_scale.core.pace import Pace
 from adrpo_scale.core.paths import make_output_folder
 from adrpo_scale.core.tensor_files import file_sha256
 from adrpo_scale.data.clips import AUDIO_SUFFIXES, duration, optional
-from adrpo_scale.data.foreign_rows import check_name, check_values, is_inside
+from adrpo_scale.data.foreign_rows import check_name, check_values, stays_in
 from adrpo_scale.data.formats import json_entries
 from adrpo_scale.data.prepare.record import (
     REASON,
@@ -123,7 +123,7 @@ def _audio(options: MmauOptions, audio_id: str, names: dict[str, Path]) -> str:
     if source is None:
         raise ClipError(f"no audio of the name {audio_id!r} in {options.audio}")
     path, clips, folder = source.path.resolve(), options.audio.resolve(), options.to.resolve()
-    if not is_inside(str(path), clips):  # a link, which stays one
+    if not stays_in(str(path), clips):  # a link, which stays one
         path = clips / source.path.relative_to(options.audio)
     duration(path.name, path.parent)
     return str(path.relative_to(folder) if path.is_relative_to(folder) else path)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from adrpo_scale.core.errors import ConfigError
 from adrpo_scale.data.clips import AUDIO_SUFFIXES
-from adrpo_scale.data.foreign_rows import is_inside
+from adrpo_scale.data.foreign_rows import stays_in
 
 VIDEO_SUFFIXES = (".mp4", ".webm", ".mkv", ".mov", ".avi", ".flv", ".m4v", ".m4a", ".3gp")
 
@@ -67,7 +67,7 @@ def find(
     """
     for folder in folders if named is not None else ():
         path = folder / str(named)
-        if is_inside(str(named), folder) and _is_file(path):
+        if stays_in(str(named), folder) and _is_file(path):
             return Source(clip, path, path.suffix.lower() not in AUDIO_SUFFIXES)
     name = _stem(clip)
     names = [name, short_name(name)]

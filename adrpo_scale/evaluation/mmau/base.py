@@ -18,7 +18,7 @@ from adrpo_scale.core.json_files import parse_object, read_regular
 from adrpo_scale.core.settings import REQUIRED, Section, setting
 from adrpo_scale.core.tensor_files import file_sha256
 from adrpo_scale.core.types import Prompt
-from adrpo_scale.data.foreign_rows import is_inside
+from adrpo_scale.data.foreign_rows import stays_in
 from adrpo_scale.data.prompts import load_prompts
 
 TASKS = ("sound", "music", "speech")
@@ -166,7 +166,7 @@ def check_sent(benchmark: Benchmark) -> None:
     other file of this machine would have it sent to the endpoint."""
     for question in benchmark.questions:
         audio = question.clip[0]
-        if not any(is_inside(audio, folder) for folder in benchmark.folders):
+        if not any(stays_in(audio, folder) for folder in benchmark.folders):
             raise PromptError(
                 f"question {question.id} asks about {audio!r}, which would be sent and is outside "
                 f"{' and '.join(map(str, benchmark.folders))}: {_PREPARE} again, with --audio; "

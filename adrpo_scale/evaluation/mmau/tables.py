@@ -8,9 +8,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+from adrpo_scale.core.markdown import inline, table
 from adrpo_scale.evaluation.mmau.base import PAPER, TASKS, PublishedRow
 from adrpo_scale.evaluation.mmau.judging import MEASURES, TOTAL, Tally
-from adrpo_scale.run.tables import markdown
 
 COLUMNS = (*TASKS, TOTAL)
 LABELS = {
@@ -31,15 +31,15 @@ NO_PAPER = (
 def main_table(model: str, tallies: Sequence[Tally], published: Mapping[str, PublishedRow]) -> str:
     """Accuracy by task and measure, then counts, then published rows."""
     subsets = {tally.subset: tally for tally in tallies}
-    lines = [[model, *COLUMNS]]
+    lines = [[inline(model), *COLUMNS]]
     for metric, label in LABELS.items():
         cells = [subsets[column].metrics[metric] for column in COLUMNS]
         show = percent if metric in MEASURES else count
         lines.append([label, *(show(*cell) for cell in cells)])
     for name, row in published.items():
         figures = [getattr(row, column) for column in COLUMNS]
-        lines.append([f"{row.source}: {name}", *(f"{figure:.2f}" for figure in figures)])
-    return markdown(lines)
+        lines.append([inline(f"{row.source}: {name}"), *(f"{figure:.2f}" for figure in figures)])
+    return table(lines)
 
 
 def detail_table(tallies: Sequence[Tally]) -> str:
@@ -49,8 +49,9 @@ def detail_table(tallies: Sequence[Tally]) -> str:
         if tally.subset not in COLUMNS:
             cells = [percent(*tally.metrics[metric]) for metric in MEASURES]
             n = tally.metrics[MEASURES[0]][1]
-            lines.append([tally.subset.replace("_", " ").replace(":", ": "), str(n), *cells])
-    return markdown(lines)
+            subset = tally.subset.replace("_", " ").replace(":", ": ")
+            lines.append([inline(subset), str(n), *cells])
+    return table(lines)
 
 
 def percent(value: float, n: int) -> str:
@@ -69,6 +70,6 @@ def page(
     published: Mapping[str, PublishedRow],
 ) -> str:
     """The text of table.md."""
-    parts = [f"# {title}", *notes, main_table(model, tallies, published)]
+    parts = [f"# {inline(title)}", *notes, main_table(model, tallies, published)]
     parts += [] if any(row.source == PAPER for row in published.values()) else [NO_PAPER]
     return "\n\n".join([*parts, detail_table(tallies)]) + "\n"
