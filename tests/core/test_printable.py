@@ -128,4 +128,4 @@ def test_every_console_is_one_of_these() -> None:
     """help.py prints its own text."""
     package = Path(printable_module.__file__).parents[1]
     makers = {p.name for p in package.rglob("*.py") if re.search(r"\bConsole\(", p.read_text())}
-    assert makers == {"console.py", "help.py"}
+    assert makers == {"help.py"}
