@@ -37,6 +37,7 @@ class _Counters(_Whole):
     nonfinite_in_a_row: Count
     evaluated: Annotated[int, Field(ge=-1)]
     learned: Count = 0
+    idle: Count = 0
 
 
 class _Statistics(_Whole):

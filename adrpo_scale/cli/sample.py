@@ -26,6 +26,9 @@ def sample(
     weights: Annotated[
         str, typer.Option(help="Weights of a run: trained, or ema (their moving average).")
     ] = "trained",
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the samples of an earlier command.")
+    ] = False,
     set_: SetOption = [],  # noqa: B006
 ) -> None:
     """Sample pictures or completions from a run or a published model.
@@ -40,4 +43,4 @@ def sample(
 
     if weights not in ("trained", "ema"):
         raise ConfigError(f"--weights {weights!r}: expected trained or ema")
-    sampler.sample(run_or_model, prompts, to, per_prompt, seed, weights, limit, set_)
+    sampler.sample(run_or_model, prompts, to, per_prompt, seed, weights, limit, set_, overwrite)

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 STOPPED = 85  # exit code: stopped by a signal or a hang; the same command resumes the run
+DONE_BUT = "done, but "  # begins the recorded outcome of a run that lost what it had learned
 LOST = 86  # exit code: another process or the network failed; this process made no error
 
 

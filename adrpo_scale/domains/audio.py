@@ -180,7 +180,7 @@ class AudioDomain(TextDomain):
             log.warning("%d of %d prompts name no clip: they are text", silent, len(prompts))
         check_packages()
         self._headers |= agreed_headers(prompts)
-        kept = without_broken(prompts, self._headers)
+        kept = self.model.spoken(without_broken(prompts, self._headers))
         if self.config.chat.long_prompts == "error":
             return kept  # `prepare` raises the error
         lengths = self._expected_lengths(kept)
@@ -190,10 +190,9 @@ class AudioDomain(TextDomain):
         """All prompts. Where a clip has gone since, the loss leaves the samples out."""
         check_packages()
         self._headers |= agreed_headers(prompts)
-        warn_of_broken(
-            prompts, self._headers, "were there before; the loss leaves their samples out"
-        )
-        return list(prompts)
+        what = "were there before; the loss leaves their samples out"
+        warn_of_broken(prompts, self._headers, what)
+        return self.model.spoken(prompts)
 
     def _expected_lengths(self, prompts: Sequence[Prompt]) -> dict[int, int]:
         """Tokens of each prompt by its id, from the known headers of the clips; no clip is read.
@@ -289,9 +288,9 @@ class AudioDomain(TextDomain):
         count = 0 if samples is None else self._count(prompt, samples)
         if ids.count(token) != (samples is not None):
             raise PromptError(
-                f"{named(prompt)} becomes {ids.count(token)} audio tokens "
-                f"by the chat template, expected {int(samples is not None)}: take "
-                f"{self.tokenizer.decode([token])!r} out of its text, or fix the template"
+                f"{named(prompt)} becomes {ids.count(token)} audio tokens by the chat template, "
+                f"expected {int(samples is not None)}: take {self.tokenizer.decode([token])!r} out "
+                "of its text, or fix the template"
             )
         return [each for i in ids for each in ([token] * count if i == token else [i])]
 
@@ -301,10 +300,9 @@ class AudioDomain(TextDomain):
         count, window = self.model.audio_tokens(samples), int(self.model.features.n_samples)
         if samples > window or count == 0:
             raise PromptError(
-                f"{named(prompt)}: its clip has "
-                f"{samples / SAMPLE_RATE:.2f} s; {self.config.model} takes clips of at least one "
-                f"token and at most {window / SAMPLE_RATE:g} s; cut it into parts or take it out "
-                "(clips are never cut here)"
+                f"{named(prompt)}: its clip has {samples / SAMPLE_RATE:.2f} s; {self.config.model} "
+                f"takes clips of at least one token and at most {window / SAMPLE_RATE:g} s; cut it "
+                "into parts or take it out (clips are never cut here)"
             )
         return count
 

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import model_validator
 
 from adrpo_scale.core.bounds import TOKENS
+from adrpo_scale.core.console import ON_SCREEN
 from adrpo_scale.core.errors import ConfigError, ModelNotFoundError, PromptError
 from adrpo_scale.core.json_files import read_regular
-from adrpo_scale.core.naming import named
+from adrpo_scale.core.naming import all_places, named
 from adrpo_scale.core.pace import paced
 from adrpo_scale.core.settings import Section, setting
 from adrpo_scale.core.types import Prompt
 from adrpo_scale.data.lines import all_refused
-from adrpo_scale.data.messages import called, ways_to_write
+from adrpo_scale.data.messages import called, shown, ways_to_write
 from adrpo_scale.hub.loaders import load_settings
 from adrpo_scale.hub.templates import TemplateFault, rendered
 
@@ -174,6 +176,33 @@ def without_long(
             config.max_prompt_tokens,
         )
     return kept
+
+
+def without_empty_system(prompts: Sequence[Prompt]) -> list[Prompt]:
+    """The prompts without empty system messages, which are what a data set has in the place of
+    none: a chat template would write their frame. The log says how many prompts had one."""
+    found = [_without_empty_system(prompt) for prompt in prompts]
+    changed = [one for one, before in zip(found, prompts, strict=True) if one is not before]
+    if changed:
+        log.info(
+            "%d of %d prompts have an empty system message, which is left out (%s)",
+            len(changed),
+            len(prompts),
+            all_places(changed),
+            extra=ON_SCREEN,
+        )
+    return found
+
+
+def _without_empty_system(prompt: Prompt) -> Prompt:
+    kept = tuple(m for m in prompt.messages if m["role"] != "system" or not _is_empty(m["content"]))
+    if len(kept) == len(prompt.messages):
+        return prompt
+    return replace(prompt, messages=kept, text=shown(kept))
+
+
+def _is_empty(content: Any) -> bool:
+    return content is None or (isinstance(content, str) and not content.strip())
 
 
 def token_ids(tokenizer: Any, prompt: Prompt, config: ChatConfig) -> list[int]:

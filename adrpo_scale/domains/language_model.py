@@ -11,8 +11,9 @@ from typing import Any
 from torch import nn
 
 from adrpo_scale.core.errors import ConfigError, ModelNotFoundError
+from adrpo_scale.core.types import Prompt
 from adrpo_scale.domains import logprobs
-from adrpo_scale.domains.chat import ChatConfig, load_tokenizer
+from adrpo_scale.domains.chat import ChatConfig, load_tokenizer, without_empty_system
 from adrpo_scale.engines.spec import LoraConfig, ModelSpec
 from adrpo_scale.hub.foreign import read_json
 from adrpo_scale.hub.loaders import load_settings
@@ -42,6 +43,7 @@ class LanguageModel:
 
     special: tuple[int, ...] = ()
     bans_tokenless = True
+    drops_empty_system = True
 
     def __init__(self, folder: Path, name: str, chat: ChatConfig) -> None:
         self.folder, self.name = folder, name
@@ -104,11 +106,20 @@ class LanguageModel:
 
     def rules(self) -> dict[str, Any]:
         """See `Domain.rules`."""
-        return {"bans_tokenless": self.bans_tokenless}
+        return {
+            "bans_tokenless": self.bans_tokenless,
+            "drops_empty_system": self.drops_empty_system,
+        }
+
+    def spoken(self, prompts: Sequence[Prompt]) -> list[Prompt]:
+        """The prompts as the model gets them: by `without_empty_system`, but for a run that began
+        with empty system messages."""
+        return without_empty_system(prompts) if self.drops_empty_system else list(prompts)
 
     def keep_rules(self, rules: Mapping[str, Any]) -> None:
         """See `Domain.keep_rules`. Warns where that leaves ids without a token unbanned."""
         self.bans_tokenless = rules.get("bans_tokenless", False)
+        self.drops_empty_system = rules.get("drops_empty_system", False)
         if self.tokenless and not self.bans_tokenless:
             runs = logprobs.ranges(self.tokenless)
             log.warning(

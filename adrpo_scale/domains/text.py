@@ -145,7 +145,10 @@ class TextDomain(Domain):
             check_vllm()
 
     def usable(self, prompts: Sequence[Prompt]) -> list[Prompt]:
-        return without_long(self.tokenizer, prompts, self.config.chat)
+        return without_long(self.tokenizer, self.model.spoken(prompts), self.config.chat)
+
+    def as_before(self, prompts: Sequence[Prompt]) -> list[Prompt]:
+        return self.model.spoken(prompts)
 
     def prepare(self, prompts: Sequence[Prompt], device: torch.device, dtype: torch.dtype) -> None:
         self.device, self.dtype = device, dtype

@@ -33,7 +33,7 @@ from adrpo_scale.run.cut_prompts import report_cut
 from adrpo_scale.run.load import overridden, parse_config, parsed
 from adrpo_scale.run.registry import DOMAINS, ENGINES
 from adrpo_scale.run.soundness import check_models
-from adrpo_scale.training.media import Medium, medium_of
+from adrpo_scale.training.media import SAMPLES, Medium, medium_of
 from adrpo_scale.training.rollout import chunk_count, sample_block
 from adrpo_scale.training.state import TrainingState
 
@@ -202,6 +202,7 @@ def sample(
     weights: str,
     limit: int | None,
     overrides: Sequence[str],
+    overwrite: bool = False,
 ) -> None:
     """Runs the command: joins the process group, and writes the pictures or completions."""
     source = find_source(run_or_model, overrides)
@@ -209,7 +210,14 @@ def sample(
     with dist.process_group(engine.torch_device(), engine.timeout_seconds):
         chosen = cast(Literal["trained", "ema"], weights)
         written = sample_to(
-            source, prompts, to, per_prompt=per_prompt, seed=seed, weights=chosen, limit=limit
+            source,
+            prompts,
+            to,
+            per_prompt=per_prompt,
+            seed=seed,
+            weights=chosen,
+            limit=limit,
+            overwrite=overwrite,
         )
         if dist.is_main():
             _report(written, to, medium_of(DOMAINS[source.config.domain.name]))
@@ -224,10 +232,12 @@ def sample_to(
     seed: int,
     weights: Literal["trained", "ema"],
     limit: int | None = None,
+    overwrite: bool = False,
 ) -> list[Path]:
     """Writes PROMPT-SAMPLE.png files, grid.png and samples.jsonl, or completions.jsonl, into `to`.
 
-    limit: number of prompts to take, the first ones; None takes all.
+    limit: number of prompts to take, the first ones; None takes all. overwrite: replaces samples
+    that an earlier command wrote there; without it they are an error, ConfigError.
 
     Returns the paths of the pictures, or of completions.jsonl, on rank 0. Collective.
     """
@@ -238,7 +248,7 @@ def sample_to(
     prompts = domain.usable(prompts)
     if dist.is_main():
         _announce(len(prompts), per_prompt, config.domain, limit)
-    dist.run_on_main(lambda: make_output_folder(to))
+    dist.run_on_main(lambda: _make_folder(to, overwrite))
     dist.run_on_main(lambda: report_cut(domain, [], prompts))
     domain.prepare(prompts, engine.device, engine.dtype)
     policy = load_policy(source, domain, engine, weights)
@@ -257,7 +267,27 @@ def sample_to(
             mode="evaluation",
         )
     artifacts = dict(zip(rows.sample_ids_N.tolist(), domain.artifacts(rows), strict=True))
+    dist.run_on_main(lambda: _remove(_samples_in(to)))
     return medium_of(domain).write(prompts, artifacts, per_prompt, to)
+
+
+def _make_folder(to: Path, overwrite: bool) -> None:
+    make_output_folder(to)
+    earlier = _samples_in(to)
+    if earlier and not overwrite:
+        raise ConfigError(
+            f"--to {to}: it has {len(earlier)} files of an earlier `sample` ({earlier[0].name} "
+            "first): choose another --to, or replace them all with --overwrite"
+        )
+
+
+def _samples_in(to: Path) -> list[Path]:
+    return sorted(path for path in to.iterdir() if SAMPLES.fullmatch(path.name))
+
+
+def _remove(paths: Sequence[Path]) -> None:
+    for path in paths:
+        path.unlink()
 
 
 def _announce(prompts: int, per_prompt: int, domain: Any, limit: int | None) -> None:

@@ -235,9 +235,7 @@ def stalled_starts(run: Path, job: str | None, iteration: int | None) -> list[di
         if record.get("resumed_from") != iteration:
             break  # that start left a newer checkpoint
         outcome = str(record.get("outcome", "killed"))
-        if outcome != "done" and not outcome.startswith(
-            "stopped by"
-        ):  # these two are not accidents
+        if not outcome.startswith(("done", "stopped by")):  # these are no accidents
             found.append(record)
     return found
 

@@ -15,8 +15,9 @@ from adrpo_scale.run import figures, tables
 log = logging.getLogger(__name__)
 
 
-def summarise(run: Path) -> None:
-    """Prints the table before/after and the paths of the output; writes curves.png."""
+def summarise(run: Path, lost: str = "") -> None:
+    """Prints the table before/after and the paths of the output; writes curves.png. lost: of
+    `Trainer.lost`, which is the last line."""
     rows = evaluation_rows(run / EVALUATIONS)
     if any(row["value"] is not None for row in rows):
         table = Table("metric", "split", "before", "after", "change", title="before and after")
@@ -29,6 +30,8 @@ def summarise(run: Path) -> None:
     if (run / "samples").is_dir():
         say(f"samples:      {run / 'samples'}")
     say(f"TensorBoard:  tensorboard --logdir {shlex.quote(str(run / 'tensorboard'))}")
+    if lost:
+        log.warning("%s; an earlier checkpoint may be the better one", lost)
 
 
 def _draw(rows: list[Row], path: Path) -> None:

@@ -12,6 +12,7 @@ from adrpo_scale.checkpoint.store import Store
 from adrpo_scale.core import dist, failure, screen, watchdog
 from adrpo_scale.core.console import note_losses, say
 from adrpo_scale.core.errors import (
+    DONE_BUT,
     LOST,
     STOPPED,
     AdrpoError,
@@ -86,12 +87,12 @@ def _train(config: RunConfig, run: Path, options: TrainOptions) -> None:
         dist.run_on_main(lambda: _take_folder(run, lock))
         try:
             setup_logging(run)
-            _carry_out(config, run, options, signals, lock)
+            lost = _carry_out(config, run, options, signals, lock)
         finally:
             if dist.is_main():
                 lock.release()
         if dist.is_main():
-            summarise(run)
+            summarise(run, lost)
         note_losses()
 
 
@@ -113,8 +114,8 @@ def _take_folder(run: Path, lock: RunLock) -> None:
 
 def _carry_out(
     config: RunConfig, run: Path, options: TrainOptions, signals: Signals, lock: RunLock
-) -> None:
-    """Trains from the newest checkpoint to the end, or to a stop."""
+) -> str:
+    """Trains from the newest checkpoint to the end, or to a stop; returns `Trainer.lost`."""
     start = find_start(config, run, options.fresh, options.allowed)
     if dist.is_main():
         _announce(config, start)
@@ -131,6 +132,7 @@ def _carry_out(
         dist.run_on_main(lambda: _prepare_files(config, run, start, trainer, lock))
         trainer.saver.check_room()
         _run(trainer, out_of_memory.named(config, run, lambda: trainer.counters.iteration))
+        return trainer.lost()
 
 
 def _announce(config: RunConfig, start: Start) -> None:
@@ -151,7 +153,8 @@ def _recorded(record: StartRecord | None, signals: Signals) -> Iterator[list[Tra
     outcome, code, since = "failed", 1, None
     try:
         yield trainers
-        outcome, code = "done", 0
+        lost = trainers[0].lost() if trainers else ""
+        outcome, code = f"{DONE_BUT}{lost}" if lost else "done", 0
     except StopRequested:
         # All ranks raise it, but some may have had no signal.
         told = [pair for pair in dist.gather_objects((signals.name, signals.seconds)) if pair[0]]

@@ -7,6 +7,7 @@ A domain names its medium (`Domain.medium`). The loop, evaluations and `sample` 
 from __future__ import annotations
 
 import json
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ GRID_COLUMNS = 6
 GRID_ROWS = 6
 WRITTEN_ROWS = 12  # prompts of the grid that `sample` writes
 COMPLETIONS = "completions.jsonl"
+SAMPLES = re.compile(r"\d+-\d+\.png|grid\.png|samples\.jsonl|completions\.jsonl")  # of `write`
 SHOWN, SHOWN_CHARACTERS = 4, 400  # completions in a summary, and characters of each
 
 Measured = tuple[float | None, float | None]

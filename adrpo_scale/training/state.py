@@ -34,6 +34,7 @@ class Counters:
     nonfinite_in_a_row: int = 0
     evaluated: int = -1  # the last evaluated iteration
     learned: int = 0  # iterations that taught something
+    idle: int = 0  # iterations since the last of them
 
     @classmethod
     def read(cls, stored: Mapping[str, int]) -> Counters:

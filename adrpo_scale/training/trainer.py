@@ -95,11 +95,22 @@ class Trainer:
         if done == 1 and self._stepped:
             return  # the few groups of one iteration may be alike by chance
         if done and not self.counters.learned:
-            why = f": {self._idle}" if self._idle else "; the logs of its earlier starts say why"
+            why = self._why_idle()
             count = "1 iteration" if done == 1 else f"{done} iterations"
             raise NothingLearned(
                 f"nothing was learned in {count}{why}. Start a run with other settings"
             )
+
+    def lost(self) -> str:
+        """What a run lost that had learned before: a sentence; "" where its last two iterations
+        were not in vain both."""
+        idle, done = self.counters.idle, self.counters.iteration
+        if idle < 2 or not self.counters.learned:
+            return ""
+        return f"the last {idle} of {done} iterations taught nothing{self._why_idle()}"
+
+    def _why_idle(self) -> str:
+        return f": {self._idle}" if self._idle else "; the logs of its earlier starts say why"
 
     def _iterate(self) -> dict[str, Any]:
         """Runs one iteration; returns its line of metrics.jsonl."""
@@ -235,6 +246,7 @@ class Trainer:
         self._idle = why_nothing(record, self._settings)
         self._stepped = record["updates"] > record["updates_skipped"]
         self.counters.learned += self._idle is None
+        self.counters.idle = 0 if self._idle is None else self.counters.idle + 1
         self.stop.warn_if_slow(record["seconds_update"], self.saver.seconds)
         for kind, text in warnings_of(record, self._settings):
             if kind not in self._warned:

@@ -127,7 +127,8 @@ def test_the_first_checkpoint_records_the_ban_and_a_resume_keeps_it(model, run, 
     trainer = train(model, tmp_path / "run", "iterations=2")
     assert trainer.rollouts.domain.model.banned == tuple(TOKENLESS)
     assert open_checkpoint(str(tmp_path / "run")).manifest.document["rules"] == {
-        "bans_tokenless": True
+        "bans_tokenless": True,
+        "drops_empty_system": True,
     }
     assert "without a token" not in caplog.text
 
@@ -140,7 +141,8 @@ def test_a_run_of_before_resumes_without_the_ban_and_says_so_once(model, run_of_
     assert "has 8 of them (64…71)" in caplog.text
     # The next start finds the record.
     assert open_checkpoint(str(run_of_before)).manifest.document["rules"] == {
-        "bans_tokenless": False
+        "bans_tokenless": False,
+        "drops_empty_system": False,
     }
     trainer = train(model, run_of_before, "iterations=3")
     assert trainer.rollouts.domain.model.banned == ()

@@ -109,6 +109,21 @@ def test_many_prompts_name_the_limit_and_a_folder_is_made_before_any_work(root, 
     assert "2 of each of 120 prompts; --limit takes the first prompts alone" in shown
 
 
+def test_samples_of_an_earlier_command_are_never_lost_silently(root, tmp_path):
+    settings = {"per_prompt": 2, "seed": 0, "weights": "trained"}
+    source, file = find_source(str(root / "run"), SHORT), root / "prompts.jsonl"
+    (tmp_path / "notes.txt").touch()  # of somebody else: it stays
+    sample_to(source, file, tmp_path, **settings)
+    (tmp_path / "00007-000.png").touch()
+    before = (tmp_path / COMPLETIONS).read_bytes()
+    with pytest.raises(ConfigError, match=r"has 2 files of an earlier .sample. \(00007-000.png"):
+        sample_to(source, file, tmp_path, **{**settings, "seed": 1})
+    assert (tmp_path / COMPLETIONS).read_bytes() == before
+    sample_to(source, file, tmp_path, **{**settings, "seed": 1}, overwrite=True)
+    assert (tmp_path / COMPLETIONS).read_bytes() != before
+    assert {path.name for path in tmp_path.iterdir()} == {"notes.txt", COMPLETIONS}
+
+
 def sample_on(rank, world, root):
     source = find_source(str(root / "run"))
     to = root / f"ranks-{world}"

@@ -20,10 +20,12 @@ from adrpo_scale.domains.text_config import TextConfig
 from adrpo_scale.engines.base import OptimizerConfig
 from adrpo_scale.run import train as running
 from adrpo_scale.run.load import LoadedConfig
+from adrpo_scale.run.starts import stalled_starts
 from adrpo_scale.training.advice import Settings, warnings_of
 from adrpo_scale.training.limits import LimitsConfig
 from adrpo_scale.training.state import Counters
 from tests.support.ranks import run_ranks
+from tests.support.starts import records_of
 from tests.support.tiny import records
 from tests.support.tiny_text import text_config
 
@@ -215,6 +217,32 @@ def test_a_run_that_learned_nothing_is_not_done(overrides, world, why, tmp_path)
     status = judge(read(tmp_path / "run"))
     assert status.state == "failed" and status.why.startswith("nothing was learned in 2 iterations")
     assert "(exit code 2)" in status.why
+
+
+SCORED = []  # samples that the reward below has scored
+
+
+def good_at_first(completions, prompts):
+    """Numbers that differ for the trial and two iterations, then one for all."""
+    SCORED.extend(completions)
+    late = len(SCORED) > 3 + 2 * 16
+    return [1.0 if late else float(len(SCORED) + n) for n in range(len(completions))]
+
+
+def test_a_run_that_learned_and_then_lost_everything_says_so(tmp_path):
+    SCORED.clear()
+    reward = [CONSTANT[0].replace("always_one", "good_at_first")]
+    config = text_config(tmp_path, [*reward, "iterations=4", "evaluation.every=0"])
+    assert config.prompts.per_iteration * config.prompts.group_size == 16
+    for _ in range(2):
+        running.train(LoadedConfig("run", config, {}), running.TrainOptions(tmp_path / "run"))
+        said = "the last 2 of 4 iterations taught nothing"
+        log = (tmp_path / "run/logs/rank-000.log").read_text().splitlines()
+        assert said in log[-1] and "an earlier checkpoint" in log[-1]
+        assert records_of(tmp_path / "run")[-1]["outcome"].startswith(f"done, but {said}")
+        status = judge(read(tmp_path / "run"))
+        assert status.state == "done" and status.why.startswith(said)
+        assert not stalled_starts(tmp_path / "run", None, 4)
 
 
 def test_a_checkpoint_from_before_counts_its_steps():

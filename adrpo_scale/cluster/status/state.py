@@ -18,7 +18,7 @@ from adrpo_scale.cluster.status.base import (
     RunFacts,
     Status,
 )
-from adrpo_scale.core.errors import LOST
+from adrpo_scale.core.errors import DONE_BUT, LOST
 from adrpo_scale.core.errors import STOPPED as REQUEUE
 
 RECENT = 10  # iterations in the mean reward
@@ -70,7 +70,7 @@ def _state(facts: RunFacts) -> tuple[str, str]:
     if holder is not None and holder.is_alive:
         return RUNNING, holder.text
     if last is not None and last.exit_code == 0:
-        return DONE, ""
+        return DONE, (last.outcome or "").partition(DONE_BUT)[2]
     if last is not None and last.exit_code not in (None, REQUEUE, LOST):
         return FAILED, f"{_first_line(last.outcome)} (exit code {last.exit_code})"
     if queue is not None and queue.state == "PENDING":
