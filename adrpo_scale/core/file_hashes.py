@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from adrpo_scale.core.caches import REMEDY, cache_root
 from adrpo_scale.core.files import replace_file
+from adrpo_scale.core.json_files import read_object, say_once
 from adrpo_scale.core.pace import Pace
 from adrpo_scale.core.tensor_files import file_sha256
 
 log = logging.getLogger(__name__)
 
 KEPT = 20_000  # hashes, the newest ones: some 3 MB
+_SEAL = "sha256"  # the name of the hash over all others; a label of a file has two colons
 _BLOB = re.compile(r"[0-9a-f]{64}")
 
 
@@ -60,25 +64,31 @@ def _place() -> Path:
 
 
 def _memory() -> dict[str, str]:
-    """The hashes of earlier runs; {} where there are none, or the file is damaged."""
-    try:
-        known = json.loads(_place().read_text())
-    except (OSError, ValueError):
+    """The hashes of earlier runs; {} where there are none, or the file is damaged: a wrong one
+    would make a model another one."""
+    known = read_object(_place()) or {}
+    stated = known.pop(_SEAL, None)  # of versions before: none
+    if stated not in (None, _sealed(known)):
+        say_once(_place(), "its contents do not have the hash it states; files are hashed again")
         return {}
-    return known if isinstance(known, dict) else {}
+    return {k: v for k, v in known.items() if isinstance(v, str) and _BLOB.fullmatch(v)}
+
+
+def _sealed(known: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
 
 
 def _remember(fresh: dict[str, str]) -> None:
     # Read again: other runs may have added theirs meanwhile.
-    known = list((_memory() | fresh).items())[-KEPT:]
+    known = dict(list((_memory() | fresh).items())[-KEPT:])
     try:
-        write_atomically(_place(), json.dumps(dict(known)).encode())
+        write_cached(_place(), json.dumps(known | {_SEAL: _sealed(known)}).encode())
     except OSError as error:
         log.warning("hashes of model files are not kept (%s): %s", error, REMEDY)
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Writes a file that no other process sees half-written. It is not synced to the disk: only for
-    data that can be computed again."""
+def write_cached(path: Path, data: bytes) -> None:
+    """Writes a file of the cache in one step, and waits until it is on the disk: one that a power
+    cut has left empty would be there at every later start."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, data, durable=False)
+    replace_file(path, data)

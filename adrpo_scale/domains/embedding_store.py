@@ -2,10 +2,12 @@
 
     CACHE/embeddings/FINGERPRINT/NAME.safetensors
         sequence  [N, L, D]     pooled  [N, D_pooled]     metadata: texts, the hash of each row's
+                                                          rows, the hash of each row itself
 
 A file is written whole under another name and renamed; any number of processes add files to one
-folder. A damaged file counts as absent. Reading maps at most `MAPPED` files at a time, however many
-prompts there are, and the ranks of a node share the pages.
+folder. A damaged file counts as absent; `damaged` compares rows with their hashes. Reading maps at
+most `MAPPED` files at a time, however many prompts there are, and the ranks of a node share the
+pages.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ from torch import Tensor
 
 from adrpo_scale.core.caches import cache_root, unwritable
 from adrpo_scale.core.errors import CacheError, DiskSpaceError
-from adrpo_scale.core.files import temporary_beside
+from adrpo_scale.core.files import sync_folder, temporary_beside
+from adrpo_scale.core.json_files import parse
+from adrpo_scale.core.pace import Pace
 from adrpo_scale.core.tensor_files import TensorFileWriter, TensorHeader
 
 FILE_BYTES = 256 << 20  # of a full file; a writer holds about twice as much
@@ -45,19 +49,66 @@ def text_hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def row_hash(text: str, sequence: Tensor, pooled: Tensor) -> str:
+    """Hash of a row, in hex. text: the hash of its text."""
+    digest = hashlib.sha256(text.encode())
+    for part in (sequence, pooled):
+        digest.update(part.contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
 def index_of(files: Iterable[Path]) -> dict[str, tuple[Path, int]]:
     """(file, row) by the hash of the text; of several, the first file's. Damaged files are left
     out."""
     found: dict[str, tuple[Path, int]] = {}
     for path in files:
-        try:
-            with safe_open(path, "pt") as file:
-                texts = json.loads((file.metadata() or {})["texts"])
-        except (OSError, SafetensorError, KeyError, ValueError):
-            continue
-        for row, text in enumerate(texts):
+        for row, text in enumerate(_stated(path, "texts") or ()):
             found.setdefault(text, (path, row))
     return found
+
+
+def damaged(rows: Sequence[tuple[Path, int]]) -> set[Path]:
+    """The files of which one of these rows (file, row) does not have the hash that was written with
+    it. Files of versions that wrote no hashes are not damaged."""
+    pace = Pace("checking prompt embeddings", len(rows), "prompts")
+    by_file: dict[Path, list[int]] = {}
+    for path, row in rows:
+        by_file.setdefault(path, []).append(row)
+    return {path for path, numbers in by_file.items() if not _are_whole(path, numbers, pace)}
+
+
+def _are_whole(path: Path, rows: Sequence[int], pace: Pace) -> bool:
+    texts, hashes = _stated(path, "texts") or [], _stated(path, "rows")
+    if hashes is None:
+        return True
+    try:
+        with safe_open(path, "pt") as file:
+            for row in rows:
+                pace.step()
+                parts = (file.get_slice(name)[row : row + 1][0] for name in _TENSORS)
+                if row_hash(texts[row], *parts) != hashes[row]:
+                    return False
+    except (OSError, SafetensorError, IndexError):
+        return False  # or removed meanwhile
+    return True
+
+
+def _stated(path: Path, name: str) -> list[str] | None:
+    """A list of a file's metadata, an entry a row; None where the file states none, [] where it is
+    none of ours."""
+    try:
+        if not path.is_file():
+            return []
+        with safe_open(path, "pt") as file:
+            text = (file.metadata() or {}).get(name)
+            found = parse(text) if text is not None else None
+            counts = {file.get_slice(tensor).get_shape()[0] for tensor in _TENSORS}
+    except (OSError, SafetensorError, IndexError, ValueError):
+        return []
+    if found is None:
+        return None
+    is_list = isinstance(found, list) and all(isinstance(entry, str) for entry in found)
+    return found if is_list and counts == {len(found)} else []
 
 
 class StoreWriter:
@@ -66,12 +117,14 @@ class StoreWriter:
     def __init__(self, folder: Path) -> None:
         self._folder, self.files = folder, list[Path]()
         self._texts: list[str] = []
+        self._hashes: list[str] = []
         self._rows: list[tuple[Tensor, Tensor]] = []
         self._bytes = 0
 
     def add(self, text: str, sequence: Tensor, pooled: Tensor) -> None:
         """sequence: [L, D]; pooled: [D_pooled]; both on the CPU."""
         self._texts.append(text_hash(text))
+        self._hashes.append(row_hash(self._texts[-1], sequence, pooled))
         self._rows.append((sequence, pooled))
         self._bytes += sequence.nbytes + pooled.nbytes
         if self._bytes >= FILE_BYTES:
@@ -85,23 +138,26 @@ class StoreWriter:
         path = self._folder / f"{name}.safetensors"
         tensors = [torch.stack(rows) for rows in zip(*self._rows, strict=True)]
         try:
-            _write(path, dict(zip(_TENSORS, tensors, strict=True)), self._texts)
+            stated = {"texts": self._texts, "rows": self._hashes}
+            _write(path, dict(zip(_TENSORS, tensors, strict=True)), stated)
         except OSError as error:
             raise _explained(self._folder, error) from error
         self.files.append(path)
-        self._texts, self._rows, self._bytes = [], [], 0
+        self._texts, self._hashes, self._rows, self._bytes = [], [], [], 0
 
 
-def _write(path: Path, tensors: Mapping[str, Tensor], texts: Sequence[str]) -> None:
+def _write(path: Path, tensors: Mapping[str, Tensor], stated: Mapping[str, Sequence[str]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     headers = [TensorHeader(name, t.dtype, tuple(t.shape)) for name, t in tensors.items()]
     part = temporary_beside(path)
     try:
-        with TensorFileWriter(part, headers, {"texts": json.dumps(texts)}) as file:
+        metadata = {name: json.dumps(entries) for name, entries in stated.items()}
+        with TensorFileWriter(part, headers, metadata) as file:
             for tensor in tensors.values():
                 file.write(tensor)
             file.finish()
         part.replace(path)
+        sync_folder(path.parent)
     finally:
         part.unlink(missing_ok=True)
 

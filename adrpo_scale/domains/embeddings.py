@@ -9,7 +9,10 @@ ranks, so that the embeddings are the same to the bit.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +31,7 @@ from adrpo_scale.domains.embedding_store import (
     StoreReader,
     StoreWriter,
     cache_folder,
+    damaged,
     index_of,
     store_folder,
     text_hash,
@@ -37,6 +41,7 @@ from adrpo_scale.hub.foreign import read_json
 from adrpo_scale.hub.loaders import load_settings
 from adrpo_scale.hub.weight_files import TRANSFORMERS, weight_files
 
+log = logging.getLogger(__name__)
 VERSION = 1  # to be raised when embeddings are computed differently
 ENCODE_BATCH = 16
 
@@ -133,7 +138,7 @@ def load_embeddings(
     )
     folder = store_folder(fingerprint)
     needed = row_bytes(model, max_sequence_length, dtype)
-    files, missing = dist.run_on_main(lambda: _look_up(folder, fingerprint, unique, needed))
+    files, missing = _whole(folder, fingerprint, unique, needed)
     if missing:
         batches = [missing[i : i + ENCODE_BATCH] for i in range(0, len(missing), ENCODE_BATCH)]
         written = _encode(model, folder, batches, t5, max_sequence_length, device, dtype)
@@ -149,13 +154,40 @@ def load_embeddings(
     return PromptEmbeddings(StoreReader(place))
 
 
-def _look_up(
+def _whole(
     folder: Path, fingerprint: str, texts: Sequence[str], bytes_each: int
 ) -> tuple[list[Path], list[str]]:
+    """As `_look_up`, after every row that is there was compared with its hash, each on one rank. A
+    file with a damaged row is removed. Collective."""
+    passed_over: frozenset[Path] = frozenset()
+    while True:
+        look = partial(_look_up, folder, fingerprint, texts, bytes_each, passed_over)
+        files, missing = dist.run_on_main(look)
+        found = index_of(files)
+        there = [found[key] for text in texts if (key := text_hash(text)) in found]
+        share = dist.block(len(there), dist.rank(), dist.world_size())
+        told = dist.gather_objects(damaged([there[k] for k in share]))
+        fresh = frozenset[Path]().union(*told)
+        if not fresh:
+            return files, missing
+        dist.run_on_main(partial(_remove, fresh))
+        passed_over |= fresh
+
+
+def _remove(files: Iterable[Path]) -> None:
+    for path in files:
+        log.warning("%s is damaged: its prompt embeddings are made anew", path)
+        with suppress(OSError):  # a cache that cannot be written: passed over
+            path.unlink()
+
+
+def _look_up(
+    folder: Path, fingerprint: str, texts: Sequence[str], bytes_each: int, without: Set[Path]
+) -> tuple[list[Path], list[str]]:
     """(the files that hold any of the texts, the texts that none holds), on rank 0. Where some are
-    to be written, the folder must take them."""
+    to be written, the folder must take them. without: files that do not count."""
     # The oldest first: which of two files with one text counts never changes.
-    there = sorted(folder.glob("*.safetensors"), key=lambda path: (path.stat().st_mtime_ns, path))
+    there = [path for path in sorted(folder.glob("*.safetensors"), key=_age) if path not in without]
     found = index_of(there)
     files = list(dict.fromkeys(found[key][0] for t in texts if (key := text_hash(t)) in found))
     missing = [text for text in texts if text_hash(text) not in found]
@@ -169,6 +201,10 @@ def _look_up(
         kept = index_of(taken)
         missing = [text for text in missing if text_hash(text) not in kept]
     return files, missing
+
+
+def _age(path: Path) -> tuple[int, Path]:
+    return path.lstat().st_mtime_ns, path
 
 
 _ROOM = "Make room, or point ADRPO_CACHE at a larger disk that all nodes share"

@@ -98,7 +98,7 @@ def build_trainer(
     start: `find_start` of the run. signals: the signals that stop it. store: the store of its
     checkpoints; by default one that does not check the folder's lock.
     """
-    ready = _prepared(config, run, start)
+    ready = _prepared(config, run, start, store)
     domain, engine, rewards = ready.domain, ready.engine, ready.rewards
     trained_on = _trained_on(config, rewards)
     policy = engine.build_policy(ready.specs[0])
@@ -155,7 +155,7 @@ class _Prepared:
     constant: dict[str, Any]
 
 
-def _prepared(config: RunConfig, run: Path, start: Start) -> _Prepared:
+def _prepared(config: RunConfig, run: Path, start: Start, store: Store | None) -> _Prepared:
     """Checks everything that takes seconds, then loads the rewards and the domain. Collective."""
     domain, parts, (train, held_out) = _read(config, start)
     engine = build_engine(config)
@@ -164,6 +164,8 @@ def _prepared(config: RunConfig, run: Path, start: Start) -> _Prepared:
     left_out = sorted(ids_of(*parts) - ids_of(train, held_out))
     specs, constant = _compared(config, run, start, domain, train, left_out)
     rewards = build_rewards(config, engine, prompts, resumes, light)
+    if store is not None:
+        store.check_owner()
     dist.run_on_main(lambda: report_cut(domain, rewards, prompts, run))
     safe_point(together=True)
     domain.prepare(prompts, engine.device, engine.dtype)

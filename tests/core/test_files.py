@@ -8,7 +8,7 @@ import stat
 import pytest
 
 from adrpo_scale.core.caches import why_unwritable
-from adrpo_scale.core.file_hashes import write_atomically
+from adrpo_scale.core.file_hashes import write_cached
 from adrpo_scale.core.files import own, remove_folder, replace_file, replace_json, write_durably
 from adrpo_scale.core.tensor_files import TensorFileWriter
 from adrpo_scale.core.watchdog import Watchdog
@@ -48,7 +48,7 @@ def test_no_writer_of_new_files_takes_what_has_the_name(tmp_path, precious, obst
 @pytest.mark.parametrize("obstacle", OBSTACLES)
 def test_what_is_written_in_one_step_takes_the_place_of_anything(tmp_path, precious, obstacle):
     OBSTACLES[obstacle](tmp_path / "x", precious)
-    for write in (replace_file, write_atomically):
+    for write in (replace_file, write_cached):
         if obstacle == "a folder":
             with pytest.raises(IsADirectoryError):
                 write(tmp_path / "x", b"new")

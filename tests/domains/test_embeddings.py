@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from adrpo_scale.core.errors import CacheError, DiskSpaceError, StopRequested
 from adrpo_scale.core.signals import Signals, stoppable
 from adrpo_scale.domains import embedding_store, embeddings
-from adrpo_scale.domains.embedding_store import cache_folder, index_of, text_hash
+from adrpo_scale.domains.embedding_store import (
+    StoreReader,
+    StoreWriter,
+    cache_folder,
+    damaged,
+    index_of,
+    text_hash,
+)
 from adrpo_scale.domains.embeddings import (
     bytes_to_cache,
     embedding_file,
@@ -109,9 +118,9 @@ def test_files_of_one_prompt_each_are_taken_over() -> None:
     old = embedding_file(fingerprint, TEXTS[0])
     old.parent.mkdir(parents=True)
     save_file({"sequence": sequence, "pooled": torch.full((96,), 3.0)}, old)
-    damaged = embedding_file(fingerprint, TEXTS[1])
-    damaged.parent.mkdir(parents=True, exist_ok=True)
-    damaged.write_bytes(b"\0")
+    broken = embedding_file(fingerprint, TEXTS[1])
+    broken.parent.mkdir(parents=True, exist_ok=True)
+    broken.write_bytes(b"\0")
     found = load(TEXTS[:2])
     taken, pooled = found.batch(TEXTS[:1], CPU)
     assert torch.equal(taken[0], sequence) and bool((pooled == 3).all())
@@ -125,12 +134,129 @@ def test_a_damaged_file_is_written_again() -> None:
     assert torch.equal(rows(load(TEXTS[:3]), TEXTS[:3]), row)
 
 
-def test_hashes_that_are_damaged_are_made_again(cache: Path) -> None:
+def flip(path: Path, bit: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("place", [0.2, 0.5, 0.99])
+def test_a_flipped_bit_is_found_and_its_prompt_encoded_anew(
+    place: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    row = rows(load(TEXTS[:9]), TEXTS[:9])
+    (path,) = files()
+    flip(path, int(place * 8 * path.stat().st_size))
+    assert torch.equal(rows(load(TEXTS[:9]), TEXTS[:9]), row)
+    said = [line for line in caplog.messages if "is damaged: its prompt embeddings" in line]
+    assert len(said) == 1
+    caplog.clear()
+    assert torch.equal(rows(load(TEXTS[:9]), TEXTS[:9]), row) and caplog.messages == []
+    assert len(files()) == 1
+
+
+def _found(rank: int, world: int, cache: str) -> torch.Tensor:
+    os.environ["ADRPO_CACHE"] = cache
+    return rows(load(TEXTS), TEXTS)
+
+
+def test_ranks_share_the_comparison_and_agree_on_what_is_damaged(cache: Path) -> None:
+    alone = rows(load(TEXTS), TEXTS)
+    (path,) = files()
+    flip(path, 8 * (path.stat().st_size - 1))  # in a row of the last rank
+    for found in run_ranks(_found, 2, str(cache)):
+        assert torch.equal(found, alone)
+    assert damaged([*index_of(files()).values()]) == set()
+
+
+def test_no_flipped_bit_of_a_file_reaches_a_run(tmp_path: Path) -> None:
+    writer = StoreWriter(tmp_path)
+    parts = {text: (torch.randn(3, 4), torch.randn(5)) for text in TEXTS[:4]}
+    for text, (sequence, pooled) in parts.items():
+        writer.add(text, sequence, pooled.bfloat16())
+    writer.flush()
+    (path,) = writer.files
+    whole, seen = path.read_bytes(), {"absent": 0, "damaged": 0, "same": 0}
+    for bit in range(0, 8 * len(whole), 41):
+        flip(path, bit)
+        for text, place in index_of([path]).items():
+            if damaged([place]):
+                seen["damaged"] += 1
+                continue
+            (known,) = (name for name in parts if text_hash(name) == text)
+            sequence, pooled = StoreReader({known: place}).row(known)
+            assert torch.equal(sequence, parts[known][0]), bit
+            assert torch.equal(pooled, parts[known][1].bfloat16()), bit
+            seen["same"] += 1
+        seen["absent"] += 4 - len(index_of([path]))
+        path.write_bytes(whole)
+    assert min(seen.values()) > 0, seen
+
+
+def test_what_is_no_file_of_ours_counts_as_absent(cache: Path) -> None:
+    row = rows(load(TEXTS[:3]), TEXTS[:3])
+    (path,) = files()
+    folder = path.parent
+    tensors = load_file(path)
+    os.mkfifo(folder / "a.safetensors")
+    (folder / "b.safetensors").mkdir()
+    (folder / "c.safetensors").write_bytes(b"")
+    (folder / "d.safetensors").symlink_to("nowhere")
+    names = [text_hash(text) for text in TEXTS[:3]]
+    for k, texts in enumerate((names[:2], 7, [1, 2, 3], "a", [*names, "more"], None, {"a": 1})):
+        save_file(tensors, folder / f"e{k}.safetensors", {"texts": json.dumps(texts)})
+    save_file({"sequence": torch.ones(3)}, folder / "f.safetensors", {"texts": json.dumps(names)})
+    save_file(tensors, folder / "g.safetensors", {"texts": "[" * 9999})
+    for other in files():
+        os.utime(other, ns=(1, 1), follow_symlinks=False)
+    os.utime(path)  # the others come first
+    assert torch.equal(rows(load(TEXTS[:3]), TEXTS[:3]), row)
+    path.unlink()
+    assert torch.equal(rows(load(TEXTS[:3]), TEXTS[:3]), row)
+
+
+def test_files_of_before_there_were_hashes_are_used() -> None:
+    load(TEXTS[:3])
+    (path,) = files()
+    tensors = load_file(path)
+    names = json.dumps([text_hash(text) for text in TEXTS[:3]])
+    marked = {name: tensor + 1 for name, tensor in tensors.items()}
+    save_file(marked, path, {"texts": names})
+    found = load(TEXTS[:3])
+    assert torch.equal(found.batch(TEXTS[:3], CPU)[1], marked["pooled"])
+
+
+HASHES: list[Callable[[str], str]] = [
+    lambda text: "",
+    lambda text: '{"a": ',
+    lambda text: "[]",
+    lambda text: "[" * 9999,
+    lambda text: "\0" * len(text),
+    lambda text: text.replace("0", "1"),  # other hashes of the same files
+    lambda text: json.dumps(dict.fromkeys(json.loads(text), None)),
+    lambda text: json.dumps({k: v[:-1] for k, v in json.loads(text).items() if k != "sha256"}),
+]
+
+
+@pytest.mark.parametrize("harm", HASHES)
+def test_hashes_that_are_damaged_are_made_again(cache: Path, harm: Callable[[str], str]) -> None:
     load(TEXTS[:1])
     memory = cache / "embeddings" / "file-hashes.json"
-    memory.write_text('{"a": ')
+    before = memory.read_text()
+    memory.write_text(harm(before))
     load(TEXTS[:1])
-    assert memory.read_text().endswith("}")
+    assert len(files()) == 1  # the encoders are the same ones
+    assert json.loads(memory.read_text()) == json.loads(before)
+
+
+def test_hashes_of_before_there_was_one_over_them_are_taken_over(cache: Path) -> None:
+    load(TEXTS[:1])
+    memory = cache / "embeddings" / "file-hashes.json"
+    known = json.loads(memory.read_text())
+    del known["sha256"]
+    memory.write_text(json.dumps(known))
+    load(TEXTS[:1])
+    assert json.loads(memory.read_text()) == known  # nothing was hashed again
 
 
 # ---- counting ------------------------------------------------------------------------------------
