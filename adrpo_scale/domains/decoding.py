@@ -20,6 +20,7 @@ from adrpo_scale.core.settings import Section, setting
 if TYPE_CHECKING:
     from transformers import DynamicCache
 
+LOOK = 16  # tokens between two looks at how many rows are unfinished: a GPU waits for each
 SHRINK = 0.75  # ended rows leave the batch when at most this share of it is still unfinished
 
 
@@ -82,10 +83,13 @@ def generate(
         tokens = torch.where(going, tokens, pad)
         tokens_NT[here, step] = tokens
         ended = going & torch.isin(tokens, ending)
-        lengths_N[here[ended]] = step + 1
-        finished_N[here[ended]] = True
-        left = int((going & ~ended).sum())
-        if left == 0 or step == steps - 1:
+        lengths_N[here] = torch.where(ended, step + 1, lengths_N[here])
+        finished_N[here] |= ended
+        if step == steps - 1:
+            break
+        looks = device.type == "cpu" or step % LOOK == LOOK - 1
+        left = int((going & ~ended).sum()) if looks else len(here)
+        if left == 0:
             break
         if left <= SHRINK * len(here):
             kept = (~finished_N[here]).nonzero()[:, 0]

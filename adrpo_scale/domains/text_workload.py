@@ -72,7 +72,13 @@ def tokens_workload(
         train=train,
         rollout=(
             Step("prompts", partial(_prefill, length=prompt, inputs=inputs), 1, per_group=True),
-            Step("tokens", partial(_decode, length=prompt + new), new, has_cache=True),
+            Step(
+                "tokens",
+                partial(_decode, length=prompt + new),
+                new,
+                has_cache=True,
+                found=partial(full_cache, length=prompt + new - 1),
+            ),
         ),
         frozen=frozen,
         evaluation=2 * longer,  # one greedy sample of each prompt more, in chunks of their own

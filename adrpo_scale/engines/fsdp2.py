@@ -14,7 +14,7 @@ collects the gradients, and the optimizer steps the masters.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar, Literal, cast
 
@@ -32,6 +32,7 @@ from adrpo_scale.core.pace import Pace
 from adrpo_scale.core.settings import setting
 from adrpo_scale.core.types import FlatRange
 from adrpo_scale.engines.base import Engine, EngineConfig, OptimizerConfig, StepResult
+from adrpo_scale.engines.hooks import without_hooks
 from adrpo_scale.engines.loading import (
     begin_moments,
     build_adamw,
@@ -160,17 +161,16 @@ class Fsdp2Engine(Engine):
 
     @contextmanager
     def sampling(self, *models: nn.Module) -> Iterator[None]:
-        units = [u for m in models for u in m.modules() if isinstance(u, FSDPModule)]
-        with torch.no_grad():
+        modules = [module for model in models for module in model.modules()]
+        units = [module for module in modules if isinstance(module, FSDPModule)]
+        with torch.no_grad(), without_hooks(modules, _hook_ids(units)):
             for unit in units:
-                unit.set_reshard_after_forward(False, recurse=False)
                 unit.unshard()
             try:
                 yield
             finally:
                 for unit in units:
                     unit.reshard()
-                    unit.set_reshard_after_forward(True, recurse=False)
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         if self.mesh is None:
@@ -266,6 +266,16 @@ def build_mesh(shard: Literal[1, "node", "all"], device: str) -> DeviceMesh | No
     return init_device_mesh(
         device, (world // degree, degree), mesh_dim_names=("replicate", "shard")
     )
+
+
+def _hook_ids(units: Sequence[FSDPModule]) -> set[int]:
+    """The ids of FSDP's forward hooks."""
+    found = set()
+    for unit in units:
+        state = unit._get_fsdp_state()
+        for handle in (state._pre_forward_hook_handle, state._post_forward_hook_handle):
+            found |= {part.id for part in getattr(handle, "handles", (handle,))}
+    return found
 
 
 def local_rows(tensor: Tensor) -> tuple[Tensor, int, int | None]:

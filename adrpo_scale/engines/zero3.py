@@ -13,7 +13,7 @@ the same number of steps.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -31,6 +31,7 @@ from adrpo_scale.engines.deepspeed_start import (
     secondary_group,
     start_deepspeed,
 )
+from adrpo_scale.engines.hooks import without_hooks
 from adrpo_scale.engines.loading import (
     begin_moments,
     build_adamw,
@@ -305,28 +306,10 @@ def flat_range(parameter: Any) -> FlatRange:
     return FlatRange(tuple(parameter.ds_shape), start, min(start + size, numel))
 
 
-@contextmanager
-def hooks_off(engine: Any) -> Iterator[None]:
-    """A context in which forward passes run without DeepSpeed's hooks.
-
-    The hooks gather and free each module's parameters, so a rank with one more pass than the others
-    would wait for them forever.
-    """
+def hooks_off(engine: Any) -> AbstractContextManager[None]:
+    """A context in which forward passes run without DeepSpeed's hooks."""
     zero = engine.optimizer
     offload = getattr(zero, "parameter_offload", zero)
     handles = [*offload.forward_hooks, *offload.backward_hooks, offload.fwd_pre_hook]
     handles += [engine.module_forward_pre_hook, engine.module_forward_post_hook]
-    ours = {handle.id for handle in handles}
-    modules = list(engine.module.modules())
-    tables = [t for m in modules for t in (m._forward_pre_hooks, m._forward_hooks)]
-    before = [dict(table) for table in tables]
-    for table in tables:
-        for key in ours & table.keys():
-            del table[key]
-    try:
-        yield
-    finally:
-        for table, original in zip(tables, before, strict=True):
-            added = {k: hook for k, hook in table.items() if k not in original}
-            table.clear()
-            table.update({**original, **added})
+    return without_hooks(engine.module.modules(), {handle.id for handle in handles})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from adrpo_scale.cluster.plan import rehearsal, times
 from adrpo_scale.cluster.plan.advice import ladder
@@ -14,6 +15,7 @@ from adrpo_scale.cluster.plan.planner import plan_of
 from adrpo_scale.cluster.plan.workload import engine_of, workload_of
 from adrpo_scale.domains import omni
 from adrpo_scale.domains.audio import AudioDomain
+from adrpo_scale.domains.decoding import SamplingConfig, generate
 from adrpo_scale.domains.flow import FlowDomain
 from adrpo_scale.engines.fake import without_memory
 from adrpo_scale.engines.planning import Price, Rung, Shards
@@ -21,6 +23,7 @@ from adrpo_scale.run import build
 from tests.support.plans import hardware
 from tests.support.tiny import FULL, demo_config
 from tests.support.tiny_audio import audio_config, sound
+from tests.support.tiny_text import text_config
 
 
 def test_live_bytes_of_a_chain_are_those_of_its_largest_moment():
@@ -197,3 +200,36 @@ def test_the_reference_is_counted_where_every_step_measures_it():
     assert counted == ["adrpo", "grpo", "orw_cfm_w2", "dpo"]
     assert not needs_reference(demo_config("raft"))
     assert needs_reference(demo_config("raft", ["logging.divergence_every=1"]))
+
+
+# ---- kernels of a generated token ----------------------------------------------------------------
+
+
+def test_the_operators_of_a_token_are_those_of_real_decoding(tmp_path):
+    """Of real tensors, by the length of the completion; views and reads of a device launch none."""
+    config = text_config(tmp_path / "model")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
+    rows, prompts = 4, [[5, 6, 7]] * 4
+
+    def operators(tokens):
+        sampling = SamplingConfig(max_new_tokens=tokens, temperature=1.0)
+        with Live() as live:
+            generate(model, prompts, torch.rand(rows, tokens), sampling, ends=[], pad=0)
+        return live.operators
+
+    real = (operators(12) - operators(4)) / 8
+    work = workload_of(config)
+    (number,) = (n for n, step in enumerate(work.rollout) if step.has_cache)
+    planned = rehearsal.rollout_step(config, work, number, rows).at(rows).operators
+    print(real, planned)
+    # The loop's own (uniforms, ends, places of rows) are some 15 beside the model's.
+    assert real - 20 <= planned <= real
+
+
+def test_reading_a_device_or_making_a_scalar_on_the_host_launches_nothing():
+    with without_memory():
+        tensor = torch.empty(4)
+        with Live() as live:
+            torch.ops.prim.device(tensor)
+            torch.ops.aten.scalar_tensor(1.0)
+    assert live.operators == 0

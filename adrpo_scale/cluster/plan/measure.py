@@ -29,6 +29,7 @@ _NO_KERNEL = {
     *(torch.ops.aten.empty, torch.ops.aten.empty_like, torch.ops.aten.empty_strided),
     *(torch.ops.aten.new_empty, torch.ops.aten.detach, torch.ops.aten.lift_fresh),
     *(torch.ops.aten._unsafe_view, torch.ops.aten.set_, torch.ops.aten.is_same_size),
+    *(torch.ops.prim.device, torch.ops.aten.scalar_tensor),  # read, made on the host
 }
 
 

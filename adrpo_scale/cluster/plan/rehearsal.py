@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -222,7 +222,8 @@ def rollout_step(config: RunConfig, work: Workload, number: int, rows: int) -> L
             add_adapters(model, work.spec.lora, work.spec.lora_targets)
         return model
 
-    return once(key, lambda: _linear(adapted, dtype, work.rollout[number].call, rows))
+    step = work.rollout[number]
+    return once(key, lambda: _linear(adapted, dtype, step.call, rows, step.found))
 
 
 def forward(config: RunConfig, work: Workload, rows: int) -> Cost:
@@ -249,11 +250,21 @@ def frozen_bytes(config: RunConfig, model: Frozen) -> int:
     return once(["bytes", model.name, str(model.dtype), settings, config.domain.model], count)
 
 
-def _linear(build: Callable[[], nn.Module], dtype: torch.dtype, call: Call, rows: int) -> Linear:
+def _linear(
+    build: Callable[[], nn.Module],
+    dtype: torch.dtype,
+    call: Call,
+    rows: int,
+    found: Call | None = None,
+) -> Linear:
+    """found: makes what the call finds there already, which is no work of its own."""
     other = 2 * rows
     with without_memory():
         model = empty_model(build, dtype)
         here, there = (cost_of(lambda n=n: call(model, n)) for n in (rows, other))  # type: ignore[misc]
+        if found is not None:
+            made = cost_of(lambda: found(model, rows))
+            here = replace(here, operators=here.operators - made.operators)
     each = Cost(
         max(0, (there.peak - here.peak) // (other - rows)),
         max(0, (there.kept - here.kept) // (other - rows)),
