@@ -45,6 +45,13 @@ class LimitsConfig(Section):
         ge=1,  # the watchdog looks a few times in it
         le=WAIT,
     )
+    compare_replicas_every: int = setting(
+        20,
+        "iterations between two comparisons of trained weights that several ranks hold; 0: never",
+        before=20,
+        ge=0,
+        le=COUNT,
+    )
     max_stalled_lives: int = setting(
         3,
         "a Slurm job that was requeued is refused after this many starts in a row that ended by "

@@ -29,6 +29,7 @@ from adrpo_scale.training.iteration import Tally, credit_record, row_record
 from adrpo_scale.training.limits import Limits
 from adrpo_scale.training.media import Samples, medium_of
 from adrpo_scale.training.metrics import LoggingConfig, MetricsLog, is_due
+from adrpo_scale.training.replicas import compare_replicas
 from adrpo_scale.training.rollout import Rewarded, Rollouts, gather_sizes
 from adrpo_scale.training.saver import Saver
 from adrpo_scale.training.state import Counters, TrainingState
@@ -85,6 +86,8 @@ class Trainer:
                 self.saver.maybe_save(True)  # the last start stopped before or in this evaluation
             while self.counters.iteration < last:
                 record = self._iterate()
+                if is_due(self.limits.config.compare_replicas_every, self.counters.iteration):
+                    compare_replicas(self.engine, self.counters.iteration)
                 evaluated = self._maybe_evaluate()
                 self.saver.maybe_save(evaluated)
                 self.limits.check(record)
