@@ -23,7 +23,8 @@ import torch
 from transformers import Qwen2_5OmniThinkerForConditionalGeneration, WhisperFeatureExtractor
 
 from adrpo_scale.run.build import build_trainer
-from benchmarks.qwen3_0_6b import device_name, peak_gib
+from benchmarks.qwen3_0_6b import device_name
+from benchmarks.sd3_medium import iterations_peak_gib
 from tests.support import tiny_audio
 from tests.support.tiny_audio import audio_config, save_prompts, tiny_config, tiny_processor
 
@@ -114,7 +115,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             "completion_tokens": statistics.median(r["completion_tokens"] for r in records),
             "rollout_tokens_per_second": per_second("rollout"),
             "update_tokens_per_second": per_second("update"),
-            "peak_gib": peak_gib(),
+            "peak_gib": iterations_peak_gib(records) if torch.cuda.is_available() else None,
             "grad_norm": records[-1]["grad_norm"],
         }
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import json
 import tempfile
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,16 @@ from typing import Any
 import pytest
 import torch
 
-from adrpo_scale.cluster.plan.base import Hardware
+from adrpo_scale.cluster.plan.base import Hardware, Plan
 from adrpo_scale.cluster.plan.hardware import GPUS
 from adrpo_scale.cluster.plan.measure import Live
 from adrpo_scale.cluster.plan.planner import plan_of
 from adrpo_scale.run.build import build_trainer
 from adrpo_scale.run.config import RunConfig
 from adrpo_scale.run.load import load_config
+from adrpo_scale.training.trainer import Trainer
 from benchmarks import omni_7b, qwen3_0_6b, sd3_medium
+from benchmarks.sd3_medium import iterations_peak_gib
 from tests.support.tiny_audio import save_prompts
 
 pytestmark = [
@@ -84,8 +87,11 @@ def omni_config(folder: Path, layers: int, vocabulary: int, seconds: float = 10.
     return load_config(Path("configs/omni/avqa_grpo.toml"), settings).config
 
 
-def compare(config: RunConfig, folder: Path) -> dict[str, Any]:
-    """Bytes: predicted, and measured over two iterations after the run is loaded."""
+def compare(
+    config: RunConfig, folder: Path, then: Callable[[Trainer, Plan], None] | None = None
+) -> dict[str, Any]:
+    """Bytes: predicted, and measured over two iterations after the run is loaded; the lines of
+    both. then: called with the trainer and its plan at the end."""
     cuda = torch.cuda.is_available()
     plan = plan_of(config, Hardware(GPUS["h200"], 1, 1, 1e10))
     predicted = {m.phase: m.bytes for m in plan.memory if m.phase != "load"}
@@ -98,10 +104,13 @@ def compare(config: RunConfig, folder: Path) -> dict[str, Any]:
             unmap(trainer)
             live.peak = live.now
         with trainer.log:
-            for _ in range(2):
-                trainer._iterate()
-        measured = torch.cuda.max_memory_allocated() if cuda else live.peak
-    return {"predicted": max(predicted.values()), "measured": measured, "by_phase": predicted}
+            lines = [trainer._iterate() for _ in range(2)]
+        # An iteration begins a new peak with every phase: the last one's says nothing of others.
+        measured = int(2**30 * iterations_peak_gib(lines)) if cuda else live.peak
+    if then is not None:
+        then(trainer, plan)
+    found = {"predicted": max(predicted.values()), "measured": measured, "by_phase": predicted}
+    return {**found, "lines": lines}
 
 
 def unmap(trainer: Any) -> None:

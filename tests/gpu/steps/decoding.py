@@ -1,0 +1,188 @@
+"""How a token is decoded: kernels, host time, what the GPU is busy with; and two experiments, a
+CUDA graph over a static cache and merged adapters. An experiment that fails is noted, no more."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
+
+from adrpo_scale.core.types import DrawKey
+from adrpo_scale.domains.backends import evaluating
+from adrpo_scale.training.rollout import sample_block
+from adrpo_scale.training.trainer import Trainer
+from tests.gpu.steps.base import Case
+
+ATTENTION = ("flash", "fmha", "efficient", "sdpa", "attention")
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def _sampled(trainer: Trainer, tokens: int, rows: int) -> float:
+    """Seconds of a rollout of `rows` samples with `tokens` tokens, by the domain's own code."""
+    domain = trainer.domain
+    whole = domain.config
+    rollout = whole.rollout.model_copy(update={"max_new_tokens": tokens})
+    prompts = trainer.stream.at(0)
+    group = max(1, rows // len(prompts))
+    domain.config = whole.model_copy(update={"rollout": rollout})
+    try:
+        with trainer.engine.sampling(trainer.policy):
+            _wait()
+            begin = time.perf_counter()
+            key = DrawKey(trainer.seed, 5)
+            sample_block(domain, trainer.policy, prompts, group, key, rows)
+            _wait()
+            return time.perf_counter() - begin
+    finally:
+        domain.config = whole
+
+
+def _per_token(trainer: Trainer, few: int, many: int, rows: int) -> float:
+    """Milliseconds a token, prefill excluded: from two lengths, the faster of two runs each."""
+    short, long = (min(_sampled(trainer, t, rows) for _ in range(2)) for t in (few, many))
+    return 1e3 * (long - short) / (many - few)
+
+
+def profiled(case: Case, trainer: Trainer) -> None:
+    """Notes `decoding` of a text domain's policy, and the experiment with a CUDA graph."""
+    few, many, rows = case.size((8, 40, 32), (2, 6, 4))
+    _sampled(trainer, few, rows)
+    eager = _per_token(trainer, few, many, rows)
+    counts, busy = zip(*(_kernels(trainer, t, rows) for t in (few, many)), strict=True)
+    more = counts[1] - counts[0]
+    kernels = more.total() / (many - few)
+    busy_ms = (busy[1] - busy[0]) / (many - few)
+    names = [n for n, _ in counts[1].most_common() if any(a in n.lower() for a in ATTENTION)]
+    case.note(
+        decoding={
+            "kernels_a_token": kernels,
+            "ms_a_token": eager,
+            "gpu_busy_ms_a_token": busy_ms,
+            "gpu_busy_share": busy_ms / eager if eager > 0 else None,
+            "attention_kernels": [name[:90] for name in names[:6]],
+            "most_launched": {n[:70]: c / (many - few) for n, c in more.most_common(12)},
+        }
+    )
+    _tried(case, "cuda_graph", lambda: _graph(case, trainer, rows, eager))
+
+
+def _kernels(trainer: Trainer, tokens: int, rows: int) -> tuple[Counter[str], float]:
+    """(kernels launched, by name; milliseconds the GPU was busy). Without a GPU: operators."""
+    cuda = torch.cuda.is_available()
+    kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
+    with profile(activities=kinds, acc_events=True) as seen:
+        _sampled(trainer, tokens, rows)
+    wanted = DeviceType.CUDA if cuda else DeviceType.CPU
+    counts: Counter[str] = Counter()
+    busy = 0.0
+    for event in seen.events():
+        if event.device_type == wanted and not event.name.startswith(("Mem", "ProfilerStep")):
+            counts[event.name] += 1
+            busy += event.time_range.elapsed_us() / 1e3
+    return counts, busy
+
+
+def _tried(case: Case, name: str, experiment: Callable[[], dict[str, Any]]) -> None:
+    try:
+        case.note(**{name: experiment()})
+    except Exception as error:
+        case.note(**{name: f"{type(error).__name__}: {str(error)[:300]}"})
+
+
+@torch.no_grad()
+def _graph(case: Case, trainer: Trainer, rows: int, eager: float) -> dict[str, Any]:
+    """The pass over one token with a static cache: by hand, and captured in a CUDA graph."""
+    from transformers import StaticCache
+
+    model: Any = trainer.policy
+    device, length, prompt = trainer.engine.device, *case.size((128, 64), (16, 8))
+    cache = StaticCache(config=model.config, max_cache_len=length)
+    columns = torch.arange(length, device=device)
+    ids = torch.randint(3, model.config.vocab_size, (rows, prompt), device=device)
+    tokens = torch.zeros(rows, 1, dtype=torch.int64, device=device)
+    positions = torch.full((rows, 1), prompt, device=device)
+
+    def forward(tokens: Tensor, places: Tensor) -> Tensor:
+        mask = columns[None, None, None] <= places[:, None, :, None]
+        return model(
+            input_ids=tokens,
+            attention_mask={"full_attention": mask},
+            position_ids=places,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits[:, -1]
+
+    def step() -> None:
+        tokens.copy_(forward(tokens, positions).argmax(-1, keepdim=True))
+        positions.add_(1)
+
+    def begin() -> Tensor:
+        for layer in cache.layers:
+            layer.cumulative_length.zero_()
+        places = torch.arange(prompt, device=device).expand(rows, prompt)
+        tokens.copy_(forward(ids, places).argmax(-1, keepdim=True))
+        positions.fill_(prompt)
+        return tokens
+
+    def decoded(run: Callable[[], object], count: int) -> tuple[Tensor, float]:
+        made = [begin().clone()]
+        _wait()
+        start = time.perf_counter()
+        for _ in range(count):
+            run()
+            made.append(tokens.clone())
+        _wait()
+        return torch.cat(made, 1), 1e3 * (time.perf_counter() - start) / count
+
+    count = min(case.size(40, 4), length - prompt - 4)
+    with evaluating(model):
+        decoded(step, 2)
+        expected, by_hand = decoded(step, count)
+        if not torch.cuda.is_available():
+            return {"static_cache_ms_a_token": by_hand, "graph": "no CUDA device"}
+        begin()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            step()
+        found, replayed = decoded(graph.replay, count)
+    return {
+        "static_cache_ms_a_token": by_hand,
+        "graph_ms_a_token": replayed,
+        "times_faster_than_eager": eager / replayed,
+        "equal_tokens": float((found == expected).double().mean()),
+    }
+
+
+def adapters(case: Case, trainer: Trainer) -> None:
+    """Notes milliseconds a token with adapters beside the weights, and merged into them."""
+    few, many, rows = case.size((4, 20, 16), (1, 3, 2))
+    _sampled(trainer, few, rows)
+    apart = _per_token(trainer, few, many, rows)
+    case.note(adapters={"ms_a_token": apart})
+    _tried(case, "adapters", lambda: _merged(trainer, apart, few, many, rows))
+
+
+def _merged(trainer: Trainer, apart: float, few: int, many: int, rows: int) -> dict[str, Any]:
+    from peft.tuners.lora import LoraLayer
+
+    layers: list[Any] = [m for m in trainer.policy.modules() if isinstance(m, LoraLayer)]
+    with torch.no_grad():
+        for layer in layers:
+            layer.merge()
+        try:
+            merged = _per_token(trainer, few, many, rows)
+        finally:
+            for layer in layers:
+                layer.unmerge()
+    return {"ms_a_token": apart, "merged_ms_a_token": merged, "layers": len(layers)}

@@ -1,0 +1,50 @@
+"""A run that a signal stopped and the same command resumed equals an undisturbed one to the bit."""
+
+from __future__ import annotations
+
+import json
+import math
+
+from tests.gpu.steps.base import Case
+from tests.gpu.steps.processes import TASKS, command, start, train_words
+from tests.support.starts import differences
+
+STOPPED = 85
+SETTINGS = (
+    *("iterations=3", "engine.dtype=bfloat16", "engine.deterministic=true", "evaluation.every=2"),
+    *("prompts.per_iteration=4", "prompts.group_size=8", "evaluation.prompts=4"),
+    *("logging.pictures_every=0",),
+)
+
+
+def run(case: Case, task: str) -> None:
+    settings = [*SETTINGS, f"engine.device={case.device}"]
+    if task != "image":
+        settings.append("logging.completions_every=0")
+    whole, other = case.folder / "whole" / "run", case.folder / "stopped" / "run"
+
+    def words(folder: object) -> list[str]:
+        return train_words(TASKS[task], folder, settings)  # type: ignore[arg-type]
+
+    straight = start(command(words(whole)), case.folder / "whole.txt")
+    first = start(command(words(other), "stop=2"), case.folder / "stopped.txt")
+    codes = [first.wait(case.seconds * 0.5)]
+    again = start(command(words(other)), case.folder / "resumed.txt")
+    codes += [again.wait(case.seconds * 0.4), straight.wait(case.seconds * 0.1)]
+    case.note(
+        exit_codes={"stopped": codes[0], "resumed": codes[1], "whole": codes[2]},
+        seconds={"stopped": first.seconds, "resumed": again.seconds},
+    )
+    if codes != [STOPPED, 0, 0]:
+        texts = [part.tail for part in (first, again, straight)]
+        case.note(output=texts)
+        case.check("exit codes are 85, 0 and 0", False, codes)
+        return
+    found = differences(whole, other)
+    case.check("the two runs are equal to the bit", not found, found[:5])
+    text = straight.text + first.text + again.text
+    quiet = "does not have a deterministic implementation" not in text
+    case.check("no kernel lacks a deterministic form", quiet, quiet)
+    lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    finite = all(math.isfinite(line[k]) for line in lines for k in ("loss", "grad_norm"))
+    case.check("loss and gradients are finite", finite and len(lines) == 3, len(lines))
