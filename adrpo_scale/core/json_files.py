@@ -82,10 +82,10 @@ def read_object(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def json_line(row: Mapping[str, Any]) -> bytes:
+def json_line(row: Mapping[str, Any], *, finite: bool = True) -> bytes:
     """A line of a JSONL file. Half of a surrogate pair is written as JSON escapes it: UTF-8 has no
-    bytes for it. Raises ValueError for a number that is not finite."""
-    text = json.dumps(row, ensure_ascii=False, allow_nan=False)
+    bytes for it. finite: raises ValueError for a number that is not; False writes NaN."""
+    text = json.dumps(row, ensure_ascii=False, allow_nan=not finite)
     return f"{text}\n".encode("utf-8", "backslashreplace")
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from adrpo_scale.core.printable import one_line
 
-_MARKS = re.compile(r"[\\`*\[\]<>|&~]")
+_MARKS = re.compile(r"[\\`*\[\]<>|&~]|(?<!\w)_|_(?!\w)")  # `_` inside a word is none
 _BAR = re.compile(r"(?<!\\)\|")
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from adrpo_scale.core import dist
 from adrpo_scale.core.errors import ConfigError
 from adrpo_scale.core.files import replace_file
+from adrpo_scale.core.json_files import json_line
 from adrpo_scale.core.types import Completion, Credit, Prompt, Rewards, Rows
 from adrpo_scale.domains.base import Domain
 from adrpo_scale.rewards.base import Embedding, Reward
@@ -216,9 +217,10 @@ class Completions(Medium):
             line: dict[str, Any] = {"prompt": prompt.text, "sample": sample % per_prompt}
             line |= {"messages": list(prompt.messages)} if prompt.messages else {}
             line |= {"completion": completion.text, "finished": completion.finished}
-            lines.append(json.dumps(line | {"tokens": list(completion.tokens)}, ensure_ascii=False))
+            line |= {"tokens": list(completion.tokens)}
+            lines.append(json_line(line, finite=False))  # a call's arguments may be anything
         path = to / COMPLETIONS
-        replace_file(path, ("\n".join(lines) + "\n").encode(), durable=False)
+        replace_file(path, b"".join(lines), durable=False)
         return [path]
 
     def summary(self, written: Sequence[Path], to: Path) -> list[str]:

@@ -22,6 +22,7 @@ from adrpo_scale.data.prepare.extract import video_sound
 from adrpo_scale.data.prepare.mmau import MmauOptions, prepare_mmau
 from adrpo_scale.data.prepare.sources import find, index
 from adrpo_scale.data.prompts import load_prompts
+from adrpo_scale.evaluation.mmau.base import load_benchmark
 from tests.support.sounds import avqa_row, read_lines, tone, write_audio, write_rows, write_video
 
 HALF = "half\ud83d"
@@ -120,10 +121,13 @@ def test_mmau_rows_at_the_door(data: Path) -> None:
     rows = [mmau_row(n, name) for n, name in enumerate([*NAMES, "../kept.wav", "../secret.wav"])]
     rows += [mmau_row("nan", "good.wav", difficulty=float("nan"))]
     rows += [mmau_row(HALF, "good.wav"), mmau_row("o", "good.wav", odd={"a": [HALF]})]
+    rows += [mmau_row("t", "good.wav", task="smell"), mmau_row("c", "good.wav", choices=["A"])]
+    rows += [mmau_row("b", "good.wav", choices=["A", " "]), mmau_row("s", "good.wav", choices="AB")]
     rows += [{"id": float("nan")}, {"id": ["x" * 900]}, mmau_row("fine", "linked.wav")]
     record = prepare_mmau(MmauOptions(write_rows(data / "m.json", rows), data, to, "v"))
     assert record["audio"] == str(data)
     assert [row["id"] for row in read_lines(to / "mmau.jsonl")] == ["qfine"]
+    assert len(load_benchmark(to, "think").questions) == 1
     skipped = read_lines(to / "skipped.jsonl")
     assert len(skipped) == len(rows) - 1 and max(len(s["reason"]) for s in skipped) <= 500
 

@@ -37,6 +37,7 @@ from adrpo_scale.data.prepare.record import (
     write_record,
 )
 from adrpo_scale.data.prepare.sources import find, index
+from adrpo_scale.data.questions import parse_question
 
 ROWS = "mmau.jsonl"
 EXPECTED = {"sound": 333, "music": 334, "speech": 333}  # questions of test-mini, by task
@@ -98,16 +99,15 @@ def _row(
     for key in ("id", "audio_id", "question", "answer", "task"):
         if not isinstance(entry.get(key), str) or not entry[key].strip():
             raise ValueError(f"{key!r} is {entry.get(key)!r}, expected a text")
-    choices = entry.get("choices")
-    if not isinstance(choices, list) or not all(isinstance(c, str) for c in choices):
-        raise ValueError(f"'choices' is {choices!r}, expected a list of texts")
+    if entry["task"] not in EXPECTED:
+        raise ValueError(f"'task' is {entry['task']!r}, expected one of {', '.join(EXPECTED)}")
     if entry["id"] in seen:
         raise ValueError("an earlier row has the same id")
     seen.add(entry["id"])
-    return {
+    row = {
         "id": entry["id"],
         "question": entry["question"],
-        "choices": choices,
+        "choices": entry.get("choices"),
         "answer": entry["answer"],
         "audio": _audio(options, entry["audio_id"], names),
         "task": entry["task"],
@@ -116,6 +116,8 @@ def _row(
         "difficulty": entry.get("difficulty"),
         "original": dict(entry),
     }
+    parse_question(row)  # as `evaluate` does, which would refuse all rows for one
+    return row
 
 
 def _audio(options: MmauOptions, audio_id: str, names: dict[str, Path]) -> str:

@@ -12,6 +12,7 @@ from adrpo_scale.core.console import console
 from adrpo_scale.core.errors import DiskSpaceError
 from adrpo_scale.core.files import replace_file, replace_json
 from adrpo_scale.core.json_files import json_line
+from adrpo_scale.core.printable import one_line
 
 SKIPPED, RECORD = "skipped.jsonl", "report.json"
 REASON = 500  # characters of a reason in skipped.jsonl: it repeats what a row holds
@@ -56,5 +57,5 @@ def disk_is_full(to: Path, error: OSError) -> DiskSpaceError:
 
 
 def say(text: str) -> None:
-    """Prints a line; brackets in paths are not read as markup."""
-    console.print(text, highlight=False, soft_wrap=True)
+    """Prints a line, which stays one whatever names are in it."""
+    console.print(one_line(text), highlight=False, soft_wrap=True)
