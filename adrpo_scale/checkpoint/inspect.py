@@ -47,9 +47,16 @@ def inspect(name: str) -> Inspection:
         if not _is_there(name):
             raise
         return Inspection({"name": name, "others": others, "faults": [str(error)], "whole": False})
-    faults = list(reader.faults())
+    faults = _faults(reader)
     facts = _facts(reader) | {"others": others, "faults": faults, "whole": not faults}
     return Inspection({"name": name} | facts)
+
+
+def _faults(reader: Reader) -> list[str]:
+    try:
+        return list(reader.faults())
+    except OSError as error:  # the disk does not say
+        return [f"{reader.folder} cannot be read: {error}"]
 
 
 def _is_there(name: str) -> bool:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from adrpo_scale.checkpoint.base import MANIFEST
 from adrpo_scale.checkpoint.reader import Reader
-from adrpo_scale.checkpoint.shelf import CHECKPOINTS, TRAJECTORY, committed
+from adrpo_scale.checkpoint.shelf import CHECKPOINTS, TRAJECTORY, committed, examine
+from adrpo_scale.core.dist import Ask
 from adrpo_scale.core.errors import CheckpointError
 from adrpo_scale.core.files import remove_folder, sync_file, sync_folder
 from adrpo_scale.core.numbers import natural
@@ -41,18 +42,20 @@ def open_checkpoint(name: str) -> Reader:
     return Reader(chosen)
 
 
-def pin_origin(source: str, to: Path) -> None:
+def pin_origin(source: str, to: Path, ask: Ask) -> Reader:
     """Puts the files of the checkpoint that `source` names at `to`, as hard links where the
-    filesystem allows it. On rank 0 alone.
+    filesystem allows it, once all have their hashes. On rank 0 alone. ask: runs `hash_part` on
+    every rank.
 
     Where `source` no longer exists, the files that an earlier start has put there are used. Raises
-    CheckpointError without either, and for adapters of a rebased base.
+    CheckpointError without either, for a source that is not whole, and for adapters of a rebased
+    base; `to` is then unchanged.
     """
     try:
         reader = open_checkpoint(source)
     except CheckpointError:
         if (to / MANIFEST).is_file():
-            return
+            return pinned_origin(source, to, ask)
         raise
     document = reader.manifest.document
     if document["lora"] is not None and document["config"]["rebase_reference"]:
@@ -62,18 +65,43 @@ def pin_origin(source: str, to: Path) -> None:
             "that folder as domain.model"
         )
     temporary = to.with_name(to.name + ".tmp")
-    remove_folder(temporary)
-    temporary.mkdir()
-    for name in [MANIFEST, *(file.name for file in reader.manifest.files)]:
-        try:
-            os.link((reader.folder / name).resolve(), temporary / name)  # not a link's name
-        except OSError:
-            shutil.copyfile(reader.folder / name, temporary / name)  # another filesystem
-            sync_file(temporary / name)
-    sync_folder(temporary)
-    remove_folder(to)
-    os.rename(temporary, to)
+    try:
+        _copy(reader, temporary)
+        pinned = pinned_origin(source, temporary, ask)
+        remove_folder(to)
+        os.rename(temporary, to)
+    except OSError as error:
+        raise CheckpointError(f"init_from = {source!r} cannot be kept as {to}: {error}") from error
+    finally:
+        remove_folder(temporary)
     sync_folder(to.parent)
+    pinned.folder = to
+    return pinned
+
+
+def _copy(reader: Reader, to: Path) -> None:
+    remove_folder(to)
+    to.mkdir()
+    for name in [MANIFEST, *(file.name for file in reader.manifest.files)]:
+        place = (reader.folder / name).resolve()  # a link to a link's name would lead nowhere
+        try:
+            os.link(place, to / name)
+        except OSError:
+            shutil.copyfile(place, to / name)  # another filesystem
+            sync_file(to / name)
+    sync_folder(to)
+
+
+def pinned_origin(source: str, folder: Path, ask: Ask) -> Reader:
+    """The checkpoint in the folder `origin` of a run. Raises CheckpointError unless it is whole. On
+    rank 0 alone. source: its name in the config."""
+    faults, origin = examine(folder, ask)
+    if origin is None or faults:
+        raise CheckpointError(
+            f"init_from = {source!r}: {'; '.join(faults)}. Name another checkpoint, and another "
+            "--run-dir"
+        )
+    return origin
 
 
 def origin_of(reader: Reader) -> Reader | None:

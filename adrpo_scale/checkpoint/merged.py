@@ -15,10 +15,8 @@ from typing import Any
 
 from torch import Tensor
 
-from adrpo_scale.checkpoint.base import MANIFEST
 from adrpo_scale.checkpoint.reader import Reader
 from adrpo_scale.core.errors import CheckpointError
-from adrpo_scale.core.tensor_files import file_sha256
 from adrpo_scale.hub.weights import WeightSource
 
 
@@ -61,8 +59,7 @@ class MergedWeights:
 
     def sha256(self) -> str:
         """Hash of the base and of the checkpoint's manifest, which has the hash of every file."""
-        manifest = file_sha256(self._reader.folder / MANIFEST)
-        parts = f"{self._base.sha256()} {manifest} {self._set}"
+        parts = f"{self._base.sha256()} {self._reader.sha256} {self._set}"
         return hashlib.sha256(parts.encode()).hexdigest()
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:

@@ -120,7 +120,10 @@ def examine(folder: Path, ask: Ask) -> tuple[list[str], Reader | None]:
     if troubles:
         # A failing disk or file server is no proof that the files on it are broken.
         raise _not_now(folder, "; ".join(troubles))
-    return [fault for faults, _ in answers for fault in faults], reader
+    found = [fault for faults, _ in answers for fault in faults]
+    if not found:
+        reader.count_as_whole()
+    return found, reader
 
 
 def _not_now(folder: Path, trouble: str) -> CheckpointError:

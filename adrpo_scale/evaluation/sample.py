@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from adrpo_scale.checkpoint.base import MANIFEST
 from adrpo_scale.checkpoint.locate import open_checkpoint, origin_of
 from adrpo_scale.checkpoint.reader import Reader
 from adrpo_scale.checkpoint.shelf import CHECKPOINTS, TRAJECTORY
+from adrpo_scale.checkpoint.whole import require_whole
 from adrpo_scale.core import dist
 from adrpo_scale.core.console import say
 from adrpo_scale.core.errors import ConfigError, DamagedFileError, PromptError, given
@@ -85,7 +87,7 @@ def stands_for(name: str) -> str:
     folder = _local_folder(name)
     if folder is None:
         return _domain_of(_on_hub(name)) or UNKNOWN
-    if any((folder / name).exists() for name in (MANIFEST, CHECKPOINTS, TRAJECTORY)):
+    if any(os.path.lexists(folder / name) for name in (MANIFEST, CHECKPOINTS, TRAJECTORY)):
         return "run"
     found = _domain_of(_in_folder(folder))
     if found is not None:
@@ -176,6 +178,17 @@ def domain_of(source: Source) -> Domain:
     return domain
 
 
+def require_whole_source(source: Source) -> None:
+    """Raises CheckpointError where a file that the samples would come from is damaged: those of a
+    run's checkpoint, and of the one that its base was rebased to. Collective."""
+    if source.reader is None:
+        return
+    require_whole(source.reader)
+    origin = origin_of(source.reader) if given(source.run).rebase_reference else None
+    if origin is not None:
+        require_whole(origin)
+
+
 def load_policy(
     source: Source, domain: Domain, engine: Engine, weights: Literal["trained", "ema"]
 ) -> nn.Module:
@@ -244,6 +257,7 @@ def sample_to(
     config = source.config
     trained = source.run.prompts if source.run is not None else None
     prompts = load_asked_as_trained(str(prompts_file), trained)[:limit]
+    require_whole_source(source)
     domain, engine = domain_of(source), sampling_engine(config)
     prompts = domain.usable(prompts)
     if dist.is_main():

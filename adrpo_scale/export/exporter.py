@@ -11,15 +11,14 @@ from typing import Any
 
 import torch
 
-from adrpo_scale.checkpoint.base import MANIFEST
 from adrpo_scale.checkpoint.locate import open_checkpoint, origin_of
 from adrpo_scale.checkpoint.reader import Reader
+from adrpo_scale.checkpoint.whole import require_whole
 from adrpo_scale.core.console import console
 from adrpo_scale.core.disk_space import disk_space, size_text
-from adrpo_scale.core.errors import CheckpointError, DiskSpaceError, ExportError, given
+from adrpo_scale.core.errors import DiskSpaceError, ExportError, given
 from adrpo_scale.core.run_rows import EVALUATIONS, evaluation_rows
 from adrpo_scale.core.settings import leaves
-from adrpo_scale.core.tensor_files import file_sha256
 from adrpo_scale.export.adapter import adapter_bytes, write_adapter
 from adrpo_scale.export.base import Copy, Form, Material, Request, Written, base_of
 from adrpo_scale.export.card import Metric, Provenance, Story, base_licence, write_card
@@ -73,7 +72,7 @@ def export(name: str, request: Request, base: str | None = None) -> Exported:
     config = parse_config(reader.manifest.document["config"])
     if base is not None:
         config = overridden(config, [f"domain.model={json.dumps(base)}"])
-    _check_whole(reader)
+    require_whole(reader, remembered=False)
     material = _material(reader, config, request)
     _check_part(material, request.form)
     layout, facts = layout_of(material.target), _facts(reader, request)
@@ -94,7 +93,7 @@ def export(name: str, request: Request, base: str | None = None) -> Exported:
 def _facts(reader: Reader, request: Request) -> dict[str, Any]:
     """What an export is of: a recheck compares it."""
     return {
-        "checkpoint": file_sha256(reader.folder / MANIFEST),
+        "checkpoint": reader.sha256,
         "iteration": reader.iteration,
         "--as": request.form,
         "--ema": request.ema,
@@ -181,15 +180,6 @@ def _check_part(material: Material, form: Form) -> None:
         )
 
 
-def _check_whole(reader: Reader) -> None:
-    faults = list(reader.faults())
-    if faults:
-        raise CheckpointError(
-            f"{reader.folder} is not whole: {'; '.join(faults)}. Export another checkpoint of the "
-            "run, e.g. RUN@iteration"
-        )
-
-
 def _material(reader: Reader, config: RunConfig, request: Request) -> Material:
     """Opens everything that is read. Raises ExportError where the base model's weights have
     changed."""
@@ -205,7 +195,7 @@ def _material(reader: Reader, config: RunConfig, request: Request) -> Material:
     origin = None
     if config.rebase_reference:
         origin = given(origin_of(reader))
-        _check_whole(origin)
+        require_whole(origin, remembered=False)
     target = domain.export_target()
     stored_names: Mapping[str, str] = getattr(weights, "stored_names", {})
     tied = {name: n for name, n in stored_names.items() if target.part.name(n) != name}

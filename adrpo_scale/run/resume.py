@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adrpo_scale.checkpoint.locate import ORIGIN, pin_origin
+from adrpo_scale.checkpoint.locate import ORIGIN, pin_origin, pinned_origin
 from adrpo_scale.checkpoint.reader import Reader
-from adrpo_scale.checkpoint.shelf import examine, hash_part, newest_whole, remove_left_overs
+from adrpo_scale.checkpoint.shelf import hash_part, newest_whole, remove_left_overs
 from adrpo_scale.core import dist
 from adrpo_scale.core.dist import Ask
-from adrpo_scale.core.errors import CheckpointError, ConfigError, LimitReached, RunFolderError
+from adrpo_scale.core.errors import ConfigError, LimitReached, RunFolderError
 from adrpo_scale.core.types import Prompt
 from adrpo_scale.domains.base import Domain
 from adrpo_scale.run.compare import check_settings, is_allowed
@@ -108,15 +108,8 @@ def _find(config: RunConfig, run: Path, fresh: bool, allowed: Sequence[str], ask
 def _pinned(source: str, run: Path, is_first: bool, ask: Ask) -> Reader:
     """The checkpoint that the run began with. It is kept in the run's folder, because its own run
     may train further or be deleted."""
-    if is_first:
-        pin_origin(source, run / ORIGIN)
-    faults, origin = examine(run / ORIGIN, ask)
-    if origin is None or faults:
-        raise CheckpointError(
-            f"init_from = {source!r}: {'; '.join(faults)}. Name another checkpoint, and another "
-            "--run-dir"
-        )
-    return origin
+    pin = pin_origin if is_first else pinned_origin
+    return pin(source, run / ORIGIN, ask)
 
 
 def _check_not_looping(config: RunConfig, run: Path, iteration: int | None) -> None:

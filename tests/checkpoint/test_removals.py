@@ -87,7 +87,7 @@ def pinned(run, put):
     saves(run / "other", 1)
     put(run / "origin.tmp")
     put(run / "origin")
-    pin_origin(str(run / "other"), run / "origin")
+    pin_origin(str(run / "other"), run / "origin", alone)
     assert not list(Reader(run / "origin").faults())
 
 
@@ -118,6 +118,7 @@ CASES = {
     ("checkpoint/shelf.py", "remove_left_overs"): after_a_kill,
     ("checkpoint/shelf.py", "_set_aside"): set_aside,
     ("checkpoint/locate.py", "pin_origin"): pinned,
+    ("checkpoint/locate.py", "_copy"): pinned,
     ("hub/pickles.py", "convert_snapshot"): converted,
     ("export/place.py", "temporary"): exported,
     ("cluster/plan/trial.py", "_weighed"): weighed,

@@ -24,6 +24,7 @@ from rich.table import Table
 from adrpo_scale.checkpoint.locate import open_checkpoint
 from adrpo_scale.checkpoint.shelf import CHECKPOINTS
 from adrpo_scale.checkpoint.store import Store
+from adrpo_scale.checkpoint.whole import require_whole
 from adrpo_scale.core import dist, failure
 from adrpo_scale.core.console import console
 from adrpo_scale.core.disk_space import size_text
@@ -204,6 +205,8 @@ def _loaded(config: RunConfig, run: Path, signals: Signals) -> tuple[Trainer, _L
     begin = time.perf_counter()
     reset_peak(device)
     start = dist.run_on_main(lambda: _start(config))
+    if start.origin is not None:
+        require_whole(start.origin)
     store = Store(run, config.checkpoint, timeout_seconds=config.engine.timeout_seconds)
     trainer = build_trainer(config, run, start, signals, store)
     return trainer, _Load(time.perf_counter() - begin, peak_bytes(device))

@@ -40,7 +40,7 @@ from adrpo_scale.evaluation.mmau.base import (
 )
 from adrpo_scale.evaluation.mmau.endpoint import KEY, Endpoint, base_url, check_writes
 from adrpo_scale.evaluation.mmau.judging import judge, tallies
-from adrpo_scale.evaluation.sample import Source
+from adrpo_scale.evaluation.sample import Source, require_whole_source
 from adrpo_scale.run.load import assign, parse_override
 
 _LINES = 20  # about so many lines of progress
@@ -167,6 +167,8 @@ def _evaluate(
     lock: RunLock,
 ) -> None:
     """Asks the questions that have no answer yet, then writes all files. Collective."""
+    if subject.source is not None:
+        require_whole_source(subject.source)  # before the figures of answers get its name
     done: dict[str, Answer] = dist.run_on_main(
         lambda: predictions.begin(to, _identity(config, benchmark, subject))
     )

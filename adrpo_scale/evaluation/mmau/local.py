@@ -14,11 +14,9 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from adrpo_scale.checkpoint.base import MANIFEST
 from adrpo_scale.checkpoint.locate import open_checkpoint
 from adrpo_scale.core.errors import ConfigError
 from adrpo_scale.core.settings import leaves
-from adrpo_scale.core.tensor_files import file_sha256
 from adrpo_scale.core.types import DrawKey
 from adrpo_scale.domains.base import Domain
 from adrpo_scale.evaluation.mmau.base import Answer, MmauConfig, Question
@@ -87,7 +85,7 @@ def fingerprint(source: Source) -> str:
     """A hash of the weights: a folder may hold another export later. Reads all weights of a
     published model once."""
     if source.reader is not None:
-        return file_sha256(source.reader.folder / MANIFEST)  # it holds the hash of every file
+        return source.reader.sha256  # of files that `evaluate` has compared with their hashes
     domain = build_domain(source.config)
     spec = domain.reference_spec() or domain.policy_spec()
     return f"{spec.weights.sha256()} {combined_sha256(domain.frozen_files(), domain.folder)}"

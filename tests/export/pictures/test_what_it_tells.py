@@ -16,6 +16,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from adrpo_scale.checkpoint.locate import ORIGIN, open_checkpoint, pin_origin
+from adrpo_scale.checkpoint.shelf import hash_part
 from adrpo_scale.cli import main as cli
 from adrpo_scale.core.errors import ExportError
 from adrpo_scale.export.base import Request, base_of
@@ -39,7 +40,7 @@ def make_fork(rank, world, root):
     overrides = [f"init_from={root / 'runs/lora'}", "rebase_reference=true"]
     overrides += [f"domain.model={root / 'base-model'}", "optimizer.learning_rate=1e-2"]
     run.mkdir()
-    pin_origin(str(origin.folder), run / ORIGIN)
+    pin_origin(str(origin.folder), run / ORIGIN, lambda reader: [hash_part(reader)])
     os.environ["ADRPO_CACHE"] = str(CACHE)
     trainer = build_trainer(demo_config(overrides=overrides), run, Start(origin=origin))
     trainer.train()
