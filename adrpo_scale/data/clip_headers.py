@@ -9,7 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from adrpo_scale.core import dist
-from adrpo_scale.core.errors import ClipError, ConfigError
+from adrpo_scale.core.errors import ClipError, ConfigError, PromptError
+from adrpo_scale.core.naming import named
 from adrpo_scale.core.pace import Pace
 from adrpo_scale.core.types import Prompt
 from adrpo_scale.data.clips import duration, optional
@@ -40,6 +41,25 @@ def _missing_package() -> str | None:
     except ConfigError as error:
         return str(error)
     return None
+
+
+def clip_of(prompt: Prompt) -> tuple[str, Path] | None:
+    """(reference, folder) of a prompt's clip; None without a clip. PromptError for a clip without a
+    folder, and for one whose name is no text."""
+    reference, folder = (prompt.metadata.get(key) for key in ("audio", "audio_folder"))
+    if not reference:
+        return None
+    if not folder:
+        raise PromptError(
+            f"{named(prompt)} names the clip {reference!r} and no folder; "
+            'add "audio_folder" to its row, or write the rows with `adrpo-scale prepare`'
+        )
+    if not isinstance(reference, str) or not isinstance(folder, str | Path):
+        raise PromptError(
+            f"{named(prompt)} names the clip {reference!r} in {folder!r}, expected the name of a "
+            "file and its folder; correct its row"
+        )
+    return reference, Path(folder)
 
 
 def clip_faults(prompts: Sequence[Prompt]) -> Mapping[int, str]:
@@ -95,17 +115,17 @@ def warn_of_broken(
 
 def _clips_of(prompts: Sequence[Prompt]) -> list[Clip]:
     """The prompts' clips, each once: several questions may ask about one clip."""
-    heard = [prompt for prompt in prompts if prompt.metadata.get("audio")]
-    return list(dict.fromkeys(map(_clip_of, heard)))
+    return list(dict.fromkeys(clip for clip in map(_clip_of, prompts) if clip is not None))
 
 
-def _clip_of(prompt: Prompt) -> Clip:
-    return prompt.metadata["audio"], str(prompt.metadata["audio_folder"])
+def _clip_of(prompt: Prompt) -> Clip | None:
+    clip = clip_of(prompt)
+    return None if clip is None else (clip[0], str(clip[1]))
 
 
 def _faults(prompts: Sequence[Prompt], headers: Mapping[Clip, Header]) -> dict[int, str]:
-    heard = [prompt for prompt in prompts if prompt.metadata.get("audio")]
-    found = {prompt.id: headers[_clip_of(prompt)] for prompt in heard}
+    clips = {prompt.id: _clip_of(prompt) for prompt in prompts}
+    found = {place: headers[clip] for place, clip in clips.items() if clip is not None}
     return {place: header for place, header in found.items() if isinstance(header, str)}
 
 

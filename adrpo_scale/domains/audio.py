@@ -41,6 +41,7 @@ from adrpo_scale.data.clip_headers import (
     Header,
     agreed_headers,
     check_packages,
+    clip_of,
     warn_of_broken,
     without_broken,
 )
@@ -50,7 +51,7 @@ from adrpo_scale.domains.base import Mode, Published
 from adrpo_scale.domains.chat import check_length, token_ids, without_long
 from adrpo_scale.domains.decoding import audio_inputs
 from adrpo_scale.domains.export_target import ExportTarget
-from adrpo_scale.domains.heard import clip_of, example_clip, with_audio
+from adrpo_scale.domains.heard import example_clip, with_audio
 from adrpo_scale.domains.language_model import FILES, WEIGHTS
 from adrpo_scale.domains.omni import Thinker, ThinkerPart, encode_clip, load_tower
 from adrpo_scale.domains.text import TextDomain

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,18 +17,6 @@ def example_clip() -> NDArray[np.float32]:
     """A second of noise at 16 kHz."""
     generator = np.random.default_rng(0)
     return 0.1 * generator.standard_normal(SAMPLE_RATE, dtype=np.float32)
-
-
-def clip_of(prompt: Prompt) -> tuple[str, Path] | None:
-    """(reference, folder) of a prompt's clip; None without a clip. PromptError for a clip without a
-    folder."""
-    reference, folder = (prompt.metadata.get(key) for key in ("audio", "audio_folder"))
-    if reference and not folder:
-        raise PromptError(
-            f"{named(prompt)} names the clip {reference!r} and no folder; "
-            'add "audio_folder" to its row, or write the rows with `adrpo-scale prepare`'
-        )
-    return (reference, Path(folder)) if reference and folder else None
 
 
 def with_audio(prompt: Prompt) -> list[Any]:

@@ -14,7 +14,9 @@ from pyarrow import parquet
 
 from adrpo_scale.core.errors import ClipError, PromptError
 from adrpo_scale.core.json_files import json_line
+from adrpo_scale.core.types import Prompt
 from adrpo_scale.data import clips, parquet_files
+from adrpo_scale.data.clip_headers import clip_faults
 from adrpo_scale.data.clips import duration, read_clip
 from adrpo_scale.data.foreign_rows import DEEPEST, parse_row, stays_in
 from adrpo_scale.data.prepare.avqa import AvqaOptions, prepare_avqa
@@ -277,3 +279,19 @@ def test_a_video_is_not_decoded_beyond_what_a_clip_has(data: Path, monkeypatch) 
     monkeypatch.setattr(clips, "MOST_VALUES", 10_000)
     with pytest.raises(ClipError, match="samples in all channels"):
         video_sound(path)
+
+
+NO_CLIPS = [
+    *(
+        {"audio": {"a": 1}},
+        {"audio": ["x"], "audio_folder": "/"},
+        {"audio": 7, "audio_folder": "/"},
+    ),
+    *({"audio": "x.wav", "audio_folder": ["q"]}, {"audio": True}, {"audio": "x.wav"}),
+]
+
+
+@pytest.mark.parametrize("row", NO_CLIPS)
+def test_a_row_whose_clip_is_no_name(row: dict) -> None:
+    with pytest.raises(PromptError, match="names the clip"):
+        clip_faults([Prompt(0, "p", row)])

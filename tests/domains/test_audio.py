@@ -7,9 +7,9 @@ from transformers import (
     Qwen2_5OmniThinkerForConditionalGeneration,
 )
 
+from adrpo_scale.data.clip_headers import clip_of
 from adrpo_scale.data.clips import read_clip
 from adrpo_scale.domains import audio, decoding, omni
-from adrpo_scale.domains.heard import clip_of
 from adrpo_scale.engines.adapters import is_adapter
 from tests.support.audio_parts import AUDIO, BANNED, CHOSEN, KEY, TEMPERATURE, Parts
 from tests.support.closeness import LOGP

@@ -23,11 +23,12 @@ from adrpo_scale.core.errors import (
     WeightsError,
 )
 from adrpo_scale.core.types import Credit, Prompt
+from adrpo_scale.data.clip_headers import clip_of
 from adrpo_scale.data.clips import read_clip
 from adrpo_scale.data.prompts import load_prompts
 from adrpo_scale.domains import omni
 from adrpo_scale.domains.audio import AudioConfig
-from adrpo_scale.domains.heard import clip_of, with_audio
+from adrpo_scale.domains.heard import with_audio
 from adrpo_scale.run.build import (
     build_trainer,
 )

@@ -176,3 +176,13 @@ def test_clips_of_the_folder_that_prepare_was_given_are_sent(tmp_path, capsys):
         prepare_mmau(MmauOptions(tmp_path / "rows.json", given, tmp_path / "out", "v"))
         evaluate(EvaluateOptions(CONFIG, endpoint="m", data=tmp_path / "out", dry_run=True))
     assert capsys.readouterr().out.count("1 questions to m, nothing sent: 0 s of audio") == 4
+
+
+@pytest.mark.parametrize("answer", [GOOD, drips(b"", b"\x16"), drips(b"\x16\x03\x03", b"")])
+def test_a_server_that_speaks_no_tls_is_not_waited_for(data, monkeypatch, caplog, answer):
+    with hostile_server(answer, reads=False) as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", server.url.replace("http:", "https:"))
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        model, questions = endpoint(data, attempts=1, timeout_seconds=0.5)
+        assert model.answers(questions[:1]) == [None]
+    assert "question id-00: 1 tries; https://127.0.0.1" in caplog.text

@@ -9,9 +9,10 @@ from transformers import (
 
 from adrpo_scale.algorithms.terms import LikelihoodTerms
 from adrpo_scale.core.types import DrawKey
+from adrpo_scale.data.clip_headers import clip_of
 from adrpo_scale.data.clips import read_clip
 from adrpo_scale.data.prompts import build_prompts
-from adrpo_scale.domains.heard import clip_of, with_audio
+from adrpo_scale.domains.heard import with_audio
 from adrpo_scale.run.build import (
     build_domain,
     build_engine,

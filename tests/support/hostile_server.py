@@ -43,10 +43,11 @@ def floods(begin: bytes, piece: bytes) -> Answer:
 
 
 class HostileServer:
-    """answers: to the first, second, ... connection; the last one to all further ones."""
+    """answers: to the first, second, ... connection; the last one to all further ones. reads:
+    whether it reads the request first."""
 
-    def __init__(self, *answers: Answer) -> None:
-        self.answers, self.count = answers, 0
+    def __init__(self, *answers: Answer, reads: bool = True) -> None:
+        self.answers, self.count, self._reads = answers, 0, reads
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}/v1"
         self._lock = threading.Lock()
@@ -60,7 +61,8 @@ class HostileServer:
 
     def _answer(self, client: socket.socket) -> None:
         with client, contextlib.suppress(OSError, ValueError):
-            _read_request(client)
+            if self._reads:
+                _read_request(client)
             with self._lock:
                 answer = self.answers[min(self.count, len(self.answers) - 1)]
                 self.count += 1
@@ -84,8 +86,8 @@ def _read_request(client: socket.socket) -> None:
 
 
 @contextlib.contextmanager
-def hostile_server(*answers: Answer) -> Iterator[HostileServer]:
-    server = HostileServer(*answers)
+def hostile_server(*answers: Answer, reads: bool = True) -> Iterator[HostileServer]:
+    server = HostileServer(*answers, reads=reads)
     try:
         yield server
     finally:
