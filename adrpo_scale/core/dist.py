@@ -175,6 +175,12 @@ def broadcast_object(value: Any, group: Any = None) -> Any:
     return box[0]
 
 
+def broadcast_tensor(tensor: Tensor) -> None:
+    """Gives a contiguous tensor rank 0's contents on every rank, in place."""
+    if world_size() > 1:
+        td.broadcast(tensor.view(-1).view(torch.uint8), src=0)  # gloo does not take every dtype
+
+
 def exchange_rows(rows: Tensor, sources: Sequence[Tensor], counts: Sequence[int]) -> Tensor:
     """Sends chosen rows to chosen ranks.
 

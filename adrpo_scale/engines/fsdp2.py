@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, ClassVar, Literal, cast
 
 import torch
@@ -38,6 +39,7 @@ from adrpo_scale.engines.loading import (
     build_adamw,
     build_on_meta,
     first_values,
+    load_whole,
     prepare_device,
     stored_tensors,
     trained_parameters,
@@ -132,7 +134,11 @@ class Fsdp2Engine(Engine):
         for name, tensor in tensors.items():
             pace.step()
             local, start, stop = local_rows(tensor)
-            local.copy_(first_values(name, tuple(tensor.shape), spec, self.seed, start, stop))
+            read = partial(first_values, name, tuple(tensor.shape), spec, self.seed, start, stop)
+            if isinstance(tensor, DTensor):
+                local.copy_(read())
+            else:
+                load_whole(local, read)
 
     def _check_that_all_are_sharded(self) -> None:
         plain = [n for n, p in self._trained.items() if not isinstance(p, DTensor)]
@@ -145,8 +151,10 @@ class Fsdp2Engine(Engine):
         A hook moves each gradient to its master, so that micro-batches accumulate in float32.
         """
         for name, parameter in self._trained.items():
-            values = first_values(name, tuple(parameter.shape), spec, self.seed, 0, None)
-            master = self._masters[name] = values.to(self.device, torch.float32, copy=True)
+            read = partial(first_values, name, tuple(parameter.shape), spec, self.seed, 0, None)
+            master = torch.empty(parameter.shape, dtype=torch.float32, device=self.device)
+            load_whole(master, read)
+            self._masters[name] = master
 
             def collect(p: Tensor, master: Tensor = master) -> None:
                 gradient = given(p.grad).float()

@@ -4,7 +4,7 @@ adapters, reading initial values by rows, and AdamW."""
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -87,6 +87,14 @@ def first_values(
     if ".lora_A." in name:
         return initial_uniform(name, shape, shape[1], seed)[start:stop]
     return torch.zeros(shape)[start:stop]
+
+
+def load_whole(tensor: Tensor, read: Callable[[], Tensor]) -> None:
+    """Fills a tensor that every rank holds whole. Rank 0 reads: 80 processes that each read 15 GB
+    would keep a file server busy for minutes. Collective."""
+    if dist.is_main():
+        tensor.copy_(read())
+    dist.broadcast_tensor(tensor)
 
 
 def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
