@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import subprocess
 from dataclasses import replace
+from datetime import timedelta
+from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.distributed as td
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.distributed import distributed_c10d
 
 from adrpo_scale.cluster.preflight import bandwidth, gpu_checks, network_checks, view
 from adrpo_scale.cluster.preflight.bandwidth import Sums
@@ -313,3 +317,33 @@ def test_the_table_is_calm_where_all_is_well_and_details_what_is_not(capsys):
         "unfit: --exclude=n1, in 1.2 s (exit code 4)",
     ]
     assert json.loads(view.as_json(lists, "title", 1.23))["bad_nodes"] == ["n1"]
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_the_sums_go_through_the_implementation_that_the_run_uses(monkeypatch, legacy):
+    """torch 2.15 has two over NCCL; its own table says which one "nccl" builds in a run."""
+    made = []
+    for name in ("ProcessGroupNCCL", "ProcessGroupNCCL2"):
+        if hasattr(distributed_c10d, name):
+
+            class Group:
+                Options = SimpleNamespace
+                mine = name
+
+                def __init__(self, store, rank, size, options, device=None):
+                    made.append((self.mine, rank, size, device))
+
+            monkeypatch.setattr(distributed_c10d, name, Group)
+            monkeypatch.setattr(td, name, Group, raising=False)
+    monkeypatch.setenv("TORCH_NCCL_BLOCKING_WAIT", "0")
+    device = torch.device("cuda", 3)
+    if legacy:
+        monkeypatch.setenv("TORCH_DIST_USE_NCCL2", "0")
+    else:
+        monkeypatch.delenv("TORCH_DIST_USE_NCCL2", raising=False)
+    bandwidth.new_group("nccl", None, 3, 8, timedelta(seconds=9), device)
+
+    creators = vars(distributed_c10d)
+    new = "_create_nccl2_process_group" in creators and not legacy
+    expected = ("ProcessGroupNCCL2", 3, 8, device) if new else ("ProcessGroupNCCL", 3, 8, None)
+    assert made == [expected]

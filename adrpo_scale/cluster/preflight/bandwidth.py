@@ -22,6 +22,7 @@ from typing import Any
 import torch
 import torch.distributed as td
 from torch import Tensor
+from torch.distributed import distributed_c10d
 
 from adrpo_scale.cluster.preflight.base import Place
 from adrpo_scale.cluster.preflight.node import Node
@@ -114,9 +115,9 @@ def _measure(
     backend = order["backend"]
     own = td.PrefixStore(f"{order['key']}/{members[0]}", store)
     rank, size = members.index(place.rank), len(members)
-    group = new_group(backend, own, rank, size, timedelta(seconds=order["seconds"]))
-    _kept.append(group)
     device = torch.device("cuda", place.local_rank) if backend == "nccl" else torch.device("cpu")
+    group = new_group(backend, own, rank, size, timedelta(seconds=order["seconds"]), device)
+    _kept.append(group)
     if device.type == "cuda":
         torch.cuda.set_device(device)  # the current device is a thread's own
     dtypes = [torch.float32, torch.bfloat16] if backend == "nccl" else [torch.float32]
@@ -129,14 +130,28 @@ def _measure(
     return {"seconds": _fastest(group, device, BYTES[backend])}
 
 
-def new_group(backend: str, store: Any, rank: int, size: int, timeout: timedelta) -> Any:
-    """A separate process group. Raises RuntimeError where its members do not find each other."""
+def new_group(
+    backend: str, store: Any, rank: int, size: int, timeout: timedelta, device: torch.device
+) -> Any:
+    """A separate process group, of the implementation that the run will use. Raises RuntimeError
+    where its members do not find each other."""
     if backend == "gloo":
         return td.ProcessGroupGloo(store, rank, size, timeout)
     os.environ["TORCH_NCCL_BLOCKING_WAIT"] = "1"  # an exception at the time limit, not an abort
     options = td.ProcessGroupNCCL.Options()
     options._timeout = timeout
+    modern = nccl2()
+    if modern is not None:
+        return modern(store, rank, size, options, device)
     return td.ProcessGroupNCCL(store, rank, size, options)
+
+
+def nccl2() -> Any:
+    """torch's second implementation over NCCL, where "nccl" means it (since torch 2.15, unless
+    TORCH_DIST_USE_NCCL2=0); None elsewhere."""
+    if os.environ.get("TORCH_DIST_USE_NCCL2") == "0":
+        return None
+    return getattr(distributed_c10d, "ProcessGroupNCCL2", None)
 
 
 def _fastest(group: Any, device: torch.device, size: int) -> float:
