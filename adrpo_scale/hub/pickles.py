@@ -11,6 +11,7 @@ the pickle with its values, whatever the model's config states about tying.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pickle
 import re
@@ -39,6 +40,7 @@ STEMS = {
     "open_clip_pytorch_model": "open_clip_model",
 }
 _SHARD = r"(-\d{5}-of-\d{5})?"
+_HASH = "tensors_sha256"  # in the metadata of what was converted
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,8 @@ def convert_snapshot(
         _link(snapshot / file, building / file, to / file)
     for weights in pickled:
         _convert(snapshot, weights, building)
-    sync_folder(building)
+    for folder in (building, *(path for path in building.rglob("*") if path.is_dir())):
+        sync_folder(folder)
     remove_folder(to)
     building.rename(to)
     sync_folder(to.parent)
@@ -158,12 +161,26 @@ def is_converted(folder: Path, pickled: Sequence[PickledWeights], files: Iterabl
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether a safetensors file is complete: the library compares its length with its header."""
+    """Whether a safetensors file is complete, which the library knows from its header, and its
+    tensors have the hash that it states; versions before stated none."""
     try:
-        with safe_open(path, "pt"):
-            return True
+        with safe_open(path, "pt") as file:
+            stated = (file.metadata() or {}).get(_HASH)
+            pace = Pace(f"checking {path.name}", path.stat().st_size)
+            tensors = ((name, file.get_tensor(name)) for name in sorted(file.keys()))
+            return stated is None or stated == _hash_of(tensors, pace)
     except (OSError, SafetensorError):
         return False
+
+
+def _hash_of(tensors: Iterable[tuple[str, Tensor]], pace: Pace) -> str:
+    """SHA-256 over names and bytes of tensors, in hex."""
+    digest = hashlib.sha256()
+    for name, tensor in tensors:
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+        pace.step(tensor.nbytes)
+    return digest.hexdigest()
 
 
 def contents(folder: Path) -> dict[str, int]:
@@ -271,8 +288,10 @@ def _other_than_tensors(content: object) -> str | None:
 def _write(path: Path, tensors: dict[str, Tensor]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     headers = [TensorHeader(name, t.dtype, tuple(t.shape)) for name, t in tensors.items()]
-    pace = Pace(f"converting to {path.name}", sum(header.bytes for header in headers))
-    with TensorFileWriter(path, headers, {"format": "pt"}) as file:
+    size = sum(header.bytes for header in headers)
+    pace = Pace(f"converting to {path.name}", size)
+    found = _hash_of(sorted(tensors.items()), Pace(f"hashing {path.name}", size))
+    with TensorFileWriter(path, headers, {"format": "pt", _HASH: found}) as file:
         for tensor in tensors.values():
             file.write(tensor)
             pace.step(tensor.nbytes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tarfile
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from adrpo_scale.data.prepare.extract import extract, video_sound
 from adrpo_scale.data.prepare.pool import in_order
 from adrpo_scale.data.prepare.shards import END, JOURNAL, Shards
 from adrpo_scale.data.prepare.sources import Source
+from tests.core.test_json_files import ODD
 from tests.support.dying import negative, square_or_die
 from tests.support.prepared import left, record_of
 from tests.support.sounds import (
@@ -103,6 +105,31 @@ def test_long_and_foreign_names_and_large_clips_have_room(tmp_path: Path) -> Non
     for entry in shards.entries.values():
         name, offset, length = entry.reference.split(":")
         assert (tmp_path / name).read_bytes()[int(offset) :][: int(length)] == b"flac" * 999
+
+
+ODD_ENTRY = {"clip": "c1", "shard": 0, "offset": 512, "length": 100, "samples": 1}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *ODD.values(),
+        *(
+            json.dumps(ODD_ENTRY | {name: value}).encode()
+            for name, value in (("clip", 1), ("shard", "0"), ("offset", -1), ("length", 1.5))
+        ),
+        json.dumps(ODD_ENTRY | {"more": 1}).encode(),
+    ],
+)
+def test_a_bad_line_of_the_journal_is_where_the_next_start_goes_on(
+    tmp_path: Path, line: bytes
+) -> None:
+    fill(tmp_path, range(9))
+    expected = left(tmp_path)
+    lines = expected[JOURNAL].splitlines(keepends=True)
+    (tmp_path / JOURNAL).write_bytes(b"".join([*lines[:4], line + b"\n", *lines[4:]]))
+    fill(tmp_path, range(9))
+    assert left(tmp_path) == expected
 
 
 def test_a_folder_that_was_taken_over_is_left_as_it_is(tmp_path: Path) -> None:

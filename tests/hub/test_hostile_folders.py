@@ -19,6 +19,7 @@ from adrpo_scale.domains.sd3_encoders import encoders_of
 from adrpo_scale.hub.access import ask
 from adrpo_scale.hub.loaders import load_settings, load_weights
 from adrpo_scale.hub.needs import HubNeed
+from adrpo_scale.hub.pickles import as_safetensors
 from adrpo_scale.hub.weight_files import weight_files
 from tests.rewards.test_rewards import IMAGES, PROMPTS, clip, write_open_clip
 from tests.support.tiny import MODEL
@@ -148,6 +149,24 @@ def test_a_pickle_of_open_clip_is_converted_once_and_means_the_same(folder, tmp_
     before = made.stat().st_mtime_ns
     assert torch.equal(judged(f"local-dir:{folder}"), expected)
     assert made.stat().st_mtime_ns == before
+
+
+def test_no_flipped_bit_of_a_converted_pickle_is_used(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("ADRPO_CACHE", str(tmp_path / "cache"))
+    tensors = {"a": torch.randn(5, 3), "b": torch.arange(7), "c": torch.tensor(2.5).bfloat16()}
+    torch.save(tensors, tmp_path / "x.bin")
+    made = as_safetensors(tmp_path / "x.bin")
+    whole, found = made.read_bytes(), 0
+    for bit in range(0, 8 * len(whole), 61):
+        content = bytearray(whole)
+        content[bit // 8] ^= 1 << bit % 8
+        made.write_bytes(content)
+        read = load_file(as_safetensors(tmp_path / "x.bin"))
+        assert read.keys() == tensors.keys(), bit
+        assert all(torch.equal(read[name], tensor) for name, tensor in tensors.items()), bit
+        found += made.read_bytes() == whole
+    assert found > 40
 
 
 def test_a_pickle_of_open_clip_that_runs_code_is_refused(folder, mark):

@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from adrpo_scale.core.files import own, sync_folder, write_all
+from adrpo_scale.core.json_files import parse_object
 
 JOURNAL = "journal.jsonl"
 COMMIT_EVERY = 32  # clips: a wait for the disk after each would take longer than decoding
@@ -168,9 +169,12 @@ def _entry(line: bytes) -> Entry | None:
     if not line.endswith(b"\n"):
         return None
     try:
-        return Entry(**json.loads(line))
+        found = Entry(**parse_object(line, strict=True))
     except (ValueError, TypeError):
         return None
+    places = (found.shard, found.offset, found.length, found.samples)
+    is_one = isinstance(found.clip, str) and all(type(n) is int and n >= 0 for n in places)
+    return found if is_one else None
 
 
 def _size(path: Path) -> int:
