@@ -18,6 +18,7 @@ from adrpo_scale.core.console import console
 from adrpo_scale.core.disk_space import size_text
 from adrpo_scale.core.errors import CheckpointError
 from adrpo_scale.core.numbers import natural
+from adrpo_scale.core.paths import usual_path
 
 _FLOAT32 = 4  # bytes of an element
 
@@ -38,7 +39,7 @@ def inspect(name: str) -> Inspection:
 
     Raises CheckpointError where there is none, OtherVersionError for another format version.
     """
-    others = _others(Path(name))
+    others = _others(usual_path(name))
     try:
         reader = open_checkpoint(name)
     except OtherVersionError:
@@ -62,10 +63,10 @@ def _faults(reader: Reader) -> list[str]:
 def _is_there(name: str) -> bool:
     """Whether the name leads to a manifest, even a damaged one."""
     run, _, iteration = name.rpartition("@")
-    folder = Path(name)
+    folder = usual_path(name)
     number = natural(iteration)
     if not folder.exists() and number is not None:
-        folder = Path(run)
+        folder = usual_path(run)
         return any(number in committed(folder / sub) for sub in (CHECKPOINTS, TRAJECTORY))
     return (folder / MANIFEST).exists() or bool(_others(folder))
 

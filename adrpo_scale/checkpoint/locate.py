@@ -13,6 +13,7 @@ from adrpo_scale.core.dist import Ask
 from adrpo_scale.core.errors import CheckpointError
 from adrpo_scale.core.files import remove_folder, sync_file, sync_folder
 from adrpo_scale.core.numbers import natural
+from adrpo_scale.core.paths import usual_path
 
 ORIGIN = "origin"  # folder of a run: the checkpoint that it started from
 
@@ -23,13 +24,13 @@ def open_checkpoint(name: str) -> Reader:
     Looks in `checkpoints/` first, then in `trajectory/`. Raises CheckpointError, which lists the
     committed iterations, where there is none.
     """
-    folder, wanted = Path(name), None
+    folder, wanted = usual_path(name), None
     if not folder.exists() and "@" in name:
         before, _, after = name.rpartition("@")
         wanted = natural(after)
         if wanted is None:
             raise CheckpointError(f"{name!r}: expected RUN@iteration, e.g. runs/mine@120")
-        folder = Path(before)
+        folder = usual_path(before)
     if (folder / MANIFEST).is_file():
         return Reader(folder)
     there = committed(folder / TRAJECTORY) | committed(folder / CHECKPOINTS)

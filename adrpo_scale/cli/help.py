@@ -15,6 +15,7 @@ from __future__ import annotations
 import inspect
 import textwrap
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import typer
@@ -60,6 +61,16 @@ def summary(docstring: str) -> str:
 
 
 class _Command(TyperCommand):
+    def invoke(self, ctx: Any) -> Any:
+        """Refuses paths that the system does not take."""
+        from adrpo_scale.core.paths import usual_path
+
+        for given in ctx.params.values():
+            for value in given if isinstance(given, list | tuple) else [given]:
+                if isinstance(value, Path):
+                    usual_path(value)
+        return super().invoke(ctx)
+
     def format_help(self, ctx: Any, formatter: Any) -> None:
         super().format_help(ctx, formatter)
         _print_examples(self.help or "")

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import os
 import re
+import selectors
 import signal
 import subprocess
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +20,8 @@ from pathlib import Path
 from adrpo_scale.core.errors import ConfigError, DiskSpaceError
 
 QUOTA_SECONDS = 30.0
-_ANSWER = re.compile(r"\s*(-?[0-9]+)(?:\s+(-?[0-9]+))?\s*")
+ANSWER_BYTES = 10_000  # of a pipe; an answer has at most forty
+_ANSWER = re.compile(r"\s*(-?[0-9]{1,18})(?:\s+(-?[0-9]{1,18}))?\s*")
 
 
 @dataclass(frozen=True)
@@ -129,35 +132,65 @@ def _quota(folder: Path, command: str) -> Space:
 def _run(command: str, folder: Path) -> tuple[int, str, str]:
     """(exit code, standard output, standard error) of a shell command.
 
-    The command has a session of its own: at the time limit the shell's children must end with it,
-    because they hold the pipes open.
+    The command has a session of its own: at a limit the shell's children must end with it, because
+    they hold the pipes open.
     """
-    process = subprocess.Popen(
-        command,
-        shell=True,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-        env=os.environ | {"ADRPO_RUN_DIR": str(folder)},
-        start_new_session=True,
-    )
     try:
-        output, complaint = process.communicate(timeout=QUOTA_SECONDS)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        with suppress(subprocess.TimeoutExpired):  # SIGKILL ends no wait for a dead server
-            process.communicate(timeout=1)
-        raise _not_an_answer(command, f"has not answered in {QUOTA_SECONDS:g} s") from None
+        process = subprocess.Popen(
+            command,
+            bufsize=0,
+            shell=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=os.environ | {"ADRPO_RUN_DIR": str(folder)},
+            start_new_session=True,
+        )
+    except (OSError, ValueError) as error:  # too long, or with a NUL
+        raise _not_an_answer(command, f"cannot be started ({error})") from error
+    with process.stdout, process.stderr:  # type: ignore[union-attr]
+        said, fault = _heard(process)
+        if fault is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            with suppress(subprocess.TimeoutExpired):  # SIGKILL ends no wait for a dead server
+                process.wait(timeout=1)
+            raise _not_an_answer(command, fault)
+    output, complaint = (text.decode(errors="replace") for text in said)
     return process.returncode, output, complaint
+
+
+def _heard(process: subprocess.Popen[bytes]) -> tuple[list[bytes], str | None]:
+    """(what a process wrote to its two pipes, why it is not waited for any longer). A command that
+    never ends, or writes without end, costs QUOTA_SECONDS and ANSWER_BYTES."""
+    said, deadline = [b"", b""], time.monotonic() + QUOTA_SECONDS
+    late = f"has not answered in {QUOTA_SECONDS:g} s"
+    with selectors.DefaultSelector() as selector:
+        for number, pipe in enumerate((process.stdout, process.stderr)):
+            selector.register(pipe, selectors.EVENT_READ, number)  # type: ignore[arg-type]
+        while selector.get_map():
+            ready = selector.select(max(0.0, deadline - time.monotonic()))
+            if time.monotonic() > deadline:
+                return said, late
+            for key, _ in ready:
+                piece = os.read(key.fd, ANSWER_BYTES)
+                said[key.data] += piece
+                if not piece:
+                    selector.unregister(key.fileobj)
+            if max(map(len, said)) > ANSWER_BYTES:
+                return said, f"printed more than {ANSWER_BYTES:,} bytes"
+    try:
+        process.wait(max(0.0, deadline - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        return said, late
+    return said, None
 
 
 def _not_an_answer(command: str, what: str) -> ConfigError:
     return ConfigError(
-        f"checkpoint.quota_command = {command!r} {what}; expected the free bytes, or the free "
-        "bytes and the free number of files, as integers on standard output. Try it in a shell "
-        "with ADRPO_RUN_DIR set to the run folder, or leave the setting out"
+        f"checkpoint.quota_command = {_short(command)} {what}; expected the free bytes, or the "
+        "free bytes and the free number of files, as integers on standard output. Try it in a "
+        "shell with ADRPO_RUN_DIR set to the run folder, or leave the setting out"
     )
 
 

@@ -7,14 +7,18 @@ is installed; anything else is a path of the file system, relative to the curren
 from __future__ import annotations
 
 import difflib
+import errno
 import os
 from pathlib import Path
 
 from adrpo_scale.core.errors import ConfigError
+from adrpo_scale.core.json_files import read_regular
+from adrpo_scale.core.printable import shown
 
 DEMO_PREFIX = "demo:"
 ASSETS = Path(__file__).resolve().parents[1] / "demo" / "assets"
 _LISTED = 40
+_PIPES = ("/dev/fd/", "/proc/self/fd/")  # bash's <(...)
 
 
 def resolve_path(name: str) -> Path:
@@ -25,13 +29,39 @@ def resolve_path(name: str) -> Path:
     need not exist: its reader reports a missing file with its own remedy.
     """
     if not name.startswith(DEMO_PREFIX):
-        return Path(os.path.expanduser(name))
+        return usual_path(name)
     asset = name.removeprefix(DEMO_PREFIX)
     path = (ASSETS / asset).resolve()
     # "demo:../.." would otherwise read whatever lies beside the package.
     if asset and path.is_relative_to(ASSETS.resolve()) and path.exists():
         return path
     raise ConfigError(f"{name}: no such demo asset. {_known_assets(asset)}")
+
+
+def usual_path(name: str | Path) -> Path:
+    """The path of a name that somebody wrote, `~` expanded; it need not exist. Raises ConfigError
+    where the system takes no such name, or does not let this user look."""
+    path = os.path.expanduser(name)
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError) as error:  # ValueError: a NUL
+        why = getattr(error, "strerror", None) or str(error)
+        raise ConfigError(f"{shown(path)} cannot be a path here ({why}): correct it") from error
+    return Path(path)
+
+
+def read_given(path: Path, most: int) -> bytes:
+    """The bytes of a file that somebody named: a regular one, or a pipe of their shell's. Raises
+    OSError for anything else, and for more than `most` bytes."""
+    if not str(path).startswith(_PIPES):
+        return read_regular(path, most)
+    with path.open("rb") as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise OSError(errno.EFBIG, f"it has more than {most} bytes", str(path))
+    return content
 
 
 def _known_assets(asset: str) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import re
+from typing import Any
 
 from adrpo_scale.core.secrets import masked
 
@@ -20,6 +21,7 @@ _CONTROLS = re.compile(
     "|\r(?!\n)"
 )
 _ENDS = re.compile("[\t\r\n]")
+SHOWN = 200  # characters of a value in an error
 
 
 def printable(text: str) -> str:
@@ -43,3 +45,12 @@ class Formatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         return printable(super().format(record))
+
+
+def shown(value: Any, *, quote: bool = True) -> str:
+    """A value as an error shows it: one line, not endless."""
+    try:
+        text = repr(value) if quote else str(value)
+    except (ValueError, RecursionError):
+        return f"a {type(value).__name__} too long to show"
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}… ({len(text)} characters)"

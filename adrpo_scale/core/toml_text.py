@@ -7,20 +7,18 @@ a RecursionError, and keys with 3,000 dots make data that only recursion can wal
 
 from __future__ import annotations
 
-import os
-import stat
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from adrpo_scale.core.errors import ConfigError
+from adrpo_scale.core.paths import read_given
+from adrpo_scale.core.printable import shown
 
 LARGEST_FILE = 10_000_000  # bytes
 DEEPEST = 32  # tables and lists inside each other; the deepest setting of ours has 4
 LONGEST_INTEGER = 128  # bits; settings have at most 64, and their own errors show more
-SHOWN = 200  # characters of a value in an error
-_PIPES = ("/dev/fd/", "/proc/self/fd/")  # bash's <(...)
 
 
 class TomlError(ValueError):
@@ -51,28 +49,15 @@ def read_toml(path: Path, remedy: str) -> dict[str, Any]:
 
 def _text(path: Path, remedy: str) -> str:
     try:
-        mode = path.stat().st_mode
-        if not (stat.S_ISREG(mode) or str(path).startswith(_PIPES)):
-            kind = "folder" if stat.S_ISDIR(mode) else "device or a pipe"
-            raise ConfigError(f"config {path} is a {kind}, and a TOML file is expected; {remedy}")
-        with path.open("rb") as file:
-            content = file.read(LARGEST_FILE + 1)
+        return read_given(path, LARGEST_FILE).decode("utf-8-sig")
     except FileNotFoundError as error:
         raise ConfigError(f"config {path} is not there; {remedy}") from error
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        why = getattr(error, "strerror", None) or str(error)
-        raise ConfigError(
-            f"config {shown(os.fspath(path))} cannot be read ({why}); {remedy}"
-        ) from error
-    if len(content) > LARGEST_FILE:
-        raise ConfigError(
-            f"config {path} has more than {LARGEST_FILE:,} bytes, and is no file of settings; "
-            f"{remedy}"
-        )
-    try:
-        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise TomlError(f"is not valid TOML: {error}") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        why = getattr(error, "strerror", None) or str(error)
+        name = shown(str(path), quote=False)
+        raise ConfigError(f"config {name} cannot be read ({why}); {remedy}") from error
 
 
 def check_values(data: Any, before: str = "") -> None:
@@ -120,12 +105,3 @@ def fault_of(text: str) -> str | None:
         if "\ud800" <= character <= "\udfff":
             return "holds bytes that are no UTF-8: write it in UTF-8"
     return None
-
-
-def shown(value: Any, *, quote: bool = True) -> str:
-    """A value as an error shows it: one line, not endless."""
-    try:
-        text = repr(value) if quote else str(value)
-    except (ValueError, RecursionError):
-        return f"a {type(value).__name__} too long to show"
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}… ({len(text)} characters)"

@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ from adrpo_scale.data.rows import AUTO, Reading, Row, RowReader
 from adrpo_scale.data.tables import read_table, starts_with_csv_header
 
 DATA_FILES = ("*.parquet", "*.jsonl")
+MOST_NAMES = 300_000  # below a folder that is searched
 QUOTED = re.compile(r'"([^"]+)"|“([^”]+)”')
 
 
@@ -241,8 +244,7 @@ def read_folder(path: Path, reading: Reading = AUTO, split: str | None = None) -
 
 def data_files(path: Path, split: str | None) -> list[Path]:
     """The files that `read_folder` reads. Raises as it does."""
-    found = (file for pattern in DATA_FILES for file in path.rglob(pattern))
-    files = sorted(file for file in found if file.is_file())
+    files = sorted(file for file in _below(path) if file.is_file())
     if not files:
         raise PromptError(f"{path}: no {' or '.join(DATA_FILES)} in this folder; name a file")
     split_by_file = {file: split_of(file.relative_to(path)) for file in files}
@@ -259,6 +261,21 @@ def data_files(path: Path, split: str | None) -> list[Path]:
             f"with one split, or the split: {path}:train"
         )
     return files
+
+
+def _below(path: Path) -> Iterator[Path]:
+    """The data files of a folder and its folders. Raises PromptError for a folder without an end: a
+    whole disk takes minutes, and what it holds is no dataset."""
+    count = 0
+    for folder, folders, names in os.walk(path):
+        count += len(folders) + len(names)
+        if count > MOST_NAMES:
+            raise PromptError(
+                f"{path} holds more than {MOST_NAMES:,} files and folders; name the folder of the "
+                "dataset alone, or one file"
+            )
+        matching = [name for name in names if any(fnmatchcase(name, p) for p in DATA_FILES)]
+        yield from (Path(folder, name) for name in matching)
 
 
 # ---- the tables ----------------------------------------------------------------------------------

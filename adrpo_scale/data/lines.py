@@ -6,7 +6,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from adrpo_scale.core.errors import PromptError
+from adrpo_scale.core.paths import read_given
 
+LARGEST = 1 << 32  # bytes of a prompt file
 NAMED = 5  # refused rows that an error names
 
 
@@ -34,7 +36,7 @@ def all_refused(
 def read_text(path: Path) -> str:
     """The whole file, with LF as line end. Raises PromptError unless it is readable UTF-8 text."""
     try:
-        raw = path.read_bytes()
+        raw = read_given(path, LARGEST)
     except FileNotFoundError:
         raise PromptError(
             f"{path}: no such prompt file (looked for it at {path.absolute()}); correct the path, "

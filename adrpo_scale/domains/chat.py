@@ -13,9 +13,9 @@ from pydantic import model_validator
 from adrpo_scale.core.bounds import TOKENS
 from adrpo_scale.core.console import ON_SCREEN
 from adrpo_scale.core.errors import ConfigError, ModelNotFoundError, PromptError
-from adrpo_scale.core.json_files import read_regular
 from adrpo_scale.core.naming import all_places, named
 from adrpo_scale.core.pace import paced
+from adrpo_scale.core.paths import read_given, usual_path
 from adrpo_scale.core.settings import Section, setting
 from adrpo_scale.core.types import Prompt
 from adrpo_scale.data.lines import all_refused
@@ -84,24 +84,29 @@ def load_tokenizer(folder: Path, config: ChatConfig, template: str | None = None
     if template is not None:
         tokenizer.chat_template = template
     if config.template_file is not None:
-        path = Path(config.template_file)
-        if not path.is_file():
-            raise ConfigError(
-                f"domain.chat.template_file = {str(path)!r}: no such file; name a Jinja file"
-            )
-        try:
-            tokenizer.chat_template = read_regular(path, _TEMPLATE).decode()
-        except (OSError, ValueError) as error:
-            raise ConfigError(
-                f"domain.chat.template_file = {str(path)!r} cannot be read ({error}); name a Jinja "
-                "file, text in UTF-8"
-            ) from error
+        tokenizer.chat_template = _template(config.template_file)
     if config.template == "chat" and not tokenizer.chat_template:
         raise ConfigError(
             f"the tokenizer in {folder} has no chat template (is it that of a base model?): use "
             'domain.chat.template = "plain", or give a Jinja file as domain.chat.template_file'
         )
     return tokenizer
+
+
+def _template(name: str) -> str:
+    """The text of a template's file. Raises ConfigError."""
+    path = usual_path(name)
+    try:
+        return read_given(path, _TEMPLATE).decode()
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"domain.chat.template_file = {str(path)!r}: no such file; name a Jinja file"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"domain.chat.template_file = {str(path)!r} cannot be read ({error}); name a Jinja "
+            "file, text in UTF-8"
+        ) from error
 
 
 def tokenizing(prompts: Sequence[Prompt]) -> Iterator[Prompt]:

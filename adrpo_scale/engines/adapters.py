@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from torch import nn
 
 from adrpo_scale.core.errors import ConfigError
-from adrpo_scale.core.toml_text import shown
+from adrpo_scale.core.printable import shown
 from adrpo_scale.engines.spec import LoraConfig
 
 BASE_MARK = ".base_layer"  # peft moves a wrapped layer's own weights under this name

@@ -21,7 +21,7 @@ from adrpo_scale.core import dist
 from adrpo_scale.core.console import say
 from adrpo_scale.core.errors import ConfigError, DamagedFileError, PromptError, given
 from adrpo_scale.core.pace import Pace
-from adrpo_scale.core.paths import make_output_folder, resolve_path
+from adrpo_scale.core.paths import make_output_folder, resolve_path, usual_path
 from adrpo_scale.core.types import DrawKey, Prompt
 from adrpo_scale.data.formats import guess_format
 from adrpo_scale.data.prompt_files import load_prompts
@@ -111,7 +111,7 @@ def _local_folder(name: str) -> Path | None:
     if name.startswith("demo:"):
         return resolve_path(name)
     for path in (name, name.rpartition("@")[0]):
-        folder = Path(path).expanduser()
+        folder = usual_path(path)
         if path and folder.is_dir():
             return folder
     return None

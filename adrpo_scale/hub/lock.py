@@ -22,7 +22,7 @@ from typing import Any
 from adrpo_scale.core.errors import AdrpoError, ModelNotFoundError
 from adrpo_scale.core.files import replace_json
 from adrpo_scale.core.json_files import parse_object, read_regular
-from adrpo_scale.core.paths import DEMO_PREFIX, resolve_path
+from adrpo_scale.core.paths import DEMO_PREFIX, resolve_path, usual_path
 from adrpo_scale.hub.needs import (
     HubNeed,
     Key,
@@ -163,7 +163,7 @@ def find_here(need: HubNeed) -> Path:
     """
     if need.name.startswith(DEMO_PREFIX):
         return resolve_path(need.name)
-    folder = Path(need.name).expanduser()
+    folder = usual_path(need.name)
     if need.name and folder.is_dir():
         return folder
     if not need.is_hub_id:

@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal
 
-from adrpo_scale.core.paths import DEMO_PREFIX
+from adrpo_scale.core.paths import DEMO_PREFIX, usual_path
 
 CONVERTED = "adrpo_scale"  # the folder of converted weights, inside the hub's cache
 RepoType = Literal["model", "dataset"]
@@ -45,7 +45,7 @@ class HubNeed:
         name = self.name
         if name.startswith((DEMO_PREFIX, ".", "/", "~")) or name.count("/") != 1:
             return False
-        return not Path(name).is_dir()
+        return not usual_path(name).is_dir()
 
     @property
     def parts(self) -> list[str]:

@@ -17,9 +17,10 @@ from pydantic import ValidationError
 
 from adrpo_scale.core.errors import ConfigError
 from adrpo_scale.core.numbers import natural
+from adrpo_scale.core.printable import shown
 from adrpo_scale.core.python_warnings import SettingsWarning
 from adrpo_scale.core.settings import Leaf, Section, leaves, notes_of
-from adrpo_scale.core.toml_text import DEEPEST, check_values, read_toml, shown
+from adrpo_scale.core.toml_text import DEEPEST, check_values, read_toml
 from adrpo_scale.run.config import RunConfig
 from adrpo_scale.run.override_values import value_of
 from adrpo_scale.run.sections import current_key, modern, section_at

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import time
 from pathlib import Path
@@ -99,6 +100,33 @@ def test_quota_command_that_answers_something_else_is_quoted(tmp_path, command, 
         free_space(tmp_path, command)
     for part in ("checkpoint.quota_command", repr(command), printed, "expected the free bytes"):
         assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("yes", "printed more than 10,000 bytes"),
+        ("yes >&2", "printed more than 10,000 bytes"),
+        ("cat /dev/zero", "printed more than 10,000 bytes"),
+        ("head -c 20000 /dev/zero; echo 5", "printed more than 10,000 bytes"),
+        ("echo " + "9" * 5000, "printed '9999"),
+        ("# " + "x" * 3_000_000, "cannot be started"),
+    ],
+)
+def test_quota_command_without_an_end_costs_little(tmp_path, command, said):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ConfigError) as caught:
+        free_space(tmp_path, command)
+    assert said in str(caught.value) and len(str(caught.value)) < 1000
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # kB
+    left = subprocess.run(["pgrep", "-P", str(os.getpid()), "-x", "yes"], capture_output=True)
+    assert left.stdout == b""
+
+
+def test_quota_command_that_closes_its_output_and_goes_on_is_ended(tmp_path, monkeypatch):
+    monkeypatch.setattr(disk_space, "QUOTA_SECONDS", 0.3)
+    with pytest.raises(ConfigError, match=r"has not answered in 0\.3 s"):
+        free_space(tmp_path, "echo 5; exec >&- 2>&-; sleep 60")
 
 
 def test_quota_command_that_hangs_is_ended_with_all_that_it_started(tmp_path, monkeypatch):

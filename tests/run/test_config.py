@@ -150,7 +150,7 @@ def test_files_that_cannot_be_read(tmp_path):
     assert "is not valid TOML" in message(broken)
     assert "line 1" in message(broken)
     assert f"{tmp_path / 'nowhere.toml'} is not there" in message(tmp_path / "nowhere.toml")
-    assert "is a folder, and a TOML file is expected" in message(tmp_path)
+    assert "cannot be read (it is no regular file)" in message(tmp_path)
 
 
 # ---- --set -----------------------------------------------------------------------------------

@@ -16,8 +16,9 @@ from adrpo_scale.checkpoint.locate import open_checkpoint
 from adrpo_scale.cli import main as cli
 from adrpo_scale.core.errors import CheckpointError, ConfigError
 from adrpo_scale.core.numbers import natural
+from adrpo_scale.core.printable import shown
 from adrpo_scale.core.rank_facts import meeting_point, rank_facts, tasks_on_node
-from adrpo_scale.core.toml_text import TomlError, parse_toml, read_toml, shown
+from adrpo_scale.core.toml_text import TomlError, parse_toml, read_toml
 from adrpo_scale.evaluation.mmau.evaluate import load_settings
 from adrpo_scale.run.build import build_domain
 from adrpo_scale.run.load import load_config, parse_override
@@ -78,10 +79,10 @@ def test_a_path_of_a_config_that_cannot_be_read_is_one_error(tmp_path, read):
     huge.write_bytes(b"#")
     os.truncate(huge, 10_000_001)
     for path, said in {
-        tmp_path: "is a folder, and a TOML file is expected",
-        pipe: "is a device or a pipe",
-        Path("/dev/zero"): "is a device or a pipe",
-        huge: "has more than 10,000,000 bytes",
+        tmp_path: "cannot be read (it is no regular file)",
+        pipe: "cannot be read (it is no regular file)",
+        Path("/dev/zero"): "cannot be read (it is no regular file)",
+        huge: "cannot be read (it has more than 10000000 bytes)",
         IMAGE / "below": "cannot be read (Not a directory)",
         Path("a" * 5000): "cannot be read (File name too long)",
         Path("a\0b"): "cannot be read (embedded null byte)",

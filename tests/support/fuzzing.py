@@ -1,8 +1,8 @@
 """Runs the command on mutated configs and command lines, in this process, and tells what it said.
 
-A case passes where the command ends within its seconds, with a code of its own, and with one message
-where that is not 0: no traceback, no signal. Cases share a process, because a start costs seconds
-and a training tenths; `run_ranks` gives them one of their own, whose death names the case.
+A case passes where the command ends with a code of its own, and with one message where that is not
+0: no traceback, no signal. Cases share a process, because a start costs seconds and a training
+tenths; it is one that nothing else uses, and what it leaves says which case ended it.
 """
 
 from __future__ import annotations
@@ -16,24 +16,28 @@ import resource
 import shutil
 import signal
 import sys
-import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from tests.support.mutations import Base, base_of, command_line, mutated
+from tests.support.mutations import base_of, command_line, mutated, toml
 
-SECONDS = 20  # of a case
-MEMORY = 24 * 2**30  # bytes of addresses of the process
+SECONDS = 120  # of a case that hangs; a training takes tenths
+MEMORY = 6 * 2**30  # bytes that the process may take beside what it has
 SAMPLES = 64  # of an iteration that is trained; larger ones are counted and left out
 LONGEST = 6000  # characters of a message
 _ENDS = (0, 2, 3, 4, 85)
-_MARKS = ("Traceback (most recent call last)", "--- Logging error ---", "Exception ignored", "core dumped")
+_MARKS = (
+    "Traceback (most recent call last)",
+    "--- Logging error ---",
+    "Exception ignored",
+    "core dumped",
+)
 
 
 @dataclass
@@ -60,12 +64,14 @@ def run_command(words: Sequence[str], stream: io.TextIOWrapper) -> tuple[int | s
     sys.argv = ["adrpo-scale", *words]
     code: int | str | None
     try:
-        with contextlib.redirect_stdout(stream), contextlib.redirect_stderr(stream):
-            with warnings.catch_warnings():
-                try:
-                    code = cli._run()
-                except TooLong:
-                    code = "hang"
+        with (
+            contextlib.redirect_stdout(stream),
+            contextlib.redirect_stderr(stream),
+            warnings.catch_warnings(),
+        ):
+            code = cli._run()
+    except TooLong:
+        code = "hang"
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         torch.set_num_threads(1)
@@ -105,7 +111,9 @@ def prepare(folder: Path) -> None:
         os.environ.pop(name, None)
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    most = pages * resource.getpagesize() + MEMORY
+    resource.setrlimit(resource.RLIMIT_AS, (most, resource.RLIM_INFINITY))
 
 
 def fuzz_configs(bases: Sequence[dict[str, Any]], seed: int, count: int, folder: Path) -> Report:
@@ -118,7 +126,7 @@ def fuzz_configs(bases: Sequence[dict[str, Any]], seed: int, count: int, folder:
         case = mutated(draw.choice(made), draw)
         path.write_bytes(case.text.encode("utf-8", "surrogateescape"))
         told = f"case {seed}/{number} ({', '.join(case.kinds)}) {case.words!r}"
-        print(told, file=sys.__stderr__, flush=True) if os.environ.get("ADRPO_FUZZ_TOLD") else None
+        (folder / "last").write_text(repr(told))
         code, said = run_command(["config", str(path), *case.words], stream)
         wrong = fault(code, said)
         report.counts["refused by config" if code else "passed config"] += 1
@@ -148,11 +156,20 @@ def _trained(
     return fault(code, said), code, said
 
 
+def train_once(data: dict[str, Any], config: Path, run: Path) -> None:
+    """A run of one iteration, for commands that read runs."""
+    config.write_text(toml(data))
+    code, said = run_command(["train", str(config), "--run-dir", str(run)], _stream())
+    assert code == 0, said
+
+
 def work_of(config: Any) -> float:
     """The work of a run in units of what a case may take."""
     prompts, optimizer, domain = config.prompts, config.optimizer, config.domain
     samples = prompts.per_iteration * prompts.group_size
-    steps = getattr(domain.rollout, "steps", 0) / 8 + getattr(domain.rollout, "max_new_tokens", 0) / 64
+    steps = (
+        getattr(domain.rollout, "steps", 0) / 8 + getattr(domain.rollout, "max_new_tokens", 0) / 64
+    )
     passes = optimizer.updates * optimizer.minibatches * optimizer.draws_per_sample
     pixels = (getattr(domain, "height", None) or 1) * (getattr(domain, "width", None) or 1) / 4096
     evaluation = config.evaluation
@@ -169,6 +186,7 @@ def fuzz_commands(config: Path, run: Path, seed: int, count: int, folder: Path) 
     for number in range(count):
         draw = random.Random(f"{seed}/command/{number}")
         words = command_line(config, run, draw)
+        (folder / "last").write_text(f"command {seed}/{number} {words!r}")
         code, said = run_command(words, stream)
         report.counts[f"{words[0] if words[0].isalpha() else 'odd'}: {code}"] += 1
         wrong = fault(code, said)

@@ -17,24 +17,125 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic.fields import FieldInfo
 
 from adrpo_scale.core.settings import Leaf, walk
-from adrpo_scale.run.config import RunConfig
 from adrpo_scale.run.load import parse_config
 from adrpo_scale.run.registry import ALGORITHMS, DOMAINS, ENGINES, REWARDS
 
-NUMBERS = """0 -1 1 2 3 5 0.5 -0.5 1e-3 1e3 1.0 -0.0 1e-300 5e-324 1e300 -1e300 1e30 1e-18 nan inf
--inf 2147483647 2147483648 9223372036854775807 9223372036854775808 -9223372036854775809 0x10 0b1 1_0
-1e400 ² ٣ 1,5 1e 1e+ 0x 00 007 true "3" [1] {}""".split()
+NUMBERS = [
+    "0",
+    "-1",
+    "1",
+    "2",
+    "3",
+    "5",
+    "0.5",
+    "-0.5",
+    "1e-3",
+    "1e3",
+    "1.0",
+    "-0.0",
+    "1e-300",
+    "5e-324",
+    "1e300",
+    "-1e300",
+    "1e30",
+    "1e-18",
+    "nan",
+    "inf",
+    "-inf",
+    "2147483647",
+    "2147483648",
+    "9223372036854775807",
+    "9223372036854775808",
+    "-9223372036854775809",
+    "0x10",
+    "0b1",
+    "1_0",
+    "1e400",
+    "²",
+    "٣",
+    "1,5",
+    "1e",
+    "1e+",
+    "0x",
+    "00",
+    "007",
+    "true",
+    '"3"',
+    "[1]",
+    "{}",
+]
 NUMBERS += ["9" * 4301, "0x" + "f" * 5000, "1" + "0" * 400, "0." + "3" * 5000]
 TAME = ["1", "2", "3", "0.5", "0.1", "0.0", "0", "1.0", "4", "0.25", "5", "30.0", "0.9"]
 TEXTS = [
-    *("", " ", "x", "[/INST]", "[/x]", "[bold]", "[red]a[/red]", ":smile:", "\\[", "{", "{}", "{0}"),
+    *(
+        "",
+        " ",
+        "x",
+        "[/INST]",
+        "[/x]",
+        "[bold]",
+        "[red]a[/red]",
+        ":smile:",
+        "\\[",
+        "{",
+        "{}",
+        "{0}",
+    ),
     *("%s%n", "%(x)s", "a\nb", "a\r", "\t", "a\0b", "\x1b[2J", "\x07", "\x9b", "\u202e", "²", "٣"),
-    *("😀", "\udcff", "\ud800", "ÿ", "e\u0301", "'", '"', '"""', "`id`", "$(id)", "; rm", "#", "a#b"),
+    *(
+        "😀",
+        "\udcff",
+        "\ud800",
+        "ÿ",
+        "e\u0301",
+        "'",
+        '"',
+        '"""',
+        "`id`",
+        "$(id)",
+        "; rm",
+        "#",
+        "a#b",
+    ),
     *(".", "..", "../x", "/", "//", "/dev/null", "/dev/zero", "/dev/stdin", "/proc/self/mem", "~"),
     *("~nobody/x", "~~", "a" * 300, "a" * 5000, "a/" * 2500, "demo:", "demo:..", "demo:image/../x"),
-    *("hub:", "hub:a", "hub:a/b", "hub:a/b/c:d", "hub:²", ":", "a:b", ":x", "x:", "os:path", "sys:x"),
-    *("adrpo_scale:train", "..:x", "a.b:c", "a b:c", "tests.support.own:Red", "null", "nan", "true"),
-    *("file:///etc", "http://x", "s3://x", "con", "-", "--", "-x", "\u2028", "a\u00a0b", "*", "?", "("),
+    *(
+        "hub:",
+        "hub:a",
+        "hub:a/b",
+        "hub:a/b/c:d",
+        "hub:²",
+        ":",
+        "a:b",
+        ":x",
+        "x:",
+        "os:path",
+        "sys:x",
+    ),
+    *(
+        "adrpo_scale:train",
+        "..:x",
+        "a.b:c",
+        "a b:c",
+        "tests.support.own:Red",
+        "null",
+        "nan",
+        "true",
+    ),
+    *(
+        "file:///etc",
+        "http://x",
+        "s3://x",
+        "con",
+        "-",
+        "--",
+        "-x",
+        "\u2028",
+        "a\u00a0b",
+        "*",
+        "?",
+        "(",
+    ),
 ]
 KEYS = ["x", "", "²", "[/x]", "a.b", "name", "kind", "__class__", "0", "-1", "seed ", "Seed", "😀"]
 KEYS += ["model_config", "model_fields", "schema", "json", "copy", "dict", "validate", "digest"]
@@ -147,7 +248,9 @@ def _noise(text: str, draw: random.Random) -> str:
     for _ in range(draw.randint(1, 4)):
         a, b = sorted(draw.randrange(len(text) + 1) for _ in range(2))
         b = min(b, a + 12)
-        piece = draw.choice(["", text[a:b] * 2, draw.choice('"[]{}=.,#\n\0\\\'\t²'), chr(draw.randrange(300))])
+        piece = draw.choice(
+            ["", text[a:b] * 2, draw.choice("\"[]{}=.,#\n\0\\'\t²"), chr(draw.randrange(300))]
+        )
         text = text[:a] + piece + text[b:]
     return text
 
@@ -167,23 +270,27 @@ def _lines(text: str, draw: random.Random) -> str:
 
 def _added(text: str, draw: random.Random) -> str:
     deep = draw.choice([40, 400, 5000])
-    return text + "\n" + draw.choice(
-        [
-            f"x = {'[' * deep}{']' * deep}",
-            f"{'.'.join('a' * deep)} = 1",
-            "\n".join(f"[{'.'.join(['a'] * n)}]" for n in range(1, 60)),
-            f"[limits]\nmin_reward = {draw.choice(NUMBERS)}",
-            f"{json.dumps(draw.choice(KEYS))} = {json.dumps(draw.choice(KEYS))}",
-            "[[rewards]]",
-            "[[domain]]",
-            "[optimizer.updates]",
-            "d = 2024-01-01T00:00:00Z",
-            "\ufeff",
-            "# " + "x" * 100_000,
-            'a = "\\ud800"',
-            "\udcff",
-            "\r",
-        ]
+    return (
+        text
+        + "\n"
+        + draw.choice(
+            [
+                f"x = {'[' * deep}{']' * deep}",
+                f"{'.'.join('a' * deep)} = 1",
+                "\n".join(f"[{'.'.join(['a'] * n)}]" for n in range(1, 60)),
+                f"[limits]\nmin_reward = {draw.choice(NUMBERS)}",
+                f"{json.dumps(draw.choice(KEYS))} = {json.dumps(draw.choice(KEYS))}",
+                "[[rewards]]",
+                "[[domain]]",
+                "[optimizer.updates]",
+                "d = 2024-01-01T00:00:00Z",
+                "\ufeff",
+                "# " + "x" * 100_000,
+                'a = "\\ud800"',
+                "\udcff",
+                "\r",
+            ]
+        )
     )
 
 
@@ -194,8 +301,24 @@ _TEXTS = {"noise": _noise, "cut": _cut, "lines": _lines, "added": _added}
 
 COMMANDS: dict[str, Sequence[str]] = {
     "config": ("CONFIG", "--diff", "--set", "--schema"),
-    "train": ("CONFIG", "--run-dir", "--set", "--init-from", "--allow-change", "--trial", "--fresh"),
-    "plan": ("CONFIG", "--nodes", "--gpus-per-node", "--gpu", "--network-gbit", "--time-limit", "--trial"),
+    "train": (
+        "CONFIG",
+        "--run-dir",
+        "--set",
+        "--init-from",
+        "--allow-change",
+        "--trial",
+        "--fresh",
+    ),
+    "plan": (
+        "CONFIG",
+        "--nodes",
+        "--gpus-per-node",
+        "--gpu",
+        "--network-gbit",
+        "--time-limit",
+        "--trial",
+    ),
     "sample": ("NAME", "--prompts", "--to", "--limit", "--per-prompt", "--seed", "--set"),
     "export": ("NAME", "--to", "--as", "--dtype", "--max-shard-size"),
     "inspect": ("NAME", "--json"),
@@ -209,8 +332,12 @@ COMMANDS: dict[str, Sequence[str]] = {
 }
 
 
+_WRITTEN = ("--to", "--run-dir", "--curves", "--lock")  # stays below the current folder
+
+
 def command_line(config: Path, run: Path, draw: random.Random) -> list[str]:
-    """Words of a command that must end soon: a config or a run may be real, the rest is odd."""
+    """Words of a command that must end soon: a config or a run may be real, the rest is odd. A
+    NUL cannot be in one."""
     name = draw.choice([*COMMANDS])
     words = name.split()
     for option in COMMANDS[name]:
@@ -218,11 +345,13 @@ def command_line(config: Path, run: Path, draw: random.Random) -> list[str]:
             real = [str(config), str(run), f"{run}@1", f"{run}@²", f"{run}@{'9' * 40}"]
             words.append(draw.choice([*real, draw.choice(TEXTS)]))
         elif draw.random() < 0.4:
-            values = [draw.choice(TEXTS), draw.choice(NUMBERS), str(run), str(config), "seed=1"]
+            odd = [text for text in TEXTS if not (option in _WRITTEN and text[:1] in ("/", "~"))]
+            values = [draw.choice(odd), draw.choice(NUMBERS), str(config), "seed=1"]
+            values += [] if option in _WRITTEN else [str(run)]
             words += [option] if draw.random() < 0.1 else [option, draw.choice(values)]
     if draw.random() < 0.1:
         words.insert(draw.randrange(len(words) + 1), draw.choice(TEXTS))
-    return words
+    return [word.replace("\0", "") for word in words]
 
 
 # ---- what settings are ---------------------------------------------------------------------------
