@@ -20,6 +20,7 @@ from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError, cor
 
 from adrpo_scale.core.errors import ConfigError
 from adrpo_scale.core.keeping import PROCESS, kept
+from adrpo_scale.core.printable import shown
 from adrpo_scale.core.settings import Section
 
 T = TypeVar("T")
@@ -41,7 +42,7 @@ def imported(path: str) -> Any:
         if isinstance(error, ModuleNotFoundError) and not _is_within(error.name, module):
             expected = f"{module} was found, and imports {error.name}, which is not installed here"
         raise ImportError(
-            f"cannot be imported ({type(error).__name__}: {error}); {expected}"
+            f"cannot be imported ({type(error).__name__}: {shown(error, quote=False)}); {expected}"
         ) from error
 
 

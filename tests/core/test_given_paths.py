@@ -57,7 +57,7 @@ def test_a_file_that_has_no_end_is_not_read(tmp_path):
         with pytest.raises(OSError):
             read_given(path, 10)
     (tmp_path / "pipe").rename(tmp_path / "pipe.txt")
-    with pytest.raises(PromptError, match="cannot read this prompt file .*no regular file"):
+    with pytest.raises(PromptError, match=r"cannot read this prompt file .*no regular file"):
         load_prompts(tmp_path / "pipe.txt")
     reader, writer = os.pipe()
     os.write(writer, b"a red fox")
