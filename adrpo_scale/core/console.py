@@ -39,7 +39,8 @@ class PrintableConsole(Console):
     def file(self) -> IO[str]:
         """The stream behind all that stand for it: a progress line puts one before `screen`'s."""
         file = super().file
-        return getattr(file, "rich_proxied_file", file)
+        file = getattr(file, "rich_proxied_file", file)
+        return getattr(file, "as_it_is", file)
 
     @file.setter
     def file(self, file: IO[str]) -> None:

@@ -45,6 +45,7 @@ def _in_ascii(error: UnicodeError) -> tuple[str | bytes, int]:
 
 codecs.register_error("adrpo-screen", _in_ascii)
 
+_COLOURS = re.compile(r"(\x1b\[[0-9;]*m)")
 _MOVES = re.compile(r"(?:[\r\n]|\x1b\[A)*")  # what progress bars of libraries begin a piece with
 
 
@@ -57,18 +58,32 @@ class _Stream(io.TextIOWrapper):
         return super().write(text[:begin] + printable(text[begin:]))
 
     @property
-    def rich_proxied_file(self) -> _Raw:
-        """Where rich writes its colours and moves; `core.console` cleans the texts inside them."""
-        return _Raw(self)
+    def rich_proxied_file(self) -> _Coloured:
+        """Where rich writes, also for other libraries, as typer does its errors."""
+        return _Coloured(self)
 
 
-class _Raw:
-    """The same stream for text that is printable but for the writer's own escape sequences."""
+class _Coloured:
+    """The same stream for printable text with colours in it."""
 
     def __init__(self, stream: _Stream) -> None:
         self._stream = stream
         self.flush, self.fileno, self.isatty = stream.flush, stream.fileno, stream.isatty
         self.encoding = stream.encoding
+
+    def write(self, text: str) -> int:
+        parts = _COLOURS.split(text)
+        parts[::2] = map(printable, parts[::2])
+        return io.TextIOWrapper.write(self._stream, "".join(parts))
+
+    @property
+    def as_it_is(self) -> _AsItIs:
+        """Where `core.console` writes: it has cleaned the texts between its own moves."""
+        return _AsItIs(self._stream)
+
+
+class _AsItIs(_Coloured):
+    """The same stream for all that is written."""
 
     def write(self, text: str) -> int:
         return io.TextIOWrapper.write(self._stream, text)

@@ -59,6 +59,7 @@ WAYS = """
     from adrpo_scale.core import screen
     from adrpo_scale.core.console import (
         console, new_console, say, show, warnings_on_screen, wide)
+    from rich.console import Console
     from rich.progress import Progress, TextColumn
     from rich.table import Table
     from rich.text import Text
@@ -71,6 +72,7 @@ WAYS = """
         print("error:", evil, file=sys.stderr)
         say(evil), show(table), console.print(Text(evil, "red")), wide().print(evil)
         new_console(stderr=True).print(evil)
+        Console(stderr=True).print(Text(evil, "blue"))  # as typer does
         logging.basicConfig(handlers=[warnings_on_screen()], force=True)
         logging.warning("about %s", evil)
         with Progress(TextColumn("{task.description}", markup=False), console=console) as bar:
@@ -102,8 +104,8 @@ def test_no_way_of_printing_passes_an_order_on_to_a_terminal() -> None:
     assert started.wait(60) == 0, written.decode()
     for order in (b"\x1b]0;", b"\x07", b"\x1b[2J", b"\x9b".join((b"z\xc2", b"w"))):
         assert order not in written
-    assert written.count(rb"x\x1b]0;title") >= 11
-    assert b"\x1b[31m" in written and b"\r 50% |" in written
+    assert written.count(rb"x\x1b]0;title") >= 12
+    assert b"\x1b[31m" in written and b"\x1b[34m" in written and b"\r 50% |" in written
 
 
 def test_the_state_of_a_run_cannot_be_written_by_its_folder(tmp_path: Path) -> None:
