@@ -16,7 +16,7 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 import torch
@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 LINE_EVERY = 15.0  # seconds between lines of a loop
+_LOOK_EVERY = 0.5  # seconds between two steps beside a long call
 
 
 class Pace:
@@ -75,6 +76,28 @@ def paced(
     for item in items:
         yield item
         pace.step()
+
+
+def stepping(work: Callable[[], T]) -> T:
+    """The result of a library's long call, made in a thread, with steps meanwhile. A stop leaves
+    the thread behind, which ends with the process."""
+    found: list[T] = []
+    faults: list[BaseException] = []
+
+    def tried() -> None:
+        try:
+            found.append(work())
+        except BaseException as error:
+            faults.append(error)
+
+    thread = threading.Thread(target=tried, name="long call", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(_LOOK_EVERY)
+        safe_point()
+    if faults:
+        raise faults[0]
+    return found[0]
 
 
 def safe_point(together: bool = False) -> None:

@@ -260,7 +260,7 @@ class AudioDomain(TextDomain):
                 return self._hear(prompt, read_clip(*clip))
             except (ClipError, PromptError) as error:  # PromptError: longer than its header states
                 fault = str(error)
-                log.warning("prompt %d is left out of the loss: %s", prompt.id, fault)
+                log.warning("%s is left out of the loss: %s", named(prompt), fault)
         ids = self._expanded(prompt, None)
         check_length(prompt, len(ids), self.config.chat)
         width = self.model.config.hidden_size

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from adrpo_scale.core.errors import ConfigError, ModelNotFoundError
+from adrpo_scale.core.pace import safe_point
 from adrpo_scale.domains import logprobs
 from adrpo_scale.domains.chat import ChatConfig
 from adrpo_scale.domains.export_target import Part
@@ -288,6 +289,7 @@ def encode_clip(tower: nn.Module, features: Any, samples: NDArray[np.float32]) -
     with silence to its window of 300 s and mask that; silence of one frame's length gives the same
     frames.
     """
+    safe_point()
     frames, hop = frames_of(len(samples), features), int(features.hop_length)
     room = min(int(features.n_samples), frames * hop + int(features.n_fft))
     padded = np.zeros(room, np.float32)

@@ -21,6 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from adrpo_scale.core import watchdog
 from adrpo_scale.core.errors import ModelNotFoundError, WeightsError
 from adrpo_scale.core.file_hashes import file_hashes
+from adrpo_scale.core.pace import stepping
 from adrpo_scale.core.seeding import Purpose, derive_seed
 from adrpo_scale.hub.foreign import open_tensors, same_bytes
 from adrpo_scale.hub.lock import REMEDY, NotCachedError, PinnedError, find_here
@@ -226,11 +227,13 @@ def _download(need: HubNeed, reason: NotCachedError) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        folder = snapshot_download(
-            need.name,
-            repo_type=need.type,
-            allow_patterns=list(need.allow),
-            ignore_patterns=list(need.ignore) or None,
+        folder = stepping(
+            lambda: snapshot_download(
+                need.name,
+                repo_type=need.type,
+                allow_patterns=list(need.allow),
+                ignore_patterns=list(need.ignore) or None,
+            )
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise ModelNotFoundError(

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from adrpo_scale.checkpoint.store import Store
@@ -24,6 +25,7 @@ from adrpo_scale.core.errors import (
 )
 from adrpo_scale.core.exits import not_left
 from adrpo_scale.core.folder_lock import RunLock
+from adrpo_scale.core.leaving import Leaving
 from adrpo_scale.core.preempt import Signals
 from adrpo_scale.core.watchdog import Watchdog
 from adrpo_scale.data.prompts import build_prompts
@@ -43,6 +45,7 @@ from adrpo_scale.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
+_OF_GRACE = 1 / 8  # share of the grace in which a run that loads answers a signal itself
 _LAST_SAVE = 20.0  # seconds for a save under way, where the other ranks wait for one that failed
 
 
@@ -82,12 +85,18 @@ def _train(config: RunConfig, run: Path, options: TrainOptions) -> None:
     if dist.rank_facts().is_main:
         say(f"run folder: {run}")
     timeout = config.engine.timeout_seconds
-    with Signals() as signals, dist.process_group(config.engine.torch_device(), timeout):
+    with (
+        Signals() as signals,
+        Leaving(config.checkpoint.grace_seconds * _OF_GRACE) as leaving,
+        dist.process_group(config.engine.torch_device(), timeout),
+    ):
         lock = RunLock(run, config.checkpoint.lock_expiry_seconds)
         dist.run_on_main(lambda: _take_folder(run, lock))
+        if dist.is_main():
+            leaving.acts.append(lambda *_: lock.release())
         try:
             setup_logging(run)
-            lost = _carry_out(config, run, options, signals, lock)
+            lost = _carry_out(config, run, options, signals, lock, leaving)
         finally:
             if dist.is_main():
                 lock.release()
@@ -113,7 +122,12 @@ def _take_folder(run: Path, lock: RunLock) -> None:
 
 
 def _carry_out(
-    config: RunConfig, run: Path, options: TrainOptions, signals: Signals, lock: RunLock
+    config: RunConfig,
+    run: Path,
+    options: TrainOptions,
+    signals: Signals,
+    lock: RunLock,
+    leaving: Leaving,
 ) -> str:
     """Trains from the newest checkpoint to the end, or to a stop; returns `Trainer.lost`."""
     start = find_start(config, run, options.fresh, options.allowed)
@@ -121,13 +135,16 @@ def _carry_out(
         _announce(config, start)
     store = Store(run, config.checkpoint, lock.check, config.engine.timeout_seconds)
     record = _open_record(run, start)
+    if record is not None:
+        leaving.acts.append(partial(_note_leaving, record))
     with (
-        _recorded(record, signals) as trainers,
+        _recorded(record, signals, leaving) as trainers,
         _watched(config, run, record, trainers),
         out_of_memory.named(config, run, lambda: _iteration(trainers)),
     ):
         with watchdog.phase("load"), not_left():
             trainer = build_trainer(config, run, start, signals, store)
+        leaving.over()
         trainers.append(trainer)
         dist.run_on_main(lambda: _prepare_files(config, run, start, trainer, lock))
         trainer.saver.check_room()
@@ -146,7 +163,9 @@ def _announce(config: RunConfig, start: Start) -> None:
 
 
 @contextmanager
-def _recorded(record: StartRecord | None, signals: Signals) -> Iterator[list[Trainer]]:
+def _recorded(
+    record: StartRecord | None, signals: Signals, leaving: Leaving
+) -> Iterator[list[Trainer]]:
     """A context that writes the outcome into a start's record. The body appends its trainer to the
     list when it is built."""
     trainers: list[Trainer] = []
@@ -156,6 +175,7 @@ def _recorded(record: StartRecord | None, signals: Signals) -> Iterator[list[Tra
         lost = trainers[0].lost() if trainers else ""
         outcome, code = f"{DONE_BUT}{lost}" if lost else "done", 0
     except StopRequested:
+        leaving.over()
         # All ranks raise it, but some may have had no signal.
         told = [pair for pair in dist.gather_objects((signals.name, signals.seconds)) if pair[0]]
         name, since = max(told, key=lambda pair: pair[1])
@@ -172,6 +192,10 @@ def _recorded(record: StartRecord | None, signals: Signals) -> Iterator[list[Tra
     finally:
         if record is not None:
             record.end(outcome, code, _iteration(trainers), since)
+
+
+def _note_leaving(record: StartRecord, name: str, seconds: float) -> None:
+    record.end(f"stopped by {name}", STOPPED, -1, seconds)
 
 
 def _iteration(trainers: Sequence[Trainer]) -> int:

@@ -13,13 +13,33 @@ import pytest
 
 from adrpo_scale.core import dist, pace, watchdog
 from adrpo_scale.core.errors import StopRequested
-from adrpo_scale.core.pace import Pace, paced
+from adrpo_scale.core.pace import Pace, paced, stepping
 from adrpo_scale.core.signals import Signals, stoppable
 from tests.support.ranks import run_ranks
+from tests.support.waiting import wait_until
 
 
 def ring() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_long_call_of_a_library_is_progress_and_may_be_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(watchdog, "_last", 0.0)
+
+    def until_seen() -> int:
+        wait_until(lambda: watchdog._last > 0, "a step")
+        return 3
+
+    assert stepping(until_seen) == 3
+    with pytest.raises(KeyError):
+        stepping(lambda: {}["missing"])
+    never = threading.Event()
+    with Signals(), stoppable(), pytest.raises(StopRequested):
+        ring()
+        stepping(never.wait)
+    never.set()
 
 
 # ---- one process ---------------------------------------------------------------------------------
