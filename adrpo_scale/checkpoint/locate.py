@@ -84,7 +84,7 @@ def _copy(reader: Reader, to: Path) -> None:
     remove_folder(to)
     to.mkdir()
     for name in [MANIFEST, *(file.name for file in reader.manifest.files)]:
-        place = (reader.folder / name).resolve()  # a link to a link's name would lead nowhere
+        place = os.path.realpath(reader.folder / name)  # a link to a link's name would lead nowhere
         try:
             os.link(place, to / name)
         except OSError:

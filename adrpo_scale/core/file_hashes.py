@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -51,7 +52,7 @@ def _remembered(paths: Sequence[Path]) -> tuple[dict[Path, str], dict[Path, str]
     known = _memory()
     labels, found = {}, {}
     for path in paths:
-        target = path.resolve()
+        target = Path(os.path.realpath(path))  # resolve() ends at a loop
         if target.parent.name == "blobs" and _BLOB.fullmatch(target.name):
             found[path] = target.name
             continue
@@ -96,7 +97,7 @@ class HashMemory:
 
 def _exact_label(path: Path) -> tuple[str, int, float]:
     """(label in the cache, bytes, time of the last change in seconds) of a file."""
-    place = path.resolve()
+    place = Path(os.path.realpath(path))
     stat = place.stat()
     times = f"{stat.st_mtime_ns}:{stat.st_ctime_ns}"
     return f"{place}:{stat.st_ino}:{stat.st_size}:{times}", stat.st_size, stat.st_ctime

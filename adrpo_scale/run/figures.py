@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
 from adrpo_scale.core.errors import RunFolderError
+from adrpo_scale.core.files import replace_file
 from adrpo_scale.run.tables import Row, metric_order
 
 COLUMNS = 5  # panels side by side
@@ -51,5 +53,7 @@ def curves(runs: Sequence[Sequence[Row]], to: Path) -> None:
         axis.set_xlabel("iteration")
         axis.grid(alpha=0.3)
     axes[0][0].legend(fontsize=8)
-    figure.savefig(to, dpi=110)
+    kind, content = to.suffix[1:], io.BytesIO()
+    figure.savefig(content, dpi=110, format=kind or "png")
+    replace_file(to if kind else to.with_name(f"{to.name}.png"), content.getvalue(), durable=False)
     pyplot.close(figure)

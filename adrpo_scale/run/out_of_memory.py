@@ -19,6 +19,7 @@ from typing import Any
 
 from adrpo_scale.core import dist, failure, watchdog
 from adrpo_scale.core.errors import OutOfMemory, exit_code
+from adrpo_scale.core.files import own
 from adrpo_scale.core.json_files import read_lines
 from adrpo_scale.core.run_rows import MEMORY
 from adrpo_scale.run.config import RunConfig
@@ -91,5 +92,5 @@ def _append(path: Path, line: dict[str, Any]) -> None:
     """Adds a line in one write: several ranks may run out of memory at once. A disk that takes no
     line must not hide the error."""
     text = json.dumps({"time": time.strftime("%F %T"), **line}) + "\n"
-    with suppress(OSError), path.open("a") as file:
+    with suppress(OSError), open(path, "a", opener=own) as file:
         file.write(text)
