@@ -25,5 +25,7 @@ fi
 read -ra prefix <<<"${ADRPO_PREFIX:-}"
 export MASTER_PORT=${MASTER_PORT:-$(${prefix[@]+"${prefix[@]}"} "${ADRPO_PYTHON:-python}" -c \
     'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')}
+# Seals the messages of the ranks' first meeting.
+export ADRPO_SECRET=${ADRPO_SECRET:-$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')}
 export MASTER_ADDR=127.0.0.1 ADRPO_NODES=localhost ADRPO_NODE=0 ADRPO_PROCESSES=$processes
 exec "$(dirname "$0")/node.sh" -m adrpo_scale train "$@"

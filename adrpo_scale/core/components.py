@@ -20,6 +20,7 @@ from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError, cor
 
 from adrpo_scale.core.errors import ConfigError
 from adrpo_scale.core.keeping import PROCESS, kept
+from adrpo_scale.core.plain_objects import trust
 from adrpo_scale.core.printable import shown
 from adrpo_scale.core.settings import Section
 
@@ -33,6 +34,7 @@ def imported(path: str) -> Any:
     try:
         with kept(module, PROCESS):
             found = importlib.import_module(module)
+            trust(module)
         return getattr(found, attribute)
     except (Exception, SystemExit) as error:
         expected = (

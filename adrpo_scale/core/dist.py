@@ -7,6 +7,7 @@ float64 and int64 arrive as they were sent; rows of samples travel on the device
 from __future__ import annotations
 
 import itertools
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +23,8 @@ from torch.distributed.rendezvous import rendezvous
 
 from adrpo_scale.core import failure, signals, watchdog
 from adrpo_scale.core.errors import AdrpoError, StopRequested, agreed
+from adrpo_scale.core.loopback import keep_gloo_inside, loopback_store, on_one_machine
+from adrpo_scale.core.plain_objects import packed, unpacked
 from adrpo_scale.core.rank_facts import RankFacts as RankFacts
 from adrpo_scale.core.rank_facts import meeting_point as meeting_point
 from adrpo_scale.core.rank_facts import rank_facts as rank_facts
@@ -34,9 +37,20 @@ Ask = Callable[[Any], list[Any]]
 _joined = itertools.count()  # groups that this process has joined: a script may train several runs
 
 
+_opened: dict[int, td.Store] = {}  # stores of this machine's ranks, by port
+
+
 def _store(facts: RankFacts, timeout: timedelta) -> td.Store | None:
     """The store through which the ranks find each other; None for the launcher's own."""
     number = next(_joined)
+    host, port = meeting_point(facts.world)
+    has_store = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if on_one_machine(facts, host):
+        keep_gloo_inside()
+        if not has_store:
+            if port not in _opened:
+                _opened[port] = loopback_store(port, facts.is_main, timeout)
+            return td.PrefixStore(f"group-{number}", _opened[port])
     if number == 0:
         return None
     # The launcher's store still has the addresses of the previous group, where nothing listens.
@@ -58,7 +72,6 @@ def process_group(device: str = "cpu", timeout_seconds: float = 1800) -> Iterato
         return
     if facts.launcher == "srun":
         set_srun_rendezvous()
-    meeting_point(facts.world)
     timeout = timedelta(seconds=timeout_seconds)
     td.init_process_group(
         "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo",
@@ -158,21 +171,40 @@ def gather_rows(rows: Tensor) -> Tensor:
 
 
 def gather_objects(value: Any, group: Any = None) -> list[Any]:
-    """The picklable `value` of every rank, in rank order, on every rank. For small values."""
+    """The `value` of every rank, in rank order, on every rank: small, of what `plain_objects` lets
+    travel. Raises RuntimeError on every rank for another."""
     if world_size() == 1:
         return [value]
-    values: list[Any] = [None] * world_size()
-    td.all_gather_object(values, value, group=group)
-    return values
+    mine = _as_tensor(packed(value))
+    lengths = [torch.empty(1, dtype=torch.int64) for _ in range(world_size())]
+    td.all_gather(lengths, torch.tensor([len(mine)]), group=group)
+    padded = mine.new_zeros(int(max(lengths)))
+    padded[: len(mine)] = mine
+    parts = [torch.empty_like(padded) for _ in lengths]
+    td.all_gather(parts, padded, group=group)
+    return [unpacked(_bytes(part[: int(n)])) for part, n in zip(parts, lengths, strict=True)]
 
 
 def broadcast_object(value: Any, group: Any = None) -> Any:
-    """Rank 0's `value` on every rank."""
+    """Rank 0's `value` on every rank; see `gather_objects`."""
     if world_size() == 1:
         return value
-    box = [value]
-    td.broadcast_object_list(box, src=0, group=group)
-    return box[0]
+    data = _as_tensor(packed(value) if is_main() else b"")
+    length = torch.tensor([len(data)])
+    td.broadcast(length, src=0, group=group)
+    if not is_main():
+        data = torch.empty(int(length), dtype=torch.uint8)
+    td.broadcast(data, src=0, group=group)
+    found = unpacked(_bytes(data))
+    return value if is_main() else found
+
+
+def _as_tensor(data: bytes) -> Tensor:
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(0)
+
+
+def _bytes(data: Tensor) -> bytes:
+    return data.numpy().tobytes()
 
 
 def broadcast_tensor(tensor: Tensor) -> None:
@@ -254,7 +286,8 @@ def lead(work: Callable[[Ask], Any], serve: Callable[[Any], Any]) -> Any:
     """The result of rank 0's `work(ask)`, on every rank, like `run_on_main`, for work that needs
     all ranks at times: `ask(question)` returns every rank's `serve(question)`, in rank order.
 
-    Questions and answers must be picklable. `serve` must not raise: the ranks would be out of step.
+    Questions and answers are those of `gather_objects`. `serve` must not raise: the ranks would be
+    out of step.
     """
     if not is_main():
         while True:

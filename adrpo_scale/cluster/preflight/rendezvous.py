@@ -2,11 +2,16 @@
 
 Rank 0 opens a `TCPStore`. Every process says hello; then rank 0 gives orders, one after the other,
 and every process answers each. The last order is to end, with the exit code for all processes.
+
+The store takes what anybody on the network writes. So every message carries a seal by the secret
+that the launcher drew for this start of the job, and others are ignored. On one machine the store
+is open to that machine alone.
 """
 
 from __future__ import annotations
 
 import errno
+import hmac
 import json
 import os
 import socket
@@ -22,9 +27,12 @@ import torch.distributed as td
 from adrpo_scale.cluster.preflight.base import Place, counted, listed
 from adrpo_scale.core import dist
 from adrpo_scale.core.errors import NodeError, StopRequested
+from adrpo_scale.core.loopback import LOOPBACK, keep_gloo_inside, loopback_store, on_one_machine
 
 Order = Mapping[str, Any]
 END = "end"
+SECRET = "ADRPO_SECRET"  # a variable that the launcher draws anew for every start of the job
+_SEAL = 64  # characters of a seal
 _POLL_SECONDS = 0.05  # polling: the store's own waits ignore signals and print warnings
 _NOTICE_SECONDS = 15.0  # waiting time after which the awaited nodes are printed
 _LATE_SECONDS = 3.0  # between the starts of the first and the last process
@@ -41,6 +49,8 @@ class Meeting:
     def __init__(self, store: Any, place: Place, seconds: float) -> None:
         self.store, self.place, self.seconds = store, place, seconds
         self._number = 0  # of the next order
+        self._secret = os.environ.get(SECRET, "").encode()
+        self._strange: set[str] = set()  # keys under which lies what no process of the job wrote
         self._begin = time.monotonic()
 
     # ---- rank 0 ----------------------------------------------------------------------------------
@@ -77,9 +87,10 @@ class Meeting:
         begin, is_noticed = time.monotonic(), step == "bye"
         while True:
             # All of them at each turn: any of them may have answered in the meantime.
-            here = [rank for rank in waiting if self.store.check([f"{step}/{rank}"])]
-            for rank in here:
-                found[rank] = json.loads(self.store.get(f"{step}/{rank}")) | {"at": time.time()}
+            for rank in waiting:
+                answer = self._get(f"{step}/{rank}")
+                if answer is not None:
+                    found[rank] = answer | {"at": time.time()}
             waiting = [rank for rank in waiting if rank not in found]
             waited = time.monotonic() - begin
             if not waiting or waited >= seconds:
@@ -118,8 +129,9 @@ class Meeting:
         key = f"order/{self._number}"
         try:
             while time.monotonic() < deadline:
-                if self.store.check([key]):
-                    return json.loads(self.store.get(key))
+                order = self._get(key)
+                if order is not None:
+                    return order
                 time.sleep(_POLL_SECONDS)
         except td.DistError as error:
             raise NodeError(
@@ -136,7 +148,32 @@ class Meeting:
     # ---- the store -------------------------------------------------------------------------------
 
     def _set(self, key: str, value: Any) -> None:
-        self.store.set(key, json.dumps(value))
+        text = json.dumps(value)
+        self.store.set(key, self._seal(key, text) + text)
+
+    def _get(self, key: str) -> Any:
+        """The value under a key; None where there is none yet, or the job's secret has not sealed
+        it."""
+        if not self.store.check([key]):
+            return None
+        found = self.store.get(key).decode(errors="replace")
+        seal, text = found[:_SEAL], found[_SEAL:]
+        if hmac.compare_digest(seal.encode(), self._seal(key, text).encode()):
+            return json.loads(text)
+        if key not in self._strange:
+            self._strange.add(key)
+            print(
+                f"preflight: {key} was written without this job's {SECRET} and is ignored: does "
+                "every node have the same environment?",
+                file=sys.stderr,
+                flush=True,
+            )
+        return None
+
+    def _seal(self, key: str, text: str) -> str:
+        """Proof that a process of this start of the job wrote `text` under `key`."""
+        names = "/".join([*_start(), key])
+        return hmac.new(self._secret, f"{names}\n{text}".encode(), "sha256").hexdigest()
 
 
 def _answer(order: Order, obey: Callable[[Order], Any]) -> dict[str, Any]:
@@ -157,17 +194,25 @@ def meet(place: Place, seconds: float) -> Meeting:
         return Meeting(td.HashStore(), place, seconds)
     if dist.rank_facts().launcher == "srun":
         dist.set_srun_rendezvous()
-    env = os.environ
-    host, port = dist.meeting_point(place.world, env)
-    # torchrun's own process has a store at that port already.
-    has_store = env.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    opens = place.rank == 0 and not has_store
+    host, port = dist.meeting_point(place.world)
+    if on_one_machine(dist.rank_facts(), host):
+        host = LOOPBACK
+    opens = place.rank == 0 and not _has_store()
     if not opens:
         # Longer than rank 0 waits: it must not count this process as absent for giving up.
         _reach(place, host, port, seconds + 10)
     store = _open(place, host, port, opens)
-    start = [env.get(name, "") for name in _START]
-    return Meeting(td.PrefixStore("-".join(["preflight", *start]), store), place, seconds)
+    return Meeting(td.PrefixStore("-".join(["preflight", *_start()]), store), place, seconds)
+
+
+def _has_store() -> bool:
+    """Whether the launcher's own process has a store at that port already: torchrun's."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
+def _start() -> list[str]:
+    """The start of the job: an earlier one may still write."""
+    return [os.environ.get(name, "") for name in _START]
 
 
 _START = ("SLURM_JOB_ID", "SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")
@@ -176,6 +221,10 @@ _START = ("SLURM_JOB_ID", "SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")
 def _open(place: Place, host: str, port: int, opens: bool) -> Any:
     timeout = timedelta(seconds=30)
     try:
+        if host == LOOPBACK:
+            keep_gloo_inside()
+            if opens or not _has_store():
+                return loopback_store(port, opens, timeout)
         return td.TCPStore(host, port, None, opens, timeout, wait_for_workers=False)
     except (td.DistError, RuntimeError) as error:
         if not opens:
