@@ -7,6 +7,8 @@ of a key would not be known again.
 
 from __future__ import annotations
 
+import html
+import json
 import os
 import re
 from collections.abc import Mapping
@@ -26,6 +28,7 @@ def keep(secret: str) -> str:
     bare = secret.strip()
     if len(bare) >= LEAST:
         found = {secret, bare, repr(secret)[1:-1], repr(bare)[1:-1], quote(bare, safe="")}
+        found |= {bare.replace("/", "\\/"), html.escape(bare), json.dumps(bare)[1:-1]}
         _forms[:] = sorted({*_forms, *found}, key=len, reverse=True)
     return secret
 

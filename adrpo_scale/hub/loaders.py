@@ -19,12 +19,14 @@ from adrpo_scale.hub.weight_files import ADAPTER, EXPLICIT, TRANSFORMERS, weight
 from adrpo_scale.hub.weights import check_loaded
 
 CONFIG = "config.json"
+_IMPLEMENTATION = "_implementation"  # of attention, or of experts
 _ADAPTERS = "adapter_model.safetensors"
 
 
 def load_settings(kind: Any, folder: Path, what: str = CONFIG, **more: Any) -> Any:
     """`kind.from_pretrained(folder)` of a config, tokenizer, processor or pipeline without weights.
-    what: a noun for it. Raises DamagedFileError."""
+    what: a noun for it. Raises DamagedFileError, and ModelNotFoundError where it names code."""
+    _check_no_kernels(folder)
     with loading(folder, what):
         return kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **more)
 
@@ -37,6 +39,7 @@ def load_weights(kind: Any, folder: Path, stem: str, **more: Any) -> Any:
     would only warn that it begins weights at random.
     """
     weight_files(folder, stem)
+    _check_no_kernels(folder)
     if stem == TRANSFORMERS:
         _check_nothing_instead(folder)
     with loading(folder, "weights"):
@@ -65,6 +68,30 @@ def _check_nothing_instead(folder: Path) -> None:
             f"{folder} holds {ADAPTER}, whose adapters transformers would read from a pickle; "
             f"expected {_ADAPTERS} beside it: save them as that, or move {ADAPTER} away"
         )
+
+
+def _check_no_kernels(folder: Path) -> None:
+    """Raises ModelNotFoundError where a config names code on the hub, which transformers would
+    bring and run in place of its own attention."""
+    path = folder / CONFIG
+    for key, value in _leaves(read_json(path) if path.is_file() else {}):
+        if key.endswith(_IMPLEMENTATION) and "/" in str(value):
+            raise ModelNotFoundError(
+                f"{path} states {key} = {value!r}, code of a repository, which is never run here: "
+                "delete the key"
+            )
+
+
+def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of a JSON document with the keys above them; entries of a list have the list's."""
+    if isinstance(value, dict):
+        for name, each in value.items():
+            yield from _leaves(each, key if key.endswith(_IMPLEMENTATION) else name)
+    elif isinstance(value, list):
+        for each in value:
+            yield from _leaves(each, key)
+    else:
+        yield key, value
 
 
 @contextmanager

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import dataclasses
 import datetime
 import enum
 import math
@@ -17,7 +19,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pydantic import BaseModel
 
+import adrpo_scale
 from adrpo_scale.checkpoint.reader import Reader
 from adrpo_scale.core import dist, plain_objects
 from adrpo_scale.core.errors import AdrpoError, ConfigError, StopRequested
@@ -262,3 +266,34 @@ def test_an_error_of_ones_own_ends_every_rank():
 
 def test_a_reader_of_a_checkpoint_says_itself_how_it_travels():
     assert plain_objects.is_data(Reader.__module__, Reader.__name__)
+
+
+def classes():
+    """Every class of the package that may travel."""
+    for path in sorted(Path(adrpo_scale.__file__).parent.rglob("*.py")):
+        parts = path.relative_to(Path(adrpo_scale.__file__).parents[1]).with_suffix("").parts
+        module = ".".join(parts)
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef) and node.name != "_Writer":
+                try:
+                    allowed = plain_objects.is_data(module, node.name)
+                except ImportError:
+                    continue  # of a library that is not here
+                if allowed:
+                    yield plain_objects._resolved(module, node.name)
+
+
+def test_no_class_that_may_travel_does_anything_when_it_is_built():
+    """Fields are set, and nothing is opened, started or removed."""
+    found = list(classes())
+    assert len(found) > 150 and Reader in found
+    watched = ("__del__", "__setstate__", "__new__", "__setattr__", "__getattr__")
+    for kind in found:
+        if issubclass(kind, BaseModel | tuple | enum.Enum):
+            continue  # pydantic's and Python's own
+        own = {name for name in watched if name in vars(kind)}
+        if dataclasses.is_dataclass(kind):  # a frozen one has its own, which raises
+            own -= {"__setattr__"}
+        assert own == set(), kind
+        written = "__init__" in vars(kind) and not dataclasses.is_dataclass(kind)
+        assert not written or issubclass(kind, Exception) or kind is Reader, kind

@@ -17,6 +17,7 @@ from adrpo_scale.core.printable import Formatter, one_line, printable
 from adrpo_scale.hub.foreign import first_words
 
 KEY = "sk-proj/0123+456&789=abc"
+OTHERS = [r"sk-proj\/0123+456&789=abc", "sk-proj/0123+456&amp;789=abc"]  # of JSON, of HTML
 QUOTED = "sk-proj%2F0123%2B456%26789%3Dabc"
 
 
@@ -35,7 +36,8 @@ def key(monkeypatch):
         repr(KEY),
         f"{KEY}\n",
         f"/{KEY}/{KEY}",
-        "sk-proj%2F0123%2B456%26789%3Dabc",
+        QUOTED,
+        *OTHERS,
     ],
 )
 def test_a_key_is_masked_in_every_form_and_wherever_text_leaves(key, form):

@@ -76,6 +76,29 @@ def test_an_index_names_safetensors_beside_it_alone(tmp_path, file):
         weight_files(tmp_path, "model")
 
 
+@pytest.mark.parametrize(
+    "stated",
+    [
+        {"attn_implementation": "own/kernels"},
+        {"_attn_implementation": "own/kernels:attention"},
+        {"text_config": {"attn_implementation": {"": "kernels-community/flash-attn3"}}},
+        {"vision_config": {"attn_implementation": ["a", "own/kernels"]}},
+        {"experts_implementation": "own/kernels"},
+    ],
+)
+def test_code_of_a_repository_is_not_brought_for_attention(tmp_path, stated):
+    folder = tmp_path / "clip"
+    shutil.copytree(resolve_path(CLIP), folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | stated))
+    for load in (
+        lambda: load_settings(AutoConfig, folder),
+        lambda: load_weights(CLIPModel, folder, "model"),
+    ):
+        with pytest.raises(ModelNotFoundError, match="never run here"):
+            load()
+
+
 class Bomb:
     def __init__(self, mark):
         self.mark = mark
