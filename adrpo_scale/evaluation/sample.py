@@ -19,7 +19,12 @@ from adrpo_scale.checkpoint.shelf import CHECKPOINTS, TRAJECTORY
 from adrpo_scale.checkpoint.whole import require_whole
 from adrpo_scale.core import dist
 from adrpo_scale.core.console import say
-from adrpo_scale.core.errors import ConfigError, DamagedFileError, PromptError, given
+from adrpo_scale.core.errors import (
+    ConfigError,
+    DamagedFileError,
+    PromptError,
+    given,
+)
 from adrpo_scale.core.pace import Pace
 from adrpo_scale.core.paths import make_output_folder, resolve_path, usual_path
 from adrpo_scale.core.types import DrawKey, Prompt
@@ -30,6 +35,7 @@ from adrpo_scale.domains.base import Domain, Published
 from adrpo_scale.engines.base import Engine, OptimizerConfig
 from adrpo_scale.hub.foreign import read_json
 from adrpo_scale.run.build import build_domain, specs_of
+from adrpo_scale.run.compare import require_base
 from adrpo_scale.run.config import RunConfig, SampleConfig
 from adrpo_scale.run.cut_prompts import report_cut
 from adrpo_scale.run.load import overridden, parse_config, parsed
@@ -170,11 +176,13 @@ def sampling_engine(config: SampleConfig) -> Engine:
 
 def domain_of(source: Source) -> Domain:
     """The domain of a source. Collective. Raises WeightsError where a library would load another
-    model from a published model's folder."""
+    model from a published model's folder, CheckpointError where adapters are of another base."""
     domain = build_domain(source.config, source.reader)
     if source.reader is None:
         needs = source.config.domain.needs_from_hub()
         dist.run_on_main(lambda: check_models(needs, domain))
+    else:
+        dist.run_on_main(lambda: require_base(given(source.reader), domain))
     return domain
 
 

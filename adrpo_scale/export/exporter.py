@@ -37,6 +37,7 @@ from adrpo_scale.export.place import (
 from adrpo_scale.export.stored import StoredTensors
 from adrpo_scale.export.verify import Verdict, verify
 from adrpo_scale.run.build import build_domain, specs_of
+from adrpo_scale.run.compare import base_fault
 from adrpo_scale.run.config import RunConfig
 from adrpo_scale.run.load import overridden, parse_config
 from adrpo_scale.run.tables import metric_order
@@ -185,13 +186,9 @@ def _material(reader: Reader, config: RunConfig, request: Request) -> Material:
     changed."""
     domain, document = build_domain(config, reader), reader.manifest.document
     weights = domain.policy_spec().weights
-    stated, found = document["base"], weights.sha256()
-    if found != stated["sha256"]:
-        raise ExportError(
-            f"{reader.folder} was trained on {stated['model']} with weights of sha256 "
-            f"{stated['sha256'][:12]}…, but {weights.folder} has {found[:12]}…: restore that "
-            "model, or name its folder with --base"
-        )
+    stated, fault = document["base"], base_fault(reader, weights)
+    if fault is not None:
+        raise ExportError(f"{fault}: restore that model, or name its folder with --base")
     origin = None
     if config.rebase_reference:
         origin = given(origin_of(reader))

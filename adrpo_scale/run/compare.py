@@ -16,7 +16,7 @@ from adrpo_scale.core.errors import CheckpointError, ConfigError, agreed
 from adrpo_scale.core.settings import Effect, leaves, notes_of, walk
 from adrpo_scale.core.types import Prompt
 from adrpo_scale.domains.base import Domain
-from adrpo_scale.hub.weights import combined_sha256, revision_of
+from adrpo_scale.hub.weights import WeightSource, combined_sha256, revision_of
 from adrpo_scale.run.config import RunConfig
 from adrpo_scale.run.load import parse_config
 from adrpo_scale.run.sections import current_key, modern
@@ -122,6 +122,30 @@ def constant_facts(
         "prompts": prompts_digest(train),
         "origin": began_from,
     }
+
+
+def base_fault(reader: Reader, weights: WeightSource) -> str | None:
+    """Why these are not the base weights that a checkpoint was trained on; None where they are.
+    Reads all of them, where their hashes are not remembered."""
+    stated, found = reader.manifest.document["base"], weights.sha256()
+    if found == stated["sha256"]:
+        return None
+    return (
+        f"{reader.folder} was trained on {stated['model']} with weights of sha256 "
+        f"{stated['sha256'][:12]}…, but {weights.folder} has {found[:12]}…"
+    )
+
+
+def require_base(reader: Reader, domain: Domain) -> None:
+    """Raises CheckpointError where adapters would be added to other weights than those that they
+    were trained on."""
+    if reader.manifest.document["lora"] is None:
+        return
+    fault = base_fault(reader, domain.policy_spec().weights)
+    if fault is not None:
+        raise CheckpointError(
+            f"{fault}: restore that model, or name the folder that has it as domain.model"
+        )
 
 
 def prompts_digest(*lists: Sequence[Prompt]) -> str:

@@ -23,10 +23,11 @@ from adrpo_scale.checkpoint.whole import require_whole
 from adrpo_scale.cluster.plan.trial import _loaded
 from adrpo_scale.core import dist, file_hashes
 from adrpo_scale.core.errors import CheckpointError
+from adrpo_scale.core.paths import ASSETS
 from adrpo_scale.core.preempt import Signals
 from adrpo_scale.core.types import FlatRange
 from adrpo_scale.evaluation.mmau.evaluate import Subject, _evaluate
-from adrpo_scale.evaluation.sample import find_source, sample_to
+from adrpo_scale.evaluation.sample import domain_of, find_source, sample_to
 from adrpo_scale.export.base import Request
 from adrpo_scale.export.exporter import export
 from adrpo_scale.run.resume import find_start
@@ -245,6 +246,15 @@ def test_every_module_that_opens_checkpoints_is_among_the_cases():
             mapping |= {module} if name == "safe_open" and "checkpoint" in module else set()
     assert opening == CASES.keys()
     assert mapping == {"checkpoint/reader.py"}  # which hashes a file before it maps it
+
+
+def test_adapters_are_added_to_the_weights_that_they_were_trained_on(run, tmp_path):
+    model = shutil.copytree(ASSETS / "image", tmp_path / "model")
+    source = find_source(str(run), [f"domain.model={model}"])
+    domain_of(source)  # the same weights elsewhere
+    flip(model / "transformer" / "diffusion_pytorch_model.safetensors")
+    with pytest.raises(CheckpointError, match="restore that model"):
+        domain_of(source)
 
 
 def test_a_damaged_source_leaves_the_origin_of_before(run, tmp_path):
