@@ -17,6 +17,7 @@ import hashlib
 import json
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -24,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from adrpo_scale.core.caches import cache_root, unwritable
-from adrpo_scale.core.errors import CacheError, DiskSpaceError
+from adrpo_scale.core.errors import CacheError, DiskSpaceError, StopRequested
 from adrpo_scale.core.files import sync_folder, temporary_beside
 from adrpo_scale.core.json_files import parse
 from adrpo_scale.core.pace import Pace
@@ -33,6 +34,7 @@ from adrpo_scale.core.tensor_files import TensorFileWriter, TensorHeader
 FILE_BYTES = 256 << 20  # of a full file; a writer holds about twice as much
 MAPPED = 64  # files
 _TENSORS = ("sequence", "pooled")
+_SUFFIX, ASIDE = ".safetensors", ".aside"
 
 
 def cache_folder() -> Path:
@@ -123,7 +125,11 @@ class StoreWriter:
 
     def add(self, text: str, sequence: Tensor, pooled: Tensor) -> None:
         """sequence: [L, D]; pooled: [D_pooled]; both on the CPU."""
-        self._texts.append(text_hash(text))
+        self.add_hashed(text_hash(text), sequence, pooled)
+
+    def add_hashed(self, text: str, sequence: Tensor, pooled: Tensor) -> None:
+        """The same by the hash of a text."""
+        self._texts.append(text)
         self._hashes.append(row_hash(self._texts[-1], sequence, pooled))
         self._rows.append((sequence, pooled))
         self._bytes += sequence.nbytes + pooled.nbytes
@@ -132,18 +138,57 @@ class StoreWriter:
 
     def flush(self) -> None:
         """Writes what was collected. Raises CacheError or DiskSpaceError."""
+        self.files += self._written(_SUFFIX)
+
+    def set_aside(self) -> list[Path]:
+        """As `flush`, into a file that no reader looks at, for `join`; [] where there is none."""
+        return self._written(ASIDE)
+
+    def _written(self, suffix: str) -> list[Path]:
         if not self._rows:
-            return
+            return []
         name = hashlib.sha256("\n".join(self._texts).encode()).hexdigest()[:32]
-        path = self._folder / f"{name}.safetensors"
+        path = self._folder / f"{name}{suffix}"
         tensors = [torch.stack(rows) for rows in zip(*self._rows, strict=True)]
         try:
             stated = {"texts": self._texts, "rows": self._hashes}
             _write(path, dict(zip(_TENSORS, tensors, strict=True)), stated)
         except OSError as error:
             raise _explained(self._folder, error) from error
-        self.files.append(path)
         self._texts, self._hashes, self._rows, self._bytes = [], [], [], 0
+        return [path]
+
+
+def join(folder: Path, parts: Sequence[Path]) -> list[Path]:
+    """Writes the rows of files that were set aside into as few files as hold them, and removes
+    these; returns the new ones. Where that fails, as without room for both, they stay as they
+    are."""
+    if len(parts) < 2:
+        return adopt(parts)
+    writer = StoreWriter(folder)
+    pace = Pace("joining prompt embeddings", len(parts), "files")
+    try:
+        for part in parts:
+            with safe_open(part, "pt") as file:
+                for row, text in enumerate(_stated(part, "texts") or ()):
+                    parts_of = (file.get_slice(n)[row : row + 1][0] for n in _TENSORS)
+                    writer.add_hashed(text, *parts_of)
+            pace.step()
+        writer.flush()
+    except (OSError, SafetensorError, CacheError, DiskSpaceError, StopRequested):
+        return [*writer.files, *adopt(parts)]
+    for part in parts:
+        part.unlink(missing_ok=True)
+    return writer.files
+
+
+def adopt(parts: Iterable[Path]) -> list[Path]:
+    """Makes files that were set aside ones that readers look at; returns these."""
+    found = []
+    for part in parts:
+        with suppress(OSError):
+            found.append(part.rename(part.with_suffix(_SUFFIX)))
+    return found
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor], stated: Mapping[str, Sequence[str]]) -> None:

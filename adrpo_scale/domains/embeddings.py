@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from contextlib import suppress
 from functools import partial
@@ -27,12 +28,16 @@ from adrpo_scale.core.disk_space import check_space
 from adrpo_scale.core.errors import AdrpoError, ModelNotFoundError, agreed
 from adrpo_scale.core.file_hashes import file_hashes, known_hashes
 from adrpo_scale.core.pace import Pace
+from adrpo_scale.domains.embedding_ranks import embedding_ranks, encoder_bytes
 from adrpo_scale.domains.embedding_store import (
+    ASIDE,
     StoreReader,
     StoreWriter,
+    adopt,
     cache_folder,
     damaged,
     index_of,
+    join,
     store_folder,
     text_hash,
 )
@@ -186,6 +191,7 @@ def _look_up(
 ) -> tuple[list[Path], list[str]]:
     """(the files that hold any of the texts, the texts that none holds), on rank 0. Where some are
     to be written, the folder must take them. without: files that do not count."""
+    adopt([path for path in folder.glob(f"*{ASIDE}") if time.time() - _age(path)[0] / 1e9 > _LEFT])
     # The oldest first: which of two files with one text counts never changes.
     there = [path for path in sorted(folder.glob("*.safetensors"), key=_age) if path not in without]
     found = index_of(there)
@@ -207,6 +213,7 @@ def _age(path: Path) -> tuple[int, Path]:
     return path.lstat().st_mtime_ns, path
 
 
+_LEFT = 3600.0  # seconds, after which rows set aside are those of a run that was killed
 _ROOM = "Make room, or point ADRPO_CACHE at a larger disk that all nodes share"
 
 
@@ -242,10 +249,13 @@ def _encode(
     device: torch.device,
     dtype: torch.dtype,
 ) -> list[Path]:
-    """Encodes the batches, each on one rank; returns the files of all ranks. Collective: an error
-    of one rank is raised on all, after the others have kept what they have."""
-    world = dist.world_size()
-    shares = [dist.block(len(batches), rank, world) for rank in range(world)]
+    """Encodes the batches, each on one of `embedding_ranks`; returns the files of all, small ones
+    joined. Collective: an error of one rank is raised on all, after the others have kept what they
+    have."""
+    ranks = embedding_ranks(dist.run_on_main(partial(encoder_bytes, model, t5, dtype)))
+    shares = [range(0)] * dist.world_size()
+    for place, rank in enumerate(ranks):
+        shares[rank] = dist.block(len(batches), place, len(ranks))
     mine = shares[dist.rank()]
     pipeline, writer = None, StoreWriter(folder)
     error: AdrpoError | None = None
@@ -259,23 +269,23 @@ def _encode(
             except AdrpoError as caught:
                 error = caught
             pace.step(sum(len(batches[share[k]]) for share in shares if k < len(share)))
-    finally:
-        if error is None:
-            error = _flushed(writer)
-    told = dist.gather_objects((writer.files, error))
-    for _, fault in told:
-        if fault is not None:
-            raise agreed(fault)
-    return [path for files, _ in told for path in files]
-
-
-def _flushed(writer: StoreWriter) -> AdrpoError | None:
-    """Writes what a writer still holds; the error where that fails."""
+    except BaseException:
+        with suppress(AdrpoError):
+            writer.flush()
+        raise
+    aside: list[Path] = []
     try:
-        writer.flush()
-    except AdrpoError as error:
-        return error
-    return None
+        aside = writer.set_aside()
+    except AdrpoError as caught:
+        error = error or caught
+    told = dist.gather_objects((writer.files, aside, error))
+    for _, _, fault in told:
+        if fault is not None:
+            adopt(aside)
+            raise agreed(fault)
+    parts = [path for _, paths, _ in told for path in paths]
+    joined = dist.run_on_main(partial(join, folder, parts))
+    return [path for files, _, _ in told for path in files] + joined
 
 
 @torch.no_grad()

@@ -14,9 +14,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from adrpo_scale.core.errors import CacheError, DiskSpaceError, StopRequested
+from adrpo_scale.core.host_memory import free_host_memory
 from adrpo_scale.core.signals import Signals, stoppable
-from adrpo_scale.domains import embedding_store, embeddings
+from adrpo_scale.domains import embedding_ranks, embedding_store, embeddings
+from adrpo_scale.domains.embedding_ranks import chosen_ranks
 from adrpo_scale.domains.embedding_store import (
+    ASIDE,
     StoreReader,
     StoreWriter,
     cache_folder,
@@ -103,8 +106,80 @@ def _loaded(rank: int, world: int, cache: str) -> tuple[int, torch.Tensor]:
 def test_every_rank_writes_its_share_and_the_bits_are_those_of_one_process(cache: Path) -> None:
     alone = rows(load(TEXTS), TEXTS)
     (count, first), (same, second) = run_ranks(_loaded, 2, str(cache / "both"))
-    assert count == same == 2
+    assert count == same == 0  # the shares of both ranks are joined
     assert torch.equal(first, alone) and torch.equal(second, alone)
+    assert not list((cache / "both").rglob(f"*{ASIDE}"))
+
+
+def test_rows_that_a_killed_run_set_aside_are_found(cache: Path) -> None:
+    expected = rows(load(TEXTS), TEXTS)
+    (path,) = files()
+    aside = path.rename(path.with_suffix(ASIDE))
+    load(TEXTS[:1])  # it may be another run's, which goes on
+    assert aside.is_file()
+    os.utime(aside, (0, 0))
+    assert torch.equal(rows(load(TEXTS), TEXTS), expected)
+    assert not aside.exists() and path.is_file()
+
+
+def test_what_cannot_be_joined_stays_in_its_files(cache: Path, tmp_path: Path) -> None:
+    parts = []
+    for number in range(3):
+        writer = StoreWriter(cache)
+        writer.add(str(number), torch.full((2, 2), float(number)), torch.ones(2))
+        parts += writer.set_aside()
+    whole = parts[1].read_bytes()
+    parts[1].write_bytes(b"damaged")
+    kept = index_of(embedding_store.join(cache, parts))
+    assert kept.keys() == {text_hash("0"), text_hash("2")}
+    parts = [path.rename(path.with_suffix(ASIDE)) for path in sorted(cache.glob("*.safetensors"))]
+    next(part for part in parts if part.read_bytes() == b"damaged").write_bytes(whole)
+    (joined,) = embedding_store.join(cache, parts)
+    assert len(index_of([joined])) == 3 and list(cache.iterdir()) == [joined]
+
+
+# ---- host memory -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("facts", "chosen"),
+    [
+        ([("a", 100)] * 8, [0, 1, 2, 3, 4]),  # half of 100 for encoders of 10
+        ([("a", 400), ("a", 60)] + [("b", 15)] * 2, [0, 1, 2]),  # one a node at least
+        ([("a", None)] * 3, [0, 1, 2]),
+    ],
+)
+def test_as_many_ranks_embed_as_host_memory_takes(
+    facts: list[tuple[str, int | None]], chosen: list[int]
+) -> None:
+    assert chosen_ranks(facts, 10) == chosen
+
+
+def _short_of_memory(rank: int, world: int, cache: str) -> tuple[bool, torch.Tensor]:
+    os.environ["ADRPO_CACHE"] = cache
+    built: list[Any] = []
+    pipeline = embeddings._pipeline
+    embeddings._pipeline = lambda *given: (built.append(1), pipeline(*given))[1]
+    embedding_ranks.free_host_memory = lambda: 1
+    found = load(TEXTS)
+    return bool(built), rows(found, TEXTS)
+
+
+def test_one_rank_of_a_node_without_room_embeds_for_all(cache: Path) -> None:
+    alone = rows(load(TEXTS), TEXTS)
+    (first, one), (second, two) = run_ranks(_short_of_memory, 2, str(cache / "both"))
+    assert first and not second
+    assert torch.equal(one, alone) and torch.equal(two, alone)
+
+
+def test_bytes_of_the_encoders_are_those_of_the_models() -> None:
+    model = find_model(MODEL)
+    pipeline = embeddings._pipeline(model, False, CPU, torch.float32)
+    encoders = (pipeline.text_encoder, pipeline.text_encoder_2)
+    held = sum(p.numel() for encoder in encoders for p in encoder.parameters())
+    assert embedding_ranks.encoder_bytes(model, False, torch.bfloat16) == 2 * held
+    free = free_host_memory()
+    assert free is None or 0 <= free < 1 << 50
 
 
 # ---- what earlier runs left ----------------------------------------------------------------------

@@ -20,6 +20,7 @@ from adrpo_scale.cluster.plan.memory import Held
 from adrpo_scale.cluster.plan.times import BANDWIDTH, DISK, times_of
 from adrpo_scale.cluster.plan.workload import not_counted, workload_of
 from adrpo_scale.core.errors import ConfigError
+from adrpo_scale.domains.embedding_ranks import memory_line
 from adrpo_scale.engines.workload import Workload
 from adrpo_scale.run.config import RunConfig
 
@@ -102,6 +103,9 @@ def _assumptions(
         f"{memory.FRAGMENTATION:.0%} for fragmentation",
     ]
     found += work.assumptions
+    loading = [model for model in work.frozen if model.placement == "at loading"]
+    if loading:
+        found.append(memory_line(sum(rehearsal.frozen_bytes(config, model) for model in loading)))
     if work.clips is not None:
         host = sum(model.host_seconds for model in work.frozen)
         found.append(
