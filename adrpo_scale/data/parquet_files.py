@@ -48,10 +48,11 @@ def _check_counts(path: Path, facts: Any) -> None:
 
 
 def _decoded(path: Path, file: Any) -> Iterator[dict[str, Any]]:
-    groups = [file.metadata.row_group(n) for n in range(file.metadata.num_row_groups)]
-    columns = [group.column(n) for group in groups for n in range(group.num_columns)]
-    # No value is longer than all of its column, so many rows have at most _AT_ONCE bytes.
-    longest = max((column.total_uncompressed_size for column in columns), default=0)
+    facts = file.metadata
+    # No value is longer than all of its group of rows, so many rows have at most _AT_ONCE bytes.
+    # (Of a column, pyarrow's facts end the process where the footer is damaged.)
+    sizes = [facts.row_group(n).total_byte_size for n in range(facts.num_row_groups)]
+    longest = max(sizes, default=0)
     at_once = min(_MOST_AT_ONCE, max(1, _AT_ONCE // max(1, longest)))
     repeats = "dictionary<" in str(file.schema_arrow)  # its bytes do not count repetitions
     left = MOST_BYTES

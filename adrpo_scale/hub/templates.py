@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from adrpo_scale.core.errors import ConfigError
+from adrpo_scale.hub.foreign import first_words
 
 SECONDS = 30.0  # of the processor; a template takes milliseconds
 LONGEST = 16_000_000  # characters of a conversation
@@ -37,7 +38,7 @@ def rendered(tokenizer: Any, messages: Sequence[Mapping[str, Any]], **options: A
     except ConfigError:
         raise
     except Exception as error:  # of the template's own: a division by zero, a missing key
-        raise TemplateFault(str(error) or type(error).__name__) from error
+        raise TemplateFault(first_words(error)) from error
     if len(text) > LONGEST:
         raise ConfigError(
             f"the chat template makes more than {LONGEST:,} characters of one prompt; {_REMEDY}"

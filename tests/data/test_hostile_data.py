@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import struct
@@ -25,6 +26,7 @@ from adrpo_scale.data.prepare.mmau import MmauOptions, prepare_mmau
 from adrpo_scale.data.prepare.sources import find, index
 from adrpo_scale.data.prompts import load_prompts
 from adrpo_scale.evaluation.mmau.base import load_benchmark
+from tests.support.ranks import run_ranks
 from tests.support.sounds import avqa_row, read_lines, tone, write_audio, write_rows, write_video
 
 HALF = "half\ud83d"
@@ -295,3 +297,20 @@ NO_CLIPS = [
 def test_a_row_whose_clip_is_no_name(row: dict) -> None:
     with pytest.raises(PromptError, match="names the clip"):
         clip_faults([Prompt(0, "p", row)])
+
+
+def read_with_damaged_facts(rank: int, world: int, folder: Path) -> None:
+    """Each byte is changed of the facts about the first column, in the file's last part."""
+    path = folder / "p.parquet"
+    rows = [{"prompt": "a", "k": [1, None]}, {"prompt": "b", "k": None}]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), path, store_schema=False)
+    data = path.read_bytes()
+    begin = len(data) - 8 - struct.unpack("<I", data[-8:-4])[0]
+    for place in range(begin, begin + 70):
+        path.write_bytes(data[:place] + bytes([data[place] ^ 1 << place % 3]) + data[place + 1 :])
+        with contextlib.suppress(PromptError):
+            load_prompts(path)
+
+
+def test_a_damaged_parquet_file_does_not_end_the_process(tmp_path: Path) -> None:
+    run_ranks(read_with_damaged_facts, 1, tmp_path)

@@ -32,6 +32,7 @@ RAISES = {
     "calls itself without an end": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
     "says so": "{{ raise_exception('no user here') }}",
     "is no template": "{% for %}",
+    "is a long word": "{% " + "x" * 20_000 + " %}",
     "is nested too deeply": "{% if 1 %}" * 3000 + "{% endif %}" * 3000,
     "has too many brackets": "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}",
     "formats what is not there": "{{ '%d' % 'x' }}",
