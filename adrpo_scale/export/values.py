@@ -19,10 +19,10 @@ PIECE = 1 << 22  # elements compared at once
 def compare_values(material: Material, request: Request, written: Written, folder: Path) -> float:
     """The largest error over all values, in units of the error that rounding allows.
 
-    Raises ExportError where it is above 1.
+    Raises ExportError where it is above 1, or a tensor was not compared.
     """
     value_of = _adapter_value if request.form == "adapter" else _merged_value
-    worst = 0.0
+    worst, seen = 0.0, set()
     for path in written.files:
         for name in sorted(names_in(folder / path) - material.stored.copied):
             with safe_open(folder / path, "pt") as file:  # reopened: mapped pages count as memory
@@ -34,7 +34,18 @@ def compare_values(material: Material, request: Request, written: Written, folde
                     "an issue"
                 )
             worst = max(worst, off)
+            seen.add(name)
             material.close()
+    wanted = set(material.stored.policy_names)
+    if request.form == "adapter":
+        # A name in the policy may stand in several files, under other names.
+        seen = {layout_of(material.target).trained_name(name, material.target) for name in seen}
+        wanted = {n.replace(".default.", ".") for n in material.reader.names(material.part)}
+    if wanted - seen:
+        raise ExportError(
+            f"no file that was written holds {min(wanted - seen)}: it was not compared; export "
+            "again without --recheck"
+        )
     return worst
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 from pathlib import Path
@@ -140,6 +141,23 @@ def test_an_export_whose_check_fails_is_kept_and_checked_again(
     assert names(tmp_path) == ["a"] and exported.verdict.level == "tensors"
     assert (tmp_path / "a" / adapter.PEFT_FILE).stat().st_ino == weights.st_ino
     assert "README.md" in names(tmp_path / "a") and RECORD not in names(tmp_path / "a")
+
+
+def test_a_recheck_does_not_believe_its_record(root, tmp_path, monkeypatch, without_the_process):
+    """What the record leaves out would not be compared with the checkpoint."""
+    for form in ("merged", "adapter"):
+        place = tmp_path / form
+        with monkeypatch.context() as patch:
+            patch.setattr(exporter, "verify", fail(ExportError("no")))
+            with pytest.raises(ExportError, match="kept, unverified"):
+                quick(root, "lora", place, form, verify="tensors")
+        record = tmp_path / f"{form}.unverified" / RECORD
+        stated = json.loads(record.read_text())
+        record.write_text(json.dumps(stated | {"files": {}}))
+        with pytest.raises(ExportError, match="it was not compared"):
+            quick(root, "lora", place, form, verify="tensors", recheck=True)
+        record.write_text(json.dumps(stated))
+        assert quick(root, "lora", place, form, verify="tensors", recheck=True).verdict
 
 
 def test_a_recheck_is_of_the_same_export(root, tmp_path, monkeypatch):
