@@ -20,16 +20,19 @@ MASK = "***"
 LEAST = 8  # characters: a shorter value ("none", "EMPTY") is no secret, and occurs in other words
 _NAMES = re.compile(r".*(API_KEY|ACCESS_KEY|SECRET|TOKEN|PASSWORD)")
 _SENDABLE = re.compile(r"[\x21-\x7e]*")
-_forms: list[str] = []  # in which known secrets may occur, the longest first
+_bare: list[str] = []
+_forms: list[str] = []  # in which known secrets may occur: as they are, then written otherwise
 
 
 def keep(secret: str) -> str:
     """The secret itself, which `masked` knows from now on."""
     bare = secret.strip()
     if len(bare) >= LEAST:
-        found = {secret, bare, repr(secret)[1:-1], repr(bare)[1:-1], quote(bare, safe="")}
+        found = {repr(secret)[1:-1], repr(bare)[1:-1], quote(bare, safe="")}
         found |= {bare.replace("/", "\\/"), html.escape(bare), json.dumps(bare)[1:-1]}
-        _forms[:] = sorted({*_forms, *found}, key=len, reverse=True)
+        _bare[:] = sorted({*_bare, secret, bare}, key=len, reverse=True)
+        others = sorted({*_forms, *found} - {*_bare}, key=len, reverse=True)
+        _forms[:] = [*_bare, *others]
     return secret
 
 

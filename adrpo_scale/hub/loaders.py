@@ -42,6 +42,7 @@ def load_weights(kind: Any, folder: Path, stem: str, **more: Any) -> Any:
     _check_no_kernels(folder)
     if stem == TRANSFORMERS:
         _check_nothing_instead(folder)
+        more["trust_remote_code"] = False
     with loading(folder, "weights"):
         model, found = kind.from_pretrained(
             folder,

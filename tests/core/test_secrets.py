@@ -21,10 +21,15 @@ OTHERS = [r"sk-proj\/0123+456&789=abc", "sk-proj/0123+456&amp;789=abc"]  # of JS
 QUOTED = "sk-proj%2F0123%2B456%26789%3Dabc"
 
 
+def forget(monkeypatch):
+    for name in ("_bare", "_forms"):
+        monkeypatch.setattr(secrets, name, [])
+
+
 @pytest.fixture
 def key(monkeypatch):
     """A key that this process knows."""
-    monkeypatch.setattr(secrets, "_forms", [])
+    forget(monkeypatch)
     return secrets.read_key("OWN_KEY", {"OWN_KEY": KEY})
 
 
@@ -69,7 +74,7 @@ def test_half_a_key_is_not_shown_where_a_text_is_cut(key, cut, length):
               "sk-secret-\u2026", "sk-secret\x00value", "sk-secret\tvalue", "\nsk-secret-value"]
 )  # fmt: skip
 def test_a_key_that_no_header_takes_is_refused_without_being_shown(value, monkeypatch):
-    monkeypatch.setattr(secrets, "_forms", [])
+    forget(monkeypatch)
     with pytest.raises(ConfigError, match=r"OWN_KEY holds .* no HTTP header takes") as error:
         secrets.read_key("OWN_KEY", {"OWN_KEY": value})
     assert "secret" not in str(error.value)
@@ -79,7 +84,7 @@ def test_a_key_that_no_header_takes_is_refused_without_being_shown(value, monkey
 
 
 def test_words_are_no_secrets(monkeypatch):
-    monkeypatch.setattr(secrets, "_forms", [])
+    forget(monkeypatch)
     for word in ("", "none", "EMPTY", "dummy", " \n"):
         secrets.keep(word)
     assert secrets.masked("none EMPTY dummy") == "none EMPTY dummy"
@@ -98,3 +103,11 @@ def test_the_environment_is_known_from_the_start():
         check=True,
     )
     assert done.stdout.split() == ["***"] * len(names)
+
+
+def test_keys_in_a_row_and_one_in_another_are_masked(monkeypatch):
+    forget(monkeypatch)
+    for key in ("/(UpY|}N\\", "abcdefgh", "xx-abcdefgh-yy"):
+        secrets.keep(key)
+    assert secrets.masked("/(UpY|}N\\" * 3) == "***" * 3
+    assert secrets.masked("xx-abcdefgh-yy abcdefgh") == "*** ***"

@@ -11,7 +11,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoTokenizer, CLIPModel
+from transformers import AutoConfig, AutoModel, AutoTokenizer, CLIPModel
 
 from adrpo_scale.core.errors import AdrpoError, DamagedFileError, ModelNotFoundError, WeightsError
 from adrpo_scale.core.paths import resolve_path
@@ -58,6 +58,16 @@ def test_code_that_comes_with_a_model_is_not_run_and_nobody_is_asked(kind, tmp_p
     folder = with_code(tmp_path / "a", mark, config=config, tokenizer_config={"auto_map": named})
     with pytest.raises(ModelNotFoundError, match="code that comes with a model is never run"):
         load_settings(kind, folder, "tokenizer")
+    assert not mark.exists()
+
+
+def test_code_that_comes_with_weights_is_not_run(tmp_path, mark):
+    folder = tmp_path / "clip"
+    shutil.copytree(resolve_path(CLIP), folder)
+    named = {"AutoConfig": "own.Own", "AutoModel": "own.Own"}
+    with_code(folder, mark, config={"model_type": "own", "auto_map": named})
+    with pytest.raises(ModelNotFoundError, match="code that comes with a model is never run"):
+        load_weights(AutoModel, folder, "model")
     assert not mark.exists()
 
 
