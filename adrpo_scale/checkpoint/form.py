@@ -34,8 +34,8 @@ class _Counters(_Whole):
     iteration: Count
     cursor: Count
     step: Count
-    nonfinite_in_a_row: Count
-    evaluated: Annotated[int, Field(ge=-1)]
+    nonfinite_in_a_row: Count = 0
+    evaluated: Annotated[int, Field(ge=-1)] = -1
     learned: Count = 0
     idle: Count = 0
 

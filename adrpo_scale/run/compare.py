@@ -167,7 +167,8 @@ def _without_place(prompt: dict[str, Any]) -> dict[str, Any]:
 def check_content(reader: Reader, constant: Mapping[str, Any], allowed: Sequence[str]) -> None:
     """Raises CheckpointError where base model or prompts differ from the checkpoint's."""
     before = reader.manifest.document
-    if before["base"]["frozen"] != constant["base"]["frozen"] and not is_allowed("base", allowed):
+    beside = before["base"].get("frozen")  # the first checkpoints did not state it
+    if beside not in (None, constant["base"]["frozen"]) and not is_allowed("base", allowed):
         raise agreed(
             CheckpointError(
                 f"{reader.folder} was trained with other files beside the trained weights than "

@@ -64,7 +64,8 @@ FREE = {  # values that are legal where they stand, by path
     "document.optimizer_steps.w": (2**62,),
 }
 MAY_LACK = ("document.base.frozen", "document.rules", "document.left_out")
-MAY_LACK += ("document.counters.learned", "document.rewards.a")
+MAY_LACK += tuple(f"document.counters.{n}" for n in ("learned", "evaluated", "nonfinite_in_a_row"))
+MAY_LACK += ("document.rewards.a",)
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from adrpo_scale.core.errors import PromptError, RunFolderError
-from adrpo_scale.evaluation.mmau.base import RECORD, Answer, load_benchmark
+from adrpo_scale.core.folder_lock import RunLock
+from adrpo_scale.evaluation.mmau.base import RECORD, Answer, Question, load_benchmark
+from adrpo_scale.evaluation.mmau.evaluate import _ask
 from adrpo_scale.evaluation.mmau.predictions import ANSWERS, IDENTITY, append, begin, merge
 from tests.core.test_json_files import ODD
 
@@ -36,3 +38,17 @@ def test_an_identity_or_a_record_that_cannot_be_read_is_one_message(tmp_path, co
     (tmp_path / RECORD).write_bytes(content)
     with pytest.raises(PromptError, match="cannot be read"):
         load_benchmark(tmp_path, "answer")
+
+
+def test_an_evaluation_that_has_lost_its_folder_writes_no_answer(tmp_path):
+    class Model:
+        def answers(self, questions):
+            return [Answer("a") for _ in questions]
+
+    question = Question("a", (), "", "sound", "", "", None, {})
+    lock = RunLock(tmp_path)
+    with lock:
+        (tmp_path / "lock.json").write_text("{}")
+        with pytest.raises(RunFolderError, match="taken over"):
+            next(_ask(Model(), [question], 1, tmp_path, {}, lock.check))
+    assert list(tmp_path.glob("answers*")) == []

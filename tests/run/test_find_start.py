@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from adrpo_scale.checkpoint.reader import Reader
 from adrpo_scale.core import dist
 from adrpo_scale.core.errors import AdrpoError, CheckpointError, ConfigError, RunFolderError
+from adrpo_scale.run.compare import check_content
 from adrpo_scale.run.load import load_config
 from adrpo_scale.run.resume import FROM_ZERO, find_start
 from tests.run.test_old_runs import COMMON, GOLDEN, RUNS
@@ -108,3 +110,17 @@ def test_a_first_start_is_frozen_and_from_zero(tmp_path):
     assert start == FROM_ZERO and start.iteration is None and start.left_out is None
     with pytest.raises(dataclasses.FrozenInstanceError):
         start.allowed = ("seed",)
+
+
+def test_a_checkpoint_that_does_not_state_the_files_beside_its_weights_is_compared_by_the_rest(run):
+    folder = run / "checkpoints" / "step-000002"
+    manifest = Reader(folder).manifest
+    constant = manifest.document
+    base = {name: fact for name, fact in constant["base"].items() if name != "frozen"}
+    older = replace(manifest, document={**constant, "base": base})
+    (folder / "manifest.json").write_text(older.to_text())
+    check_content(Reader(folder), constant, [])
+    with pytest.raises(CheckpointError, match="other base weights"):
+        check_content(
+            Reader(folder), {**constant, "base": {**base, "frozen": "", "sha256": ""}}, []
+        )
