@@ -1,4 +1,5 @@
-"""The commands `prepare avqa` and `prepare mmau`, which make training data."""
+"""The commands `prepare avqa` and `prepare mmau`, which make training data, and `prepare merge`,
+which makes a base model."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ import typer
 from adrpo_scale.cli.help import Commands
 
 app = Commands(
-    """Convert published datasets into prompt files for training and evaluation.
+    """Convert published datasets into prompt files, and models with adapters into plain ones.
 
     Example:
         adrpo-scale prepare avqa --videos videos --rows train_qa.json --to data/avqa
@@ -70,6 +71,27 @@ def mmau(
     from adrpo_scale.data.prepare.mmau import MmauOptions, prepare_mmau
 
     prepare_mmau(MmauOptions(rows, audio, to, revision))
+
+
+@app.add
+def merge(
+    model: Annotated[str, typer.Argument(help="A language model's folder or hub id.")],
+    to: Annotated[Path, typer.Option(help="Folder for the merged model.")],
+    adapter: Annotated[
+        Path | None, typer.Option(help="Folder of the adapters; default: the model's.")
+    ] = None,
+) -> None:
+    """Merge peft's adapters into the language model that they belong to.
+
+    The merged model is a folder of its own, a base like any other: its weights are what a run's
+    identity is of. It is checked against peft before it gets its name.
+
+    Example:
+        adrpo-scale prepare merge my-model --adapter my-adapters --to my-merged-model
+    """
+    from adrpo_scale.export.merged_base import merge_adapters
+
+    merge_adapters(model, to, adapter)
 
 
 def _cores() -> int:

@@ -5,6 +5,7 @@ Each remedy was tried on a folder of its kind (`tests/domains/test_model_folders
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Set
 from pathlib import Path
 
@@ -98,7 +99,8 @@ def adapter_line(folder: Path) -> str:
     return (
         f"{folder} holds adapter_config.json beside the model: transformers loads the model with "
         "these adapters, and training would start without them: move adapter_* to another folder "
-        "to train the base, or merge them (docs/guide/weights.md shows how) and name the result"
+        f"to train the base, or merge them (`adrpo-scale prepare merge {shlex.quote(str(folder))} "
+        "--to MERGED`, docs/guide/weights.md) and name the result"
     )
 
 
@@ -107,5 +109,5 @@ def stray_adapter_line(folder: Path, name: str, config: str) -> str:
     return (
         f"{folder} holds {name} without {config} beside the model: training would start without "
         f"these adapters, and transformers leaves them out, too; move {name} to another folder to "
-        "train the base, or bring the config and merge them (docs/guide/weights.md shows how)"
+        "train the base, or bring the config and merge them (`adrpo-scale prepare merge`)"
     )
