@@ -41,6 +41,7 @@ class Session:
     log: Path
     is_dry: bool
     deadline: float
+    models: Path  # what a step leaves there, later ones find
     slower: float = 1.0  # factor on every limit
     results: dict[str, dict[str, Any]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -58,6 +59,7 @@ class Session:
             output, found = Path(folder) / "output.txt", Path(folder) / "found.json"
             words = [sys.executable, "-m", "tests.gpu.steps", self.table, step.name]
             words += ["--out", str(found), "--seconds", f"{limit:.0f}"]
+            words += ["--models", str(self.models)]
             words += ["--dry-run"] if self.is_dry else []
             begin = time.monotonic()
             code = _ended(words, output, limit)
@@ -128,17 +130,27 @@ def main(table: str = "one_gpu") -> int:
     parser.add_argument("--jobs", type=int, default=4, help="small steps at a time")
     parser.add_argument("--budget", type=float, default=480.0, help="seconds for all steps")
     parser.add_argument("--slower", type=float, default=1.0, help="factor on every time limit")
+    parser.add_argument("--models", type=Path, help="folder whose models later calls find")
     parser.add_argument("--dry-run", action="store_true", help="small sizes, on the CPU")
     given = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="adrpo-gpu-models-") as folder:
+        models = (given.models or Path(folder)).resolve()
+        models.mkdir(parents=True, exist_ok=True)
+        return _run_steps(table, given, models)
+
+
+def _run_steps(table: str, given: argparse.Namespace, models: Path) -> int:
+    steps = TABLES[table]
     names = [name for name in given.steps.split(",") if name]
     unknown = sorted({*names} - {step.name for step in steps})
     if unknown:
-        parser.error(f"unknown steps {unknown}; known: {[step.name for step in steps]}")
+        print(f"unknown steps {unknown}; known: {[step.name for step in steps]}", file=sys.stderr)
+        return 2
     given.out.parent.mkdir(parents=True, exist_ok=True)
     log = given.out.with_suffix(".log")
     log.write_text("")
     deadline = time.monotonic() + given.budget
-    session = Session(table, given.out, log, given.dry_run, deadline, given.slower)
+    session = Session(table, given.out, log, given.dry_run, deadline, models, given.slower)
     chosen = [step for step in steps if step.name in names]
     first = [step for step in chosen if step.name == "environment"]
     small = [step for step in chosen if not step.alone]

@@ -69,9 +69,12 @@ def qwen3_config(folder: Path, layers: int, vocabulary: int, tokens: int = 128) 
 
 
 def omni_config(folder: Path, layers: int, vocabulary: int, seconds: float = 10.0) -> RunConfig:
-    """Every prompt as long as the config allows, as plan takes it to be."""
-    omni_7b.write_model(folder, layers, vocabulary)
-    gc.collect()  # 17 GB that were only to be written
+    """Every prompt as long as the config allows, as plan takes it to be. A folder that is there is
+    a model that was written before."""
+    if not folder.exists():
+        omni_7b.write_model(partial := folder.with_suffix(".partial"), layers, vocabulary)
+        partial.rename(folder)
+        gc.collect()  # 17 GB that were only to be written
     tokens = round(25 * seconds)
     save_prompts(folder / "prompts.jsonl", ["w1 w2", "w3 w4"], [seconds, seconds])
     settings = [
@@ -87,13 +90,23 @@ def omni_config(folder: Path, layers: int, vocabulary: int, seconds: float = 10.
     return load_config(Path("configs/omni/avqa_grpo.toml"), settings).config
 
 
+def planned(config: RunConfig) -> Plan:
+    return plan_of(config, Hardware(GPUS["h200"], 1, 1, 1e10))
+
+
 def compare(
-    config: RunConfig, folder: Path, then: Callable[[Trainer, Plan], None] | None = None
+    config: RunConfig,
+    folder: Path,
+    then: Callable[[Trainer, Plan], None] | None = None,
+    *,
+    plan: Plan | None = None,
+    each: Callable[[dict[str, Any]], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Bytes: predicted, and measured over two iterations after the run is loaded; the lines of
-    both. then: called with the trainer and its plan at the end."""
+    both. then: called with the trainer and its plan at the end. plan: that of `planned`, by default
+    made here. each: called with every line, as it is there."""
     cuda = torch.cuda.is_available()
-    plan = plan_of(config, Hardware(GPUS["h200"], 1, 1, 1e10))
+    plan = plan or planned(config)
     predicted = {m.phase: m.bytes for m in plan.memory if m.phase != "load"}
     trainer = None
     with nullcontext() if cuda else Live() as live:
@@ -104,7 +117,10 @@ def compare(
             unmap(trainer)
             live.peak = live.now
         with trainer.log:
-            lines = [trainer._iterate() for _ in range(2)]
+            lines = []
+            for _ in range(2):
+                lines.append(trainer._iterate())
+                each(lines[-1])
         # An iteration begins a new peak with every phase: the last one's says nothing of others.
         measured = int(2**30 * iterations_peak_gib(lines)) if cuda else live.peak
     if then is not None:
@@ -147,7 +163,7 @@ def test_the_peak_of_qwen3_0_6b_full(tmp_path: Path) -> None:
 @pytest.mark.timeout(900)
 def test_the_peak_of_omni_7b_lora(tmp_path: Path) -> None:
     """On a GPU of 48 GB or more: the whole thinker, and the whole audio tower."""
-    assert_near(compare(omni_config(tmp_path, 28, 152064), tmp_path))
+    assert_near(compare(omni_config(tmp_path / "omni", 28, 152064), tmp_path))
 
 
 def dry_run() -> None:
@@ -162,7 +178,6 @@ def dry_run() -> None:
         solver = config.domain.rollout.model_copy(update={"steps": 2})
         domain = config.domain.model_copy(update={**small, "rollout": solver})
         assert_near(compare(config.model_copy(update={"domain": domain}), folder / "sd3"))
-        (folder / "omni").mkdir()
         assert_near(compare(omni_config(folder / "omni", 2, 8192, seconds=2.0), folder / "omni"))
 
 

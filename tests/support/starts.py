@@ -151,12 +151,14 @@ def _one(variables: dict[str, str], arguments: list[str], output: str, prepare: 
 # ---- what a run left ---------------------------------------------------------------------------
 
 TIMES = ("seconds", "samples_per_second")
+MEASURED = ("seconds", "peak_gb_")
 SETS = ("policy", "exp_avg", "exp_avg_sq")
 
 
 def timeless(line: dict[str, Any]) -> dict[str, Any]:
-    """A line of metrics.jsonl without what a clock measured."""
-    return {n: v for n, v in line.items() if not (n.startswith("seconds") or n.endswith(TIMES))}
+    """A line of metrics.jsonl without what a clock or the GPU's allocator measured: a start finds
+    other memory in use."""
+    return {n: v for n, v in line.items() if not (n.startswith(MEASURED) or n.endswith(TIMES))}
 
 
 def committed_iterations(run: Path) -> list[int]:

@@ -17,6 +17,7 @@ def main() -> None:
     parser.add_argument("table", choices=TABLES)
     parser.add_argument("name")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--models", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=600.0)
     parser.add_argument("--dry-run", action="store_true")
     given = parser.parse_args()
@@ -26,7 +27,7 @@ def main() -> None:
     found = Findings(given.out)
     with tempfile.TemporaryDirectory(prefix="adrpo-gpu-") as name:
         try:
-            step.run(Case(Path(name), given.dry_run, given.seconds, found))
+            step.run(Case(Path(name), given.models, given.dry_run, given.seconds, found))
             found.end()
         except NotRun as reason:
             found.end(NOT_RUN, str(reason))

@@ -43,9 +43,11 @@ class Findings:
 
 @dataclass(frozen=True)
 class Case:
-    """One step under way. folder: its own, empty. seconds: its time limit."""
+    """One step under way. folder: its own, empty. models: one that all steps share. seconds: its
+    time limit."""
 
     folder: Path
+    models: Path
     is_dry: bool
     seconds: float
     findings: Findings

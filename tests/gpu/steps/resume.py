@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
+from typing import Any
 
 from tests.gpu.steps.base import Case
 from tests.gpu.steps.processes import TASKS, command, start, train_words
-from tests.support.starts import differences
+from tests.support.starts import differences, timeless
+from tests.support.tiny import records
 
 STOPPED = 85
 SETTINGS = (
@@ -15,6 +18,16 @@ SETTINGS = (
     *("prompts.per_iteration=4", "prompts.group_size=8", "evaluation.prompts=4"),
     *("logging.pictures_every=0",),
 )
+
+
+def unlike_values(one: Path, other: Path) -> dict[str, list[Any]]:
+    """[line, value, other value] of each key of metrics.jsonl, where its values first differ."""
+    found: dict[str, list[Any]] = {}
+    for number, (mine, theirs) in enumerate(zip(records(one), records(other), strict=False), 1):
+        for key in sorted({*mine, *theirs}):
+            if mine.get(key) != theirs.get(key):
+                found.setdefault(key, [number, mine.get(key), theirs.get(key)])
+    return found
 
 
 def run(case: Case, task: str) -> None:
@@ -40,6 +53,9 @@ def run(case: Case, task: str) -> None:
         case.note(output=texts)
         case.check("exit codes are 85, 0 and 0", False, codes)
         return
+    unlike = unlike_values(whole, other)
+    case.note(unlike_in_metrics={k: v for k, v in unlike.items() if timeless({k: 0})})
+    case.note(unlike_in_memory={k: v for k, v in unlike.items() if k.startswith("peak_gb_")})
     found = differences(whole, other)
     case.check("the two runs are equal to the bit", not found, found[:5])
     text = straight.text + first.text + again.text

@@ -45,9 +45,12 @@ ONE_GPU = (
     Step("two_processes", "two processes share the GPU over gloo", "sharing:run", 120),
     Step("out_of_memory", "what a trial says without memory", "memory:run", 120),
     Step("preflight", "the command preflight on this machine", "machine:preflight", 90),
-    Step("qwen3", "Qwen3-0.6B's shape: decoding and peak", "shapes:qwen3", 90, alone=True),
+    Step("sd3_memory", "the parts of SD3's rollout peak", "sd3_memory:run", 90),
+    Step("omni_model", "the 7B thinker's files, hashed, and its plan", "shapes:omni_model", 140),
+    Step("qwen3_decoding", "Qwen3-0.6B's shape: a token", "shapes:qwen3_decoding", 80, alone=True),
     Step("sd3", "SD3-medium's shape in 44.7 GiB", "shapes:sd3", 90, alone=True),
-    Step("omni", "the 7B thinker's shape in 44.7 GiB", "shapes:omni", 90, alone=True),
+    Step("omni", "the 7B thinker's shape in 44.7 GiB", "shapes:omni", 150, alone=True),
+    Step("qwen3", "Qwen3-0.6B's shape: two iterations", "shapes:qwen3", 150, alone=True),
     Step("pytest", "tests/gpu as pytest runs it", "machine:pytest", 120, alone=True),
 )
 
