@@ -28,8 +28,8 @@ def keep(secret: str) -> str:
     """The secret itself, which `masked` knows from now on."""
     bare = secret.strip()
     if len(bare) >= LEAST:
-        found = {repr(secret)[1:-1], repr(bare)[1:-1], quote(bare, safe="")}
-        found |= {bare.replace("/", "\\/"), html.escape(bare), json.dumps(bare)[1:-1]}
+        found = {repr(secret)[1:-1], repr(bare)[1:-1], quote(bare, safe=""), html.escape(bare)}
+        found |= {json.dumps(bare)[1:-1], json.dumps(bare)[1:-1].replace("/", "\\/")}
         _bare[:] = sorted({*_bare, secret, bare}, key=len, reverse=True)
         others = sorted({*_forms, *found} - {*_bare}, key=len, reverse=True)
         _forms[:] = [*_bare, *others]
