@@ -11,7 +11,7 @@ from pathlib import Path
 
 from adrpo_scale.checkpoint.shelf import CHECKPOINTS, FIRST_COMMIT
 from adrpo_scale.core.errors import RunFolderError
-from adrpo_scale.core.files import sync_folder
+from adrpo_scale.core.files import replace_json, sync_folder
 from adrpo_scale.core.json_files import read_object
 from adrpo_scale.core.run_rows import EVALUATIONS, METRICS
 from adrpo_scale.run.starts import records
@@ -34,6 +34,8 @@ def _evidence(run: Path) -> str | None:
     """Why a checkpoint must have been there; None where nothing says so."""
     if os.path.lexists(run / FIRST_COMMIT):
         return f"{FIRST_COMMIT} was written when the first was committed"
+    if any(run.glob(_aside_name(FIRST_COMMIT, "*"))):
+        return None  # begun anew since, and without a commit
     for path in reversed(records(run)):  # runs of before have no such file
         record = read_object(path) or {}
         if record.get("resumed_from") is not None:
@@ -45,14 +47,19 @@ def _evidence(run: Path) -> str | None:
 
 def set_lines_aside(run: Path) -> list[str]:
     """Renames JSONL files that hold something, for a start that begins at iteration 0, and returns
-    their new names. No line is removed without a checkpoint that the run goes on from."""
-    found = []
+    their new names. No line is removed without a checkpoint that the run goes on from. What says
+    that the run has had one counts no more: the user has asked to begin anew."""
+    found, evidence = [], _evidence(run)
     for name in (METRICS, EVALUATIONS):
         path = run / name
         if path.is_file() and path.stat().st_size:
             aside = _first_free(path)
             os.rename(path, aside)
             found.append(aside.name)
+    if evidence is not None:
+        aside = _first_free(run / FIRST_COMMIT)
+        replace_json(aside, {"evidence": evidence})
+        (run / FIRST_COMMIT).unlink(missing_ok=True)
     if found:
         sync_folder(run)
     return found
@@ -60,6 +67,12 @@ def set_lines_aside(run: Path) -> list[str]:
 
 def _first_free(path: Path) -> Path:
     number = 1
-    while os.path.lexists(aside := path.with_name(f"{path.stem}.before-{number}.jsonl")):
+    while os.path.lexists(aside := path.with_name(_aside_name(path.name, str(number)))):
         number += 1
     return aside
+
+
+def _aside_name(name: str, number: str) -> str:
+    """`metrics.before-1.jsonl` for metrics.jsonl and 1."""
+    stem, _, ending = name.rpartition(".")
+    return f"{stem}.before-{number}.{ending}"

@@ -100,6 +100,24 @@ def test_what_says_that_there_was_a_checkpoint(tmp_path, record, first, may):
             check_may_begin(tmp_path, fresh=False)
 
 
+@pytest.mark.parametrize("record", [None, {"outcome": "done"}])
+def test_who_has_begun_anew_once_is_asked_again_after_the_next_checkpoint_alone(tmp_path, record):
+    """A start with --fresh that is killed before its first checkpoint begins anew by itself."""
+    (tmp_path / "lives").mkdir()
+    if record is None:
+        (tmp_path / FIRST_COMMIT).write_text("{}")
+    else:
+        (tmp_path / "lives" / "01.json").write_text(json.dumps(record))
+    with pytest.raises(RunFolderError):
+        check_may_begin(tmp_path, fresh=False)
+    assert set_lines_aside(tmp_path) == []
+    check_may_begin(tmp_path, fresh=False)
+    assert "evidence" in json.loads((tmp_path / "first-checkpoint.before-1.json").read_text())
+    (tmp_path / FIRST_COMMIT).write_text("{}")
+    with pytest.raises(RunFolderError):
+        check_may_begin(tmp_path, fresh=False)
+
+
 def test_lines_are_kept_under_the_first_free_name(tmp_path):
     assert set_lines_aside(tmp_path) == []
     (tmp_path / "eval.jsonl").write_text("")
