@@ -49,7 +49,7 @@ def merge_adapters(model: str, to: Path, adapter: Path | None = None) -> None:
                 f"{adapters} has no {name}: peft's `save_pretrained` writes {ADAPTER} and "
                 f"{ADAPTER_WEIGHTS}; name their folder with --adapter"
             )
-    if to.exists() and any(to.iterdir() if to.is_dir() else [to]):
+    if to.is_symlink() or (to.exists() and any(to.iterdir() if to.is_dir() else [to])):
         raise ConfigError(f"--to {to}: it exists and is not empty; choose another folder")
     to.parent.mkdir(parents=True, exist_ok=True)
     part = Path(mkdtemp(prefix=f".{to.name}-", dir=to.parent))
@@ -62,9 +62,7 @@ def merge_adapters(model: str, to: Path, adapter: Path | None = None) -> None:
         weights = _hash(base, "model*.safetensors")
         record = {"base": weights, "adapters": _hash(adapters, "adapter_*")}
         replace_json(part / RECORD, record)
-        if to.exists():
-            to.rmdir()
-        part.rename(to)
+        part.rename(to)  # also over an empty folder
         sync_folder(to.parent)
     finally:
         if part.exists():
