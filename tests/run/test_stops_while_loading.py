@@ -32,7 +32,7 @@ LOOPS = {
 def test_a_signal_at_one_rank_stops_the_loading(
     tmp_path: Path, loop: str, sent: signal.Signals
 ) -> None:
-    victim = 0 if loop == "hashing" else 1  # rank 0 alone hashes
+    victim = 1 if loop == "embedding" else 0  # rank 0 alone hashes, and reads what all hold
     at = SignalAt(LOOPS[loop], call=2, signals=(sent,), victim=victim, slow=0.3)
     fresh = {"ADRPO_CACHE": str(tmp_path / "cache")}
     patient = ["checkpoint.grace_seconds=1000"]  # however slow the machine is
