@@ -21,6 +21,7 @@ from adrpo_scale.core.types import Prompt
 from adrpo_scale.data.lines import all_refused
 from adrpo_scale.data.messages import called, shown, ways_to_write
 from adrpo_scale.hub.loaders import load_settings
+from adrpo_scale.hub.soundness import loading
 from adrpo_scale.hub.templates import TemplateFault, rendered
 
 log = logging.getLogger(__name__)
@@ -81,6 +82,8 @@ def load_tokenizer(folder: Path, config: ChatConfig, template: str | None = None
             "the model that the weights belong to, or download the model again with `hf download`"
         )
     tokenizer = load_settings(AutoTokenizer, folder, "tokenizer")
+    with loading(folder, "tokenizer"):  # its settings are used at the first text
+        tokenizer("a", add_special_tokens=False)
     if template is not None:
         tokenizer.chat_template = template
     if config.template_file is not None:

@@ -47,6 +47,7 @@ from adrpo_scale.engines.spec import DTYPES, LoraConfig, ModelSpec
 from adrpo_scale.engines.workload import Workload
 from adrpo_scale.hub.needs import HubNeed
 from adrpo_scale.hub.shapes import config_folder
+from adrpo_scale.hub.soundness import loading
 from adrpo_scale.hub.weights import SafetensorsFolder, find_model
 
 # Copies of the same weights, e.g. 11 GB in half precision in stable-diffusion-3-medium.
@@ -150,9 +151,10 @@ class FlowDomain(Domain):
         check_components(self.folder, config.t5)
         parts = read_configs(self.folder, config.model)
         self._transformer_config = parts["transformer"]
-        vae, scheduler = parts["vae"], parts["scheduler"]
-        self.shift = float(scheduler.get("shift", 1.0))
-        self.latent_shape = self._latent_shape(2 ** (len(vae["block_out_channels"]) - 1))
+        with loading(self.folder, "config"):
+            self.shift = float(parts["scheduler"].get("shift", 1.0))
+            factor = 2 ** (len(parts["vae"]["block_out_channels"]) - 1)
+            self.latent_shape = self._latent_shape(factor)
 
     def _latent_shape(self, vae_factor: int) -> tuple[int, int, int]:
         transformer = self._transformer_config

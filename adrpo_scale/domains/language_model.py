@@ -17,6 +17,7 @@ from adrpo_scale.domains.chat import ChatConfig, load_tokenizer, without_empty_s
 from adrpo_scale.engines.spec import LoraConfig, ModelSpec
 from adrpo_scale.hub.foreign import read_json
 from adrpo_scale.hub.loaders import load_settings
+from adrpo_scale.hub.soundness import loading
 from adrpo_scale.hub.weight_files import ADAPTER
 from adrpo_scale.hub.weights import SafetensorsFolder, WeightSource
 
@@ -49,11 +50,12 @@ class LanguageModel:
         self.folder, self.name = folder, name
         self.config = self._read_config()
         self.tokenizer = load_tokenizer(folder, chat, self._template())
-        self.ends = self._read_ends()
-        pad = self.tokenizer.pad_token_id
-        self.pad = self.ends[0] if pad is None else int(pad)
-        self._check()
-        self.tokenless = ids_without_token(self.tokenizer, self.config.vocab_size, self.ends)
+        with loading(folder, "config"):
+            self.ends = self._read_ends()
+            pad = self.tokenizer.pad_token_id
+            self.pad = self.ends[0] if pad is None else int(pad)
+            self._check()
+            self.tokenless = ids_without_token(self.tokenizer, self.config.vocab_size, self.ends)
 
     @property
     def banned(self) -> tuple[int, ...]:

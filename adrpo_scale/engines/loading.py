@@ -15,6 +15,7 @@ from adrpo_scale.engines.adapters import add_adapters, is_adapter, original_name
 from adrpo_scale.engines.base import EngineConfig, OptimizerConfig
 from adrpo_scale.engines.spec import ModelSpec
 from adrpo_scale.hub.misfits import shape_remedy
+from adrpo_scale.hub.soundness import loading
 from adrpo_scale.hub.weights import check_coverage, check_finite, initial_uniform
 
 
@@ -40,7 +41,7 @@ def build_on_meta(spec: ModelSpec, *, trained: bool) -> nn.Module:
     """
     from accelerate import init_empty_weights
 
-    with init_empty_weights(include_buffers=False):
+    with loading(spec.weights.folder, "config"), init_empty_weights(include_buffers=False):
         model = spec.build()
     spec.tie(model)
     model.requires_grad_(trained)
