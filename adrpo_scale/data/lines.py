@@ -13,10 +13,14 @@ NAMED = 5  # refused rows that an error names
 
 
 def row_error(path: Path, where: str, value: object, expected: str, remedy: str) -> PromptError:
-    """The error about one row, with its value cut to 100 characters."""
-    shown = repr(value)
-    shown = shown if len(shown) <= 100 else shown[:97] + "..."
-    return PromptError(f"{path}, {where}: got {shown}, expected {expected}; {remedy}")
+    """The error about one row, with its value cut to 100 characters, and what repeats parts of it
+    to 500."""
+    value, expected, remedy = _cut(repr(value), 100), _cut(expected, 500), _cut(remedy, 500)
+    return PromptError(f"{path}, {where}: got {value}, expected {expected}; {remedy}")
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def all_refused(

@@ -138,6 +138,26 @@ def test_mmau_rows_at_the_door(data: Path) -> None:
 
 # ---- JSON ----------------------------------------------------------------------------------------
 
+LONG = "x" * 10_000
+LONG_ROWS = [
+    {"prompt": None, "messages": LONG, "context_messages": {LONG: LONG}},
+    {"messages": [{"role": LONG, "content": "x"}]},
+    {"messages": [{"role": "user", "content": {LONG: 1}}]},
+    {"messages": [{"role": "user", "content": [{"type": LONG}]}]},
+    {"tag": LONG, "include": LONG, "prompt": "p"},
+    {"question_text": LONG, "multi_choice": LONG, "answer": LONG},
+    {"question": {LONG: 1}, "choices": ["a", "b"], "answer": "a", "audio": "x"},
+]
+
+
+@pytest.mark.parametrize("row", LONG_ROWS, ids=range(len(LONG_ROWS)))
+def test_an_error_repeats_the_beginning_of_a_row(tmp_path: Path, row: dict) -> None:
+    (tmp_path / "p.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(PromptError, match="line 1") as error:
+        load_prompts(tmp_path / "p.jsonl")
+    assert len(str(error.value)) < 1500
+
+
 DEEP = [
     "[" * 100_000,
     '{"a":' * 100_000,
