@@ -47,7 +47,7 @@ def waiting(cluster, tmp_path_factory):
             cluster,
             paths["hangs"],
             [f"--nodelist={cluster.names[11]}", "--gpus-per-node=2"],
-            train(paths["hangs"] / "run", ["limits.hang_seconds=8"]),
+            train(paths["hangs"] / "run", ["limits.hang_seconds=4"]),
             HANG=str(trigger),
         ),
     }
@@ -115,7 +115,7 @@ def test_a_rank_that_hangs(cluster, tmp_path):
     job = Job(cluster, tmp_path, ["--nodes=2"], arguments, PAUSE="1", HANG=str(trigger))
     job.wait_iteration(2)
     trigger.touch()
-    job.wait("the requeue", lambda: job.restarts == 1)
+    job.wait("the requeue", lambda: job.restarts == 1, seconds=240)  # a slow reward has patience
     trigger.unlink()
     assert job.wait_end() == "COMPLETED", job.log
     first, second = job.starts()
@@ -236,7 +236,7 @@ def test_a_time_limit(waiting):
 
 def test_a_job_that_gets_nowhere_is_not_requeued_for_ever(waiting):
     job = waiting["hangs"]
-    assert job.wait_end() == "FAILED", job.log
+    assert job.wait_end(seconds=300) == "FAILED", job.log
     assert job.restarts == 3
     assert "3 starts in a row ended without a new checkpoint (hung: rank" in job.log
     assert "== code 3: not requeued" in job.log
