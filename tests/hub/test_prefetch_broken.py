@@ -132,7 +132,11 @@ def test_nodes_are_told_apart_by_what_they_see(hub):
 
 @pytest.mark.parametrize(
     ("text", "says"),
-    [("{", "JSONDecodeError"), ('{"format": 2}', "its format is 2"), ("[]", "TypeError")],
+    [
+        ("{", "JSONDecodeError"),
+        ('{"format": 2}', "its format is 2"),
+        ("[]", "list where a JSON object"),
+    ],
 )
 def test_a_lock_that_is_none(place, text, says):
     Path("prefetch.lock").write_text(text)
