@@ -221,7 +221,6 @@ def test_the_operators_of_a_token_are_those_of_real_decoding(tmp_path):
     work = workload_of(config)
     (number,) = (n for n, step in enumerate(work.rollout) if step.has_cache)
     planned = rehearsal.rollout_step(config, work, number, rows).at(rows).operators
-    print(real, planned)
     # The loop's own (uniforms, ends, places of rows) are some 15 beside the model's.
     assert real - 20 <= planned <= real
 
@@ -233,3 +232,11 @@ def test_reading_a_device_or_making_a_scalar_on_the_host_launches_nothing():
             torch.ops.prim.device(tensor)
             torch.ops.aten.scalar_tensor(1.0)
     assert live.operators == 0
+
+
+def test_a_convolution_takes_copies_of_its_input_and_result():
+    with without_memory():
+        pictures, kernel = torch.empty(2, 16, 32, 32), torch.empty(8, 16, 3, 3)
+        cost = cost_of(lambda: torch.conv2d(pictures, kernel, padding=1))
+    result = 4 * 2 * 8 * 32 * 32
+    assert cost.peak == result + (4 * 2 * 16 * 32 * 32 + result) and cost.kept == result

@@ -11,7 +11,9 @@ import difflib
 from adrpo_scale.cluster.plan.base import GIB, Gpu, Hardware
 from adrpo_scale.core.errors import ConfigError
 
-OVERHEAD = 15e-6  # seconds: Python, dispatch and launch of one operator outside of CUDA graphs
+# Seconds: Python, dispatch and launch of one operator outside of CUDA graphs. Measured: 19 µs on a
+# Xeon beside an H100 (Qwen3-0.6B, 1,647 kernels a token in 31.4 ms).
+OVERHEAD = 20e-6
 GIGABIT = 1e9 / 8
 
 
