@@ -36,6 +36,7 @@ DOORS = {
         "load_checkpoint",
     },
     "export/load_check.py": {"from_pretrained", "load_lora_weights"},
+    "export/merged_base.py": {"from_pretrained"},  # of peft, once its safetensors are there
     "export/tensor_check.py": {"from_pretrained"},
     "rewards/apart.py": {"loads"},  # of a process of our own, through a pipe of our own
 }

@@ -22,6 +22,7 @@ from adrpo_scale.core.errors import ConfigError, ModelNotFoundError, WeightsErro
 from adrpo_scale.core.files import remove_folder, replace_json, sync_folder
 from adrpo_scale.domains.language_model import FILES
 from adrpo_scale.hub.foreign import open_tensors
+from adrpo_scale.hub.inside import real_file
 from adrpo_scale.hub.loaders import load_weights
 from adrpo_scale.hub.needs import HubNeed
 from adrpo_scale.hub.soundness import disagreements, loading
@@ -51,6 +52,7 @@ def merge_adapters(model: str, to: Path, adapter: Path | None = None) -> None:
             )
     if to.is_symlink() or (to.exists() and any(to.iterdir() if to.is_dir() else [to])):
         raise ConfigError(f"--to {to}: it exists and is not empty; choose another folder")
+    others = _others(base)
     to.parent.mkdir(parents=True, exist_ok=True)
     part = Path(mkdtemp(prefix=f".{to.name}-", dir=to.parent))
     part.chmod(0o755)
@@ -58,7 +60,9 @@ def merge_adapters(model: str, to: Path, adapter: Path | None = None) -> None:
         with _alone(base) as plain:
             agreement(disagreements(plain, HubNeed(str(plain), raw=True)), is_new=True)
             _write(plain, adapters, part)
-        _copy_others(base, part)
+        for name, path in others.items():
+            if not (part / name).exists():
+                shutil.copyfile(path, part / name)
         weights = _hash(base, "model*.safetensors")
         record = {"base": weights, "adapters": _hash(adapters, "adapter_*")}
         replace_json(part / RECORD, record)
@@ -125,13 +129,15 @@ def _logits(model: Any, ids: Tensor) -> Tensor:
     return found
 
 
-def _copy_others(base: Path, part: Path) -> None:
-    """The tokenizer, templates, card and licence."""
+def _others(base: Path) -> dict[str, Path]:
+    """The tokenizer, templates, card and licence, by name. Raises ModelNotFoundError where one lies
+    outside of the base."""
+    found = {}
     for path in base.iterdir():
         is_weights = path.suffix in (".safetensors", ".bin", ".gguf") or ".index" in path.name
-        is_other = path.is_file() and not path.name.startswith("adapter_") and not is_weights
-        if is_other and not (part / path.name).exists():
-            shutil.copyfile(path, part / path.name)
+        if path.is_file() and not path.name.startswith("adapter_") and not is_weights:
+            found[path.name] = real_file(path, base)
+    return found
 
 
 def _hash(folder: Path, pattern: str) -> str:

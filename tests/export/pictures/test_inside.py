@@ -13,6 +13,7 @@ from adrpo_scale.core.errors import AdrpoError, ExportError, ModelNotFoundError
 from adrpo_scale.export.base import Copy, Request
 from adrpo_scale.export.copies import write_copies
 from adrpo_scale.export.exporter import export
+from adrpo_scale.export.merged_base import merge_adapters
 from adrpo_scale.hub.inside import is_inside, real_file
 
 SECRET = "the key of somebody"
@@ -127,3 +128,16 @@ def test_a_link_that_leads_nowhere_is_named(tmp_path):
     for name in "ab":
         with pytest.raises(AdrpoError, match="leads nowhere"):
             real_file(tmp_path / name, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["LICENSE", "tokenizer.json", "config.json", "anything.txt"])
+def test_a_merged_base_takes_nothing_along_from_outside(tmp_path, name):
+    base = tmp_path / "base"
+    base.mkdir()
+    for each in ("adapter_config.json", "adapter_model.safetensors"):
+        (base / each).write_text("{}")
+    (tmp_path / "secret").write_text(SECRET)
+    (base / name).symlink_to(tmp_path / "secret")
+    with pytest.raises(ModelNotFoundError, match="outside of the model's folder"):
+        merge_adapters(str(base), tmp_path / "to")
+    assert not (tmp_path / "to").exists()
