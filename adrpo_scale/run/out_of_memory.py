@@ -37,7 +37,8 @@ def named(config: RunConfig, run: Path, iteration: Callable[[], int]) -> Iterato
     except (RuntimeError, MemoryError) as error:
         if not failure.is_memory(error):
             raise
-        number, phase = iteration() + 1, watchdog.failed_in()
+        phase = watchdog.failed_in()
+        number = iteration() + (phase not in ("evaluation", "save"))  # these follow an iteration
         here = {"start": len(records(run)), "iteration": number, "phase": phase}
         is_repeated = any(_is_same(line, here) for line in read_lines(run / MEMORY))
         found = OutOfMemory(_message(config, number, phase, error, is_repeated), is_repeated)

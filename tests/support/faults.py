@@ -233,6 +233,24 @@ class RaiseAt:
             raise kind(self.message)
 
 
+@dataclass
+class VanishAt:
+    """SIGKILL of rank `victim` at call number `call` of `place`, over a teardown that blocks."""
+
+    place: str
+    call: int
+    victim: int = 1
+
+    def __call__(self, rank: int) -> None:
+        _block_teardown()
+        if rank == self.victim:
+            watch_calls(self.place, self._before)
+
+    def _before(self, number: int) -> None:
+        if number == self.call:
+            die()
+
+
 def _block_teardown() -> None:
     """What NCCL's teardown waits for never ends where other ranks have failed."""
     destroy = td.destroy_process_group
