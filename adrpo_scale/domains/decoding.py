@@ -16,6 +16,7 @@ from torch import Tensor
 
 from adrpo_scale.core.bounds import COUNT, NUMBER, TOKENS
 from adrpo_scale.core.settings import Section, setting
+from adrpo_scale.domains.step_masks import StepMasks
 
 if TYPE_CHECKING:
     from transformers import DynamicCache
@@ -72,6 +73,7 @@ def generate(
     device, rows, steps = uniforms_NT.device, len(prompts), sampling.max_new_tokens
     logits, cache, mask, positions = _prefill(model, prompts, steps, pad, device, audio_N)
     width = mask.shape[1] - steps
+    masks = StepMasks(model.config, device, any(len(prompt) < width for prompt in prompts))
     tokens_NT = torch.full((rows, steps), pad, device=device)
     lengths_N = torch.full((rows,), steps, device=device)
     finished_N = torch.zeros(rows, dtype=torch.bool, device=device)
@@ -95,9 +97,10 @@ def generate(
             kept = (~finished_N[here]).nonzero()[:, 0]
             here, tokens, mask, positions = here[kept], tokens[kept], mask[kept], positions[kept]
             cache.batch_select_indices(kept)
+            masks.rows_left(mask[:, :width])
         logits = model(
             input_ids=tokens[:, None],
-            attention_mask=mask[:, : width + step + 1],
+            attention_mask=masks.of_step(mask[:, : width + step + 1]),
             position_ids=positions[:, None] + step,
             past_key_values=cache,
             use_cache=True,

@@ -17,6 +17,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import nullcontext
 from multiprocessing import connection
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from unittest import mock
 import torch
 import torch.distributed as td
 
-from adrpo_scale.core.dist import process_group
+from adrpo_scale.core.dist import process_group, rank_facts
 from tests.support import rounding
 
 # Whatever a run imports, early or late: each line saves tenths of a second in every process.
@@ -81,13 +82,17 @@ class RankError(Exception):
 
 
 def run_ranks(
-    function: Callable[..., Any], world: int, *args: Any, timeout: float = LONGEST
+    function: Callable[..., Any],
+    world: int,
+    *args: Any,
+    timeout: float = LONGEST,
+    grouped: bool = True,
 ) -> list[Any]:
     """`function(rank, world, *args)` in `world` processes; the results in rank order.
 
     The processes form a gloo group through `adrpo_scale.core.dist.process_group` (world = 1: a
-    process of its own, no group). function: at module level of a test file; args and results:
-    picklable.
+    process of its own, no group), or `function` joins one itself (grouped=False). function: at
+    module level of a test file; args and results: picklable.
     timeout: seconds for all of it, the start of the forkserver excepted.
     Raises RankError with the traceback of the first rank that raised, or with where each rank was
     at the timeout; the other ranks are ended.
@@ -95,7 +100,7 @@ def run_ranks(
     context = forkserver()
     # The store is made here, as torchrun's does, so no port has to be guessed and then be free.
     store = td.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    work = pickle.dumps((function, args))
+    work = pickle.dumps((function, args, grouped))
     deadline = time.monotonic() + timeout
     readers: list[connection.Connection] = []
     processes = []
@@ -191,9 +196,10 @@ def _one_rank(
         os.environ.update(environment)
         prepare_process()
         try:
-            function, args = pickle.loads(work)
+            function, args, grouped = pickle.loads(work)
             # Later than ours: our message shows where every rank was, gloo's only one of them.
-            with process_group("cpu", timeout_seconds=timeout + 10) as facts:
+            group = process_group("cpu", timeout_seconds=timeout + 10)
+            with group if grouped else nullcontext(rank_facts()) as facts:
                 try:
                     answer = pickle.dumps((True, function(facts.rank, facts.world, *args)))
                 except BaseException:
