@@ -26,7 +26,9 @@ def per_row(values_K: Tensor, segment_K: Tensor, rows: int, aggregation: Aggrega
     sums = values_K.new_zeros(rows).index_add(0, segment_K, values_K)
     if aggregation == "token":
         return sums
-    return sums / torch.bincount(segment_K, minlength=rows).clamp(min=1)
+    # `bincount` would make the host wait for a GPU.
+    lengths = segment_K.new_zeros(rows).index_add(0, segment_K, torch.ones_like(segment_K))
+    return sums / lengths.clamp(min=1)
 
 
 def ratio_surrogate(

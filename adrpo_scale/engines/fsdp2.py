@@ -195,9 +195,10 @@ class Fsdp2Engine(Engine):
         if self.mesh is None:
             sum_gradients(stepped)
         norm = global_norm([p.grad for p in stepped if p.grad is not None])
-        accepted = self.accepts(float(norm))
+        size = float(norm)
+        accepted = self.accepts(size)
         if accepted:
-            scale = min(1.0, self.optimizer_config.max_grad_norm / (float(norm) + 1e-6))
+            scale = min(1.0, self.optimizer_config.max_grad_norm / (size + 1e-6))
             if scale < 1.0:
                 torch._foreach_mul_([p.grad for p in stepped if p.grad is not None], scale)
             for group in self._optimizer.param_groups:
@@ -205,7 +206,7 @@ class Fsdp2Engine(Engine):
             self._optimizer.step()
             self.publish()
         self._optimizer.zero_grad(set_to_none=True)
-        return StepResult(float(norm), skipped=not accepted)
+        return StepResult(size, skipped=not accepted)
 
     def accepts(self, norm: float) -> bool:
         """Whether a step is taken whose gradients have that global norm before clipping."""
@@ -244,7 +245,9 @@ class Fsdp2Engine(Engine):
         }
 
     def optimizer_steps(self) -> dict[str, int]:
-        return {n: int(self._optimizer.state[p]["step"]) for n, p in self._stepped().items()}
+        stepped = self._stepped()
+        steps = torch.stack([self._optimizer.state[p]["step"] for p in stepped.values()])
+        return {name: int(step) for name, step in zip(stepped, steps.tolist(), strict=True)}
 
     def set_optimizer_steps(self, steps: Mapping[str, int]) -> None:
         for name, parameter in self._stepped().items():
