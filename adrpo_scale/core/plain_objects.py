@@ -50,9 +50,12 @@ _KINDS: tuple[tuple[str, Any, type], ...] = (
 
 
 def trust(module: str) -> None:
-    """Lets the classes of a module's top package travel; it has been imported by a config."""
-    _trusted.add(module.partition(".")[0])
-    is_data.cache_clear()
+    """Lets the classes of a module's top package travel; it has been imported by a config. Those of
+    this package have their own rule, also where a config names one by its path."""
+    top = module.partition(".")[0]
+    if top != OURS:
+        _trusted.add(top)
+        is_data.cache_clear()
 
 
 def packed(value: Any) -> bytes:

@@ -62,6 +62,22 @@ PLAIN = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def nothing_trusted(monkeypatch):
+    """Tests before these may have loaded components of `tests`, whose classes then travel."""
+    monkeypatch.setattr(plain_objects, "_trusted", {"__main__"})
+    plain_objects.is_data.cache_clear()
+    yield
+    plain_objects.is_data.cache_clear()
+
+
+def test_a_config_that_names_a_class_of_ours_by_its_path_lets_nothing_more_travel():
+    trust("adrpo_scale.demo.image.rewards")
+    assert not plain_objects.is_data("adrpo_scale.algorithms.base", "Algorithm")
+    trust("my_rewards.judge")
+    assert plain_objects._trusted == {"__main__", "my_rewards"}
+
+
 @pytest.mark.parametrize("value", PLAIN, ids=repr)
 def test_data_arrive_as_they_are(value):
     found = unpacked(packed(value))

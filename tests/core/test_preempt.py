@@ -90,8 +90,8 @@ if pid == 0:
     import signal, time
     from adrpo_scale.core import screen
     from adrpo_scale.core.preempt import Signals
-    if sys.argv[1] == "nohup":
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    was_ignored = sys.argv[1] == "nohup"  # whatever these tests were started with
+    signal.signal(signal.SIGHUP, signal.SIG_IGN if was_ignored else signal.SIG_DFL)
     with screen.guarded(), Signals() as signals:
         print("ready")
         for _ in range(40):

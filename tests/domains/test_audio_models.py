@@ -147,10 +147,12 @@ def refused(folder, error, match, *overrides):
 def test_a_prompt_that_is_too_long_is_named_and_not_cut(tmp_path, caplog):
     folder = save_thinker(tmp_path / "m")
     save_prompts(folder / "prompts.jsonl", PROMPTS, [*SECONDS[:3], 2.0, *SECONDS[4:]])
-    refused(folder, PromptError, r"prompt 3 'w8 w9' has 6\d tokens, .*is 40: raise it")
+    refused(
+        folder, PromptError, r"prompt 3 'w8 w9' \(.*, line 4\) has 6\d tokens, .*is 40: raise it"
+    )
     with caplog.at_level(logging.INFO):
         kept = Parts(folder, "domain.chat.long_prompts=drop").prompts
-    assert [p.id for p in kept] == [0, 1, 2, 4, 5] and "prompt 3 'w8 w9' has 6" in caplog.text
+    assert [p.id for p in kept] == [0, 1, 2, 4, 5] and "line 4) has 6" in caplog.text
 
 
 def test_a_clip_that_is_longer_than_the_window(tmp_path):
@@ -175,7 +177,7 @@ def test_a_clip_that_breaks_in_the_middle_of_a_run_is_left_out_of_the_loss(tmp_p
     clip = made.domain.folder / "clip-2.wav"
     clip.write_bytes(clip.read_bytes()[:3000])
     rows = made.sample()
-    assert "prompt 2 is left out" in caplog.text and "cut short" in caplog.text
+    assert "line 3) is left out of the loss" in caplog.text and "cut short" in caplog.text
     assert made.domain.keeps(rows).tolist() == [c != 2 for c in CHOSEN]
     assert made.domain.row_metrics(rows)["unheard"].sum() == 2
     assert torch.isfinite(made.terms(rows).logp_K).all()

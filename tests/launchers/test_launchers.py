@@ -155,7 +155,14 @@ def test_a_signal_reaches_every_rank_also_one_that_is_still_starting(name, tmp_p
     # Longer than the time between two sends: a rank that was late for the first waits for the next.
     patience = {"ADRPO_PATIENCE": "60"}
     env = environment(ADRPO_PROCESSES="2", ADRPO_PYTHON=sys.executable, **patience)
-    process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        env=env,
+        stdout=subprocess.PIPE,
+        text=True,
+        # A shell cannot trap what it was started with as ignored: these tests, under nohup.
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
+    )
     wait_until(lambda: len(list(tmp_path.glob("starting-*"))) == 2, "two ranks that start")
     process.send_signal(getattr(signal, name))
     (tmp_path / "sent").touch()

@@ -1,6 +1,6 @@
 """One rank of a run fails, in every phase and in every way, over a teardown that blocks as NCCL's.
 
-`python -m tests.slow.test_one_rank_fails` prints the exit codes, and the seconds until all are gone.
+`python -m tests.slow.test_one_rank_fails` prints exit codes, and seconds until all ranks are gone.
 """
 
 from __future__ import annotations
