@@ -105,3 +105,19 @@ def test_the_thinker_on_ten_nodes_takes_under_a_minute_and_4_gb():
     assert found["fits"] and found["hardware"]["nodes"] == 10
     seconds, gigabytes = map(float, result.stderr.split()[-2:])
     assert seconds < 60 and gigabytes < 4
+
+
+def test_time_counts_what_rank_0_sends_and_the_share_of_a_save():
+    def plan(world, *settings):
+        return plan_of(demo_config(overrides=["engine.shard=1", *settings]), hardware(1, world))
+
+    alone, two = plan(1), plan(2)
+    sent = {t.phase: t.communicate for t in two.times}["load"]
+    assert sent > 0 and {t.phase: t.communicate for t in alone.times}["load"] == 0
+    rare, often = plan(1, "checkpoint.every_minutes=60"), plan(1, "checkpoint.every_iterations=1")
+    assert 0 < rare.seconds_of("save") < often.seconds_of("save")
+    waiting = plan(1, "checkpoint.every_iterations=1", "checkpoint.background=false")
+    assert waiting.seconds_of("save") > often.seconds_of("save")
+    assert often.iteration_seconds == pytest.approx(
+        sum(t.seconds for t in often.times if t.phase != "load")
+    )

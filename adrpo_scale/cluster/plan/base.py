@@ -73,10 +73,11 @@ class Traffic:
 
 @dataclass(frozen=True)
 class PhaseTime:
-    """Seconds of one phase of an iteration (`load`: of a start). `compute` and `communicate`
-    overlap in `update` alone. basis: "measured" where a trial has scaled the prediction."""
+    """Seconds of one phase of an iteration (`load`: of a start; `save`: the share of a checkpoint
+    that training waits for). `compute` and `communicate` overlap in `update` alone. basis:
+    "measured" where a trial has scaled the prediction."""
 
-    phase: Phase
+    phase: Phase | Literal["save"]
     compute: float
     communicate: float
     seconds: float
@@ -153,7 +154,7 @@ class Plan:
     def memory_of(self, phase: Phase) -> int:
         return next((m.bytes for m in self.memory if m.phase == phase), 0)
 
-    def seconds_of(self, phase: Phase) -> float:
+    def seconds_of(self, phase: Phase | Literal["save"]) -> float:
         return next((t.seconds for t in self.times if t.phase == phase), 0.0)
 
     @property

@@ -79,6 +79,8 @@ def calibrated(plan: Plan, trial: Mapping[str, Any], predicted: Plan) -> Plan:
 
 
 def _time(time: PhaseTime, seconds: Mapping[str, Any], predicted: Plan) -> PhaseTime:
+    if time.phase == "save":
+        return time  # a trial measures all of a save, which it waits for
     # A trial does not evaluate; an evaluation consists mainly of rollouts.
     phase = "rollout" if time.phase == "evaluation" else time.phase
     expected, found = predicted.seconds_of(phase), seconds.get(phase)

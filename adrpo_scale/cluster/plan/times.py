@@ -24,6 +24,7 @@ from adrpo_scale.run.config import RunConfig
 
 BANDWIDTH = 0.7  # share of the data sheets' rates of memory and network
 DISK = 1e9  # bytes/s of the shared filesystem, for one process
+HOST = 1.5e9  # bytes/s from a GPU into pinned memory of the host, as it is pinned: measured, 1.4
 START = 60.0  # seconds of imports and of joining the process group
 
 
@@ -46,10 +47,12 @@ def times_of(
     found = []
     for phase, seconds in compute.items():
         travel = sum(_travel(t, hardware) for t in traffic if t.phase == phase)
+        travel += _sending(hardware, what) if phase == "load" else 0.0
         total = max(seconds, travel) if phase == "update" else seconds + travel
         found.append(PhaseTime(phase, seconds, travel, total))
     if config.evaluation.every:
         found.append(_evaluation(config, hardware, work, what))
+    found.append(_save(config, what, sum(time.seconds for time in found[1:])))
     return found
 
 
@@ -127,6 +130,28 @@ def _load(config: RunConfig, hardware: Hardware, work: Workload, what: Held) -> 
     models = sum(rehearsal.frozen_bytes(config, m) for m in work.frozen)
     copies = 2 if what.reference is not None else 1
     return START + (models + copies * what.policy.whole) / DISK
+
+
+def _sending(hardware: Hardware, what: Held) -> float:
+    """Seconds in which rank 0 sends models that every rank holds whole."""
+    whole = [shards for shards in (what.policy, what.reference) if shards is not None]
+    sent = sum(shards.whole for shards in whole if shards.degree == 1)
+    if hardware.world == 1:
+        return 0.0
+    rate = hardware.network if hardware.nodes > 1 else hardware.gpu.link
+    return sent / (min(rate, hardware.gpu.link) * BANDWIDTH)
+
+
+def _save(config: RunConfig, what: Held, iteration: float) -> PhaseTime:
+    """A save's share of an iteration of `iteration` seconds: the copy of weights and moments into
+    the host's memory, or all of the writing without `checkpoint.background`."""
+    saving = config.checkpoint
+    often = iteration / (60 * saving.every_minutes) if saving.every_minutes else 0.0
+    if saving.every_iterations:
+        often = max(often, 1 / saving.every_iterations)
+    share = 3 * what.policy.slices / what.policy.copies  # replicas divide it
+    each = share / (HOST if saving.background else DISK)
+    return PhaseTime("save", 0.0, each * often, each * often)
 
 
 def _evaluation(config: RunConfig, hardware: Hardware, work: Workload, what: Held) -> PhaseTime:

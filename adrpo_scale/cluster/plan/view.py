@@ -91,7 +91,11 @@ def phase_table(plan: Plan) -> Table:
         moved = [t for t in plan.traffic if t.phase == time.phase]
         inside, across = sum(t.inside for t in moved), sum(t.across for t in moved)
         mark = "*" if time.basis == "measured" else ""
-        name = {"load": "load (once a start)", "evaluation": "evaluation (its share)"}
+        name = {
+            "load": "load (once a start)",
+            "evaluation": "evaluation (its share)",
+            "save": "save (its share)",
+        }
         cells = [f"{time.seconds:.3g}{mark}", f"{time.compute:.3g}", f"{time.communicate:.3g}"]
         cells += [f"{inside / 1e9:.3g}" if inside else "", f"{across / 1e9:.3g}" if across else ""]
         table.add_row(name.get(time.phase, time.phase), *cells)
