@@ -109,7 +109,7 @@ def test_the_thinker_on_ten_nodes_takes_under_a_minute_and_4_gb():
 
 def test_time_counts_what_rank_0_sends_and_the_share_of_a_save():
     def plan(world, *settings):
-        return plan_of(demo_config(overrides=["engine.shard=1", *settings]), hardware(1, world))
+        return plan_of(demo_config(overrides=["engine.shard=1", *settings]), hardware(world, world))
 
     alone, two = plan(1), plan(2)
     sent = {t.phase: t.communicate for t in two.times}["load"]
