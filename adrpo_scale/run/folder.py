@@ -14,13 +14,20 @@ from adrpo_scale.checkpoint.shelf import FIRST_COMMIT
 from adrpo_scale.core.errors import RunFolderError
 from adrpo_scale.core.files import replace_file, replace_json
 from adrpo_scale.core.json_files import number_of, parse_object, read_regular
-from adrpo_scale.core.run_rows import EVALUATIONS, METRICS, Row, evaluation_rows, metric_rows
+from adrpo_scale.core.run_rows import (
+    EVALUATIONS,
+    MEMORY,
+    METRICS,
+    Row,
+    evaluation_rows,
+    metric_rows,
+)
 
 # Names that may exist before `config.json`, which marks the folder of a run: those that a start
 # creates first, and links to checkpoints on another filesystem.
 EARLY = (
     *("lock.json", "config.json", "cut_prompts.json"),
-    *("logs", "lives", "origin", "checkpoints", "trajectory"),
+    *("logs", "lives", "origin", "checkpoints", "trajectory", "stacks", MEMORY),
 )
 # What a start writes into; `lives/` and `stacks/` are missed by nobody.
 FOLDERS = ("checkpoints", "trajectory", "origin", "logs", "samples", "tensorboard")

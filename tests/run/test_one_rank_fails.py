@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import pytest
+
 from adrpo_scale.checkpoint.shelf import CHECKPOINTS, committed
 from adrpo_scale.cluster.status.base import FAILED
 from adrpo_scale.cluster.status.read import read
 from adrpo_scale.cluster.status.state import judge
+from adrpo_scale.core.errors import RunFolderError
+from adrpo_scale.core.run_rows import MEMORY
+from adrpo_scale.run.folder import make_folder
 from tests.support import starts
 from tests.support.faults import RaiseAt
 
@@ -46,3 +51,13 @@ def test_memory_that_runs_out_on_one_rank_is_named_and_ends_the_run_the_second_t
     state = judge(read(tmp_path / "run"))
     assert state.state == FAILED
     assert state.why.startswith("ran out of memory in update (iteration 2, rank 1 on ")
+
+
+def test_what_a_start_leaves_before_its_config_is_written_is_no_strangers(tmp_path):
+    """A rank may hang, or run out of memory, while the run is loaded for the first time."""
+    (tmp_path / "stacks").mkdir()
+    (tmp_path / MEMORY).touch()
+    make_folder(tmp_path)
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(RunFolderError, match="not the folder of a run"):
+        make_folder(tmp_path)

@@ -90,7 +90,9 @@ def fuzz(rank: int, world: int, place: str, seed: int, configs: int, commands: i
 @pytest.mark.slow
 def test_no_config_and_no_command_line_ends_with_a_traceback(tmp_path):
     try:
-        counts, faults = run_ranks(fuzz, 1, str(tmp_path), SEED, CONFIGS, COMMANDS, timeout=3000)
+        ((counts, faults),) = run_ranks(
+            fuzz, 1, str(tmp_path), SEED, CONFIGS, COMMANDS, timeout=3000
+        )
     except RankError as error:
         raise AssertionError(f"at {(tmp_path / 'last').read_text()}: {error}") from error
     assert faults == [], "\n".join(faults)
