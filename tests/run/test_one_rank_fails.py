@@ -9,7 +9,7 @@ from adrpo_scale.cluster.status.base import FAILED
 from adrpo_scale.cluster.status.read import read
 from adrpo_scale.cluster.status.state import judge
 from adrpo_scale.core.errors import RunFolderError
-from adrpo_scale.core.run_rows import MEMORY
+from adrpo_scale.core.run_rows import MEMORY as FILE
 from adrpo_scale.run.folder import make_folder
 from tests.support import starts
 from tests.support.faults import RaiseAt
@@ -56,7 +56,7 @@ def test_memory_that_runs_out_on_one_rank_is_named_and_ends_the_run_the_second_t
 def test_what_a_start_leaves_before_its_config_is_written_is_no_strangers(tmp_path):
     """A rank may hang, or run out of memory, while the run is loaded for the first time."""
     (tmp_path / "stacks").mkdir()
-    (tmp_path / MEMORY).touch()
+    (tmp_path / FILE).touch()
     make_folder(tmp_path)
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(RunFolderError, match="not the folder of a run"):
