@@ -79,7 +79,7 @@ def check(words: list[str]) -> None:
 
 
 def check_python(words: list[str]) -> None:
-    if words[:2] == ["-m", "adrpo_scale"]:
+    if words[:2] in (["-m", "adrpo_scale"], ["-m", "tests.support.pretend_cuda"]):
         check_command(words[2:])
         return
     if words[0] == "-m":
