@@ -116,7 +116,8 @@ def test_a_trial_scales_what_it_measured_and_says_so(capsys):
     before = {t.phase: t for t in plan.times}
     assert times["reward"].seconds == pytest.approx(2 * before["reward"].seconds)
     assert times["update"].compute == pytest.approx(2 * before["update"].compute)
-    assert {t.basis for t in found.times} == {"measured"}
+    # A share of a save follows from its size: a trial waits for all of one.
+    assert {t.basis for t in found.times if t.phase != "save"} == {"measured"}
     show(found)
     assert "scaled by a trial" in capsys.readouterr().out
 
