@@ -10,7 +10,6 @@ process ends without destructors, which would wait as well.
 from __future__ import annotations
 
 import atexit
-import os
 import re
 import socket
 import sys
@@ -18,6 +17,7 @@ import traceback
 
 from adrpo_scale.core import watchdog
 from adrpo_scale.core.errors import AdrpoError, StopRequested
+from adrpo_scale.core.exits import leave
 from adrpo_scale.core.rank_facts import facts_or_one
 
 _TOLD = "_adrpo_told"  # attribute of an exception that has been printed
@@ -122,4 +122,4 @@ def end(code: int | str | None) -> None:
         print(code, file=sys.stderr)
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
-    os._exit(code if isinstance(code, int) else int(code is not None))
+    leave(code if isinstance(code, int) else int(code is not None))

@@ -211,44 +211,43 @@ class SignalAt:
 
 
 @dataclass
-class RaiseAt:
-    """Raises at call number `call` of `module:Class.function` on rank `victim`, before the call.
-    message: of an error of class `kind`, by its name in torch or builtins. The teardown of a
-    process group with an exception on its way blocks from then on, as NCCL's does."""
+class _FailAt:
+    """Fails at call number `call` of `module:Class.function` on rank 1, before the call. The
+    teardown of a process group with an exception on its way blocks from then on, as NCCL's does."""
 
     place: str
     call: int
-    kind: str
-    message: str
-    victim: int = 1
 
     def __call__(self, rank: int) -> None:
         _block_teardown()
-        if rank == self.victim:
+        if rank == 1:
             watch_calls(self.place, self._before)
 
     def _before(self, number: int) -> None:
         if number == self.call:
-            kind = getattr(torch, self.kind, None) or getattr(builtins, self.kind)
-            raise kind(self.message)
+            self._fail()
+
+    def _fail(self) -> None:
+        raise NotImplementedError
 
 
 @dataclass
-class VanishAt:
-    """SIGKILL of rank `victim` at call number `call` of `place`, over a teardown that blocks."""
+class RaiseAt(_FailAt):
+    """Raises an error of class `kind`, by its name in torch or builtins."""
 
-    place: str
-    call: int
-    victim: int = 1
+    kind: str
+    message: str
 
-    def __call__(self, rank: int) -> None:
-        _block_teardown()
-        if rank == self.victim:
-            watch_calls(self.place, self._before)
+    def _fail(self) -> None:
+        kind = getattr(torch, self.kind, None) or getattr(builtins, self.kind)
+        raise kind(self.message)
 
-    def _before(self, number: int) -> None:
-        if number == self.call:
-            die()
+
+class VanishAt(_FailAt):
+    """SIGKILL."""
+
+    def _fail(self) -> None:
+        die()
 
 
 def _block_teardown() -> None:
