@@ -81,6 +81,20 @@ class RankError(Exception):
     """A rank raised, died or hung; the message has its traceback."""
 
 
+def launched(rank: int, world: int, port: int) -> dict[str, str]:
+    """The variables that torchrun sets for a rank, where the launcher's store is at `port`."""
+    return {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(world),
+        "LOCAL_WORLD_SIZE": str(world),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "TORCHELASTIC_RESTART_COUNT": "0",
+    }
+
+
 def run_ranks(
     function: Callable[..., Any],
     world: int,
@@ -108,16 +122,7 @@ def run_ranks(
         try:
             for rank in range(world):
                 reader, writer = context.Pipe(duplex=False)
-                environment = {
-                    "RANK": str(rank),
-                    "LOCAL_RANK": str(rank),
-                    "WORLD_SIZE": str(world),
-                    "LOCAL_WORLD_SIZE": str(world),
-                    "MASTER_ADDR": "127.0.0.1",
-                    "MASTER_PORT": str(store.port),
-                    "TORCHELASTIC_USE_AGENT_STORE": "True",
-                    "TORCHELASTIC_RESTART_COUNT": "0",
-                }
+                environment = launched(rank, world, store.port)
                 process = context.Process(
                     target=_one_rank,
                     args=(environment, work, writer, timeout, deadline, stack_file(folder, rank)),

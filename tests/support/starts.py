@@ -23,7 +23,7 @@ from adrpo_scale.checkpoint.reader import Reader
 from adrpo_scale.checkpoint.shelf import CHECKPOINTS, committed
 from adrpo_scale.run.starts import records as start_records
 from tests.support.closeness import assert_adam_near, drifted
-from tests.support.ranks import LONGEST, forkserver, prepare_process
+from tests.support.ranks import LONGEST, forkserver, launched, prepare_process
 from tests.support.shared import CACHE
 from tests.support.tiny import CONFIGS, SMALL, records
 
@@ -63,16 +63,7 @@ class Started:
                 **(environment or {}),
             }
             if world > 1:
-                variables |= {
-                    "RANK": str(rank),
-                    "LOCAL_RANK": str(rank),
-                    "WORLD_SIZE": str(world),
-                    "LOCAL_WORLD_SIZE": str(world),
-                    "MASTER_ADDR": "127.0.0.1",
-                    "MASTER_PORT": str(self._store.port),
-                    "TORCHELASTIC_USE_AGENT_STORE": "True",
-                    "TORCHELASTIC_RESTART_COUNT": "0",
-                }
+                variables |= launched(rank, world, self._store.port)
             process = forkserver().Process(
                 target=_one,
                 args=(variables, list(arguments), str(self.output(rank)), pickle.dumps(prepare)),
