@@ -207,7 +207,7 @@ def to_geneval(prompt: ImagePrompt) -> dict[str, Any]:
     return {"tag": prompt.spec.kind, "include": include, "prompt": prompt.text}
 
 
-def _holds(relation: str | None, first: tuple[int, int], second: tuple[int, int]) -> bool:
+def holds(relation: str | None, first: tuple[int, int], second: tuple[int, int]) -> bool:
     """True where `relation` holds from the first (row, col) to the second; None always holds."""
     if relation is None:
         return True
@@ -218,7 +218,7 @@ def _holds(relation: str | None, first: tuple[int, int], second: tuple[int, int]
 def _in_line(relation: str, first: tuple[int, int], second: tuple[int, int]) -> bool:
     """True where `relation` holds within one row ("left of") or one column ("above")."""
     across = 0 if relation == "left of" else 1
-    return _holds(relation, first, second) and first[across] == second[across]
+    return holds(relation, first, second) and first[across] == second[across]
 
 
 def render(spec: Spec, rng: np.random.Generator) -> np.ndarray:
@@ -294,7 +294,7 @@ def _satisfies(glyphs: Sequence[Glyph], spec: Spec) -> bool:
             for glyph, thing in zip(order, things, strict=True)
         )
         places = [(glyph.row, glyph.col) for glyph in order]
-        if fits and (spec.relation is None or _holds(spec.relation, places[0], places[1])):
+        if fits and (spec.relation is None or holds(spec.relation, places[0], places[1])):
             return True
     return False
 
