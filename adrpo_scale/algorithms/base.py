@@ -60,8 +60,10 @@ class Algorithm(ABC):
     """Base class of algorithms; see the module docstring.
 
     config: an instance of `Config`. gives: the kinds of terms that the domain measures, best first;
-    the first that the algorithm takes becomes `terms`. Raises ConfigError where it takes none, and
-    where the config does not state a setting that `must_state` names.
+    the first that the algorithm takes becomes `terms`. wanted: `terms`, or the type derived from it
+    that the settings need (`Terms.asked_with`). Raises ConfigError where it takes none, where the
+    domain does not give that type, and where the config does not state a setting that `must_state`
+    names.
     """
 
     Config: ClassVar[type[AlgorithmConfig]]
@@ -79,6 +81,7 @@ class Algorithm(ABC):
     def __init__(self, config: AlgorithmConfig, *gives: type[Terms]) -> None:
         self.config = config
         self.terms = self._chosen(gives)
+        self.wanted = self._wanted(gives)
         self._check_stated()
 
     def _chosen(self, gives: tuple[type[Terms], ...]) -> type[Terms]:
@@ -89,6 +92,16 @@ class Algorithm(ABC):
             f"{type(self).__name__} takes {_names(self.takes)}, but the domain gives "
             f"{_names(gives)}: choose another algorithm, or another domain"
         )
+
+    def _wanted(self, gives: tuple[type[Terms], ...]) -> type[Terms]:
+        wanted = self.terms.asked_with(self.config)
+        if wanted is not self.terms and wanted not in gives:
+            raise ConfigError(
+                'algorithm.kl_estimator = "exact": the domain measures log-probabilities of drawn '
+                f"tokens alone (it gives {_names(gives)}); use k3 (the default) or k2, or let the "
+                f"domain give {wanted.__name__}"
+            )
+        return wanted
 
     def _check_stated(self) -> None:
         stated = self.must_state.get(self.terms)
@@ -126,7 +139,7 @@ class Algorithm(ABC):
     def loss(self, terms: Terms, credit: Credit) -> Tensor:
         """Scalar sum over the included rows (not divided by the global count).
 
-        terms: of type `self.terms`. credit: of the same N rows, on the CPU."""
+        terms: of type `self.wanted`. credit: of the same N rows, on the CPU."""
 
     def row_counts(self, credit: Credit, segments_N: Tensor) -> Tensor:
         """Contribution of each row to the global count, float64 [N]. segments_N: int64, number of

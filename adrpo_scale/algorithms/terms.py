@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import ClassVar
 
 import torch
@@ -54,7 +54,9 @@ class LikelihoodSettings(Section):
         "sequence", "tokens: mean over each completion first, or over all tokens at once"
     )
     kl_estimator: Estimator = setting(
-        "k3", "tokens: estimate of KL(policy || reference) per token (the paper: D_KL alone)"
+        "k3",
+        "tokens: estimate of KL(policy || reference) per token (the paper: D_KL alone), or the KL "
+        "over the whole vocabulary",
     )
     entropy_coef: float = setting(
         0.0, "tokens: bonus for the mean entropy of each token", ge=0, le=NUMBER
@@ -76,6 +78,11 @@ class Terms(ABC):
     name: ClassVar[str]  # in errors
     bound: ClassVar[str]  # the condition of `is_bounded`, and its reason
     compares_with_old: ClassVar[bool]  # whether `surrogate` needs the policy of the rollout
+
+    @classmethod
+    def asked_with(cls, settings: Section) -> type[Terms]:
+        """The type to ask the domain for, where the algorithm has these settings."""
+        return cls
 
     @classmethod
     def check(cls, settings: LikelihoodSettings) -> None:
@@ -198,6 +205,11 @@ class LikelihoodTerms(Terms):
     entropy_K: Tensor | None = None
 
     @classmethod
+    def asked_with(cls, settings: Section) -> type[Terms]:
+        is_exact = getattr(settings, "kl_estimator", "") == "exact"
+        return ExactLikelihoodTerms if is_exact else cls
+
+    @classmethod
     def check(cls, settings: LikelihoodSettings) -> None:
         if settings.kl_estimator == "k1":
             warnings.warn(
@@ -251,6 +263,31 @@ class LikelihoodTerms(Terms):
 
     def _per_row(self, values_K: Tensor, aggregation: Aggregation) -> Tensor:
         return per_row(values_K, self.segment_K, self.rows, aggregation)
+
+
+@dataclass(frozen=True)
+class ExactLikelihoodTerms(LikelihoodTerms):
+    """`LikelihoodTerms` with the KL over the whole vocabulary, for `kl_estimator = "exact"`.
+
+    kl_K: KL(policy || reference) of the distribution that each segment was drawn from, float32
+    [K], never negative; None where the reference was not measured. Its gradient is the KL's own,
+    at the states that were visited: as with every estimator, it does not follow how a segment
+    changes the states after it (arXiv 2506.09477, section 4).
+
+    The divergence of every caller is the exact one, the log's with default settings too: it is the
+    mean that k3 estimates on policy, without the noise of the drawn segments. Evaluations ask for
+    `LikelihoodTerms`, so their `kl` is k3's whatever the estimator of the run.
+    """
+
+    kl_K: Tensor | None = None
+
+    @classmethod
+    def of(cls, terms: LikelihoodTerms, kl_K: Tensor | None) -> ExactLikelihoodTerms:
+        """The terms with their KL."""
+        return cls(**{f.name: getattr(terms, f.name) for f in fields(terms)}, kl_K=kl_K)
+
+    def divergence(self, settings: LikelihoodSettings = DEFAULTS) -> Tensor | None:
+        return None if self.kl_K is None else self._per_row(self.kl_K, settings.aggregation)
 
 
 def measured(values: Tensor | None, name: str) -> Tensor:

@@ -49,6 +49,7 @@ from adrpo_scale.data.clips import SAMPLE_RATE, read_clip
 from adrpo_scale.domains import omni
 from adrpo_scale.domains.base import Mode, Published
 from adrpo_scale.domains.chat import check_length, token_ids, without_long
+from adrpo_scale.domains.completions import Packed
 from adrpo_scale.domains.decoding import audio_inputs
 from adrpo_scale.domains.export_target import ExportTarget
 from adrpo_scale.domains.heard import example_clip, with_audio
@@ -338,9 +339,7 @@ class AudioDomain(TextDomain):
     def row_metrics(self, rows: Rows) -> dict[str, Tensor]:
         return super().row_metrics(rows) | {"unheard": 1 - rows.tensors["heard"].cpu().double()}
 
-    def _log_probabilities(
-        self, model: nn.Module, rows: Rows
-    ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+    def _packed(self, rows: Rows) -> Packed:
         heard = rows.tensors["heard"].tolist()
         for prompt_id, was_heard in zip(rows.prompt_ids_N.tolist(), heard, strict=True):
             fault = self._of(prompt_id).fault
@@ -348,4 +347,4 @@ class AudioDomain(TextDomain):
                 raise ClipError(
                     f"{fault}. This rank has just heard it: check the filesystem of its folder"
                 )
-        return super()._log_probabilities(model, rows)
+        return super()._packed(rows)

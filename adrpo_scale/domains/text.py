@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from adrpo_scale.algorithms.terms import LikelihoodTerms, Terms
+from adrpo_scale.algorithms.terms import ExactLikelihoodTerms, LikelihoodTerms, Terms
 from adrpo_scale.algorithms.tokens import per_row
 from adrpo_scale.core.errors import ConfigError, given
 from adrpo_scale.core.seeding import Purpose, derive_seed, generator
@@ -27,23 +27,22 @@ from adrpo_scale.domains import logprobs
 from adrpo_scale.domains.backends import Backend, InProcess, Vllm, check_vllm, evaluating
 from adrpo_scale.domains.base import Domain, Mode, Published, Reference
 from adrpo_scale.domains.chat import encode_all, token_ids, without_long
+from adrpo_scale.domains.completions import Packed, packed
 from adrpo_scale.domains.decoding import audio_inputs
 from adrpo_scale.domains.export_target import ExportTarget
 from adrpo_scale.domains.language_model import LINEAR, WEIGHTS, LanguageModel
+from adrpo_scale.domains.logprobs_check import check_logprobs
 from adrpo_scale.domains.text_config import TextConfig
 from adrpo_scale.domains.text_export import chat_target, generate_arguments
 from adrpo_scale.engines.spec import LoraConfig, ModelSpec
 from adrpo_scale.engines.workload import Workload
 from adrpo_scale.hub.weights import SafetensorsFolder, find_model
 
-# Mean difference in nats that rounding explains: near 20, bfloat16 logits are 0.125 apart.
-LOGPROBS_AGREE = {torch.float32: 0.01, torch.bfloat16: 0.5}
-
 
 class TextDomain(Domain):
     """The domain `text`; the module docstring describes it."""
 
-    gives: ClassVar = (LikelihoodTerms,)
+    gives: ClassVar = (LikelihoodTerms, ExactLikelihoodTerms)
     medium: ClassVar[Literal["pictures", "completions"]] = "completions"
     evaluations: tuple[Mode, ...] = ("evaluation", "greedy")
     Config: ClassVar[type[TextConfig]] = TextConfig
@@ -184,30 +183,16 @@ class TextDomain(Domain):
         self._check_logprobs(policy)
         self._backend.sync(policy)
 
-    @torch.no_grad()
     def _check_logprobs(self, policy: nn.Module) -> None:
-        """Compares log-probabilities with the model's own logits, once per start: a family may
-        transform its logits in a way unknown to `logprobs`. ConfigError where they differ."""
+        """Compares log-probabilities with the model's own logits, once per start."""
         if self._logprobs_checked:
             return
         ids = torch.tensor([list(self._tokens(self._first)[-16:])] * 2, device=self.device)
         ids[1] = ids[1].flip(0)
-        banned = ids.new_tensor(self.model.banned)
-        rows, places = (~torch.isin(ids[:, 1:], banned)).nonzero(as_tuple=True)
-        tokens, temperature = ids[rows, places + 1], self.config.rollout.temperature
+        what = f"domain.model = {self.config.model!r} ({self.model.config.model_type})"
+        temperature = self.config.rollout.temperature
         with evaluating(policy):
-            plain = policy(input_ids=ids, use_cache=False).logits[rows, places].float()
-            targets = logprobs.Targets(rows, places, tokens, temperature)
-            logp, _ = policy(input_ids=ids, targets=targets)
-        expected = (plain / temperature).log_softmax(-1).gather(1, tokens[:, None])[:, 0]
-        off = float((logp - expected).abs().mean()) if len(tokens) else 0.0
-        if not off <= LOGPROBS_AGREE[self.dtype]:
-            raise ConfigError(
-                f"domain.model = {self.config.model!r} ({self.model.config.model_type}): its "
-                f"log-probabilities are off by {off:.3g} nats from its own logits, more than "
-                f"{LOGPROBS_AGREE[self.dtype]}: it transforms logits in a way unknown to "
-                "adrpo_scale.domains.logprobs; use another model, and please open an issue"
-            )
+            check_logprobs(policy, ids, self.model.banned, temperature, self.dtype, what)
         self._logprobs_checked = True
 
     @torch.no_grad()
@@ -278,9 +263,10 @@ class TextDomain(Domain):
 
     @torch.no_grad()
     def remember(self, policy: nn.Module, rows: Rows) -> Rows:
-        logp_K, _, (segment_K, place_K) = self._log_probabilities(policy, rows)
+        made = self._packed(rows)
+        logp_K, _ = self._measured(policy, rows, made)
         logp_NT = torch.zeros(rows.tensors["completion"].shape, device=logp_K.device)
-        logp_NT[segment_K, place_K] = logp_K
+        logp_NT[made.segment_K, made.place_K] = logp_K
         return Rows(rows.sample_ids_N, rows.prompt_ids_N, {**rows.tensors, "logp_old": logp_NT})
 
     def terms(
@@ -292,56 +278,57 @@ class TextDomain(Domain):
         key: DrawKey,
         wanted: type[Terms],
     ) -> LikelihoodTerms:
-        logp_ref_K = None
+        made, is_exact = self._packed(rows), issubclass(wanted, ExactLikelihoodTerms)
+        logp_ref_K, kl_K, beside = None, None, None
         if reference is not None:
             with torch.no_grad(), reference() as model:
-                logp_ref_K, _, _ = self._log_probabilities(model, rows)
-        logp_K, entropy_K, (segment_K, place_K) = self._log_probabilities(policy, rows)
+                if is_exact:
+                    places = (made.segment_K, made.before_K)
+                    asked = logprobs.States(*places, with_layer=model is not policy)
+                    beside = logprobs.Beside(*self._called(model, rows, made, asked))
+                else:
+                    logp_ref_K, _ = self._measured(model, rows, made)
+        logp_K, entropy_K, *compared = self._measured(policy, rows, made, beside)
+        if compared:
+            kl_K, logp_ref_K = compared
 
         def stored(name: str) -> Tensor | None:
             found = rows.tensors.get(name)
-            return None if found is None else found[segment_K, place_K]
+            return None if found is None else found[made.segment_K, made.place_K]
 
         logp_old_K = stored("logp_old")
-        return LikelihoodTerms(
+        terms = LikelihoodTerms(
             rows=len(rows),
             logp_K=logp_K,
             logp_old_K=logp_K.detach() if logp_old_K is None else logp_old_K,
-            segment_K=segment_K,
+            segment_K=made.segment_K,
             logp_ref_K=logp_ref_K,
             logp_rollout_K=stored("logp_rollout"),
             entropy_K=entropy_K,
         )
+        return ExactLikelihoodTerms.of(terms, kl_K) if is_exact else terms
 
-    def _log_probabilities(
-        self, model: nn.Module, rows: Rows
-    ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
-        """(logp_K, entropy_K, (row_K, place_K)) of the completions' tokens, packed in order. place:
-        the token's position in its completion."""
-        prompts = [list(self._tokens(i)) for i in rows.prompt_ids_N.tolist()]
-        lengths = rows.tensors["lengths"]
-        width = rows.tensors["completion"].shape[1]
-        inside = torch.arange(width, device=lengths.device) < lengths[:, None]
-        segment_K, place_K = inside.nonzero(as_tuple=True)
-        tokens_K = rows.tensors["completion"][segment_K, place_K]
-        starts = torch.tensor([len(prompt) for prompt in prompts], device=lengths.device)
-        longest = int((starts + lengths).max())
-        ids = torch.tensor(
-            [prompt + [self.model.pad] * (longest - len(prompt)) for prompt in prompts],
-            device=lengths.device,
-        )
-        where_K = starts[segment_K] + place_K
-        ids[segment_K, where_K] = tokens_K
+    def _packed(self, rows: Rows) -> Packed:
+        prompts = [self._tokens(i) for i in rows.prompt_ids_N.tolist()]
+        return packed(prompts, rows, self.model.pad)
+
+    def _measured(
+        self, model: nn.Module, rows: Rows, made: Packed, beside: logprobs.Beside | None = None
+    ) -> Sequence[Tensor]:
+        """(logp_K, entropy_K) of the completions' tokens, and (kl_K, logp_ref_K) with `beside`."""
         targets = logprobs.Targets(
-            segment_K,
-            where_K - 1,
-            tokens_K,
+            made.segment_K,
+            made.before_K,
+            made.tokens_K,
             self.config.rollout.temperature,
             self.config.head_chunk,
+            beside,
         )
+        return self._called(model, rows, made, targets)
+
+    def _called(self, model: nn.Module, rows: Rows, made: Packed, targets: Any) -> Any:
         more = audio_inputs(self._audio(rows.prompt_ids_N.tolist()))
-        logp_K, entropy_K = model(input_ids=ids, targets=targets, **more)
-        return logp_K, entropy_K, (segment_K, place_K)
+        return model(input_ids=made.ids_NT, targets=targets, **more)
 
     def divergence_metrics(self, terms: Terms) -> dict[str, Tensor]:
         """`kl`: mean of k3 over a completion's tokens; `entropy`: mean over them, in nats."""

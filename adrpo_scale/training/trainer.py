@@ -155,7 +155,7 @@ class Trainer:
         for place, (micro, draw) in enumerate(passes):
             check()
             drawn = replace(key, draw=draw)
-            wanted = self.algorithm.terms
+            wanted = self.algorithm.wanted
             terms = self.domain.terms(
                 self.policy, reference, micro.rows, micro.noise_ids_N, drawn, wanted
             )

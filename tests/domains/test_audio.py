@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from transformers import (
     Qwen2_5OmniThinkerForConditionalGeneration,
 )
 
+from adrpo_scale.algorithms.terms import ExactLikelihoodTerms
 from adrpo_scale.data.clip_headers import clip_of
 from adrpo_scale.data.clips import read_clip
 from adrpo_scale.domains import audio, decoding, omni
+from adrpo_scale.domains.decoding import audio_inputs
 from adrpo_scale.engines.adapters import is_adapter
 from tests.support.audio_parts import AUDIO, BANNED, CHOSEN, KEY, TEMPERATURE, Parts
 from tests.support.closeness import LOGP
@@ -116,6 +120,34 @@ def test_generated_log_probabilities_are_the_trained_ones(parts, monkeypatch):
     assert torch.equal(rows.tensors["completion"], parts.rows.tensors["completion"])
     inside = torch.arange(drawn.shape[1]) < rows.tensors["lengths"][:, None]
     torch.testing.assert_close(drawn[inside], parts.terms().logp_K.detach(), **LOGP)
+
+
+def test_the_exact_kl_is_that_of_all_words_but_those_of_modalities(parts):
+    """Of the tokens that were drawn, as they were drawn: padded on the left, with a cache."""
+    exact = parts.terms(wanted=ExactLikelihoodTerms)
+    all_logp = []
+    with torch.no_grad():
+        for asked in (nullcontext(parts.policy), parts.reference()):
+            with asked as model:
+                rows = _packed_logits(parts, model)
+            rows[:, BANNED] = -torch.inf
+            all_logp.append((rows / TEMPERATURE).log_softmax(-1))
+    logp, logq = (x[:, [i for i in range(x.shape[1]) if i not in BANNED]] for x in all_logp)
+    expected = (logp.exp() * (logp - logq)).sum(-1)
+    assert float(expected.min()) > 1e-4
+    torch.testing.assert_close(exact.kl_K.detach(), expected, **LOGP)
+
+
+def _packed_logits(parts, model):
+    """[K, vocabulary] of the tokens of all rows, each alone."""
+    found = []
+    for n, prompt_id in enumerate(parts.rows.prompt_ids_N.tolist()):
+        prompt = list(parts.domain._tokens(prompt_id))
+        length = int(parts.rows.tensors["lengths"][n])
+        ids = torch.tensor([[*prompt, *parts.rows.tensors["completion"][n, :length].tolist()]])
+        heard = audio_inputs(parts.domain._audio([prompt_id]))
+        found.append(model(input_ids=ids, **heard).logits[0, len(prompt) - 1 : -1].float())
+    return torch.cat(found)
 
 
 def test_a_batch_padded_on_the_left_is_each_sample_alone(parts, monkeypatch):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -16,9 +18,10 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from adrpo_scale.algorithms.tokens import kl_estimate
 from adrpo_scale.domains import logprobs
-from adrpo_scale.domains.logprobs import LogitRule, Targets
-from tests.support.closeness import LOGP
+from adrpo_scale.domains.logprobs import Beside, LogitRule, States, Targets
+from tests.support.closeness import LOGP, NEAR
 from tests.support.tiny_text import tiny_config
 
 K, HIDDEN, VOCABULARY = 11, 6, 17
@@ -63,6 +66,119 @@ def test_values_and_gradients_equal_those_of_all_logits(chunk, bias, rule):
         torch.testing.assert_close(a, b, **LOGP)
 
 
+# ---- the exact KL --------------------------------------------------------------------------------
+
+
+BANNED = (0, 3, 4, 16)
+
+
+def all_logp(hidden, weight, bias, rule, banned):
+    """Tempered log-probabilities of all words that are not banned, [K, words]."""
+    scale, cap = rule
+    logits = scale * nn.functional.linear(hidden, weight, bias)
+    logits = cap * torch.tanh(logits / cap) if cap else logits
+    return (logits[:, kept_words(banned)] / 0.7).log_softmax(-1)
+
+
+def kept_words(banned):
+    return [word for word in range(VOCABULARY) if word not in banned]
+
+
+def kl_of(logp, logq):
+    return (logp.exp() * (logp - logq)).sum(-1)
+
+
+def doubles(leaves):
+    return [None if leaf is None else leaf.detach().double().requires_grad_() for leaf in leaves]
+
+
+@pytest.mark.parametrize("own_layer", [True, False])
+@pytest.mark.parametrize("chunk", [1, 4, 100])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(("rule", "banned"), [((1.0, 0.0), ()), ((2.0, 5.0), BANNED)])
+def test_the_exact_kl_and_its_gradients_equal_those_of_all_logits(
+    rule, banned, bias, chunk, own_layer
+):
+    """In float64, by autograd; the whole loss: log-probabilities and entropies as well."""
+    *leaves, tokens = inputs(bias)
+    *others, _ = inputs(bias, seed=3)
+    places = tokens % len(kept_words(banned))
+    tokens = torch.tensor(kept_words(banned))[places]
+    beside = Beside(*(o if o is None else o.detach() for o in others[: 3 if own_layer else 1]))
+    targets = Targets(tokens, tokens, tokens, 0.7, chunk, beside)
+    found = logprobs._TokenLogprobs.apply(*leaves, targets, LogitRule(*rule, banned))
+    exact, layer = doubles(leaves), doubles(others if own_layer else leaves)[1:]
+    logp = all_logp(*exact, rule, banned)
+    logq = all_logp(others[0].detach().double(), *layer, rule, banned).detach()
+    picked = [log.gather(1, places[:, None])[:, 0] for log in (logp, logq)]
+    expected = (picked[0], -(logp.exp() * logp).sum(-1), kl_of(logp, logq), picked[1])
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a.double(), b, **LOGP)
+    assert not found[3].requires_grad
+    mix = torch.randn(3, K, generator=torch.Generator().manual_seed(1))
+    trained = 3 if bias else 2
+    for chosen in ([2], [0, 2], [0, 1, 2]):
+        ours = torch.autograd.grad(
+            sum((mix[i] * found[i]).sum() for i in chosen), leaves[:trained], retain_graph=True
+        )
+        plain = torch.autograd.grad(
+            sum((mix[i] * expected[i]).sum() for i in chosen), exact[:trained], retain_graph=True
+        )
+        for a, b in zip(ours, plain, strict=True):
+            torch.testing.assert_close(a.double(), b, **LOGP)
+
+
+def test_log_probabilities_beside_a_reference_are_those_without_to_the_bit():
+    hidden, weight, _, tokens = inputs()
+    plain = Targets(tokens, tokens, tokens, 0.7, 4)
+    beside = Targets(tokens, tokens, tokens, 0.7, 4, Beside(inputs(seed=3)[0].detach()))
+    found = [
+        logprobs._TokenLogprobs.apply(hidden, weight, None, targets, LogitRule())
+        for targets in (plain, beside)
+    ]
+    for a, b in zip(found[0], found[1][:2], strict=True):
+        assert torch.equal(a, b)
+    ours, theirs = (torch.autograd.grad((f[0] + f[1]).sum(), [hidden, weight]) for f in found)
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_the_exact_kl_of_a_policy_that_is_its_reference_is_zero_with_its_gradient():
+    hidden, weight, _, tokens = inputs()
+    targets = Targets(tokens, tokens, tokens, 0.7, 4, Beside(hidden.detach()))
+    _, _, kl, _ = logprobs._TokenLogprobs.apply(hidden, weight, None, targets, LogitRule())
+    (gradient,) = torch.autograd.grad(kl.sum(), hidden)
+    assert not kl.any() and not gradient.any()
+
+
+def test_the_exact_kl_is_not_negative_and_errs_by_rounding_where_models_are_near():
+    """A step of 1e-5 in the logits: a KL of about 1e-10, below the rounding of a sum of terms."""
+    hidden, weight, _, tokens = inputs()
+    near_by = Beside(hidden.detach() + 1e-5)
+    targets = Targets(tokens, tokens, tokens, 0.7, 4, near_by)
+    _, _, kl, _ = logprobs._TokenLogprobs.apply(hidden, weight, None, targets, LogitRule())
+    assert bool((kl >= 0).all()) and float(kl.detach().max()) < NEAR
+
+
+def test_the_mean_of_k2_s_gradient_over_all_words_is_the_exact_kl_s():
+    """And k1's is 0, and k3's the gradient of KL(reference || policy): `kl_estimate` says so."""
+    logits = torch.randn(4, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    logits.requires_grad_()
+    logq = torch.randn(4, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    logq = logq.log_softmax(-1)
+    logp = logits.log_softmax(-1)
+    wanted = {
+        "k1": torch.zeros(()) * logits.sum(),
+        "k2": kl_of(logp, logq).sum(),
+        "k3": kl_of(logq, logp).sum(),
+    }
+    for name, divergence in wanted.items():
+        estimates = kl_estimate(logp, logq, name)
+        mean = (logp.exp().detach() * estimates).sum()
+        (found,) = torch.autograd.grad(mean, logits, retain_graph=True)
+        (gradient,) = torch.autograd.grad(divergence, logits, retain_graph=True)
+        torch.testing.assert_close(found, gradient, rtol=1e-12, atol=1e-12)
+
+
 def test_a_frozen_output_layer_gets_no_gradient():
     hidden, weight, _, tokens = inputs()
     weight.requires_grad_(False)
@@ -104,6 +220,13 @@ def test_what_a_family_does_to_its_logits_is_done_here_too(family):
         logp, expected.gather(1, tokens[:, None])[:, 0], rtol=1e-4, atol=1e-5
     )
     torch.testing.assert_close(entropy, -(expected.exp() * expected).sum(-1), rtol=1e-4, atol=1e-5)
+    beside = Beside(*model(input_ids=ids.flip(0), targets=States(rows, places, with_layer=True)))
+    assert beside.weight.data_ptr() != model.get_output_embeddings().weight.data_ptr()
+    targets = Targets(rows, places, tokens, 0.9, 5, beside)
+    _, _, kl, _ = model(input_ids=ids, targets=targets)
+    flipped = logits.view(3, 8, -1).flip(0).flatten(0, 1)
+    reference = (flipped / 0.9).log_softmax(-1)
+    torch.testing.assert_close(kl, kl_of(expected, reference), rtol=1e-4, atol=1e-5)
     plain = model(input_ids=ids).logits  # the ordinary call is as it was
     torch.testing.assert_close(plain[:, :-1].flatten(0, 1).float(), logits)
 
@@ -132,6 +255,11 @@ def test_the_logits_of_all_tokens_are_never_in_memory():
         targets = Targets(rows, places, ids[rows, places + 1], 1.0, chunk)
         logp, entropy = model(input_ids=ids, targets=targets)
         (logp.sum() + entropy.sum()).backward()
+        with torch.no_grad():
+            asked = States(rows, places, with_layer=True)
+            beside = Beside(*model(input_ids=ids.flip(0), targets=asked))
+        logp, entropy, kl, _ = model(input_ids=ids, targets=replace(targets, beside=beside))
+        (logp.sum() + entropy.sum() + kl.sum()).backward()
     weights = vocabulary * model.config.hidden_size
     assert largest.numel == max(weights, chunk * vocabulary)
     assert largest.numel < ids.numel() * vocabulary / 4

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, MambaConfig
 
 from adrpo_scale.algorithms.grpo import Grpo, GrpoConfig
-from adrpo_scale.algorithms.terms import LikelihoodTerms
+from adrpo_scale.algorithms.terms import ExactLikelihoodTerms, LikelihoodTerms
 from adrpo_scale.algorithms.tokens import kl_estimate, per_row
 from adrpo_scale.core.errors import ConfigError, ModelNotFoundError, PromptError, WeightsError
 from adrpo_scale.core.types import Credit, DrawKey, Prompt
@@ -46,12 +46,10 @@ class Parts:
         chosen = [self.prompts[i] for i in (0, 0, 1, 2, 2, 2)]
         return self.domain.sample(self.policy, chosen, torch.arange(6), KEY, mode)
 
-    def terms(self, rows=None, with_reference=True):
+    def terms(self, rows=None, with_reference=True, wanted=LikelihoodTerms):
         rows = self.rows if rows is None else rows
         reference = self.reference if with_reference else None
-        return self.domain.terms(
-            self.policy, reference, rows, rows.sample_ids_N, KEY, LikelihoodTerms
-        )
+        return self.domain.terms(self.policy, reference, rows, rows.sample_ids_N, KEY, wanted)
 
     def by_all_logits(self, model):
         """[(log-probability [L], entropy [L]) of each row], one row at a time."""
@@ -121,9 +119,27 @@ def test_the_gradient_equals_that_of_all_logits(parts):
         assert (a - b).norm() <= 2e-5 * norm
 
 
+def test_exact_terms_are_the_others_with_another_divergence(parts):
+    """`tests/training/test_exact_kl.py` has its values and gradients."""
+    terms, exact = parts.terms(), parts.terms(wanted=ExactLikelihoodTerms)
+    for name in ("logp_K", "logp_old_K", "entropy_K", "segment_K"):
+        assert torch.equal(getattr(exact, name), getattr(terms, name)), name
+    torch.testing.assert_close(exact.logp_ref_K, terms.logp_ref_K, **LOGP)
+    divergence = exact.divergence().detach()
+    assert torch.equal(divergence, per_row(exact.kl_K, exact.segment_K, 6, "sequence"))
+    assert torch.equal(divergence, exact.divergence(GrpoConfig(kl_estimator="exact")))
+    assert not torch.allclose(divergence, terms.divergence().detach(), rtol=1e-3)
+    grpo = Grpo(GrpoConfig(beta0=1.0, scale="none", kl_estimator="exact"), *parts.domain.gives)
+    assert grpo.wanted is ExactLikelihoodTerms and grpo.terms is LikelihoodTerms
+    assert isinstance(exact, grpo.wanted) and type(terms) is parts.domain.gives[0]
+
+
 def test_without_need_the_reference_is_not_asked(parts):
     terms = parts.terms(with_reference=False)
     assert terms.divergence() is None and terms.logp_ref_K is None
+    exact = parts.terms(with_reference=False, wanted=ExactLikelihoodTerms)
+    assert exact.divergence() is None and exact.kl_K is None
+    assert torch.equal(exact.logp_K, terms.logp_K)
     assert parts.domain.divergence_metrics(parts.terms()).keys() == {"kl", "entropy"}
 
 

@@ -110,7 +110,7 @@ def test_an_id_without_a_token_is_never_sampled(model, mode):
 
 def test_log_probabilities_are_of_the_distribution_that_was_drawn_from(model):
     domain, policy, rows, _ = completions(model, "rollout")
-    terms = domain.terms(policy, None, rows, rows.sample_ids_N, DrawKey(0, 0), *domain.gives)
+    terms = domain.terms(policy, None, rows, rows.sample_ids_N, DrawKey(0, 0), domain.gives[0])
     prompt = domain._tokens(int(rows.prompt_ids_N[0]))
     length = int(rows.tensors["lengths"][0])
     ids = torch.tensor([[*prompt, *rows.tensors["completion"][0, :length].tolist()]])

@@ -51,11 +51,9 @@ class Parts:
         ids = torch.arange(len(chosen))
         return self.domain.sample(self.policy, [self.prompts[i] for i in chosen], ids, KEY, mode)
 
-    def terms(self, rows=None):
+    def terms(self, rows=None, wanted=LikelihoodTerms):
         rows = self.rows if rows is None else rows
-        return self.domain.terms(
-            self.policy, self.reference, rows, rows.sample_ids_N, KEY, LikelihoodTerms
-        )
+        return self.domain.terms(self.policy, self.reference, rows, rows.sample_ids_N, KEY, wanted)
 
     def processed(self, prompts):
         """What transformers' processor makes of prompts, in one batch."""
