@@ -76,27 +76,43 @@ def gather(world: int) -> Callable[[], Any]:
     return lambda: [unpacked(message) for _ in range(world)]
 
 
+SETS = ("policy", "exp_avg", "exp_avg_sq")
+
+
+def _pieces(shapes: Sequence[tuple[int, ...]], rank: int, world: int) -> _Written:
+    """What a rank of `world` replicas tells rank 0 of its file."""
+    stated = []
+    for part in SETS:
+        for number, shape in enumerate(shapes):
+            place = FlatRange(shape, 0, math.prod(shape), rank, world)
+            start, stop = share(place, number)
+            if start < stop:
+                stated.append((part, f"blocks.{number}.weight", start, stop))
+    return _Written([(FileFacts(f"rank-{rank:03d}.safetensors", 1, "0" * 64), stated)])
+
+
 def commit(shapes: Sequence[tuple[int, ...]], world: int) -> Callable[[], Any]:
     """Rank 0's manifest of a checkpoint that `world` replicas have written, and its text."""
-    sets = ("policy", "exp_avg", "exp_avg_sq")
-    parts = []
-    for rank in range(world):
-        stated = []
-        for part in sets:
-            for number, shape in enumerate(shapes):
-                place = FlatRange(shape, 0, math.prod(shape), rank, world)
-                start, stop = share(place, number)
-                if start < stop:
-                    stated.append((part, f"blocks.{number}.weight", start, stop))
-        facts = FileFacts(f"rank-{rank:03d}.safetensors", 1, "0" * 64)
-        parts.append(_Written([(facts, stated)]))
+    parts = [_pieces(shapes, rank, world) for rank in range(world)]
     named = {f"blocks.{number}.weight": shape for number, shape in enumerate(shapes)}
-    job = _Job(FULL, 1, Path("step-000001"), dict.fromkeys(sets, named), [], {}, lambda: None, 0.0)
+    job = _Job(FULL, 1, Path("step-000001"), dict.fromkeys(SETS, named), [], {}, lambda: None, 0.0)
 
     def run() -> int:
         manifest: Manifest = _assemble(job, parts)
         check_tiling(manifest.sets, job.folder)
         return len(manifest.to_text())
+
+    return run
+
+
+def gathered(shapes: Sequence[tuple[int, ...]], world: int) -> Callable[[], Any]:
+    """The bytes that ranks send rank 0 before it commits, and its reading of them."""
+    messages = [packed(_pieces(shapes, rank, world)) for rank in range(world)]
+
+    def run() -> int:
+        for message in messages:
+            unpacked(message)
+        return sum(map(len, messages))
 
     return run
 
@@ -132,6 +148,8 @@ TASKS: dict[str, Callable[[int], Callable[[], Any]]] = {
     "read one gathered message of each rank": gather,
     "commit, adapters": lambda world: commit(SHAPES["adapters"], world),
     "commit, all parameters": lambda world: commit(SHAPES["all parameters"], world),
+    "gathered pieces, adapters": lambda world: gathered(SHAPES["adapters"], world),
+    "gathered pieces, all parameters": lambda world: gathered(SHAPES["all parameters"], world),
     "preflight's rendezvous": rendezvous,
 }
 

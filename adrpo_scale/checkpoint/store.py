@@ -196,11 +196,7 @@ class Store:
         needed = sum(dist.gather_objects(mine, self._group))
         made = dist.run_on_main(lambda: self._make_room(job, needed), self._group)
         job = replace(job, temporary=made)
-        parts = dist.gather_objects(self._write_part(job), self._group)
-        failures = [f"rank {r}: {part.error}" for r, part in enumerate(parts) if part.error]
-        if failures:
-            dist.run_on_main(lambda: _discard(job.temporary), self._group)
-            raise CheckpointError("; ".join(failures))
+        parts = dist.gather_objects(self._write_part(job), self._group, to_main=True)
         dist.run_on_main(lambda: self._commit(job, parts), self._group)
 
     def _make_room(self, job: _Job, needed: int) -> Path:
@@ -248,7 +244,11 @@ class Store:
         return _Written(list(zip(files, stated, strict=True)))
 
     def _commit(self, job: _Job, parts: Sequence[_Written]) -> None:
-        """Step 4 and 5, on rank 0 alone."""
+        """The end of step 3, and steps 4 and 5, on rank 0 alone."""
+        failures = [f"rank {r}: {part.error}" for r, part in enumerate(parts) if part.error]
+        if failures:
+            _discard(job.temporary)
+            raise CheckpointError("; ".join(failures))
         try:
             manifest = _assemble(job, parts)
             check_tiling(manifest.sets, job.temporary)

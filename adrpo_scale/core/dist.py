@@ -170,9 +170,12 @@ def gather_rows(rows: Tensor) -> Tensor:
     return torch.cat([part[:n] for part, n in zip(parts, counts, strict=True)])
 
 
-def gather_objects(value: Any, group: Any = None) -> list[Any]:
+def gather_objects(value: Any, group: Any = None, *, to_main: bool = False) -> list[Any]:
     """The `value` of every rank, in rank order, on every rank: small, of what `plain_objects` lets
-    travel. Raises RuntimeError on every rank for another."""
+    travel. Raises RuntimeError for another, on every rank that is told it.
+
+    to_main: rank 0 alone is told, the others get []; for what grows with the ranks.
+    """
     if world_size() == 1:
         return [value]
     mine = _as_tensor(packed(value))
@@ -180,9 +183,12 @@ def gather_objects(value: Any, group: Any = None) -> list[Any]:
     td.all_gather(lengths, torch.tensor([len(mine)]), group=group)
     padded = mine.new_zeros(int(max(lengths)))
     padded[: len(mine)] = mine
-    parts = [torch.empty_like(padded) for _ in lengths]
-    td.all_gather(parts, padded, group=group)
-    return [unpacked(_bytes(part[: int(n)])) for part, n in zip(parts, lengths, strict=True)]
+    parts = [torch.empty_like(padded) for _ in lengths if is_main() or not to_main]
+    if to_main:
+        td.gather(padded, parts or None, dst=0, group=group)
+    else:
+        td.all_gather(parts, padded, group=group)
+    return [unpacked(_bytes(part[: int(n)])) for part, n in zip(parts, lengths, strict=False)]
 
 
 def broadcast_object(value: Any, group: Any = None) -> Any:

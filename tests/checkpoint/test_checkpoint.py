@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from unittest import mock
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from adrpo_scale.checkpoint import store as store_module
 from adrpo_scale.checkpoint.base import (
     CheckpointConfig,
     Manifest,
@@ -25,7 +27,8 @@ from adrpo_scale.checkpoint.reader import Reader
 from adrpo_scale.checkpoint.retention import kept, values_of
 from adrpo_scale.checkpoint.shelf import committed, remove_left_overs
 from adrpo_scale.checkpoint.staging import LARGE, SMALL, Stage, parted, share, stored_bytes
-from adrpo_scale.checkpoint.store import FULL, WEIGHTS, Store
+from adrpo_scale.checkpoint.store import FULL, WEIGHTS, Store, _Written
+from adrpo_scale.core import dist
 from adrpo_scale.core.errors import CheckpointError
 from adrpo_scale.core.files import remove_folder, replace_json
 from adrpo_scale.core.tensor_files import (
@@ -175,6 +178,45 @@ def test_a_save_that_misses_an_element_is_not_committed(tmp_path):
     errors = run_ranks(forgets, 2, tmp_path)
     assert all("end at element 19, the shape [20] has 20" in error for error in errors)
     assert committed(tmp_path / "checkpoints") == {}
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+def counts_pieces(rank, world, folder):
+    """How many ranks' pieces this rank is told."""
+    told, real = [], dist.unpacked
+
+    def watched(data):
+        value = real(data)
+        told.extend([value] if isinstance(value, _Written) else [])
+        return value
+
+    with mock.patch.object(dist, "unpacked", watched):
+        saves(rank, world, folder, (5, 7), [0, 16, 16, 35])
+    return len(told)
+
+
+def test_rank_zero_alone_is_told_who_wrote_what(tmp_path):
+    """The pieces grow like the ranks, and so would what every rank reads."""
+    assert run_ranks(counts_pieces, 3, tmp_path) == [3, 0, 0]
+
+
+def finds_its_disk_full(rank, world, folder):
+    def full(*_):
+        raise OSError(28, "No space left on device", "rank-001.safetensors")
+
+    place = FlatRange((20,), 10 * rank, 10 * rank + 10)
+    store = Store(folder, CheckpointConfig(), timeout_seconds=60)
+    with mock.patch.object(store_module, "_write_file", full if rank else store_module._write_file):
+        store.save(FULL, 1, {"policy": {"w": (place, torch.zeros(10))}}, document(1))
+        store.wait()
+    (ended,) = store.ended
+    return ended.error, ended.is_final
+
+
+def test_every_rank_hears_whose_disk_was_full_and_the_folder_is_gone(tmp_path):
+    told = run_ranks(finds_its_disk_full, 2, tmp_path)
+    text = "rank 1: [Errno 28] No space left on device: 'rank-001.safetensors'"
+    assert told == [(text, False)] * 2
     assert list((tmp_path / "checkpoints").iterdir()) == []
 
 

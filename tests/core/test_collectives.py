@@ -141,6 +141,16 @@ def test_objects_of_different_size_are_gathered_in_rank_order_and_broadcast(worl
     assert run_ranks(passes_objects, world) == [(everyone, everyone[0])] * world
 
 
+def passes_objects_to_main(rank, world):
+    return dist.gather_objects({"rank": rank, "text": "ü" * (rank * 1000)}, to_main=True)
+
+
+@pytest.mark.parametrize("world", [1, 3])
+def test_objects_are_gathered_on_rank_zero_alone(world):
+    everyone = [{"rank": r, "text": "ü" * (r * 1000)} for r in range(world)]
+    assert run_ranks(passes_objects_to_main, world) == [everyone, [], []][:world]
+
+
 def builds_on_main(rank, world):
     return dist.run_on_main(lambda: f"built by {dist.rank()}"), rank
 
