@@ -15,6 +15,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from adrpo_scale.algorithms.group_relative import GroupRelative, GroupRelativeConfig
+from adrpo_scale.algorithms.regulariser import Shape
 from adrpo_scale.core.settings import setting
 
 
@@ -24,6 +25,8 @@ class AdrpoConfig(GroupRelativeConfig):
 
 class Adrpo(GroupRelative):
     Config: ClassVar[type[AdrpoConfig]] = AdrpoConfig
+    shapes: ClassVar[tuple[Shape, ...]] = ("clip", "tanh", "rank")
+    shape: ClassVar[Shape | None] = "clip"
 
     def beta(self, advantage_clipped: Tensor) -> Tensor:
         return self.config.beta0 - advantage_clipped

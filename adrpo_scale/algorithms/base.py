@@ -21,15 +21,20 @@ sum over rows, without a mean of its own.
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
 
 from adrpo_scale.algorithms.advantages import Combine
+from adrpo_scale.algorithms.convexity import check_range
+from adrpo_scale.algorithms.regulariser import RegulariserConfig, Shape, clip_limits
+from adrpo_scale.algorithms.regulariser_rules import NOTHING, chosen
 from adrpo_scale.algorithms.terms import LikelihoodTerms, RegressionTerms, Terms
 from adrpo_scale.core.errors import ConfigError
 from adrpo_scale.core.settings import REQUIRED, Section, setting
@@ -61,9 +66,11 @@ class Algorithm(ABC):
 
     config: an instance of `Config`. gives: the kinds of terms that the domain measures, best first;
     the first that the algorithm takes becomes `terms`. wanted: `terms`, or the type derived from it
-    that the settings need (`Terms.asked_with`). Raises ConfigError where it takes none, where the
-    domain does not give that type, and where the config does not state a setting that `must_state`
-    names.
+    that the settings need (`Terms.asked_with`). regulariser: the section of that name; an algorithm
+    of one's own may leave the argument out of its constructor, and then takes none.
+    base_coefficient: of a second penalty, to the base. Raises ConfigError where it takes none of
+    the terms, where the domain does not give the wanted type, where the config does not state a
+    setting that `must_state` names, and where [regulariser] does not go with it.
     """
 
     Config: ClassVar[type[AlgorithmConfig]]
@@ -74,15 +81,30 @@ class Algorithm(ABC):
     # What becomes of groups of equal rewards; in a warning.
     when_equal: ClassVar[str] = "they tell the algorithm nothing"
 
+    shapes: ClassVar[tuple[Shape, ...]] = ()  # of the regulariser, which it takes
+    shape: ClassVar[Shape | None] = None  # the one of its name
+    beta0_key: ClassVar[str | None] = None  # the setting of [algorithm] that is beta0
+    has_advantages: ClassVar[bool] = False  # whether [algorithm] has A and its clip
+
     rows_per_unit: int = 1  # rows that must stay together: 2 where pairs are trained on
     rollouts: Literal["policy", "reference"] = "policy"  # the model that generates the samples
     rollout_pool: int = 0  # iterations of rollouts made once and reused; 0: new ones every time
 
-    def __init__(self, config: AlgorithmConfig, *gives: type[Terms]) -> None:
+    def __init__(
+        self,
+        config: AlgorithmConfig,
+        *gives: type[Terms],
+        regulariser: RegulariserConfig = NOTHING,
+        base_coefficient: float = 0.0,
+    ) -> None:
         self.config = config
         self.terms = self._chosen(gives)
         self.wanted = self._wanted(gives)
         self._check_stated()
+        self.base_coefficient = base_coefficient
+        self.regulariser = chosen(self, regulariser)
+        if self.regulariser is not None:
+            check_range(self, self.regulariser)
 
     def _chosen(self, gives: tuple[type[Terms], ...]) -> type[Terms]:
         for kind in gives:
@@ -116,6 +138,24 @@ class Algorithm(ABC):
                 "with the default stated"
             )
 
+    def at(self, beta0: float) -> Self:
+        """The same algorithm with another beta0, also as the unit of `advantage_clip`."""
+        other = copy.copy(self)
+        if self.beta0_key is not None:
+            other.config = self.config.model_copy(update={self.beta0_key: beta0})
+        if self.regulariser is not None:
+            other.regulariser = dataclasses.replace(self.regulariser, beta0=beta0)
+        return other
+
+    def limits(self, beta0: float) -> tuple[float, float]:
+        """(A_min, A_max) of the advantage that chooses beta_i, at this beta0."""
+        return (0.0, 0.0) if self.regulariser is None else clip_limits(self.regulariser.clip, beta0)
+
+    def curvature(self, advantage: float, beta: float) -> float | None:
+        """The smallest curvature, in the prediction, of the squared-error loss of a row with this
+        A_clip; None: it has no such condition. beta: the sum of its divergences' coefficients."""
+        return None
+
     @property
     def needs_old(self) -> bool:
         """Whether rows that are used for several updates must be measured before the first: a
@@ -125,6 +165,14 @@ class Algorithm(ABC):
     @abstractmethod
     def credit(self, rewards: Rewards) -> Credit:
         """Credit of all S samples, the same on every rank."""
+
+    def added_betas(self, rewards: Rewards, total_PG: Tensor) -> Tensor | None:
+        """beta_i by [regulariser], float64 [S], of an algorithm without advantages of its own; None
+        without one. total_PG: of `combined`."""
+        held = self.regulariser
+        if held is None or held.shape is None:
+            return None
+        return held.added(held.shape, rewards, total_PG)
 
     def select(self, rewards: Rewards, credit: Credit) -> Tensor:
         """Ids of the samples to train on, int64 [M]; by default every included one, in order."""

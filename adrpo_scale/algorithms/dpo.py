@@ -8,6 +8,9 @@ the log-likelihood under the policy less that under the reference,
 The log-likelihood is a sum of log-probabilities on tokens, and -1/2 of the mean squared error on
 flow matching; winner and loser share t and x0. Online: pairs of new rollouts. Offline: pairs rolled
 out once from the reference (`rollouts = "reference"`, a pool of `pool` iterations that is reused).
+
+[regulariser] may add to each pair the mean of its two beta_i · divergence_i. Its beta0 has nothing
+to do with `beta`, the sharpness of the preference.
 """
 
 from __future__ import annotations
@@ -28,6 +31,8 @@ from adrpo_scale.algorithms.base import (
     included_sum,
     plain_credit,
 )
+from adrpo_scale.algorithms.regulariser import SHAPES, RegulariserConfig, Shape
+from adrpo_scale.algorithms.regulariser_rules import NOTHING
 from adrpo_scale.algorithms.terms import LikelihoodTerms, Terms
 from adrpo_scale.core.bounds import COUNT, NUMBER, SAMPLES
 from adrpo_scale.core.settings import setting
@@ -62,13 +67,20 @@ class DpoConfig(AlgorithmConfig):
 class Dpo(Algorithm):
     Config: ClassVar[type[DpoConfig]] = DpoConfig
     config: DpoConfig
+    shapes: ClassVar[tuple[Shape, ...]] = SHAPES
     when_equal: ClassVar[str] = "they give no pair"
     must_state: ClassVar = {LikelihoodTerms: Stated(("beta",), "beta = 0.1 (arXiv 2305.18290)")}
     asks_surrogate = False
     rows_per_unit = 2
 
-    def __init__(self, config: DpoConfig, *gives: type[Terms]) -> None:
-        super().__init__(config, *gives)
+    def __init__(
+        self,
+        config: DpoConfig,
+        *gives: type[Terms],
+        regulariser: RegulariserConfig = NOTHING,
+        base_coefficient: float = 0.0,
+    ) -> None:
+        super().__init__(config, *gives, regulariser=regulariser, base_coefficient=base_coefficient)
         self.rollouts = config.rollouts
         self.rollout_pool = config.pool
 
@@ -80,7 +92,8 @@ class Dpo(Algorithm):
         advantage_S[pairs] = torch.tensor([1.0, -1.0], dtype=torch.float64)
         pair_id_S = torch.full((total_PG.numel(),), -1, dtype=torch.int64)
         pair_id_S[pairs] = pairs[:, :1]
-        credit = plain_credit(advantage_S, self.config.beta, rewards)
+        beta_S = self.added_betas(rewards, total_PG)
+        credit = plain_credit(advantage_S, self.config.beta if beta_S is None else beta_S, rewards)
         return dataclasses.replace(credit, pair_id=pair_id_S)
 
     def select(self, rewards: Rewards, credit: Credit) -> Tensor:
@@ -90,7 +103,14 @@ class Dpo(Algorithm):
         by_pair = losers[credit.pair_id[losers].argsort()]
         return torch.stack([winners, by_pair], 1).flatten()
 
+    def needs_reference(self, credit: Credit) -> bool:
+        """Always: the ratio is to it."""
+        return True
+
     def loss(self, terms: Terms, credit: Credit) -> Tensor:
         winner, loser = terms.log_ratio().unflatten(0, (-1, 2)).unbind(1)
         winners = credit.take(torch.arange(0, len(credit.include), 2))
-        return included_sum(-logsigmoid(self.config.beta * (winner - loser)), winners)
+        loss_M = -logsigmoid(self.config.beta * (winner - loser))
+        if self.regulariser is not None:
+            loss_M = loss_M + terms.penalty(credit).unflatten(0, (-1, 2)).mean(1)
+        return included_sum(loss_M, winners)

@@ -3,7 +3,8 @@
     loss = surrogate(A) + beta · divergence          (arXiv 2510.18053, eq. 3, 6, 7)
 
 A = (R - V(c)) / scale and A_clip = clip(A, advantage_min, advantage_max). An algorithm of this
-family defines one method, `beta`: the coefficient of a sample with a given A_clip.
+family defines one method, `beta`: the coefficient of a sample with a given A_clip. [regulariser]
+may state another shape than the one of its name.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from abc import abstractmethod
 from typing import ClassVar
 
 import torch
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 from torch import Tensor
 
 from adrpo_scale.algorithms.advantages import Baseline, Scale, advantages, combined
@@ -25,6 +26,8 @@ from adrpo_scale.algorithms.base import (
     included_sum,
     plain_credit,
 )
+from adrpo_scale.algorithms.regulariser import Clip, RegulariserConfig, clip_limits, clip_of
+from adrpo_scale.algorithms.regulariser_rules import NOTHING
 from adrpo_scale.algorithms.terms import LikelihoodSettings, LikelihoodTerms, Terms
 from adrpo_scale.core.bounds import NUMBER
 from adrpo_scale.core.errors import ConfigError
@@ -57,12 +60,19 @@ class CreditConfig(AlgorithmConfig):
         ge=-NUMBER,
         le=NUMBER,
     )
+    advantage_clip: Clip | None = setting(
+        None,
+        "A_min and A_max in units of beta0, in their place: c for ± c, or [low, high]",
+        before=None,
+    )
     baseline: Baseline = setting(
         "group", "V(c): mean reward of the prompt's group, or of the batch"
     )
     scale: Scale = setting(
         "none", "divisor of the advantage (tokens: group_std)", paper="Algorithm 1"
     )
+
+    _clip = field_validator("advantage_clip", mode="plain")(clip_of)
 
     @model_validator(mode="after")
     def _clip_range_is_ordered(self) -> CreditConfig:
@@ -72,7 +82,20 @@ class CreditConfig(AlgorithmConfig):
                 "the clip range is reversed or leaves out 0, the advantage of a group of equal "
                 "rewards; expected advantage_min <= 0 <= advantage_max"
             )
+        if self.advantage_clip is not None and (self.advantage_min, self.advantage_max) != (-1, 1):
+            raise ValueError(
+                f"advantage_clip = {self.advantage_clip} beside advantage_min = "
+                f"{self.advantage_min} and advantage_max = {self.advantage_max}, which say the "
+                "same in other units: state the clip in units of beta0 alone, or the two limits "
+                "alone"
+            )
         return self
+
+    def clip_range(self, beta0: float) -> tuple[float, float]:
+        """(A_min, A_max) at this beta0."""
+        if self.advantage_clip is None:
+            return self.advantage_min, self.advantage_max
+        return clip_limits(self.advantage_clip, beta0)
 
 
 class GroupRelativeConfig(LikelihoodSettings, CreditConfig):
@@ -82,6 +105,8 @@ class GroupRelativeConfig(LikelihoodSettings, CreditConfig):
 class GroupRelative(Algorithm):
     Config: ClassVar[type[GroupRelativeConfig]] = GroupRelativeConfig
     config: GroupRelativeConfig
+    beta0_key: ClassVar[str | None] = "beta0"
+    has_advantages: ClassVar[bool] = True
     small_advantage: ClassVar[float] = 0.05
     when_equal: ClassVar[str] = "their advantages are 0"
     must_state: ClassVar = {
@@ -92,11 +117,18 @@ class GroupRelative(Algorithm):
         )
     }
 
-    def __init__(self, config: GroupRelativeConfig, *gives: type[Terms]) -> None:
-        super().__init__(config, *gives)
+    def __init__(
+        self,
+        config: GroupRelativeConfig,
+        *gives: type[Terms],
+        regulariser: RegulariserConfig = NOTHING,
+        base_coefficient: float = 0.0,
+    ) -> None:
+        super().__init__(config, *gives, regulariser=regulariser, base_coefficient=base_coefficient)
         if config.beta0:  # without it, the divergence counts for nothing
             self.terms.check(config)
-        self._check_bounds()
+        if self.regulariser is None:
+            self._check_bounds()
 
     def _check_bounds(self) -> None:
         """Raises ConfigError where the loss of a sample with advantage 0, as in a group of equal
@@ -120,6 +152,12 @@ class GroupRelative(Algorithm):
                 stacklevel=4,
             )
 
+    def limits(self, beta0: float) -> tuple[float, float]:
+        return self.config.clip_range(beta0)
+
+    def curvature(self, advantage: float, beta: float) -> float | None:
+        return advantage + beta
+
     @abstractmethod
     def beta(self, advantage_clipped: Tensor) -> Tensor:
         """Coefficient of each sample's divergence, of the shape of `advantage_clipped`."""
@@ -130,8 +168,15 @@ class GroupRelative(Algorithm):
         advantage_S = advantages(
             total_PG, rewards.mask_PG, baseline=config.baseline, scale=config.scale
         ).flatten()
-        clipped_S = advantage_S.clamp(config.advantage_min, config.advantage_max)
-        credit = plain_credit(advantage_S, self.beta(clipped_S), rewards)
+        clipped_S = advantage_S.clamp(*config.clip_range(config.beta0))
+        held = self.regulariser
+        if held is None or held.shape is None:
+            beta_S = self.beta(clipped_S)
+        else:
+            beta_S = held.shaped(held.shape, advantage_S, clipped_S, rewards, total_PG)
+        if held is not None:
+            beta_S = held.held(beta_S, rewards, total_PG)
+        credit = plain_credit(advantage_S, beta_S, rewards)
         return dataclasses.replace(credit, advantage_clipped=clipped_S)
 
     def loss(self, terms: Terms, credit: Credit) -> Tensor:

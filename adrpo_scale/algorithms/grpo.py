@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from adrpo_scale.algorithms.group_relative import GroupRelative, GroupRelativeConfig
+from adrpo_scale.algorithms.regulariser import Shape
 from adrpo_scale.core.settings import setting
 
 
@@ -21,6 +22,8 @@ class GrpoConfig(GroupRelativeConfig):
 
 class Grpo(GroupRelative):
     Config: ClassVar[type[GrpoConfig]] = GrpoConfig
+    shapes: ClassVar[tuple[Shape, ...]] = ("constant",)
+    shape: ClassVar[Shape | None] = "constant"
 
     def beta(self, advantage_clipped: Tensor) -> Tensor:
         return torch.full_like(advantage_clipped, self.config.beta0)

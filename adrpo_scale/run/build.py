@@ -28,7 +28,7 @@ from adrpo_scale.rewards.base import Reward
 from adrpo_scale.run.compare import check_content, constant_facts
 from adrpo_scale.run.config import RunConfig, SampleConfig
 from adrpo_scale.run.cut_prompts import report_cut
-from adrpo_scale.run.registry import ALGORITHMS, DOMAINS, ENGINES
+from adrpo_scale.run.registry import DOMAINS, ENGINES
 from adrpo_scale.run.resume import FROM_ZERO, Start, ids_of, take_over, usable
 from adrpo_scale.run.rewards import build_light_rewards, build_rewards
 from adrpo_scale.run.soundness import check_models
@@ -117,7 +117,7 @@ def build_trainer(
         group_size=config.prompts.group_size,
         chunk=config.domain.rollout_chunk,
         domain=domain,
-        algorithm=ALGORITHMS[config.algorithm.name](config.algorithm, *domain.gives),
+        algorithm=config.build_algorithm(),
         engine=engine,
         policy=policy,
         reference=reference,

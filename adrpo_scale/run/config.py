@@ -11,6 +11,8 @@ from typing import Annotated, Any
 
 from pydantic import model_validator
 
+from adrpo_scale.algorithms.base import Algorithm
+from adrpo_scale.algorithms.regulariser import RegulariserConfig
 from adrpo_scale.checkpoint.base import CheckpointConfig
 from adrpo_scale.core.bounds import COUNT, SAMPLES
 from adrpo_scale.core.components import OneOf
@@ -51,6 +53,9 @@ class RunConfig(Section):
     )
     domain: DomainSection = setting(REQUIRED, "the kind of samples and the model that makes them")
     algorithm: Annotated[Any, OneOf(ALGORITHMS)] = setting(REQUIRED, "the loss and its credit")
+    regulariser: RegulariserConfig = setting(
+        RegulariserConfig(), "the coefficient of each sample's divergence"
+    )
     rewards: list[Annotated[Any, OneOf(REWARDS)]] = setting(REQUIRED, "the judges of samples")
     prompts: PromptsConfig = setting(REQUIRED, "the prompts of training and evaluation")
     optimizer: OptimizerConfig = setting(OptimizerConfig(), "AdamW and the updates of an iteration")
@@ -104,9 +109,8 @@ class RunConfig(Section):
 
     def _faults_of_algorithm(self) -> Iterator[str]:
         """The algorithm refuses settings that do not fit the domain's terms."""
-        table = ALGORITHMS[self.algorithm.name]
         try:
-            algorithm = table(self.algorithm, *DOMAINS[self.domain.name].gives)
+            algorithm = self.build_algorithm()
         except ConfigError as error:
             yield str(error)
             return
@@ -158,6 +162,13 @@ class RunConfig(Section):
                 f"checkpoint.best_split = {self.checkpoint.best_split!r}, but this run evaluates "
                 f"{' and '.join(splits)}; name one of these"
             )
+
+    def build_algorithm(self) -> Algorithm:
+        """The algorithm of the run. Raises ConfigError as its class does."""
+        table, gives = ALGORITHMS[self.algorithm.name], DOMAINS[self.domain.name].gives
+        if self.regulariser == RegulariserConfig():  # constructors of one's own may take none
+            return table(self.algorithm, *gives)
+        return table(self.algorithm, *gives, regulariser=self.regulariser)
 
     @property
     def sampling(self) -> SampleConfig:

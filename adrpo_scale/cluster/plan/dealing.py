@@ -12,7 +12,6 @@ from adrpo_scale.cluster.plan.base import Hardware
 from adrpo_scale.core import dist
 from adrpo_scale.core.types import Rewards
 from adrpo_scale.run.config import RunConfig
-from adrpo_scale.run.registry import ALGORITHMS, DOMAINS
 from adrpo_scale.training.batches import deal
 
 
@@ -44,8 +43,7 @@ class RankLoad:
 def build_algorithm(config: RunConfig) -> Algorithm:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # already shown when the config was read
-        table = ALGORITHMS[config.algorithm.name]
-        return table(config.algorithm, *DOMAINS[config.domain.name].gives)
+        return config.build_algorithm()
 
 
 def load_of(config: RunConfig, hardware: Hardware) -> RankLoad:

@@ -1,0 +1,126 @@
+"""What [regulariser] may state beside an algorithm, and what the algorithm's name fills in.
+
+An algorithm says by class attributes which shapes it takes (`shapes`), which one its name states
+(`shape`), and where beta0 and the advantages come from (`beta0_key`, `has_advantages`).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from adrpo_scale.algorithms.regulariser import Regulariser, RegulariserConfig, Shape
+from adrpo_scale.algorithms.terms import RegressionTerms
+from adrpo_scale.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from adrpo_scale.algorithms.base import Algorithm
+
+NOTHING = RegulariserConfig()
+_OF_ADVANTAGES = ("advantage_clip", "baseline", "scale")
+_ADVANTAGES = ("clip", "tanh")  # the shapes that read them
+
+
+def chosen(algorithm: Algorithm, config: RegulariserConfig) -> Regulariser | None:
+    """The regulariser of an algorithm; None where its own code chooses beta_i as it always did.
+
+    Raises ConfigError where [regulariser] contradicts the algorithm's name, states what [algorithm]
+    has, or leaves out what it needs.
+    """
+    clip = getattr(algorithm.config, "advantage_clip", None)
+    if config == NOTHING and clip is None:
+        return None
+    name = algorithm.config.name
+    if not (algorithm.shapes or algorithm.has_advantages):
+        raise ConfigError(
+            f"[regulariser] with algorithm.name = {name!r}, which chooses the coefficient of the "
+            "divergence itself: leave the section out, or derive the algorithm from GroupRelative"
+        )
+    shape = _shape(algorithm, config)
+    _check_sign(shape, config)
+    key = algorithm.beta0_key
+    if key is not None and config.beta0 is not None:
+        raise ConfigError(
+            f"regulariser.beta0 = {config.beta0:g} with algorithm.name = {name!r}, whose beta0 is "
+            f"algorithm.{key}: set that instead"
+        )
+    if key is None and config.beta0 is None:
+        raise ConfigError(
+            f"regulariser.beta0 is missing: algorithm.name = {name!r} has no coefficient of the "
+            "divergence of its own; state one, e.g. beta0 = 1.0 (flow) or 0.04 (tokens)"
+        )
+    _check_advantages(algorithm, shape, config)
+    as_named = config.model_copy(update={"shape": None, "sign": None}) == NOTHING
+    if as_named and shape == algorithm.shape and config.sign != "opposite" and clip is None:
+        return None
+    return Regulariser(
+        beta0=config.beta0 or (getattr(algorithm.config, key) if key else 0.0),
+        shape=shape,
+        sign=config.sign or "paper",
+        bends_clipped=algorithm.terms is RegressionTerms,
+        floor=config.floor,
+        clip=1.0 if config.advantage_clip is None else config.advantage_clip,
+        baseline=config.baseline or "group",
+        scale=config.scale or "none",
+    )
+
+
+def _shape(algorithm: Algorithm, config: RegulariserConfig) -> Shape | None:
+    """The stated shape, or the one of the name. An algorithm's own `beta` is neither."""
+    name, shapes = algorithm.config.name, _shapes(algorithm)
+    if config.shape is None:
+        if algorithm.shape is None and not algorithm.has_advantages:
+            raise ConfigError(
+                f"[regulariser] without shape: algorithm.name = {name!r} has no regulariser by "
+                f"itself; state shape, one of {', '.join(map(repr, shapes))}"
+            )
+        return algorithm.shape if algorithm.shape in shapes else None
+    if config.shape in shapes:
+        return config.shape
+    if not shapes:
+        remedy = "its class has a beta of its own: leave shape out"
+    elif shapes == ("constant",):
+        remedy = 'whose coefficient is constant: take algorithm.name = "adrpo", or leave shape out'
+    else:
+        remedy = (
+            f"whose coefficient follows the advantage ({', '.join(map(repr, shapes))}): take "
+            'algorithm.name = "grpo", or leave shape out'
+        )
+    raise ConfigError(
+        f"regulariser.shape = {config.shape!r} contradicts algorithm.name = {name!r}, {remedy}"
+    )
+
+
+def _shapes(algorithm: Algorithm) -> tuple[Shape, ...]:
+    """The shapes that an algorithm takes; () where a class below has written its own `beta`."""
+    home = next(kind for kind in type(algorithm).__mro__ if "shapes" in vars(kind))
+    is_own = getattr(type(algorithm), "beta", None) is not getattr(home, "beta", None)
+    return () if is_own else algorithm.shapes
+
+
+def _check_sign(shape: Shape | None, config: RegulariserConfig) -> None:
+    if config.sign is not None and shape in ("constant", None):
+        what = "a constant" if shape else "an algorithm with a beta of its own"
+        raise ConfigError(
+            f"regulariser.sign = {config.sign!r} with {what}, which has no sign: leave it out, or "
+            'set regulariser.shape to "clip", "tanh" or "rank"'
+        )
+
+
+def _check_advantages(algorithm: Algorithm, shape: Shape | None, config: RegulariserConfig) -> None:
+    stated = [key for key in _OF_ADVANTAGES if getattr(config, key) is not None]
+    name = algorithm.config.name
+    if stated and algorithm.has_advantages:
+        raise ConfigError(
+            f"regulariser.{stated[0]} with algorithm.name = {name!r}, whose advantages have their "
+            f"settings in [algorithm]: set algorithm.{stated[0]} instead"
+        )
+    if stated and shape not in _ADVANTAGES:
+        raise ConfigError(
+            f"regulariser.{stated[0]} with regulariser.shape = {shape!r}, which reads no "
+            'advantage: leave it out, or set shape to "clip" or "tanh"'
+        )
+    if shape in _ADVANTAGES and config.scale is None and not algorithm.has_advantages:
+        raise ConfigError(
+            f"regulariser.scale is missing: with shape = {shape!r}, advantages must be of the size "
+            'of beta0; state "group_std", or "none" where rewards are of that size'
+        )
