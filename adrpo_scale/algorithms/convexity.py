@@ -16,22 +16,19 @@ With log-probabilities a beta_i below 0 has no lower bound either. That is a war
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import warnings
-from typing import TYPE_CHECKING
 
 import torch
 
-from adrpo_scale.algorithms.regulariser import Regulariser, coefficients
+from adrpo_scale.algorithms.regulariser import Regularised, Regulariser, coefficients
 from adrpo_scale.algorithms.terms import RegressionTerms
 from adrpo_scale.core.errors import ConfigError
 from adrpo_scale.core.python_warnings import SettingsWarning
 
-if TYPE_CHECKING:
-    from adrpo_scale.algorithms.base import Algorithm
 
-
-def check_range(algorithm: Algorithm, held: Regulariser) -> None:
+def check_range(algorithm: Regularised, held: Regulariser) -> None:
     """Raises ConfigError where squared errors are trained on and the curvature of a row can reach
     0; warns where log-probabilities are and beta_i can be negative."""
     if held.beta0 == 0 and algorithm.terms is RegressionTerms:
@@ -42,11 +39,14 @@ def check_range(algorithm: Algorithm, held: Regulariser) -> None:
     is_convex = algorithm.terms is RegressionTerms and algorithm.curvature(0.0, 0.0) is not None
     if not is_convex:
         _warn_of_negative(algorithm, held)
-    elif not is_safe(algorithm, held):
-        raise ConfigError(_refusal(algorithm, held))
+        return
+    for beta0 in held.controller.spread(held.beta0):
+        steered = dataclasses.replace(held, beta0=beta0)
+        if not is_safe(algorithm, steered):
+            raise ConfigError(_refusal(algorithm, steered))
 
 
-def is_safe(algorithm: Algorithm, held: Regulariser, share: float = 1.0) -> bool:
+def is_safe(algorithm: Regularised, held: Regulariser, share: float = 1.0) -> bool:
     """Whether every curvature is above 0. share: of the clip range, 1 is all of it.
 
     A look at the ends and at 0 is enough: for A_clip below 0 the curvature is concave in it or
@@ -63,11 +63,11 @@ def is_safe(algorithm: Algorithm, held: Regulariser, share: float = 1.0) -> bool
     return True
 
 
-def smallest_beta(algorithm: Algorithm, held: Regulariser, advantage: float) -> float:
+def smallest_beta(algorithm: Regularised, held: Regulariser, advantage: float) -> float:
     """The smallest beta_i of a sample with this A_clip, whatever its rank and its gate are."""
     clipped = torch.tensor([advantage], dtype=torch.float64)
     if held.shape is None:
-        beta = float(algorithm.beta(clipped))  # type: ignore[attr-defined]
+        beta = float(algorithm.at(held.beta0).beta(clipped))  # type: ignore[attr-defined]
     elif held.shape == "rank":
         beta = 0.0
     else:
@@ -81,7 +81,7 @@ def _is_of_data(held: Regulariser) -> bool:
     return held.shape == "rank"
 
 
-def safe_share(algorithm: Algorithm, held: Regulariser) -> float:
+def safe_share(algorithm: Regularised, held: Regulariser) -> float:
     """The largest share of the clip range that is safe and makes its longer end a multiple of .001
     in units of beta0, found by bisection; 0 where none is."""
     longest = max(map(abs, algorithm.limits(held.beta0))) / held.beta0
@@ -93,7 +93,7 @@ def safe_share(algorithm: Algorithm, held: Regulariser) -> float:
     return low / 1000 / longest
 
 
-def _refusal(algorithm: Algorithm, held: Regulariser) -> str:
+def _refusal(algorithm: Regularised, held: Regulariser) -> str:
     low, high = algorithm.limits(held.beta0)
     where = "algorithm" if algorithm.has_advantages else "regulariser"
     said = f"regulariser: shape = {held.shape!r}" if held.shape else "[regulariser]"
@@ -114,7 +114,7 @@ def _refusal(algorithm: Algorithm, held: Regulariser) -> str:
     return text + f"The largest safe {where}.advantage_clip is {clip}"
 
 
-def _warn_of_negative(algorithm: Algorithm, held: Regulariser) -> None:
+def _warn_of_negative(algorithm: Regularised, held: Regulariser) -> None:
     for end in algorithm.limits(held.beta0):
         beta = smallest_beta(algorithm, held, end)
         if beta < 0:

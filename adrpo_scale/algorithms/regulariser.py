@@ -19,14 +19,15 @@ loss, Σ beta_i · divergence_i over the rows that they train on (of a pair: the
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, Literal, Protocol, Self
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
 from adrpo_scale.algorithms.advantages import Baseline, Scale, advantages
+from adrpo_scale.algorithms.terms import Terms
 from adrpo_scale.core.bounds import NUMBER
 from adrpo_scale.core.settings import Section, setting
 from adrpo_scale.core.types import Rewards
@@ -66,6 +67,47 @@ def clip_limits(clip: Clip, beta0: float) -> tuple[float, float]:
     return low * beta0, high * beta0
 
 
+class ControllerConfig(Section):
+    """A beta0 that follows the divergence from the base (`training.controller`)."""
+
+    target: float | None = setting(
+        None,
+        "mean divergence from the base that beta0 is steered to; unset: beta0 stays",
+        before=None,
+        gt=0,
+        le=NUMBER,
+    )
+    low: float | None = setting(None, "beta0 is not below this", before=None, gt=0, le=NUMBER)
+    high: float | None = setting(None, "beta0 is not above this", before=None, gt=0, le=NUMBER)
+
+    @model_validator(mode="after")
+    def _bounds_go_with_a_target(self) -> ControllerConfig:
+        stated = (self.target, self.low, self.high)
+        if None in stated and any(stated):
+            raise ValueError(
+                f"target = {self.target}, low = {self.low}, high = {self.high}: a controller needs "
+                "all three, the divergence to reach and the bounds of beta0"
+            )
+        if self.low is not None and self.high is not None and self.low > self.high:
+            raise ValueError(
+                f"low = {self.low:g} above high = {self.high:g}: the bounds of beta0 are reversed"
+            )
+        return self
+
+    @property
+    def is_on(self) -> bool:
+        return self.target is not None
+
+    def spread(self, beta0: float) -> tuple[float, ...]:
+        """Values of beta0 that stand for all that it may take: `beta0`, the bounds, and some
+        between them, evenly in their logarithm."""
+        if self.low is None or self.high is None:
+            return (beta0,)
+        steps, ratio = 16, self.high / self.low
+        between = (self.low * ratio ** (step / steps) for step in range(1, steps))
+        return (beta0, self.low, *between, self.high)
+
+
 class RegulariserConfig(Section):
     """The choice of beta_i; by default the one that the algorithm's name states."""
 
@@ -89,6 +131,10 @@ class RegulariserConfig(Section):
     )
     scale: Scale | None = setting(
         None, "orw, raft, dpo: divisor of A; clip and tanh need it stated", before=None
+    )
+
+    controller: ControllerConfig = setting(
+        ControllerConfig(), "a beta0 that follows the divergence from the base"
     )
 
     _clip = field_validator("advantage_clip", mode="plain")(clip_of)
@@ -128,6 +174,25 @@ def group_ranks(values_PG: Tensor, mask_PG: Tensor) -> Tensor:
     return torch.stack([ranks(*group) for group in zip(values_PG, mask_PG, strict=True)])
 
 
+class Regularised(Protocol):
+    """What the rules of [regulariser] and the bounds of its ranges ask of an algorithm."""
+
+    shapes: ClassVar[tuple[Shape, ...]]
+    shape: ClassVar[Shape | None]
+    beta0_key: ClassVar[str | None]
+    has_advantages: ClassVar[bool]
+    config: Any
+    terms: type[Terms]
+    regulariser: Regulariser | None
+    base_coefficient: float
+
+    def at(self, beta0: float) -> Self: ...
+
+    def limits(self, beta0: float) -> tuple[float, float]: ...
+
+    def curvature(self, advantage: float, beta: float) -> float | None: ...
+
+
 @dataclass(frozen=True)
 class Regulariser:
     """The regulariser of one algorithm and one kind of terms, with every default filled in.
@@ -141,6 +206,7 @@ class Regulariser:
     sign: Sign
     bends_clipped: bool
     floor: float | None = None
+    controller: ControllerConfig = field(default_factory=ControllerConfig)
     clip: Clip = 1.0
     baseline: Baseline = "group"
     scale: Scale = "none"

@@ -6,21 +6,16 @@ An algorithm says by class attributes which shapes it takes (`shapes`), which on
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from adrpo_scale.algorithms.regulariser import Regulariser, RegulariserConfig, Shape
+from adrpo_scale.algorithms.regulariser import Regularised, Regulariser, RegulariserConfig, Shape
 from adrpo_scale.algorithms.terms import RegressionTerms
-from adrpo_scale.core.errors import ConfigError
-
-if TYPE_CHECKING:
-    from adrpo_scale.algorithms.base import Algorithm
+from adrpo_scale.core.errors import ConfigError, given
 
 NOTHING = RegulariserConfig()
 _OF_ADVANTAGES = ("advantage_clip", "baseline", "scale")
 _ADVANTAGES = ("clip", "tanh")  # the shapes that read them
 
 
-def chosen(algorithm: Algorithm, config: RegulariserConfig) -> Regulariser | None:
+def chosen(algorithm: Regularised, config: RegulariserConfig) -> Regulariser | None:
     """The regulariser of an algorithm; None where its own code chooses beta_i as it always did.
 
     Raises ConfigError where [regulariser] contradicts the algorithm's name, states what [algorithm]
@@ -30,11 +25,16 @@ def chosen(algorithm: Algorithm, config: RegulariserConfig) -> Regulariser | Non
     if config == NOTHING and clip is None:
         return None
     name = algorithm.config.name
-    if not (algorithm.shapes or algorithm.has_advantages):
+    only_steered = config == RegulariserConfig(controller=config.controller)
+    has_own_code = not (algorithm.shapes or algorithm.has_advantages)
+    if has_own_code and not (only_steered and algorithm.beta0_key):
         raise ConfigError(
             f"[regulariser] with algorithm.name = {name!r}, which chooses the coefficient of the "
-            "divergence itself: leave the section out, or derive the algorithm from GroupRelative"
+            "divergence itself: leave the section out, or derive the algorithm from GroupRelative "
+            "(for a controller alone, name the setting that it steers in beta0_key)"
         )
+    if has_own_code:
+        return None  # its `at` is all that a controller asks for
     shape = _shape(algorithm, config)
     _check_sign(shape, config)
     key = algorithm.beta0_key
@@ -52,19 +52,21 @@ def chosen(algorithm: Algorithm, config: RegulariserConfig) -> Regulariser | Non
     as_named = config.model_copy(update={"shape": None, "sign": None}) == NOTHING
     if as_named and shape == algorithm.shape and config.sign != "opposite" and clip is None:
         return None
+    _check_controller(algorithm, config)
     return Regulariser(
         beta0=config.beta0 or (getattr(algorithm.config, key) if key else 0.0),
         shape=shape,
         sign=config.sign or "paper",
         bends_clipped=algorithm.terms is RegressionTerms,
         floor=config.floor,
+        controller=config.controller,
         clip=1.0 if config.advantage_clip is None else config.advantage_clip,
         baseline=config.baseline or "group",
         scale=config.scale or "none",
     )
 
 
-def _shape(algorithm: Algorithm, config: RegulariserConfig) -> Shape | None:
+def _shape(algorithm: Regularised, config: RegulariserConfig) -> Shape | None:
     """The stated shape, or the one of the name. An algorithm's own `beta` is neither."""
     name, shapes = algorithm.config.name, _shapes(algorithm)
     if config.shape is None:
@@ -90,7 +92,7 @@ def _shape(algorithm: Algorithm, config: RegulariserConfig) -> Shape | None:
     )
 
 
-def _shapes(algorithm: Algorithm) -> tuple[Shape, ...]:
+def _shapes(algorithm: Regularised) -> tuple[Shape, ...]:
     """The shapes that an algorithm takes; () where a class below has written its own `beta`."""
     home = next(kind for kind in type(algorithm).__mro__ if "shapes" in vars(kind))
     is_own = getattr(type(algorithm), "beta", None) is not getattr(home, "beta", None)
@@ -106,7 +108,28 @@ def _check_sign(shape: Shape | None, config: RegulariserConfig) -> None:
         )
 
 
-def _check_advantages(algorithm: Algorithm, shape: Shape | None, config: RegulariserConfig) -> None:
+def beta0_of(algorithm: Regularised) -> float:
+    """The base value of beta_i of an algorithm that has one."""
+    if algorithm.beta0_key is not None:
+        return float(getattr(algorithm.config, algorithm.beta0_key))
+    return given(algorithm.regulariser).beta0
+
+
+def _check_controller(algorithm: Regularised, config: RegulariserConfig) -> None:
+    """Raises ConfigError where the first beta0 is not within the controller's bounds."""
+    low, high, key = config.controller.low, config.controller.high, algorithm.beta0_key
+    beta0: float = getattr(algorithm.config, key) if key else given(config.beta0)
+    if low is not None and high is not None and not low <= beta0 <= high:
+        place = f"algorithm.{key}" if key else "regulariser.beta0"
+        raise ConfigError(
+            f"{place} = {beta0:g} is not within regulariser.controller.low = {low:g} and high = "
+            f"{high:g}, between which it is steered: move a bound, or start with another beta0"
+        )
+
+
+def _check_advantages(
+    algorithm: Regularised, shape: Shape | None, config: RegulariserConfig
+) -> None:
     stated = [key for key in _OF_ADVANTAGES if getattr(config, key) is not None]
     name = algorithm.config.name
     if stated and algorithm.has_advantages:

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from adrpo_scale.algorithms.regulariser_rules import beta0_of
 from adrpo_scale.checkpoint.merged import MergedWeights
 from adrpo_scale.checkpoint.reader import Reader
 from adrpo_scale.checkpoint.store import Store
@@ -32,6 +33,7 @@ from adrpo_scale.run.registry import DOMAINS, ENGINES
 from adrpo_scale.run.resume import FROM_ZERO, Start, ids_of, take_over, usable
 from adrpo_scale.run.rewards import build_light_rewards, build_rewards
 from adrpo_scale.run.soundness import check_models
+from adrpo_scale.training.controller import Controller
 from adrpo_scale.training.ema import Ema
 from adrpo_scale.training.evaluator import Evaluator
 from adrpo_scale.training.limits import Limits
@@ -105,7 +107,10 @@ def build_trainer(
     reference, frozen = build_reference(ready.specs[1], engine, policy)
     ema = Ema(engine, config.ema_decay) if config.ema_decay is not None else None
     safe_point(together=True)
-    state = TrainingState(engine, ema, ready.constant)
+    algorithm = config.build_algorithm()
+    steered = config.regulariser.controller
+    controller = Controller(steered, beta0_of(algorithm)) if steered.is_on else None
+    state = TrainingState(engine, ema, ready.constant, controller=controller)
     log = MetricsLog(run, config.iterations)
     timeout = config.engine.timeout_seconds
     store = store or Store(run, config.checkpoint, timeout_seconds=timeout)
@@ -117,7 +122,7 @@ def build_trainer(
         group_size=config.prompts.group_size,
         chunk=config.domain.rollout_chunk,
         domain=domain,
-        algorithm=config.build_algorithm(),
+        algorithm=algorithm,
         engine=engine,
         policy=policy,
         reference=reference,

@@ -29,6 +29,7 @@ class Metric:
 
 SEVERAL = "several rewards"
 TOKENS = "tokens"
+STEERED = "`regulariser.controller`"
 AUDIO = "audio"
 ABSTAINED = "a reward abstains"
 INFO = "a reward gives (scores, info)"
@@ -43,6 +44,7 @@ ITERATION = (
     Metric("beta_mean", "mean coefficient of the divergence over samples"),
     Metric("beta_min", "the smallest of them"),
     Metric("beta_max", "the largest of them"),
+    Metric("beta0", "the base coefficient that the controller chose for the iteration", STEERED),
     Metric("masked", "samples without a reward: one failed, or all abstained; left out everywhere"),
     Metric("degenerate_groups", "share of the groups with equal rewards or fewer than two samples"),
     Metric("reward_NAME", "mean of one reward over the samples that it scored", SEVERAL),

@@ -21,6 +21,7 @@ from adrpo_scale.checkpoint.store import FULL
 from adrpo_scale.core.errors import CheckpointError
 from adrpo_scale.core.types import Rewards
 from adrpo_scale.engines.base import Engine
+from adrpo_scale.training.controller import Controller
 from adrpo_scale.training.ema import Ema
 
 
@@ -77,6 +78,7 @@ class TrainingState:
     constant: Mapping[str, Any] = field(default_factory=dict)
     counters: Counters = field(default_factory=Counters)
     rewards: dict[str, RewardStatistics] = field(default_factory=dict)
+    controller: Controller | None = None
 
     def add_rewards(self, rewards: Rewards) -> None:
         """Adds the rewards of an iteration, without masked samples and those of which a reward
@@ -110,6 +112,7 @@ class TrainingState:
             "counters": asdict(self.counters),
             "rewards": {name: asdict(s) for name, s in self.rewards.items() if s.count},
             "optimizer_steps": self.engine.optimizer_steps(),
+            **({"controller": self.controller.document()} if self.controller else {}),
         }
 
     def restore(self, reader: Reader) -> None:
@@ -125,6 +128,8 @@ class TrainingState:
         self.engine.set_optimizer_steps(document["optimizer_steps"])
         self.counters = Counters.read(document["counters"])
         self.rewards = {n: RewardStatistics(**s) for n, s in document["rewards"].items()}
+        if self.controller is not None:
+            self.controller.restore(document.get("controller"))
 
     def start_from(self, reader: Reader) -> None:
         """Takes over the trained weights alone, for `init_from`. Collective."""

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from adrpo_scale.algorithms.base import Algorithm
 from adrpo_scale.core import dist, watchdog
 from adrpo_scale.core.errors import NothingLearned
 from adrpo_scale.core.preempt import Stop
@@ -64,11 +65,17 @@ class Trainer:
     def __post_init__(self) -> None:
         made = self.rollouts
         self.seed, self.group_size, self.stream = made.seed, made.group_size, made.stream
-        self.domain, self.algorithm, self.engine = made.domain, made.algorithm, made.engine
+        self.domain, self.engine = made.domain, made.engine
         self.policy, self.reference = made.policy, made.reference
         self._settings = Settings(
             self.algorithm, getattr(self.domain, "config", None), self.optimizer, self.limits.config
         )
+
+    @property
+    def algorithm(self) -> Algorithm:
+        """The run's, with the beta0 that a controller has chosen."""
+        controller, algorithm = self.state.controller, self.rollouts.algorithm
+        return algorithm if controller is None else algorithm.at(controller.beta0)
 
     @property
     def counters(self) -> Counters:
@@ -225,9 +232,10 @@ class Trainer:
 
     def _measured_reference(self, credit: Credit, iteration: int) -> Reference | None:
         """The reference, or None where this iteration skips its pass: the loss does not need it,
-        and the divergence is not due to be logged."""
+        nor a controller, and the divergence is not due to be logged."""
         is_logged = is_due(self.logging.divergence_every, iteration)
-        return self.reference if is_logged or self.algorithm.needs_reference(credit) else None
+        is_measured = is_logged or self.state.controller is not None
+        return self.reference if is_measured or self.algorithm.needs_reference(credit) else None
 
     @property
     def total_steps(self) -> int:
@@ -246,6 +254,9 @@ class Trainer:
             "samples": samples,
             **watch.record(samples),
         }
+        if self.state.controller is not None:
+            record["beta0"] = self.state.controller.beta0
+            self.state.controller.follow(record["divergence"])
         self._idle = why_nothing(record, self._settings)
         self._stepped = record["updates"] > record["updates_skipped"]
         self.counters.learned += self._idle is None

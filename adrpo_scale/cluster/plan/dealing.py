@@ -129,7 +129,8 @@ def needs_reference(config: RunConfig) -> bool:
     """True where every step evaluates the reference, and not only some for the log."""
     algorithm = build_algorithm(config)
     credit = algorithm.credit(_rewards(config.prompts.per_iteration, config.prompts.group_size))
-    return algorithm.needs_reference(credit) or config.logging.divergence_every == 1
+    is_measured = config.logging.divergence_every == 1 or config.regulariser.controller.is_on
+    return algorithm.needs_reference(credit) or is_measured
 
 
 def needs_old(config: RunConfig, load: RankLoad) -> bool:
