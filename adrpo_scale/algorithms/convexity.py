@@ -31,12 +31,14 @@ from adrpo_scale.core.python_warnings import SettingsWarning
 def check_range(algorithm: Regularised, held: Regulariser) -> None:
     """Raises ConfigError where squared errors are trained on and the curvature of a row can reach
     0; warns where log-probabilities are and beta_i can be negative."""
-    if held.beta0 == 0 and algorithm.terms is RegressionTerms:
+    if held.beta0 == 0 and issubclass(algorithm.terms, RegressionTerms):
         raise ConfigError(
             f"algorithm.{algorithm.beta0_key} = 0: the loss of a sample with advantage 0 has no "
             f"lower bound; {RegressionTerms.bound}. Raise it: the paper has 1 for flow matching"
         )
-    is_convex = algorithm.terms is RegressionTerms and algorithm.curvature(0.0, 0.0) is not None
+    is_convex = (
+        issubclass(algorithm.terms, RegressionTerms) and algorithm.curvature(0.0, 0.0) is not None
+    )
     if not is_convex:
         _warn_of_negative(algorithm, held)
         return

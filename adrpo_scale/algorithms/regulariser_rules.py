@@ -57,7 +57,7 @@ def chosen(algorithm: Regularised, config: RegulariserConfig) -> Regulariser | N
         beta0=config.beta0 or (getattr(algorithm.config, key) if key else 0.0),
         shape=shape,
         sign=config.sign or "paper",
-        bends_clipped=algorithm.terms is RegressionTerms,
+        bends_clipped=issubclass(algorithm.terms, RegressionTerms),
         floor=config.floor,
         controller=config.controller,
         clip=1.0 if config.advantage_clip is None else config.advantage_clip,

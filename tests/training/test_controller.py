@@ -139,10 +139,10 @@ def whole_and_in_pieces(rank, world, folder):
     ]
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
+@pytest.fixture(scope="module", params=[1, pytest.param(2, marks=pytest.mark.slow)])
+def run(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("controller")
-    return folder, run_ranks(whole_and_in_pieces, 2, folder)
+    return folder, run_ranks(whole_and_in_pieces, request.param, folder)
 
 
 def test_beta0_follows_the_divergence_in_the_log(run):
@@ -167,12 +167,12 @@ def test_a_resumed_run_and_all_ranks_have_the_same_beta0_to_the_bit(run):
     assert whole.keys() == pieces.keys()
     assert all(torch.equal(whole[name], pieces[name]) for name in whole)
     document = open_checkpoint(str(folder / "pieces")).manifest.document
-    assert document["controller"] == {"beta0": values.pop()}
+    assert document["controller"] == {"beta0": records(folder / "whole")[2]["beta0"]}
 
 
 def test_a_fork_begins_with_the_beta0_of_its_config(run):
     _, ranks = run
-    assert [begun for *_, begun in ranks] == [1.0, 1.0]
+    assert {begun for *_, begun in ranks} == {1.0}
 
 
 def raft_run(rank, world, folder):
