@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from adrpo_scale.algorithms.terms import LikelihoodTerms as LikelihoodTerms
     from adrpo_scale.algorithms.terms import RegressionTerms as RegressionTerms
     from adrpo_scale.algorithms.terms import Terms as Terms
+    from adrpo_scale.cluster.training import train as train
     from adrpo_scale.core.errors import AdrpoError as AdrpoError
     from adrpo_scale.core.errors import ConfigError as ConfigError
     from adrpo_scale.core.errors import LimitReached as LimitReached
@@ -46,7 +47,6 @@ if TYPE_CHECKING:
     from adrpo_scale.rewards.base import RewardConfig as RewardConfig
     from adrpo_scale.run.api import Run as Run
     from adrpo_scale.run.api import open_run as open_run
-    from adrpo_scale.run.api import train as train
     from adrpo_scale.run.config import RunConfig as RunConfig
     from adrpo_scale.run.load import LoadedConfig as LoadedConfig
     from adrpo_scale.run.load import load_config as load_config
@@ -58,6 +58,7 @@ _HOMES = {
     "algorithms.base": ("Algorithm", "AlgorithmConfig", "included_sum", "plain_credit"),
     "algorithms.group_relative": ("GroupRelative", "GroupRelativeConfig"),
     "algorithms.terms": ("LikelihoodTerms", "RegressionTerms", "Terms"),
+    "cluster.training": ("train",),
     "core.errors": ("AdrpoError", "ConfigError", "LimitReached", "RewardError", "StopRequested"),
     "core.settings": ("REQUIRED", "Section", "setting"),
     "core.types": ("Completion", "Credit", "DrawKey", "FlatRange", "Prompt", "Rewards", "Rows"),
@@ -65,7 +66,7 @@ _HOMES = {
     "engines.base": ("Engine", "EngineConfig", "OptimizerConfig", "StepResult"),
     "engines.spec": ("LoraConfig", "ModelSpec"),
     "rewards.base": ("Reward", "RewardConfig"),
-    "run.api": ("Run", "open_run", "train"),
+    "run.api": ("Run", "open_run"),
     "run.config": ("RunConfig",),
     "run.load": ("LoadedConfig", "load_config"),
 }

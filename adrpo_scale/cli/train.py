@@ -67,4 +67,6 @@ def train(
         given = [str(config), *(word for text in [*set_, *fork] for word in ("--set", text))]
         run_trial(loaded, run_dir, given)
         return
-    running.train(loaded, running.TrainOptions(run_dir, fresh, allow_change))
+    from adrpo_scale.cluster.plan.choice import choose_apart
+
+    running.train(loaded, running.TrainOptions(run_dir, fresh, allow_change, choose_apart))

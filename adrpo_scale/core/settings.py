@@ -70,12 +70,14 @@ def setting(
     effect: of another value in the middle of a run; the section's EFFECT by default.
     before: for a setting that is added to a section which runs already have: the value that those
     runs had without it. The run's identity leaves the setting out at that value, and the default is
-    that value too: otherwise the command of an older run would start another run.
+    that value too: otherwise the command of an older run would start another run. With an effect
+    that is in no identity (rounding, none), new runs may have another default; it is then for the
+    setting's owner that a run of before keeps its value.
     formerly: the names that the key had in its section, the first one first. The run's identity
     goes by the first; all are accepted in place of the key.
     limits: pydantic's ge, gt, le, lt, min_length, ...
     """
-    if before is not _ALWAYS and before != default:
+    if before not in (_ALWAYS, default) and effect not in ("rounding", "none"):
         raise TypeError(
             f"default {default!r} with before = {before!r}: a run of before, started again by the "
             "same command, would be another run; make them equal"

@@ -12,9 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Final, Literal
 
 import torch
+from pydantic import ValidatorFunctionWrapHandler, field_validator
+from pydantic_core import PydanticCustomError
 from torch import Tensor, nn
 
 from adrpo_scale.algorithms.terms import Terms
@@ -38,18 +40,40 @@ Mode = Literal["rollout", "evaluation", "greedy"]
 is one deterministic sample per prompt, in domains that offer it."""
 
 
+AUTO: Final = "auto"
+CHUNK = 16  # samples at once, where nobody has chosen a number in place of "auto"
+
+
 class DomainConfig(Section):
     """The settings that every domain has."""
 
     name: str = setting(REQUIRED, "the domain: flow, text, audio, or an import path")
-    rollout_chunk: int = setting(
-        16,
-        "samples generated at once on one rank; bf16 results depend on it. Tokens: the samples of "
-        "a prompt in one chunk share its prefill, so a multiple of group_size is best",
+    rollout_chunk: int | Literal["auto"] = setting(
+        AUTO,
+        "samples generated at once on one rank; bf16 results depend on it. auto: as many as fit by "
+        "the arithmetic of `plan`, in whole groups, chosen at a run's first start on GPUs and kept "
+        "for good; 16 on CPUs. Tokens: the samples of a prompt in one chunk share its prefill, so "
+        "a multiple of group_size is best",
         effect="rounding",
+        before=CHUNK,
         ge=1,
         le=COUNT,
     )
+
+    @field_validator("rollout_chunk", mode="wrap")
+    @classmethod
+    def _number_or_auto(cls, value: Any, number: ValidatorFunctionWrapHandler) -> Any:
+        """pydantic would compare "auto" with the bounds, and name both types for each fault."""
+        if value == AUTO:
+            return value
+        if type(value) is not int:
+            raise PydanticCustomError("int_type", 'Input should be a number, or "auto"')
+        return number(value)
+
+    @property
+    def chunk(self) -> int:
+        """`rollout_chunk` as a number: CHUNK where it is "auto" and nobody has chosen one."""
+        return CHUNK if self.rollout_chunk == AUTO else self.rollout_chunk
 
     def needs_from_hub(self) -> list[HubNeed]:
         """The models that the domain loads; `prefetch` downloads them."""

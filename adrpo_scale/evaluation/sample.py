@@ -274,7 +274,7 @@ def sample_to(
     dist.run_on_main(lambda: report_cut(domain, [], prompts))
     domain.prepare(prompts, engine.device, engine.dtype)
     policy = load_policy(source, domain, engine, weights)
-    chunk = config.domain.rollout_chunk
+    chunk = config.domain.chunk
     chunks = chunk_count(len(prompts) * per_prompt, chunk)
     pace, counts = Pace("sampling", chunks, "chunks"), iter((0,))
     with engine.sampling(policy):

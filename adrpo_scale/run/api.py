@@ -1,8 +1,7 @@
-"""Runs from Python: train one, and read its folder."""
+"""The folder of a run, read from Python."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,9 @@ from adrpo_scale.checkpoint.shelf import CHECKPOINTS, TRAJECTORY, committed
 from adrpo_scale.core.errors import RunFolderError
 from adrpo_scale.core.json_files import read_object
 from adrpo_scale.core.run_rows import EVALUATIONS, METRICS, evaluation_rows, metric_rows
-from adrpo_scale.run import train as running
 from adrpo_scale.run.config import RunConfig
 from adrpo_scale.run.folder import read_settings
-from adrpo_scale.run.load import LoadedConfig, load_config, parse_config
+from adrpo_scale.run.load import parse_config
 from adrpo_scale.run.starts import records
 
 
@@ -60,28 +58,3 @@ def open_run(folder: str | Path) -> Run:
             "when the model is loaded; give the folder that `train` printed"
         )
     return run
-
-
-def train(
-    config: str | Path | LoadedConfig,
-    *,
-    run_dir: str | Path | None = None,
-    overrides: Sequence[str] = (),
-    fresh: bool = False,
-    allow_change: Sequence[str] = (),
-) -> Run:
-    """Trains a run as the command `train` does, from the newest checkpoint of its folder.
-
-    Under torchrun or srun, every process calls it. config: a TOML file, or the result of
-    `load_config`. overrides: "section.key=value", for a file only. The other arguments are the
-    options of the command. Raises ConfigError before anything is loaded, LimitReached at a limit,
-    and StopRequested after a signal, with everything saved that could be.
-    """
-    if isinstance(config, LoadedConfig):
-        if overrides:
-            raise TypeError("overrides with a loaded config: give them to load_config instead")
-        loaded = config
-    else:
-        loaded = load_config(Path(config), overrides)
-    folder = Path(run_dir) if run_dir is not None else None
-    return Run(running.train(loaded, running.TrainOptions(folder, fresh, allow_change)))

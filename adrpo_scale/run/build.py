@@ -120,7 +120,7 @@ def build_trainer(
     rollouts = Rollouts(
         seed=config.seed,
         group_size=config.prompts.group_size,
-        chunk=config.domain.rollout_chunk,
+        chunk=config.domain.chunk,
         domain=domain,
         algorithm=algorithm,
         engine=engine,
@@ -229,7 +229,7 @@ def _build_evaluator(config: RunConfig, ready: _Prepared, frozen: nn.Module | No
         ready.rewards,
         {reward.label for reward in _trained_on(config, ready.rewards)},
         {"train": ready.train, "held_out": ready.held_out},
-        config.domain.rollout_chunk,
+        config.domain.chunk,
         [frozen] if frozen is not None else [],
     )
 

@@ -66,7 +66,7 @@ def cause(error: BaseException) -> str:
 
 def remedy(config: RunConfig, phase: str) -> str:
     """What to try: settings that have less memory left to give are left out."""
-    engine, chunk, rows = config.engine, config.domain.rollout_chunk, config.optimizer.micro_batch
+    engine, chunk, rows = config.engine, config.domain.chunk, config.optimizer.micro_batch
     unit = ALGORITHMS[config.algorithm.name].rows_per_unit
     tried: list[str] = []
     if phase in ("rollout", "reward", "evaluation") and chunk > 1:

@@ -21,6 +21,7 @@ from adrpo_scale.run.compare import check_settings, is_allowed
 from adrpo_scale.run.config import RunConfig
 from adrpo_scale.run.folder import left_behind, remove_temporaries
 from adrpo_scale.run.recorded import check_may_begin
+from adrpo_scale.run.rollout_chunk import as_recorded
 from adrpo_scale.run.starts import stalled_starts
 from adrpo_scale.training.metrics import MetricsLog
 from adrpo_scale.training.saver import Saver
@@ -93,7 +94,8 @@ def _find(config: RunConfig, run: Path, fresh: bool, allowed: Sequence[str], ask
                 f"--fresh, but {run} has a checkpoint of iteration {reader.iteration}: choose "
                 "another --run-dir, or leave --fresh out to resume from it"
             )
-        notes = check_settings(reader, config, allowed)
+        recorded = reader.manifest.document["config"]
+        notes = check_settings(reader, as_recorded(config, recorded), allowed)
     else:
         check_may_begin(run, fresh)
     origin = None

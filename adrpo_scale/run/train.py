@@ -38,6 +38,7 @@ from adrpo_scale.run.load import LoadedConfig
 from adrpo_scale.run.recorded import set_lines_aside
 from adrpo_scale.run.resume import Start, find_start
 from adrpo_scale.run.rewards import check_code
+from adrpo_scale.run.rollout_chunk import Choose, decided
 from adrpo_scale.run.starts import StartRecord
 from adrpo_scale.run.summary import summarise
 from adrpo_scale.training.metrics import setup_logging
@@ -54,12 +55,14 @@ class TrainOptions:
     """The options of the command `train`.
 
     run_dir: the run's folder; by default one named after its settings. fresh: refuse to resume from
-    a checkpoint. allowed: settings that may differ from the checkpoint's.
+    a checkpoint. allowed: settings that may differ from the checkpoint's. choose: chooses the
+    number behind `domain.rollout_chunk = "auto"` of a new run on GPUs.
     """
 
     run_dir: Path | None = None
     fresh: bool = False
     allowed: Sequence[str] = ()
+    choose: Choose | None = None
 
 
 def train(loaded: LoadedConfig, options: TrainOptions = TrainOptions()) -> Path:
@@ -143,6 +146,7 @@ def _carry_out(
         out_of_memory.named(config, run, lambda: _iteration(trainers)),
     ):
         with watchdog.phase("load"), not_left():
+            config = decided(config, run, start.reader, options.choose)
             trainer = build_trainer(config, run, start, signals, store)
         leaving.over()
         trainers.append(trainer)

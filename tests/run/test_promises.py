@@ -163,8 +163,10 @@ def test_a_key_by_two_of_its_names_is_refused(tmp_path, upgrade, lines):
 
 
 def test_a_later_default_is_the_value_of_before():
-    with pytest.raises(TypeError, match=r"default 1.0 with before = 0.0: a run of before"):
-        setting(1.0, "added later", before=0.0)
+    for effect in (None, "maths", "content"):
+        with pytest.raises(TypeError, match=r"default 1.0 with before = 0.0: a run of before"):
+            setting(1.0, "added later", before=0.0, effect=effect)
+    assert setting(1.0, "in no identity", before=0.0, effect="rounding").default == 1.0
 
 
 # ---- the inventory ------------------------------------------------------------------------------
@@ -187,6 +189,7 @@ def settings_of(
         if model is RunConfig and name in ("domain", "algorithm", "rewards", "engine"):
             continue  # of the components
         default = info.default if value is None else getattr(value, name)
+        default = notes_of(info).get("before", default)  # where new runs have another one
         key = prefix + names_of(name, info)[0]
         inner = next(sections_in(info.annotation), None)
         if inner is not None:

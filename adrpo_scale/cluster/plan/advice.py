@@ -37,8 +37,8 @@ def ladder(config: RunConfig, plan: Plan) -> list[Rung]:
 
 
 def _of_the_run(config: RunConfig, plan: Plan) -> Iterator[Rung]:
-    """Smaller micro-batches and chunks."""
-    micro_batch, chunk = config.optimizer.micro_batch, config.domain.rollout_chunk
+    """Smaller micro-batches and chunks. A chunk of "auto" is the largest that fits already."""
+    micro_batch, chunk = config.optimizer.micro_batch, plan.rollout_chunk
 
     def rung(setting: str, *phases: Phase) -> Rung:
         return Rung((setting,), phases, Price.PIECES)
@@ -49,6 +49,8 @@ def _of_the_run(config: RunConfig, plan: Plan) -> Iterator[Rung]:
     elif micro_batch > plan.unit:
         yield rung(f"optimizer.micro_batch={plan.unit}", "update")
     best = plan.largest_rollout_chunk
+    if plan.chunk_is_auto:
+        return
     if best is not None and best < chunk:
         yield rung(f"domain.rollout_chunk={best}", "rollout", "evaluation")
     elif chunk > 1:

@@ -109,6 +109,8 @@ class Plan:
 
     usable: bytes that a GPU's peak may reach, after `reserve` (CUDA context, NCCL) and
     fragmentation. largest_micro_batch, largest_rollout_chunk: None where nothing fits.
+    rollout_chunk: the one that is planned with; chunk_is_auto: the config leaves the choice to the
+    run, which chooses it on such a machine.
     rows: samples that the fullest rank generates in an iteration. micro_batches: those of one
     optimizer step. cache_bytes: what the first start adds to the cache on disk;
     None: nothing, or not known here. unit: rows that stay together, the least micro-batch.
@@ -135,6 +137,8 @@ class Plan:
     times: Sequence[PhaseTime]
     largest_micro_batch: int | None
     largest_rollout_chunk: int | None
+    rollout_chunk: int
+    chunk_is_auto: bool
     time_limit_hours: float | None = None
     jobs: int | None = None
     change: Change | None = None

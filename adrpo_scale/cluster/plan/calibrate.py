@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from adrpo_scale.cluster.plan.base import ForeignTrialError, Hardware, PhaseMemory, PhaseTime, Plan
-from adrpo_scale.cluster.plan.hardware import build_hardware, gpu_of_device
+from adrpo_scale.cluster.plan.hardware import CPU, build_hardware, gpu_of_device
 from adrpo_scale.core.json_files import parse_object, read_regular
 from adrpo_scale.run.config import RunConfig
 from adrpo_scale.run.load import parse_config
@@ -53,7 +53,7 @@ def trial_run(trial: Mapping[str, Any], config: RunConfig) -> tuple[RunConfig, H
                 "not apply; make a trial of this config with `adrpo-scale train CONFIG --trial`"
             )
     on_gpu = trial["device"] == "cuda"
-    gpu = gpu_of_device(str(trial["gpu"])).name if on_gpu else "cpu"
+    gpu = gpu_of_device(str(trial["gpu"])).name if on_gpu else CPU
     world = int(trial["world"])
     per_node = int(trial.get("gpus_per_node") or min(world, PER_NODE))
     return tried, build_hardware(gpu, max(1, world // per_node), per_node, 100)

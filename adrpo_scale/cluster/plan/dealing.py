@@ -51,7 +51,7 @@ def load_of(config: RunConfig, hardware: Hardware) -> RankLoad:
     algorithm, optimizer = build_algorithm(config), config.optimizer
     prompts, group = config.prompts.per_iteration, config.prompts.group_size
     samples = -(-prompts * group // hardware.world)
-    chunk = min(config.domain.rollout_chunk, samples)
+    chunk = min(config.domain.chunk, samples)
     chosen = chosen_rows(algorithm, prompts, group)
     per_unit = algorithm.rows_per_unit
     units = -(-chosen // per_unit // optimizer.minibatches)
@@ -62,9 +62,7 @@ def load_of(config: RunConfig, hardware: Hardware) -> RankLoad:
         samples=samples,
         chunk=chunk,
         chunks=-(-samples // chunk),
-        prompts=_prompts_at_once(
-            prompts * group, group, hardware.world, config.domain.rollout_chunk
-        ),
+        prompts=_prompts_at_once(prompts * group, group, hardware.world, config.domain.chunk),
         rows=per_unit * max(len(micro) for rank in by_rank for micro in rank),
         micro_batches=len(by_rank[0]) * optimizer.draws_per_sample,
         steps=optimizer.updates * optimizer.minibatches,
@@ -80,7 +78,7 @@ def evaluation_load(config: RunConfig, hardware: Hardware) -> RankLoad:
     evaluation = config.evaluation
     each = evaluation.samples_per_prompt
     samples = -(-evaluation.prompts * each // hardware.world)
-    chunk = min(config.domain.rollout_chunk, samples)
+    chunk = min(config.domain.chunk, samples)
     return replace(
         load_of(config, hardware),
         samples=samples,

@@ -15,6 +15,7 @@ from adrpo_scale.core.errors import ConfigError
 # Xeon beside an H100 (Qwen3-0.6B, 1,647 kernels a token in 31.4 ms).
 OVERHEAD = 20e-6
 GIGABIT = 1e9 / 8
+CPU = "cpu"  # one process on one core: for trials on CPUs
 
 
 def _gpu(
@@ -37,8 +38,7 @@ GPUS = {
         _gpu("a100-80", 79.2, 312.0, 19.5, 2039, 200, 0.45),
         _gpu("h100", 79.1, 989.0, 67.0, 3350, 350, 0.35),
         _gpu("h200", 139.8, 989.0, 67.0, 4800, 350, 0.35),
-        # One process on one core: for trials on CPUs.
-        _gpu("cpu", 8.0, 0.02, 0.06, 10, 2, 0.5),
+        _gpu(CPU, 8.0, 0.02, 0.06, 10, 2, 0.5),
     )
 }
 

@@ -29,12 +29,18 @@ FRAGMENTATION = 0.05  # share of the peak that the caching allocator holds but c
 
 
 @dataclass(frozen=True)
-class Held:
-    """The memory that a GPU always holds, and the engine that computed it."""
+class Models:
+    """The models that a GPU always holds, and the engine that computed their shards."""
 
     engine: EnginePlan
     policy: Shards
     reference: Shards | None
+
+
+@dataclass(frozen=True)
+class Held(Models):
+    """These, and the rehearsed update."""
+
     update: rehearsal.Update
 
 
@@ -51,17 +57,33 @@ def held(config: RunConfig, hardware: Hardware, work: Workload, load: RankLoad) 
     that plan cannot ask."""
     engine = engine_of(config)
     update = rehearsal.update(config, hardware, engine, work, load.rows, load.micro_batches)
+    found = models(config, hardware, work)
+    return Held(found.engine, found.policy, found.reference, update)
+
+
+def models(config: RunConfig, hardware: Hardware, work: Workload) -> Models:
+    """Shards the policy and the reference, without an update, which takes longest to rehearse.
+    Raises ConfigError for an engine that plan cannot ask."""
+    engine = engine_of(config)
     policy = rehearsal.shards("policy", config, hardware, engine, work.spec, trained=True)
     reference = None
     if work.reference is not None:
         reference = rehearsal.shards("reference", config, hardware, engine, work.reference)
-    return Held(engine, policy, reference, update)
+    return Models(engine, policy, reference)
 
 
 def items_of(
     config: RunConfig, hardware: Hardware, work: Workload, load: RankLoad, what: Held
 ) -> list[MemoryItem]:
     """All memory that is allocated in some phase."""
+    found = between_updates(config, hardware, work, load, what)
+    return [*found, *(item for item in _update(config, hardware, work, what) if item.bytes > 0)]
+
+
+def between_updates(
+    config: RunConfig, hardware: Hardware, work: Workload, load: RankLoad, what: Models
+) -> list[MemoryItem]:
+    """All memory that is allocated in some phase, but for that of updates."""
     found = _always(config, what)
     for model in work.frozen:
         found += _frozen(config, hardware, model, load, what.engine)
@@ -69,13 +91,12 @@ def items_of(
         bytes_kept = _clips(config, hardware, work.clips, load)
         found.append(MemoryItem("encoded clips, kept", bytes_kept, RUNNING))
     found += _rollout(config, hardware, work, load, what)
-    found += _update(config, hardware, work, what)
     if config.evaluation.every:
         found += _evaluation(config, hardware, work, what)
     return [item for item in found if item.bytes > 0]
 
 
-def _always(config: RunConfig, what: Held) -> list[MemoryItem]:
+def _always(config: RunConfig, what: Models) -> list[MemoryItem]:
     policy = what.policy
     ema = policy.slices if config.ema_decay is not None else 0
     reference = what.reference.parameters if what.reference is not None else 0
@@ -136,7 +157,7 @@ def gathered_bytes(shards: Shards) -> int:
 
 
 def _rollout(
-    config: RunConfig, hardware: Hardware, work: Workload, load: RankLoad, what: Held
+    config: RunConfig, hardware: Hardware, work: Workload, load: RankLoad, what: Models
 ) -> list[MemoryItem]:
     found = [MemoryItem("policy: gathered to sample", gathered_bytes(what.policy), ["rollout"])]
     if work.sampler is not None:
@@ -168,7 +189,7 @@ def _update(config: RunConfig, hardware: Hardware, work: Workload, what: Held) -
 
 
 def _evaluation(
-    config: RunConfig, hardware: Hardware, work: Workload, what: Held
+    config: RunConfig, hardware: Hardware, work: Workload, what: Models
 ) -> list[MemoryItem]:
     """Memory of an evaluation: its divergence needs policy and reference gathered at once."""
     gathered = gathered_bytes(what.policy)

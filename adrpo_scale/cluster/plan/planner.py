@@ -14,12 +14,14 @@ from typing import Any
 from adrpo_scale.cluster.plan import memory, rehearsal
 from adrpo_scale.cluster.plan.base import Hardware, MemoryItem, Plan
 from adrpo_scale.cluster.plan.calibrate import calibrated, trial_run
+from adrpo_scale.cluster.plan.chunks import in_force
 from adrpo_scale.cluster.plan.communication import traffic_of
 from adrpo_scale.cluster.plan.dealing import RankLoad, load_of, warnings_of
 from adrpo_scale.cluster.plan.memory import Held
 from adrpo_scale.cluster.plan.times import BANDWIDTH, DISK, times_of
 from adrpo_scale.cluster.plan.workload import not_counted, workload_of
 from adrpo_scale.core.errors import ConfigError
+from adrpo_scale.domains.base import AUTO
 from adrpo_scale.domains.embedding_ranks import memory_line
 from adrpo_scale.engines.workload import Workload
 from adrpo_scale.run.config import RunConfig
@@ -48,6 +50,9 @@ def _predicted(config: RunConfig, hardware: Hardware, name: str) -> Plan:
     work = workload_of(config)
     load = load_of(config, hardware)
     what = memory.held(config, hardware, work, load)
+    is_auto = config.domain.rollout_chunk == AUTO
+    config, largest = in_force(config, hardware, work, what)
+    load = load_of(config, hardware)
     items = memory.items_of(config, hardware, work, load, what)
     traffic = traffic_of(config, hardware, work, load, what)
     plan = Plan(
@@ -70,16 +75,14 @@ def _predicted(config: RunConfig, hardware: Hardware, name: str) -> Plan:
         traffic=traffic,
         times=times_of(config, hardware, work, load, what, traffic),
         largest_micro_batch=None,
-        largest_rollout_chunk=None,
+        largest_rollout_chunk=largest,
+        rollout_chunk=config.domain.chunk,
+        chunk_is_auto=is_auto,
         not_counted=not_counted(config, work),
         warnings=warnings_of(config, hardware, load),
         assumptions=_assumptions(config, hardware, work, load),
     )
-    return replace(
-        plan,
-        largest_micro_batch=_largest_micro_batch(config, plan, what, load),
-        largest_rollout_chunk=_largest_chunk(config, plan, work, load),
-    )
+    return replace(plan, largest_micro_batch=_largest_micro_batch(config, plan, what, load))
 
 
 def _trained(config: RunConfig) -> str:
@@ -142,30 +145,6 @@ def _largest_micro_batch(config: RunConfig, plan: Plan, what: Held, load: RankLo
     most = -(-max(most, unit) // unit) * unit
     largest = min(fitting // unit * unit, most)
     return largest if largest >= unit else None
-
-
-def _largest_chunk(config: RunConfig, plan: Plan, work: Workload, load: RankLoad) -> int | None:
-    """The largest rollout chunk whose sampling fits, at most a rank's samples. Decoding and rewards
-    have chunks of their own."""
-    room = _room(plan, "rollout", "sampling:") + _decoding(plan, work)
-    chunk = load.samples
-    while chunk >= 1:
-        peak = 0
-        for number, step in enumerate(work.rollout):
-            rows = load.prompts if step.per_group else load.chunk
-            cost = rehearsal.rollout_step(config, work, number, rows)
-            scale = max(1, round(chunk * rows / load.chunk)) if step.per_group else chunk
-            peak = max(peak, cost.at(scale).peak)
-        if peak <= room:
-            return chunk
-        chunk = chunk // 2 if chunk > 16 else chunk - 1
-    return None
-
-
-def _decoding(plan: Plan, work: Workload) -> int:
-    """Working memory of decoding, which is free while samples are generated."""
-    names = memory.at_work(work, per_clip=False)
-    return sum(i.bytes for i in plan.items if i.name in names)
 
 
 def check_time_limit(hours: float | None) -> None:

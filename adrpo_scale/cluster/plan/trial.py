@@ -14,7 +14,7 @@ import shlex
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from adrpo_scale.checkpoint.locate import open_checkpoint
 from adrpo_scale.checkpoint.shelf import CHECKPOINTS
 from adrpo_scale.checkpoint.store import Store
 from adrpo_scale.checkpoint.whole import require_whole
+from adrpo_scale.cluster.plan.choice import choose_apart
 from adrpo_scale.core import dist, failure
 from adrpo_scale.core.console import console
 from adrpo_scale.core.disk_space import size_text
@@ -46,6 +47,7 @@ from adrpo_scale.run.config import RunConfig
 from adrpo_scale.run.folder import default_folder
 from adrpo_scale.run.load import LoadedConfig, overridden
 from adrpo_scale.run.resume import Start
+from adrpo_scale.run.rollout_chunk import newly_decided, with_number
 from adrpo_scale.training.metrics import setup_logging
 from adrpo_scale.training.stopwatch import PHASES, peak_bytes, reset_peak
 from adrpo_scale.training.trainer import Trainer
@@ -91,7 +93,9 @@ def run_trial(loaded: LoadedConfig, run_dir: Path | None = None, given: Sequence
         _announce(run, config)
         setup_logging(run)
         try:
-            document = _measured(loaded, config, run, signals)
+            whole = newly_decided(loaded.config, choose_apart)
+            config = with_number(config, whole.domain.chunk)
+            document = _measured(replace(loaded, config=whole), config, run, signals)
         except StopRequested as stop:
             raise agreed(
                 TrialError(f"{signals.name or 'a signal'} stopped the trial; start it again")

@@ -106,10 +106,13 @@ def phase_table(plan: Plan) -> Table:
 
 def _limits(plan: Plan) -> str:
     rows, chunk = plan.largest_micro_batch, plan.largest_rollout_chunk
-    return (
+    text = (
         f"largest that fit: optimizer.micro_batch = {_or_none(rows)}, domain.rollout_chunk = "
         f"{_or_none(chunk)} (a process has no more rows than that, or no more room)"
     )
+    if plan.chunk_is_auto:
+        text += f'; "auto" → {plan.rollout_chunk}'
+    return text
 
 
 def _or_none(value: int | None) -> str:
