@@ -99,11 +99,8 @@ def test_the_process_that_chooses(monkeypatch, caplog):
     assert "exit code 1" in caplog.text
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("path", "chunk"),
-    [("configs/omni/avqa_adrpo.toml", 64), ("configs/qwen/qwen3_0.6b_adrpo.toml", 128)],
-)
-def test_auto_gives_the_shipped_configs_as_much_as_is_stated(path, chunk):
-    plan = plan_of(config_of(path, AUTO), Hardware(GPUS["a6000"], 1, 10, 12.5e9))
-    assert plan.fits and min(chunk, plan.rows) <= plan.rollout_chunk <= chunk
+@pytest.mark.slow  # half a minute: the thinker of 7B
+def test_auto_decodes_all_of_the_shipped_thinkers_samples_at_once_on_ten_gpus():
+    plan = plan_of(config_of("configs/omni/avqa_adrpo.toml"), Hardware(GPUS["a6000"], 1, 10, 1e10))
+    assert plan.fits and plan.chunk_is_auto
+    assert plan.rollout_chunk == plan.rows == 64
