@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, Self
 
 import torch
+from pydantic import model_validator
 from torch import Tensor
 
 from adrpo_scale.algorithms.advantages import Combine
@@ -36,9 +37,13 @@ from adrpo_scale.algorithms.convexity import check_range
 from adrpo_scale.algorithms.regulariser import RegulariserConfig, Shape, clip_limits
 from adrpo_scale.algorithms.regulariser_rules import NOTHING, chosen
 from adrpo_scale.algorithms.terms import LikelihoodTerms, RegressionTerms, Terms
+from adrpo_scale.core.bounds import COUNT
 from adrpo_scale.core.errors import ConfigError
 from adrpo_scale.core.settings import REQUIRED, Section, setting
 from adrpo_scale.core.types import Credit, Rewards
+
+Source = Literal["policy", "reference", "base"]
+"""The model that generates samples."""
 
 
 class AlgorithmConfig(Section):
@@ -48,6 +53,28 @@ class AlgorithmConfig(Section):
     combine: Combine = setting(
         "sum", "combination of rewards: weighted sum, or each normalised by its group first"
     )
+    rollouts: Source = setting(
+        "policy",
+        "the model that generates the samples: the policy, the reference (where it moves), or the "
+        "base",
+        before="policy",
+    )
+    pool: int = setting(
+        0,
+        "iterations of rollouts that are made once and reused; 0: new ones in every iteration",
+        before=0,
+        ge=0,
+        le=COUNT,
+    )
+
+    @model_validator(mode="after")
+    def _a_pool_is_not_of_the_policy(self) -> AlgorithmConfig:
+        if self.rollouts == "policy" and self.pool:
+            raise ValueError(
+                f'pool = {self.pool} with rollouts = "policy": the policy changes, so samples of a '
+                'pool would soon be of another model; set rollouts = "base", or pool = 0'
+            )
+        return self
 
 
 @dataclass(frozen=True)
@@ -87,7 +114,7 @@ class Algorithm(ABC):
     has_advantages: ClassVar[bool] = False  # whether [algorithm] has A and its clip
 
     rows_per_unit: int = 1  # rows that must stay together: 2 where pairs are trained on
-    rollouts: Literal["policy", "reference"] = "policy"  # the model that generates the samples
+    rollouts: Source = "policy"  # the model that generates the samples, if the config names none
     rollout_pool: int = 0  # iterations of rollouts made once and reused; 0: new ones every time
 
     def __init__(
@@ -98,6 +125,8 @@ class Algorithm(ABC):
         base_coefficient: float = 0.0,
     ) -> None:
         self.config = config
+        if config.rollouts != "policy":
+            self.rollouts, self.rollout_pool = config.rollouts, config.pool
         self.terms = self._chosen(gives)
         self.wanted = self._wanted(gives)
         self._check_stated()

@@ -7,7 +7,7 @@ the log-likelihood under the policy less that under the reference,
 
 The log-likelihood is a sum of log-probabilities on tokens, and -1/2 of the mean squared error on
 flow matching; winner and loser share t and x0. Online: pairs of new rollouts. Offline: pairs rolled
-out once from the reference (`rollouts = "reference"`, a pool of `pool` iterations that is reused).
+out once from the base (`rollouts = "base"`, a pool of `pool` iterations that is reused).
 
 [regulariser] may add to each pair the mean of its two beta_i · divergence_i. Its beta0 has nothing
 to do with `beta`, the sharpness of the preference.
@@ -16,10 +16,9 @@ to do with `beta`, the sharpness of the preference.
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
-from pydantic import model_validator
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
@@ -27,12 +26,12 @@ from adrpo_scale.algorithms.advantages import best_with_worst, combined
 from adrpo_scale.algorithms.base import (
     Algorithm,
     AlgorithmConfig,
+    Source,
     Stated,
     included_sum,
     plain_credit,
 )
-from adrpo_scale.algorithms.regulariser import SHAPES, RegulariserConfig, Shape
-from adrpo_scale.algorithms.regulariser_rules import NOTHING
+from adrpo_scale.algorithms.regulariser import SHAPES, Shape
 from adrpo_scale.algorithms.terms import LikelihoodTerms, Terms
 from adrpo_scale.core.bounds import COUNT, NUMBER, SAMPLES
 from adrpo_scale.core.settings import setting
@@ -47,21 +46,12 @@ class DpoConfig(AlgorithmConfig):
     pairs_per_group: int = setting(
         1, "pairs made of each group, best with worst first", ge=1, le=SAMPLES
     )
-    rollouts: Literal["policy", "reference"] = setting(
-        "policy", "online pairs from the policy, or offline ones rolled out once from the reference"
+    rollouts: Source = setting(
+        "policy", "online pairs from the policy, or pairs of the reference or the base"
     )
     pool: int = setting(
         0, "offline: iterations of rollouts that are made once and reused", ge=0, le=COUNT
     )
-
-    @model_validator(mode="after")
-    def _pool_goes_with_offline(self) -> DpoConfig:
-        if (self.rollouts == "reference") != (self.pool > 0):
-            raise ValueError(
-                f'pool = {self.pool} with rollouts = "{self.rollouts}": offline pairs need a pool '
-                "of at least 1 iteration, and online ones have none (pool = 0)"
-            )
-        return self
 
 
 class Dpo(Algorithm):
@@ -72,17 +62,6 @@ class Dpo(Algorithm):
     must_state: ClassVar = {LikelihoodTerms: Stated(("beta",), "beta = 0.1 (arXiv 2305.18290)")}
     asks_surrogate = False
     rows_per_unit = 2
-
-    def __init__(
-        self,
-        config: DpoConfig,
-        *gives: type[Terms],
-        regulariser: RegulariserConfig = NOTHING,
-        base_coefficient: float = 0.0,
-    ) -> None:
-        super().__init__(config, *gives, regulariser=regulariser, base_coefficient=base_coefficient)
-        self.rollouts = config.rollouts
-        self.rollout_pool = config.pool
 
     def credit(self, rewards: Rewards) -> Credit:
         """The advantage is +1 for winners, -1 for losers; pair_id is the winner's sample id."""

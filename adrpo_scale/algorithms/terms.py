@@ -14,6 +14,7 @@ quantities of every row, so a loss is written once for both:
 
 v is the policy's prediction, u its target, v_ref the reference's prediction; |.|² is a mean over
 elements. Surrogate and penalty are eq. 6 of arXiv 2510.18053 on the left, eq. 3 and 7 on the right.
+Where the reference moves, the divergence from the base is measured beside (`base_divergence`).
 A segment is a part of a sample that was drawn on its own: a token of a completion. K counts the
 segments of all rows, packed without padding. Gradients flow into the policy's numbers alone.
 """
@@ -112,6 +113,11 @@ class Terms(ABC):
         measured. The log has it with the default settings."""
 
     @abstractmethod
+    def base_divergence(self, settings: LikelihoodSettings = DEFAULTS) -> Tensor | None:
+        """[N]: divergence of the policy from the base; None where that was not measured on its own,
+        as where the reference is the base."""
+
+    @abstractmethod
     def supervised(self) -> Tensor:
         """[N]: the loss of plain supervised training on the rows, independent of their credit."""
 
@@ -138,7 +144,8 @@ class RegressionTerms(Terms):
     """Mean squared errors of a prediction, [N] each (flow matching; eq. 5, 6).
 
     error_N: policy against target. divergence_N: policy against reference. reference_error_N:
-    reference against target. The last two are None where the reference was not measured.
+    reference against target. These two are None where the reference was not measured.
+    base_divergence_N: policy against base, where that was measured on its own.
     """
 
     name = "squared errors"
@@ -151,6 +158,7 @@ class RegressionTerms(Terms):
     error_N: Tensor
     divergence_N: Tensor | None = None
     reference_error_N: Tensor | None = None
+    base_divergence_N: Tensor | None = None
 
     @classmethod
     def is_bounded(cls, advantage: float, beta: float) -> bool:
@@ -167,6 +175,9 @@ class RegressionTerms(Terms):
 
     def divergence(self, settings: LikelihoodSettings = DEFAULTS) -> Tensor | None:
         return self.divergence_N
+
+    def base_divergence(self, settings: LikelihoodSettings = DEFAULTS) -> Tensor | None:
+        return self.base_divergence_N
 
     def supervised(self) -> Tensor:
         return self.error_N
@@ -186,7 +197,7 @@ class LikelihoodTerms(Terms):
     segment_K: int64, the row that each segment belongs to. logp_ref_K: under the reference; None
     where it was not measured. logp_rollout_K: under another program that drew the segments (vLLM);
     None where the policy drew them. entropy_K: of the policy's distributions; None where the domain
-    does not measure it.
+    does not measure it. logp_base_K: under the base, where that was measured on its own.
     """
 
     name = "log-probabilities"
@@ -203,6 +214,7 @@ class LikelihoodTerms(Terms):
     logp_ref_K: Tensor | None = None
     logp_rollout_K: Tensor | None = None
     entropy_K: Tensor | None = None
+    logp_base_K: Tensor | None = None
 
     @classmethod
     def asked_with(cls, settings: Section) -> type[Terms]:
@@ -246,9 +258,17 @@ class LikelihoodTerms(Terms):
         return self._per_row(surrogate_K, settings.aggregation)
 
     def divergence(self, settings: LikelihoodSettings = DEFAULTS) -> Tensor | None:
-        if self.logp_ref_K is None:
+        return self._divergence_from(self.logp_ref_K, settings)
+
+    def base_divergence(self, settings: LikelihoodSettings = DEFAULTS) -> Tensor | None:
+        return self._divergence_from(self.logp_base_K, settings)
+
+    def _divergence_from(
+        self, logp_other_K: Tensor | None, settings: LikelihoodSettings
+    ) -> Tensor | None:
+        if logp_other_K is None:
             return None
-        kl_K = kl_estimate(self.logp_K, self.logp_ref_K, settings.kl_estimator)
+        kl_K = kl_estimate(self.logp_K, logp_other_K, settings.kl_estimator)
         return self._per_row(kl_K, settings.aggregation)
 
     def supervised(self) -> Tensor:
@@ -276,7 +296,8 @@ class ExactLikelihoodTerms(LikelihoodTerms):
 
     The divergence of every caller is the exact one, the log's with default settings too: it is the
     mean that k3 estimates on policy, without the noise of the drawn segments. Evaluations ask for
-    `LikelihoodTerms`, so their `kl` is k3's whatever the estimator of the run.
+    `LikelihoodTerms`, so their `kl` is k3's whatever the estimator of the run, and so is the
+    divergence from a base beside a reference that moves.
     """
 
     kl_K: Tensor | None = None
@@ -288,6 +309,11 @@ class ExactLikelihoodTerms(LikelihoodTerms):
 
     def divergence(self, settings: LikelihoodSettings = DEFAULTS) -> Tensor | None:
         return None if self.kl_K is None else self._per_row(self.kl_K, settings.aggregation)
+
+    def base_divergence(self, settings: LikelihoodSettings = DEFAULTS) -> Tensor | None:
+        """By k3: the whole vocabulary is compared with the reference alone."""
+        drawn = settings.model_copy(update={"kl_estimator": "k3"})
+        return super().base_divergence(drawn)
 
 
 def measured(values: Tensor | None, name: str) -> Tensor:

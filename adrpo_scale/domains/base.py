@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Final, Literal
+from typing import Any, ClassVar, Final, Literal, TypeVar
 
 import torch
 from pydantic import ValidatorFunctionWrapHandler, field_validator
@@ -32,8 +32,19 @@ from adrpo_scale.engines.workload import Workload
 from adrpo_scale.hub.needs import HubNeed
 from adrpo_scale.hub.weights import WeightSource
 
+T = TypeVar("T")
+
 Reference = Callable[[], AbstractContextManager[nn.Module]]
-"""`with reference() as model:` — the frozen reference, or the policy with its adapters off."""
+"""`with reference() as model:` — a frozen model, or the policy with other adapters or none."""
+
+
+def measured_under(other: Reference | None, measure: Callable[[nn.Module], T]) -> T | None:
+    """What `measure` gives of that model, without gradient; None without a model."""
+    if other is None:
+        return None
+    with torch.no_grad(), other() as model:
+        return measure(model)
+
 
 Mode = Literal["rollout", "evaluation", "greedy"]
 """The purpose of sampling: training, or evaluation with its own settings and fixed noise; `greedy`
@@ -261,10 +272,13 @@ class Domain(ABC):
         noise_ids_N: Tensor,
         key: DrawKey,
         wanted: type[Terms],
+        base: Reference | None = None,
     ) -> Terms:
         """Terms of the rows under the policy, with gradient.
 
-        reference: None skips its pass; the terms that need it are then None.
+        reference: None skips its pass; the terms that need it are then None. base: likewise; given
+        where the reference moves and the divergence from the base is to be measured too. A domain
+        without this argument trains with the base as its reference.
         noise_ids_N: int64 sample ids that seed each row's draws; rows of a pair share one.
         wanted: one of `gives`, and the type of the result.
         """

@@ -24,13 +24,20 @@ from pydantic import model_validator
 from torch import Tensor, nn
 
 from adrpo_scale.algorithms.terms import RegressionTerms, Terms
-from adrpo_scale.core.bounds import COUNT, NUMBER, REPEATS, SIDE, TOKENS
+from adrpo_scale.core.bounds import COUNT, SIDE, TOKENS
 from adrpo_scale.core.errors import ConfigError, given
 from adrpo_scale.core.seeding import Purpose, normal, uniform
-from adrpo_scale.core.settings import REQUIRED, Section, setting
+from adrpo_scale.core.settings import REQUIRED, setting
 from adrpo_scale.core.types import DrawKey, Prompt, Rows
 from adrpo_scale.data.readings import Readings, read_prompts, without_notices
-from adrpo_scale.domains.base import Domain, DomainConfig, Mode, Published, Reference
+from adrpo_scale.domains.base import (
+    Domain,
+    DomainConfig,
+    Mode,
+    Published,
+    Reference,
+    measured_under,
+)
 from adrpo_scale.domains.embeddings import bytes_to_cache, load_embeddings
 from adrpo_scale.domains.export_target import ExportTarget
 from adrpo_scale.domains.pipelines import (
@@ -42,6 +49,7 @@ from adrpo_scale.domains.pipelines import (
 )
 from adrpo_scale.domains.sd3 import ATTENTION, WEIGHTS, fixed_inputs, transformer_spec
 from adrpo_scale.domains.sd3_encoders import encoders_of
+from adrpo_scale.domains.solver import SolverConfig, solver_times
 from adrpo_scale.engines.planning import Rung, halves
 from adrpo_scale.engines.spec import DTYPES, LoraConfig, ModelSpec
 from adrpo_scale.engines.workload import Workload
@@ -52,13 +60,6 @@ from adrpo_scale.hub.weights import SafetensorsFolder, find_model
 
 # Copies of the same weights, e.g. 11 GB in half precision in stable-diffusion-3-medium.
 UNREAD = ("*.fp16*", "*.bin", "*.bin.index.json", "*.msgpack", "*.onnx*")
-
-
-class SolverConfig(Section):
-    """The solver of samples. Every config states it: results depend on it."""
-
-    steps: int = setting(28, "Euler steps", ge=1, le=REPEATS)
-    guidance: float = setting(4.5, "classifier-free guidance scale; 1 means none", ge=0, le=NUMBER)
 
 
 class FlowConfig(DomainConfig):
@@ -307,6 +308,7 @@ class FlowDomain(Domain):
         noise_ids_N: Tensor,
         key: DrawKey,
         wanted: type[Terms],
+        base: Reference | None = None,
     ) -> RegressionTerms:
         x1 = rows.tensors["x1"]
         ids = noise_ids_N.tolist()
@@ -319,15 +321,17 @@ class FlowDomain(Domain):
         x_t, u = (1 - t) * x0 + t * x1, x1 - x0
         texts = [self._text[i] for i in rows.prompt_ids_N.tolist()]
         sequence, pooled = self._embeddings.batch(texts, x1.device)
-        v_ref = None
-        if reference is not None:
-            with torch.no_grad(), reference() as model:
-                v_ref = self.velocity(model, x_t, t_N, sequence, pooled)
-        v = self.velocity(policy, x_t, t_N, sequence, pooled)
+
+        def velocity(model: nn.Module) -> Tensor:
+            return self.velocity(model, x_t, t_N, sequence, pooled)
+
+        v_ref, v_base = measured_under(reference, velocity), measured_under(base, velocity)
+        v = velocity(policy)
         return RegressionTerms(
             error_N=mean_square(v - u),
             divergence_N=None if v_ref is None else mean_square(v - v_ref),
             reference_error_N=None if v_ref is None else mean_square(v_ref - u),
+            base_divergence_N=None if v_base is None else mean_square(v - v_base),
         )
 
     def divergence_metrics(self, terms: Terms) -> dict[str, Tensor]:
@@ -338,13 +342,3 @@ class FlowDomain(Domain):
 def mean_square(difference: Tensor) -> Tensor:
     """[N]: mean over latent elements of the squares of [N, C, H, W]."""
     return difference.square().flatten(1).mean(1)
-
-
-def solver_times(steps: int, shift: float) -> Tensor:
-    """t_0 = 0 … t_steps = 1 in the paper's time, float64 [steps + 1].
-
-    Uniform in sigma, shifted once: sigma' = shift·sigma / (1 + (shift - 1)·sigma). diffusers'
-    `set_timesteps(N)` shifts twice and spends its last step between sigma = .001 and 0.
-    """
-    sigma = 1 - torch.arange(steps + 1, dtype=torch.float64) / steps
-    return 1 - shift * sigma / (1 + (shift - 1) * sigma)

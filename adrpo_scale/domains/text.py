@@ -25,7 +25,7 @@ from adrpo_scale.core.seeding import Purpose, derive_seed, generator
 from adrpo_scale.core.types import Completion, DrawKey, Prompt, Rows
 from adrpo_scale.domains import logprobs
 from adrpo_scale.domains.backends import Backend, InProcess, Vllm, check_vllm, evaluating
-from adrpo_scale.domains.base import Domain, Mode, Published, Reference
+from adrpo_scale.domains.base import Domain, Mode, Published, Reference, measured_under
 from adrpo_scale.domains.chat import encode_all, token_ids, without_long
 from adrpo_scale.domains.completions import Packed, packed
 from adrpo_scale.domains.decoding import audio_inputs
@@ -238,8 +238,7 @@ class TextDomain(Domain):
 
     def artifacts(self, rows: Rows) -> list[Completion]:
         found = []
-        names = ("completion", "lengths", "finished")
-        columns = [rows.tensors[name].tolist() for name in names]
+        columns = [rows.tensors[n].tolist() for n in ("completion", "lengths", "finished")]
         for padded, length, finished in zip(*columns, strict=True):
             tokens = padded[:length]
             text = self.tokenizer.decode(tokens[:-1] if finished else tokens)
@@ -277,17 +276,24 @@ class TextDomain(Domain):
         noise_ids_N: Tensor,
         key: DrawKey,
         wanted: type[Terms],
+        base: Reference | None = None,
     ) -> LikelihoodTerms:
         made, is_exact = self._packed(rows), issubclass(wanted, ExactLikelihoodTerms)
         logp_ref_K, kl_K, beside = None, None, None
-        if reference is not None:
-            with torch.no_grad(), reference() as model:
-                if is_exact:
-                    places = (made.segment_K, made.before_K)
-                    asked = logprobs.States(*places, with_layer=model is not policy)
-                    beside = logprobs.Beside(*self._called(model, rows, made, asked))
-                else:
-                    logp_ref_K, _ = self._measured(model, rows, made)
+
+        def logp(model: nn.Module) -> Tensor:
+            return self._measured(model, rows, made)[0]
+
+        def states(model: nn.Module) -> logprobs.Beside:
+            places = (made.segment_K, made.before_K)
+            asked = logprobs.States(*places, with_layer=model is not policy)
+            return logprobs.Beside(*self._called(model, rows, made, asked))
+
+        if is_exact:
+            beside = measured_under(reference, states)
+        else:
+            logp_ref_K = measured_under(reference, logp)
+        logp_base_K = measured_under(base, logp)
         logp_K, entropy_K, *compared = self._measured(policy, rows, made, beside)
         if compared:
             kl_K, logp_ref_K = compared
@@ -305,6 +311,7 @@ class TextDomain(Domain):
             logp_ref_K=logp_ref_K,
             logp_rollout_K=stored("logp_rollout"),
             entropy_K=entropy_K,
+            logp_base_K=logp_base_K,
         )
         return ExactLikelihoodTerms.of(terms, kl_K) if is_exact else terms
 

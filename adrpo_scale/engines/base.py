@@ -161,6 +161,19 @@ class Engine(ABC):
     def publish(self) -> None:
         """Copies in-place changes of `trained_slices` to the parameters of the forward pass."""
 
+    def fill(self, model: nn.Module, slices: Mapping[str, Tensor]) -> None:
+        """Copies this rank's float32 slices to frozen parameters, rounded to their dtype.
+
+        model: the policy, or one of `build_frozen`. slices: by name of a frozen parameter of
+        `model`; each is the part that `trained_slices` has of a trained parameter of that shape.
+        Call it outside of `sampling`, and not between the passes of an optimizer step. Only a
+        moving reference needs it; ConfigError of an engine without it.
+        """
+        raise ConfigError(
+            f"the engine {type(self).__name__} cannot fill frozen parameters, which a moving "
+            'reference needs: give it the method `fill`, or set reference.kind = "base"'
+        )
+
     @abstractmethod
     def places(self) -> dict[str, FlatRange]:
         """The range of each of `trained_slices` in its whole flattened tensor, by name."""

@@ -221,6 +221,12 @@ class Fsdp2Engine(Engine):
             live = [self._trained[n].data for n in self._masters]
             torch._foreach_copy_(live, list(self._masters.values()))
 
+    @torch.no_grad()
+    def fill(self, model: nn.Module, slices: Mapping[str, Tensor]) -> None:
+        parameters = dict(model.named_parameters())
+        for name, values in slices.items():
+            local_rows(parameters[name])[0].copy_(values)
+
     def places(self) -> dict[str, FlatRange]:
         return {name: self._place(p.detach()) for name, p in self._stepped().items()}
 

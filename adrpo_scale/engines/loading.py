@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from adrpo_scale.core import dist
 from adrpo_scale.core.errors import ConfigError, WeightsError
-from adrpo_scale.engines.adapters import add_adapters, is_adapter, original_name
+from adrpo_scale.engines.adapters import add_adapters, is_adapter, original_name, trained_name
 from adrpo_scale.engines.base import EngineConfig, OptimizerConfig
 from adrpo_scale.engines.spec import ModelSpec
 from adrpo_scale.hub.misfits import shape_remedy
@@ -46,7 +46,8 @@ def build_on_meta(spec: ModelSpec, *, trained: bool) -> nn.Module:
     spec.tie(model)
     model.requires_grad_(trained)
     if trained and spec.lora is not None:
-        add_adapters(model, spec.lora, spec.lora_targets)
+        second = spec.reference_adapter
+        add_adapters(model, spec.lora, spec.lora_targets, with_reference=second)
     check_weights(model, spec)
     return model
 
@@ -78,7 +79,8 @@ def first_values(
 ) -> Tensor:
     """Rows [start, stop) of a tensor of the built model before training, on the CPU.
 
-    Adapters begin as peft's do: A uniform, seeded by name and `seed`, and B zero. Raises
+    Adapters begin as peft's do: A uniform, seeded by name and `seed`, and B zero; a layer's second
+    adapter begins like its first. Raises
     WeightsError where the stored rows are not finite.
     """
     if not is_adapter(name):
@@ -86,7 +88,7 @@ def first_values(
         check_finite(original_name(name), values, spec.weights.folder)
         return values
     if ".lora_A." in name:
-        return initial_uniform(name, shape, shape[1], seed)[start:stop]
+        return initial_uniform(trained_name(name), shape, shape[1], seed)[start:stop]
     return torch.zeros(shape)[start:stop]
 
 

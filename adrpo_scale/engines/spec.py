@@ -47,6 +47,7 @@ class ModelSpec:
     tie: ties shared weights again; called whenever parameters were replaced.
     lora: settings of adapters, or None for full training.
     lora_targets: names of the adapted modules, or one regular expression for their full names.
+    reference_adapter: whether each adapted layer holds a second, frozen adapter.
     checkpoint_activations: switches on the library's own activation checkpointing.
     """
 
@@ -57,4 +58,5 @@ class ModelSpec:
     tie: Callable[[Any], None] = field(default=lambda model: None)
     lora: LoraConfig | None = None
     lora_targets: tuple[str, ...] | str = ()
+    reference_adapter: bool = False
     checkpoint_activations: Callable[[Any], None] = field(default=lambda model: None)

@@ -287,6 +287,15 @@ class Zero3Engine(Engine):
         # Forward would otherwise gather hpZ's outdated copy inside the node.
         self._zero.invalidate_secondary_tensor()
 
+    @torch.no_grad()
+    def fill(self, model: nn.Module, slices: Mapping[str, Tensor]) -> None:
+        # A parameter that a pass left gathered would keep its old values.
+        self._engines[model].optimizer.empty_partition_cache()
+        parameters: dict[str, Any] = dict(model.named_parameters())
+        for name, values in slices.items():
+            parameters[name].ds_tensor[: len(values)] = values
+            parameters[name].ds_secondary_tensor = None  # hpZ's copy has the old values
+
     def places(self) -> dict[str, FlatRange]:
         return {name: flat_range(parameter) for name, parameter in self._trained.items()}
 

@@ -38,6 +38,7 @@ from adrpo_scale.training.ema import Ema
 from adrpo_scale.training.evaluator import Evaluator
 from adrpo_scale.training.limits import Limits
 from adrpo_scale.training.metrics import MetricsLog
+from adrpo_scale.training.reference import MovingReference, ReferenceConfig, References
 from adrpo_scale.training.rollout import Rollouts
 from adrpo_scale.training.saver import Saver
 from adrpo_scale.training.state import TrainingState
@@ -63,9 +64,8 @@ def build_domain(config: RunConfig | SampleConfig, reader: Reader | None = None)
 def build_reference(
     spec: ModelSpec | None, engine: Engine, policy: nn.Module
 ) -> tuple[Reference, nn.Module | None]:
-    """(the reference, its model). The model is None where the reference is the policy without
-    adapters.
-    """
+    """(the base as a reference, its model). The model is None where the base is the policy without
+    adapters."""
     if spec is None:
         return _adapters_off(policy), None
     frozen = engine.build_frozen(spec)
@@ -74,6 +74,16 @@ def build_reference(
         return nullcontext(frozen)
 
     return reference, frozen
+
+
+def build_moving(
+    config: ReferenceConfig, spec: ModelSpec | None, engine: Engine, policy: nn.Module
+) -> MovingReference | None:
+    """The reference that moves; None where it is the base. spec: of the base, None where that is
+    the policy without adapters."""
+    if not config.moves:
+        return None
+    return MovingReference(config, engine, policy if spec is None else engine.build_frozen(spec))
 
 
 def _adapters_off(policy: nn.Module) -> Reference:
@@ -104,13 +114,14 @@ def build_trainer(
     domain, engine, rewards = ready.domain, ready.engine, ready.rewards
     trained_on = _trained_on(config, rewards)
     policy = engine.build_policy(ready.specs[0])
-    reference, frozen = build_reference(ready.specs[1], engine, policy)
+    base, frozen = build_reference(ready.specs[1], engine, policy)
+    moving = build_moving(config.reference, ready.specs[1], engine, policy)
     ema = Ema(engine, config.ema_decay) if config.ema_decay is not None else None
     safe_point(together=True)
     algorithm = config.build_algorithm()
     steered = config.regulariser.controller
     controller = Controller(steered, beta0_of(algorithm)) if steered.is_on else None
-    state = TrainingState(engine, ema, ready.constant, controller=controller)
+    state = TrainingState(engine, ema, moving, ready.constant, controller=controller)
     log = MetricsLog(run, config.iterations)
     timeout = config.engine.timeout_seconds
     store = store or Store(run, config.checkpoint, timeout_seconds=timeout)
@@ -125,7 +136,7 @@ def build_trainer(
         algorithm=algorithm,
         engine=engine,
         policy=policy,
-        reference=reference,
+        references=References(base, moving, config.reference.base_coefficient),
         rewards=trained_on,
         stream=_build_stream(config, ready.train),
         check=stop.check,
@@ -237,6 +248,7 @@ def _build_evaluator(config: RunConfig, ready: _Prepared, frozen: nn.Module | No
 def specs_of(domain: Domain, config: RunConfig, origin: Reader | None) -> Specs:
     """Specs of policy and reference; with rebase_reference, of the origin's trained weights."""
     policy, reference = domain.policy_spec(), domain.reference_spec()
+    policy = replace(policy, reference_adapter=config.reference.moves and policy.lora is not None)
     if origin is None or not config.rebase_reference:
         return policy, reference
     policy = replace(policy, weights=MergedWeights(policy.weights, origin))

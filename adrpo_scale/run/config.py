@@ -4,6 +4,7 @@ contradictions. `load` reads it from a file."""
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import warnings
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ from adrpo_scale.run.registry import ALGORITHMS, DOMAINS, ENGINES, REWARDS
 from adrpo_scale.training.evaluator import EvaluationConfig
 from adrpo_scale.training.limits import LimitsConfig
 from adrpo_scale.training.metrics import LoggingConfig
+from adrpo_scale.training.reference import ReferenceConfig
 
 DomainSection = Annotated[Any, OneOf(DOMAINS)]
 EngineSection = Annotated[Any, OneOf(ENGINES, "fsdp2")]
@@ -55,6 +57,9 @@ class RunConfig(Section):
     algorithm: Annotated[Any, OneOf(ALGORITHMS)] = setting(REQUIRED, "the loss and its credit")
     regulariser: RegulariserConfig = setting(
         RegulariserConfig(), "the coefficient of each sample's divergence"
+    )
+    reference: ReferenceConfig = setting(
+        ReferenceConfig(), "the model that the penalty holds the policy to"
     )
     rewards: list[Annotated[Any, OneOf(REWARDS)]] = setting(REQUIRED, "the judges of samples")
     prompts: PromptsConfig = setting(REQUIRED, "the prompts of training and evaluation")
@@ -114,10 +119,27 @@ class RunConfig(Section):
         except ConfigError as error:
             yield str(error)
             return
+        yield from self._faults_of_rollouts(algorithm)
         if self.optimizer.micro_batch % algorithm.rows_per_unit:
             yield (
                 f"optimizer.micro_batch = {self.optimizer.micro_batch} with {self.algorithm.name}, "
                 f"which trains on {algorithm.rows_per_unit} rows at a time; use a multiple"
+            )
+
+    def _faults_of_rollouts(self, algorithm: Any) -> Iterator[str]:
+        """Samples of another model than the policy."""
+        source, name = algorithm.rollouts, self.algorithm.name
+        if source != "policy" and algorithm.needs_old:
+            yield (
+                f'algorithm.rollouts = "{source}" with {name} on {algorithm.terms.name}: its ratio '
+                'is to the policy that drew the samples; use rollouts = "policy", or an algorithm '
+                "without a ratio (orw_cfm_w2, raft, dpo)"
+            )
+        if source == "reference" and algorithm.rollout_pool and self.reference.moves:
+            yield (
+                f'algorithm.pool = {algorithm.rollout_pool} with rollouts = "reference" and '
+                f'reference.kind = "{self.reference.kind}": the reference moves, so a start that '
+                'resumes would make another pool; use rollouts = "base", or pool = 0'
             )
 
     def _warn_of_nucleus(self) -> None:
@@ -166,9 +188,13 @@ class RunConfig(Section):
     def build_algorithm(self) -> Algorithm:
         """The algorithm of the run. Raises ConfigError as its class does."""
         table, gives = ALGORITHMS[self.algorithm.name], DOMAINS[self.domain.name].gives
-        if self.regulariser == RegulariserConfig():  # constructors of one's own may take none
-            return table(self.algorithm, *gives)
-        return table(self.algorithm, *gives, regulariser=self.regulariser)
+        more: dict[str, Any] = {}
+        # Constructors of one's own may take neither.
+        if self.regulariser != RegulariserConfig():
+            more["regulariser"] = self.regulariser
+        if "base_coefficient" in inspect.signature(table).parameters:
+            more["base_coefficient"] = self.reference.base_coefficient
+        return table(self.algorithm, *gives, **more)
 
     @property
     def sampling(self) -> SampleConfig:

@@ -19,10 +19,16 @@ from adrpo_scale.training.media import Measured
 
 
 class Tally:
-    """Sums over an iteration's micro-batches and steps, reduced over ranks once at the end."""
+    """Sums over an iteration's micro-batches and steps, reduced over ranks once at the end.
 
-    def __init__(self) -> None:
-        # loss; divergence and its number of rows; entropy and its number of tokens
+    moves: whether the reference moves. `divergence` is that from the base either way, and
+    `divergence_to_reference` is recorded beside it.
+    """
+
+    def __init__(self, moves: bool = False) -> None:
+        self._moves = moves
+        # loss; entropy and its number of tokens; divergence from the base, and from a moving
+        # reference, each with its number of rows
         self._sums: Tensor | None = None
         self._rows: list[tuple[Tensor, Tensor | None, Tensor | None]] = []
         self._norms: list[float] = []
@@ -33,16 +39,20 @@ class Tally:
     def add(self, loss: Tensor, terms: Terms, micro: MicroBatch) -> None:
         """Adds a micro-batch. loss: already divided by the global count of its step."""
         include, zero = micro.credit.include, loss.new_zeros(())
-        parts = [loss.detach().float(), zero, zero, zero, zero]
-        divergence_N, entropies, entropy_N = terms.divergence(), terms.entropies(), None
-        if divergence_N is not None:
-            include_N = include.to(divergence_N)
-            parts[1:3] = [(divergence_N * include_N).sum(), include_N.sum()]
+        parts = [loss.detach().float(), zero, zero]
+        entropies, entropy_N = terms.entropies(), None
         if entropies is not None:
             entropy_K, segment_K = entropies
             include_K = include.to(loss)[segment_K]
-            parts[3:] = [(entropy_K * include_K).sum(), include_K.sum()]
+            parts[1:] = [(entropy_K * include_K).sum(), include_K.sum()]
             entropy_N = per_row(entropy_K, segment_K, len(include), "sequence")
+        divergence_N = terms.base_divergence() if self._moves else terms.divergence()
+        for values_N in (divergence_N, terms.divergence() if self._moves else None):
+            if values_N is None:
+                parts += [zero, zero]
+            else:
+                include_N = include.to(values_N)
+                parts += [(values_N * include_N).sum(), include_N.sum()]
         self._rows.append((micro.rows.sample_ids_N, divergence_N, entropy_N))
         sums = torch.stack(parts)
         self._sums = sums if self._sums is None else self._sums + sums
@@ -70,18 +80,24 @@ class Tally:
         The loss is the mean over steps, None without any; divergence is None where it was not
         measured.
         """
-        sums = torch.zeros(5) if self._sums is None else self._sums
-        loss, divergence, rows, entropy, tokens = dist.all_sum(sums.double().cpu()).tolist()
+        sums = torch.zeros(7) if self._sums is None else self._sums
+        loss, entropy, tokens, *divergences = dist.all_sum(sums.double().cpu()).tolist()
         steps = len(self._norms)
+        to_base, to_reference = (_mean(*divergences[k : k + 2]) for k in (0, 2))
         return {
             "loss": loss / steps if steps else None,
-            "divergence": divergence / rows if rows else None,
+            "divergence": to_base,
+            **({"divergence_to_reference": to_reference} if self._moves else {}),
             **({"entropy": entropy / tokens} if tokens else {}),
             "grad_norm": sum(self._norms) / steps if steps else None,
             "learning_rate": self._rate if steps else None,
             "updates": steps,
             "updates_skipped": self._skipped,
         }
+
+
+def _mean(total: float, count: float) -> float | None:
+    return total / count if count else None
 
 
 def row_record(metrics: Mapping[str, Tensor]) -> dict[str, float]:

@@ -34,6 +34,7 @@ AUDIO = "audio"
 ABSTAINED = "a reward abstains"
 INFO = "a reward gives (scores, info)"
 PICTURES = "pictures"
+MOVES = "a moving reference"
 
 ITERATION = (
     Metric("iteration", "iterations that are done, this one included"),
@@ -54,8 +55,13 @@ ITERATION = (
     Metric("loss", "mean over the optimizer steps; null where nothing was trained on"),
     Metric(
         "divergence",
-        "mean distance from the reference: squared difference of velocities per latent element "
-        "(flow), or KL per token (tokens); null where it was not measured",
+        "mean distance from the base: squared difference of velocities per latent element (flow), "
+        "or KL per token (tokens); null where it was not measured",
+    ),
+    Metric(
+        "divergence_to_reference",
+        "the same distance from the reference; null where no beta needs it",
+        MOVES,
     ),
     Metric("entropy", "mean exact entropy of the policy's distributions per token, nats", TOKENS),
     Metric("grad_norm", "mean global gradient norm before clipping"),
@@ -81,7 +87,7 @@ ITERATION = (
 EVALUATION = (
     Metric("reward", "mean weighted sum of the rewards trained on, over samples"),
     Metric("NAME", "mean of one other reward, over pictures", PICTURES),
-    Metric("w2_sum", "sum over latent elements of (v − v_ref)²: the W2 bound", PICTURES),
+    Metric("w2_sum", "sum over latent elements of (v − v_base)²: the W2 bound", PICTURES),
     Metric("pixel_diversity", "mean L2 distance of a prompt's pictures, at most 64 px", PICTURES),
     Metric("clip_diversity_l2", "the same of unnormalised CLIP embeddings", "a CLIP reward"),
     Metric("clip_diversity_cosine", "mean cosine distance of CLIP embeddings", "a CLIP reward"),
@@ -92,7 +98,7 @@ EVALUATION = (
         TOKENS,
     ),
     Metric("NAME_greedy", "mean of one reward, over greedy completions", TOKENS),
-    Metric("kl", "mean k3 estimate of the KL to the reference per token, over samples", TOKENS),
+    Metric("kl", "mean k3 estimate of the KL to the base per token, over samples", TOKENS),
     Metric("entropy", "mean entropy per token, nats, over samples", TOKENS),
     Metric("completion_tokens", "mean length of a sampled completion", TOKENS),
     Metric("truncated", "share of the sampled completions that were cut off", TOKENS),

@@ -8,7 +8,7 @@ each sample of each group is there exactly once.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,10 +21,11 @@ from adrpo_scale.core.errors import GroupError
 from adrpo_scale.core.naming import named
 from adrpo_scale.core.types import DrawKey, Prompt, Rewards, Rows
 from adrpo_scale.data.prompts import PromptStream
-from adrpo_scale.domains.base import Domain, Mode, Reference
+from adrpo_scale.domains.base import Domain, Mode
 from adrpo_scale.engines.base import Engine
 from adrpo_scale.rewards.base import Reward, longest_wait, sharded_models
 from adrpo_scale.rewards.calls import ABSTAINED, Info, rewards_of
+from adrpo_scale.training.reference import References
 from adrpo_scale.training.stopwatch import Stopwatch
 
 
@@ -52,7 +53,7 @@ class Rollouts:
     algorithm: Algorithm
     engine: Engine
     policy: nn.Module
-    reference: Reference
+    references: References
     rewards: Sequence[Reward]
     stream: PromptStream
     check: Callable[[], None]
@@ -65,8 +66,7 @@ class Rollouts:
         if place in self.pool:
             return self.pool[place]
         prompts_P = self.stream.at(place * self.stream.per_iteration)
-        offline = self.algorithm.rollouts == "reference"
-        with watch("rollout"), self.reference() if offline else nullcontext(self.policy) as model:
+        with watch("rollout"), self._source() as model:
             with self.engine.sampling(model):
                 rows = sample_block(
                     self.domain,
@@ -84,6 +84,12 @@ class Rollouts:
         if size:
             self.pool[place] = rewarded
         return rewarded
+
+    def _source(self) -> AbstractContextManager[nn.Module]:
+        """The model that the samples are drawn from."""
+        sources = {"base": self.references.base, "reference": self.references.reference}
+        source = sources.get(self.algorithm.rollouts)
+        return nullcontext(self.policy) if source is None else source()
 
     def _reward(self, rows: Rows, artifacts: Sequence[Any], prompts_P: Sequence[Prompt]) -> Rewards:
         prompts_N = [prompts_P[int(s) // self.group_size] for s in rows.sample_ids_N]

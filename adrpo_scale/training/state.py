@@ -23,6 +23,7 @@ from adrpo_scale.core.types import Rewards
 from adrpo_scale.engines.base import Engine
 from adrpo_scale.training.controller import Controller
 from adrpo_scale.training.ema import Ema
+from adrpo_scale.training.reference import MovingReference
 
 
 @dataclass
@@ -71,10 +72,12 @@ class RewardStatistics:
 
 @dataclass
 class TrainingState:
-    """See the module docstring. constant: facts that each checkpoint of the run carries."""
+    """See the module docstring. reference: a moving one; None where it is the base. constant: facts
+    that each checkpoint of the run carries."""
 
     engine: Engine
     ema: Ema | None
+    reference: MovingReference | None = None
     constant: Mapping[str, Any] = field(default_factory=dict)
     counters: Counters = field(default_factory=Counters)
     rewards: dict[str, RewardStatistics] = field(default_factory=dict)
@@ -95,6 +98,8 @@ class TrainingState:
             sets["ema"] = self.ema.slices
         if kind == FULL:
             sets |= self.engine.moments()
+            if self.reference is not None:
+                sets["reference"] = self.reference.slices
         return {
             part: {name: (places[name], values) for name, values in slices.items()}
             for part, slices in sets.items()
@@ -125,6 +130,9 @@ class TrainingState:
             part = "ema" if "ema" in reader.manifest.sets else "policy"
             self.load(part, self.ema.slices, reader)
         self.engine.publish()
+        if self.reference is not None:
+            self.load("reference", self.reference.slices, reader)
+            self.reference.publish()
         self.engine.set_optimizer_steps(document["optimizer_steps"])
         self.counters = Counters.read(document["counters"])
         self.rewards = {n: RewardStatistics(**s) for n, s in document["rewards"].items()}
@@ -132,11 +140,14 @@ class TrainingState:
             self.controller.restore(document.get("controller"))
 
     def start_from(self, reader: Reader) -> None:
-        """Takes over the trained weights alone, for `init_from`. Collective."""
+        """Takes over the trained weights alone, for `init_from`: a moving reference starts there
+        too. Collective."""
         self.load("policy", self.engine.trained_slices(), reader)
         if self.ema is not None:
             self.load("policy", self.ema.slices, reader)
         self.engine.publish()
+        if self.reference is not None:
+            self.reference.begin()
 
     @torch.no_grad()
     def load(self, part: str, slices: Mapping[str, Tensor], reader: Reader) -> None:

@@ -21,7 +21,6 @@ from adrpo_scale.core import dist, watchdog
 from adrpo_scale.core.errors import NothingLearned
 from adrpo_scale.core.preempt import Stop
 from adrpo_scale.core.types import Credit, DrawKey, Prompt
-from adrpo_scale.domains.base import Reference
 from adrpo_scale.engines.base import OptimizerConfig
 from adrpo_scale.training.advice import Settings, warnings_of, why_nothing
 from adrpo_scale.training.batches import Minibatch, build_minibatches, receive
@@ -30,6 +29,7 @@ from adrpo_scale.training.iteration import Tally, credit_record, row_record
 from adrpo_scale.training.limits import Limits
 from adrpo_scale.training.media import Samples, medium_of
 from adrpo_scale.training.metrics import LoggingConfig, MetricsLog, is_due
+from adrpo_scale.training.reference import Pair
 from adrpo_scale.training.replicas import compare_replicas
 from adrpo_scale.training.rollout import Rewarded, Rollouts, gather_sizes
 from adrpo_scale.training.saver import Saver
@@ -66,7 +66,8 @@ class Trainer:
         made = self.rollouts
         self.seed, self.group_size, self.stream = made.seed, made.group_size, made.stream
         self.domain, self.engine = made.domain, made.engine
-        self.policy, self.reference = made.policy, made.reference
+        self.policy, self.references = made.policy, made.references
+        self.reference = made.references.reference
         self._settings = Settings(
             self.algorithm, getattr(self.domain, "config", None), self.optimizer, self.limits.config
         )
@@ -125,19 +126,21 @@ class Trainer:
     def _iterate(self) -> dict[str, Any]:
         """Runs one iteration; returns its line of metrics.jsonl."""
         watch = self.watch = Stopwatch(self.engine.device, self.watch, self.measures_memory)
-        iteration, tally = self.counters.iteration, Tally()
+        iteration, tally = self.counters.iteration, Tally(self.references.moving is not None)
         rewarded = self.rollouts.of(iteration, watch)
         with watch("update"):
             credit = self.algorithm.credit(rewarded.rewards)
-            reference = self._measured_reference(credit, iteration)
+            measured = self._measured(credit, iteration)
             minibatches = self._remember(self._exchange(rewarded, credit))
             steps = list(self._steps(minibatches))
             for done, (step, minibatch) in enumerate(steps):
                 key = DrawKey(self.seed, iteration, update=step)
                 check = partial(self._check_stop, done, len(steps))
-                self._update(minibatch, key, reference, tally, rewarded.prompts_P, check)
+                self._update(minibatch, key, measured, tally, rewarded.prompts_P, check)
         self.state.add_rewards(rewarded.rewards)
         self.counters.iteration += 1
+        if self.references.moving is not None:
+            self.references.moving.move(self.counters.iteration)
         self.counters.cursor += self.stream.per_iteration
         return self._log_iteration(rewarded, credit, tally, watch)
 
@@ -145,7 +148,7 @@ class Trainer:
         self,
         minibatch: Minibatch,
         key: DrawKey,
-        reference: Reference | None,
+        measured: Callable[..., Pair],
         tally: Tally,
         prompts_P: Sequence[Prompt],
         check: Callable[[], None],
@@ -159,14 +162,19 @@ class Trainer:
         draws = self.optimizer.draws_per_sample
         count = self._count(minibatch) * draws
         passes = [(micro, draw) for micro in minibatch for draw in range(draws)]
+        wanted = self.algorithm.wanted
         for place, (micro, draw) in enumerate(passes):
             check()
             drawn = replace(key, draw=draw)
-            wanted = self.algorithm.wanted
-            terms = self.domain.terms(
-                self.policy, reference, micro.rows, micro.noise_ids_N, drawn, wanted
+            reference, base = measured(
+                is_first=draw == 0 and key.update < self.optimizer.minibatches
             )
-            loss = self.algorithm.loss(terms, micro.credit) / max(count, 1e-12)
+            more = {} if base is None else {"base": base}
+            terms = self.domain.terms(
+                self.policy, reference, micro.rows, micro.noise_ids_N, drawn, wanted, **more
+            )
+            held = self.references.penalty(terms, micro.credit, self.algorithm)
+            loss = (self.algorithm.loss(terms, micro.credit) + held) / max(count, 1e-12)
             self.engine.backward(loss, last=place == len(passes) - 1)
             tally.add(loss, terms, micro)
         rate = self.optimizer.rate_at(self.counters.step, self.total_steps)
@@ -230,12 +238,14 @@ class Trainer:
             left = (steps - done) * self._step_seconds
             self.stop.check_unfinished(left + self.saver.seconds)
 
-    def _measured_reference(self, credit: Credit, iteration: int) -> Reference | None:
-        """The reference, or None where this iteration skips its pass: the loss does not need it,
-        nor a controller, and the divergence is not due to be logged."""
+    def _measured(self, credit: Credit, iteration: int) -> Callable[..., Pair]:
+        """`References.measured` of this iteration, for the kind of pass that it is then given."""
         is_logged = is_due(self.logging.divergence_every, iteration)
-        is_measured = is_logged or self.state.controller is not None
-        return self.reference if is_measured or self.algorithm.needs_reference(credit) else None
+        return partial(
+            self.references.measured,
+            is_needed=self.algorithm.needs_reference(credit),
+            is_logged=is_logged or self.state.controller is not None,
+        )
 
     @property
     def total_steps(self) -> int:
@@ -294,7 +304,9 @@ class Trainer:
         if not config.is_due(done, self.iterations) or self.counters.evaluated == done:
             return False
         with watchdog.phase("evaluation"), self.state.holding(config.weights):
-            results = self.evaluator.evaluate_splits(self.policy, self.reference, self.stop.check)
+            results = self.evaluator.evaluate_splits(
+                self.policy, self.references.base, self.stop.check
+            )
         numbers = numbers_of(results)
         self.saver.check_owner()
         self.log.evaluation([self.identity | {"iteration": done} | number for number in numbers])

@@ -105,7 +105,7 @@ def test_dpo_trains_on_pairs_and_always_needs_the_reference():
 
 
 @pytest.mark.parametrize(
-    "settings", [{"rollouts": "reference"}, {"pool": 3}, {"beta": 0.0}, {"pairs_per_group": 0}]
+    "settings", [{"rollouts": "other"}, {"pool": 3}, {"beta": 0.0}, {"pairs_per_group": 0}]
 )
 def test_dpo_settings_that_contradict_each_other_are_refused(settings):
     with pytest.raises(ValueError):

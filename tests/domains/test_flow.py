@@ -21,7 +21,8 @@ from adrpo_scale.core.errors import ConfigError, ModelNotFoundError
 from adrpo_scale.core.seeding import Purpose, normal, uniform
 from adrpo_scale.core.types import DrawKey, Prompt, Rows
 from adrpo_scale.domains.embeddings import cache_folder, encoder_fingerprint, load_embeddings
-from adrpo_scale.domains.flow import FlowDomain, solver_times
+from adrpo_scale.domains.flow import FlowDomain
+from adrpo_scale.domains.solver import solver_times
 from adrpo_scale.hub.weights import find_model
 from tests.support.closeness import NEAR, assert_near
 from tests.support.ranks import run_ranks

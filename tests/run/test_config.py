@@ -129,9 +129,14 @@ def test_a_wrong_setting_is_named_with_what_is_expected(override, expected):
     assert expected in message(ADRPO, override)
 
 
-def test_pairs_need_an_even_micro_batch_and_offline_pairs_a_pool():
+def test_pairs_need_an_even_micro_batch_and_a_pool_another_model_than_the_policy():
     assert "trains on 2 rows at a time" in message(DPO, "optimizer.micro_batch=3")
-    assert "need a pool" in message(DPO, "algorithm.rollouts=reference")
+    assert 'pool = 3 with rollouts = "policy"' in message(DPO, "algorithm.pool=3")
+    for moves in ("reference.kind=ema", "reference.kind=snapshot"):
+        moving = ("algorithm.rollouts=reference", "algorithm.pool=3", moves)
+        assert "would make another pool" in message(DPO, *moving)
+    for source in ("reference", "base"):
+        assert load_config(DPO, [f"algorithm.rollouts={source}"]).config.algorithm.pool == 0
     assert load_config(ADRPO, ["optimizer.micro_batch=3"]).config.optimizer.micro_batch == 3
 
 

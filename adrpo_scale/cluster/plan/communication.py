@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from adrpo_scale.cluster.plan import rehearsal
 from adrpo_scale.cluster.plan.base import Hardware, Traffic
-from adrpo_scale.cluster.plan.dealing import RankLoad, needs_old, needs_reference
+from adrpo_scale.cluster.plan.dealing import RankLoad, base_passes, needs_old, needs_reference
 from adrpo_scale.cluster.plan.memory import Held
 from adrpo_scale.engines.planning import Phase, Shards
 from adrpo_scale.engines.workload import Workload
@@ -41,11 +41,12 @@ def _reward(config: RunConfig, hardware: Hardware, work: Workload, what: Held) -
 
 def _update(config: RunConfig, hardware: Hardware, load: RankLoad, what: Held) -> Traffic:
     passes = load.steps * load.micro_batches
-    with_reference = needs_reference(config)
-    own = passes * (2 + (with_reference and what.reference is None))  # forward and backward
-    parts = [_gathers("update", what.policy, hardware, own)]
-    if what.reference is not None and with_reference:
-        parts.append(_gathers("update", what.reference, hardware, passes))
+    reference = what.moving if config.reference.moves else what.base
+    parts = [
+        _gathers("update", what.policy, hardware, 2 * passes),  # forward and backward
+        _gathers("update", reference or what.policy, hardware, passes * needs_reference(config)),
+        _gathers("update", what.base or what.policy, hardware, base_passes(config, load)),
+    ]
     always = what.engine.reduces_every_micro_batch
     reductions = passes if always else load.steps
     parts.append(_reductions(what.policy, hardware, reductions))

@@ -127,8 +127,21 @@ def needs_reference(config: RunConfig) -> bool:
     """True where every step evaluates the reference, and not only some for the log."""
     algorithm = build_algorithm(config)
     credit = algorithm.credit(_rewards(config.prompts.per_iteration, config.prompts.group_size))
-    is_measured = config.logging.divergence_every == 1 or config.regulariser.controller.is_on
-    return algorithm.needs_reference(credit) or is_measured
+    if algorithm.needs_reference(credit):
+        return True
+    is_held = config.reference.base_coefficient > 0 or config.regulariser.controller.is_on
+    return (is_held or config.logging.divergence_every == 1) and not config.reference.moves
+
+
+def base_passes(config: RunConfig, load: RankLoad) -> int:
+    """Passes of the base in an iteration, beside those of a reference that moves: one for each row,
+    or with every pass of the policy where a second penalty holds it to the base."""
+    if not config.reference.moves:
+        return 0
+    every = load.steps * load.micro_batches
+    if config.reference.base_coefficient > 0:
+        return every
+    return every // (config.optimizer.updates * config.optimizer.draws_per_sample)
 
 
 def needs_old(config: RunConfig, load: RankLoad) -> bool:

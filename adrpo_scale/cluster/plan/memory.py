@@ -30,11 +30,14 @@ FRAGMENTATION = 0.05  # share of the peak that the caching allocator holds but c
 
 @dataclass(frozen=True)
 class Models:
-    """The models that a GPU always holds, and the engine that computed their shards."""
+    """The models that a GPU always holds, and the engine that computed their shards. base, moving:
+    frozen models beside the policy; None where adapters of the policy take their place, and without
+    a reference that moves."""
 
     engine: EnginePlan
     policy: Shards
-    reference: Shards | None
+    base: Shards | None
+    moving: Shards | None
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ def held(config: RunConfig, hardware: Hardware, work: Workload, load: RankLoad) 
     engine = engine_of(config)
     update = rehearsal.update(config, hardware, engine, work, load.rows, load.micro_batches)
     found = models(config, hardware, work)
-    return Held(found.engine, found.policy, found.reference, update)
+    return Held(found.engine, found.policy, found.base, found.moving, update)
 
 
 def models(config: RunConfig, hardware: Hardware, work: Workload) -> Models:
@@ -66,10 +69,10 @@ def models(config: RunConfig, hardware: Hardware, work: Workload) -> Models:
     Raises ConfigError for an engine that plan cannot ask."""
     engine = engine_of(config)
     policy = rehearsal.shards("policy", config, hardware, engine, work.spec, trained=True)
-    reference = None
+    base = None
     if work.reference is not None:
-        reference = rehearsal.shards("reference", config, hardware, engine, work.reference)
-    return Models(engine, policy, reference)
+        base = rehearsal.shards("reference", config, hardware, engine, work.reference)
+    return Models(engine, policy, base, base if config.reference.moves else None)
 
 
 def items_of(
@@ -99,13 +102,16 @@ def between_updates(
 def _always(config: RunConfig, what: Models) -> list[MemoryItem]:
     policy = what.policy
     ema = policy.slices if config.ema_decay is not None else 0
-    reference = what.reference.parameters if what.reference is not None else 0
+    average = policy.slices if config.reference.moves else 0
+    base, moving = (m.parameters if m is not None else 0 for m in (what.base, what.moving))
     return [
         MemoryItem("policy: parameters", policy.parameters, RUNNING),
         MemoryItem("policy: float32 masters", policy.masters, RUNNING),
         MemoryItem("policy: Adam's moments", policy.moments, RUNNING),
         MemoryItem("policy: moving average (EMA)", ema, RUNNING),
-        MemoryItem("reference", reference, RUNNING),
+        MemoryItem("reference", base, RUNNING),
+        MemoryItem("moving reference: average", average, RUNNING),
+        MemoryItem("moving reference: parameters", moving, RUNNING),
     ]
 
 
@@ -193,8 +199,8 @@ def _evaluation(
 ) -> list[MemoryItem]:
     """Memory of an evaluation: its divergence needs policy and reference gathered at once."""
     gathered = gathered_bytes(what.policy)
-    if what.reference is not None:
-        gathered += gathered_bytes(what.reference)
+    if what.base is not None:
+        gathered += gathered_bytes(what.base)
     load = evaluation_load(config, hardware)
     working = max(rehearsal.forward(config, work, load.chunk).peak, encoding(config, work))
     for number, step in enumerate(work.rollout):

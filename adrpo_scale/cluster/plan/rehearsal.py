@@ -91,7 +91,8 @@ def _sharding(config: RunConfig, hardware: Hardware) -> list[Any]:
     """A key of everything that sharding depends on."""
     model = config.domain.model_dump(include={"name", "model", "train", "lora"})
     engine = config.engine.model_dump()
-    return [model, engine, hardware.world, hardware.gpus_per_node]
+    second = config.reference.moves  # with adapters, the policy holds two in each layer
+    return [model, engine, second, hardware.world, hardware.gpus_per_node]
 
 
 # ---- sharding ----------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from adrpo_scale.cluster.plan import rehearsal
 from adrpo_scale.cluster.plan.base import Hardware, PhaseTime, Traffic
 from adrpo_scale.cluster.plan.dealing import (
     RankLoad,
+    base_passes,
     evaluation_load,
     evaluation_splits,
     needs_old,
@@ -116,25 +117,28 @@ def _all(config: RunConfig, hardware: Hardware, model: Frozen, samples: int, row
 def _update(config: RunConfig, hardware: Hardware, load: RankLoad, what: Held) -> float:
     update, dtype = what.update, config.engine.dtype
     one = pass_seconds(hardware, dtype, update.flops * load.rows, update.operators)
+    flops = update.forward_flops * load.rows
+    forward = pass_seconds(hardware, dtype, flops, update.forward_operators)
     if needs_reference(config):
-        flops = update.forward_flops * load.rows
-        one += pass_seconds(hardware, dtype, flops, update.forward_operators)
+        one += forward
     states = what.policy.parameters + what.policy.gradients + what.policy.moments
     step = 3 * states / (hardware.gpu.hbm * BANDWIDTH)  # read and written
-    return load.steps * (load.micro_batches * one + step)
+    base = base_passes(config, load) * forward
+    return load.steps * (load.micro_batches * one + step) + base
 
 
 def _load(config: RunConfig, hardware: Hardware, work: Workload, what: Held) -> float:
     """Seconds of reading weights. Prompt embeddings are not counted: they are computed once and
     kept."""
     models = sum(rehearsal.frozen_bytes(config, m) for m in work.frozen)
-    copies = 2 if what.reference is not None else 1
+    copies = 1 + sum(model is not None for model in (what.base, what.moving))
     return START + (models + copies * what.policy.whole) / DISK
 
 
 def _sending(hardware: Hardware, what: Held) -> float:
     """Seconds in which rank 0 sends models that every rank holds whole."""
-    whole = [shards for shards in (what.policy, what.reference) if shards is not None]
+    models = (what.policy, what.base, what.moving)
+    whole = [shards for shards in models if shards is not None]
     sent = sum(shards.whole for shards in whole if shards.degree == 1)
     if hardware.world == 1:
         return 0.0
@@ -149,7 +153,8 @@ def _save(config: RunConfig, what: Held, iteration: float) -> PhaseTime:
     often = iteration / (60 * saving.every_minutes) if saving.every_minutes else 0.0
     if saving.every_iterations:
         often = max(often, 1 / saving.every_iterations)
-    share = 3 * what.policy.slices / what.policy.copies  # replicas divide it
+    sets = 3 + config.reference.moves  # weights, two moments
+    share = sets * what.policy.slices / what.policy.copies  # replicas divide it
     each = share / (HOST if saving.background else DISK)
     return PhaseTime("save", 0.0, each * often, each * often)
 

@@ -22,7 +22,9 @@ def workload_of(config: RunConfig) -> Workload:
     dtype = DTYPES[config.engine.dtype]
     made = DOMAINS[config.domain.name].workload(config.domain, dtype)
     models = [model for _, held in _models(config, made.tokens) for model in held or ()]
-    return replace(made, frozen=(*made.frozen, *models))
+    second = config.reference.moves and made.spec.lora is not None
+    spec = replace(made.spec, reference_adapter=second)
+    return replace(made, spec=spec, frozen=(*made.frozen, *models))
 
 
 def engine_of(config: RunConfig) -> EnginePlan:

@@ -1,8 +1,9 @@
 """The estimated size of a run's checkpoints, before any model is loaded; on rank 0 alone.
 
-Checkpoints hold the trained parameters, Adam's two moments and, with `ema_decay`, an average, all
-in float32. The size is that of the run's newest checkpoint, or follows from the headers of the
-weight files; `train` checks again with exact sizes once its model is loaded.
+Checkpoints hold the trained parameters, Adam's two moments and, with `ema_decay` or a moving
+reference, an average each, all in float32. The size is that of the run's newest checkpoint, or
+follows from the headers of the weight files; `train` checks again with exact sizes once its model
+is loaded.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def _estimated(config: RunConfig) -> int | None:
         elements = trained_elements(config)
     except AdrpoError:
         return None
-    copies = 3 + (config.ema_decay is not None)
+    copies = 3 + (config.ema_decay is not None) + config.reference.moves
     return None if elements is None else copies * _FLOAT32 * elements
 
 

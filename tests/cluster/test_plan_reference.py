@@ -1,0 +1,54 @@
+"""What `plan` counts for a reference that moves: memory, passes, traffic, checkpoints."""
+
+from __future__ import annotations
+
+import pytest
+
+from adrpo_scale.cluster.plan.dealing import base_passes, load_of, needs_reference
+from adrpo_scale.cluster.plan.planner import plan_of
+from adrpo_scale.cluster.preflight.estimate import _estimated
+from tests.support.plans import hardware
+from tests.support.tiny import FULL, demo_config
+
+EMA = ["reference.kind=ema"]
+
+
+def items(*settings):
+    plan = plan_of(demo_config(overrides=settings), hardware())
+    return plan, {item.name: item.bytes for item in plan.items}
+
+
+@pytest.mark.parametrize("trained", [[], FULL], ids=["lora", "full"])
+def test_a_moving_reference_takes_an_average_and_parameters(trained):
+    still, without = items(*trained)
+    moves, found = items(*trained, *EMA)
+    average = found.pop("moving reference: average")
+    assert 2 * average == found["policy: Adam's moments"]
+    if trained:
+        assert found.pop("moving reference: parameters") == found["reference"]
+    else:  # a second adapter, in the parameters of the policy
+        assert found.pop("policy: parameters") - without.pop("policy: parameters") == average
+    assert found.keys() == without.keys()
+    assert all(found[name] == without[name] for name in found if name.startswith("policy"))
+    assert moves.seconds_of("update") > still.seconds_of("update")
+
+
+def test_the_base_is_passed_once_for_each_row_or_always():
+    often = ["optimizer.updates=2", "optimizer.minibatches=2", "optimizer.draws_per_sample=3"]
+    config = demo_config(overrides=[*often, *EMA])
+    load = load_of(config, hardware(4, 2))
+    every = load.steps * load.micro_batches
+    assert base_passes(config, load) == every / (2 * 3)
+    held = demo_config(overrides=[*often, *EMA, "reference.base_coefficient=0.1"])
+    assert base_passes(held, load) == every
+    assert base_passes(demo_config(overrides=often), load) == 0
+
+
+def test_a_second_penalty_needs_the_base_of_every_algorithm():
+    assert needs_reference(demo_config("raft", ["reference.base_coefficient=0.1"]))
+    assert not needs_reference(demo_config("raft", [*EMA, "reference.base_coefficient=0.1"]))
+
+
+def test_checkpoints_hold_one_more_set():
+    still, moves = _estimated(demo_config()), _estimated(demo_config(overrides=EMA))
+    assert moves * 3 == still * 4
