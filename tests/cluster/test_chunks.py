@@ -90,13 +90,29 @@ def test_a_run_is_told_what_plan_says(monkeypatch, capsys):
 
 
 @pytest.mark.slow  # a process that imports everything
-def test_the_process_that_chooses(monkeypatch, caplog):
+def test_the_process_that_chooses():
     config = demo_config(overrides=[*MANY, AUTO])
     assert choice.choose_apart(config, Machine(8 * 2**30, 2, 2)) == 96
-    monkeypatch.setattr(choice.sys, "executable", "/bin/false")
+
+
+@pytest.mark.parametrize(
+    ("program", "fault"),
+    [
+        ("exit 3", "exit code 3: no word"),
+        ("echo lost >&2; exit 1", "exit code 1: lost"),
+        ("echo no number", "Expecting value"),
+        (None, "No such file"),
+    ],
+)
+def test_a_process_that_gives_no_answer_is_a_warning(program, fault, tmp_path, monkeypatch, caplog):
+    python = tmp_path / "python"
+    if program is not None:
+        python.write_text(f"#!/bin/sh\ncat > /dev/null\n{program}\n")
+        python.chmod(0o755)
+    monkeypatch.setattr(choice.sys, "executable", str(python))
     with caplog.at_level(logging.WARNING):
-        assert choice.choose_apart(config, Machine(8 * 2**30, 2, 2)) is None
-    assert "exit code 1" in caplog.text
+        assert choice.choose_apart(demo_config(overrides=[AUTO]), Machine(2**33, 2, 2)) is None
+    assert "plan cannot choose" in caplog.text and fault in caplog.text
 
 
 @pytest.mark.slow  # half a minute: the thinker of 7B

@@ -3,6 +3,8 @@ resumed without a fault, with the numbers of the CPU: the same kernels ran on th
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from tests.support.pretended_runs import trained, trained_looking_at_every_token
@@ -79,3 +81,17 @@ def test_two_ranks_have_no_fault_and_the_numbers_of_a_cpu(engine, tmp_path):
         dtypes = {dtype for _, dtype, _, _ in rank["collectives"]}
         assert {"float32", "int64"} <= dtypes
     assert_same_numbers(run, other)
+
+
+@pytest.mark.slow
+def test_a_run_chooses_its_chunk_at_the_first_start_alone(tmp_path):
+    """As many samples as the rank has: the device has 48 GiB."""
+    run = tmp_path / "run"
+    for iterations in (1, 2):
+        settings = [f"iterations={iterations}", "domain.rollout_chunk=auto"]
+        assert on("cuda", "text", 1, run, *settings)[0]["problems"] == []
+        assert json.loads((run / "config.json").read_text())["domain"]["rollout_chunk"] == 8
+        assert newest(run).manifest.document["config"]["domain"]["rollout_chunk"] == 8
+    said = (run / "logs" / "rank-000.log").read_text()
+    assert said.count("as many samples as fit 48.0 GiB") == 1
+    assert said.count("→ 8, as this run began") == 1

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from adrpo_scale.cluster.plan.choice import choose_apart
 from adrpo_scale.domains import decoding
 from adrpo_scale.run.load import load_config
 from adrpo_scale.run.train import TrainOptions, train
@@ -59,4 +60,4 @@ def trained_looking_at_every_token(rank: int, world: int, *args: Any) -> Any:
 
 
 def _train(path: Path, run: Path, settings: Sequence[str]) -> None:
-    train(load_config(path, settings), TrainOptions(run))
+    train(load_config(path, settings), TrainOptions(run, choose=choose_apart))

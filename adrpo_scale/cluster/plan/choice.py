@@ -30,8 +30,11 @@ def choose_apart(config: RunConfig, machine: Machine) -> int | None:
     """The largest chunk that fits, from another process; None, with a warning, where it finds none.
     A `run.rollout_chunk.Choose`."""
     job = {"config": config.resolved(), "machine": vars(machine)}
-    found = json.loads(_answer(json.dumps(job)) or "{}")
-    if found.get("fault"):
+    try:
+        found = json.loads(_answer(json.dumps(job)))
+    except (OSError, ValueError) as error:  # no process, or other words than an answer
+        found = {"fault": str(error)}
+    if "fault" in found:
         log.warning('plan cannot choose domain.rollout_chunk = "auto": %s', found["fault"])
     chunk: int | None = found.get("chunk")
     return chunk
