@@ -75,12 +75,13 @@ def smallest_beta(algorithm: Regularised, held: Regulariser, advantage: float) -
     else:
         found = coefficients(held.shape, held.sign, clipped, clipped, clipped, held.beta0)
         beta = float(found)
+    beta = min(beta, 0.0) if held.gate.is_on else beta
     return beta if held.floor is None else max(beta, held.floor * held.beta0)
 
 
 def _is_of_data(held: Regulariser) -> bool:
     """Whether beta_i of a given A_clip depends on more than that."""
-    return held.shape == "rank"
+    return held.shape == "rank" or held.gate.is_on
 
 
 def safe_share(algorithm: Regularised, held: Regulariser) -> float:

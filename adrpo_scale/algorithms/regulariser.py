@@ -27,6 +27,8 @@ from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
 from adrpo_scale.algorithms.advantages import Baseline, Scale, advantages
+from adrpo_scale.algorithms.gate import GateConfig, is_open
+from adrpo_scale.algorithms.ranks import group_ranks
 from adrpo_scale.algorithms.terms import Terms
 from adrpo_scale.core.bounds import NUMBER
 from adrpo_scale.core.settings import Section, setting
@@ -137,6 +139,10 @@ class RegulariserConfig(Section):
         ControllerConfig(), "a beta0 that follows the divergence from the base"
     )
 
+    gate: GateConfig = setting(
+        GateConfig(), "a coefficient for those samples alone whose reward other rewards doubt"
+    )
+
     _clip = field_validator("advantage_clip", mode="plain")(clip_of)
 
 
@@ -154,24 +160,6 @@ def coefficients(
         return beta0 - clipped if sign == "paper" else beta0 + clipped
     bend = rank if shape == "rank" else bent.tanh()
     return beta0 * (1 - bend) if sign == "paper" else beta0 * (1 + bend)
-
-
-def ranks(values_N: Tensor, mask_N: Tensor) -> Tensor:
-    """Rank of each unmasked value among the unmasked ones, float64 [N]: +1 the largest, -1 the
-    smallest, equally spaced, ties averaged. 0 for masked values, and where all are equal or fewer
-    than two remain."""
-    found = torch.zeros(len(values_N), dtype=torch.float64)
-    kept = values_N[mask_N]
-    if len(kept) > 1:
-        _, place, counts = kept.unique(return_inverse=True, return_counts=True)
-        smaller = counts.cumsum(0) - counts + (counts - 1) / 2
-        found[mask_N] = 2 * smaller[place].double() / (len(kept) - 1) - 1
-    return found
-
-
-def group_ranks(values_PG: Tensor, mask_PG: Tensor) -> Tensor:
-    """`ranks` within each group, float64 [P, G]."""
-    return torch.stack([ranks(*group) for group in zip(values_PG, mask_PG, strict=True)])
 
 
 class Regularised(Protocol):
@@ -207,6 +195,7 @@ class Regulariser:
     bends_clipped: bool
     floor: float | None = None
     controller: ControllerConfig = field(default_factory=ControllerConfig)
+    gate: GateConfig = field(default_factory=GateConfig)
     clip: Clip = 1.0
     baseline: Baseline = "group"
     scale: Scale = "none"
@@ -222,7 +211,10 @@ class Regulariser:
         return coefficients(shape, self.sign, bent_S, clipped_S, rank_S, self.beta0)
 
     def held(self, beta_S: Tensor, rewards: Rewards, total_PG: Tensor) -> Tensor:
-        """beta_i after the floor, float64 [S]."""
+        """beta_i after the gate, then the floor; float64 [S]."""
+        if self.gate.share is not None:
+            open_S = is_open(rewards, total_PG, self.gate.share, self.gate.side)
+            beta_S = torch.where(open_S, beta_S, 0.0)
         return beta_S if self.floor is None else beta_S.clamp(min=self.floor * self.beta0)
 
     def added(self, shape: Shape, rewards: Rewards, total_PG: Tensor) -> Tensor:

@@ -60,6 +60,7 @@ def chosen(algorithm: Regularised, config: RegulariserConfig) -> Regulariser | N
         bends_clipped=issubclass(algorithm.terms, RegressionTerms),
         floor=config.floor,
         controller=config.controller,
+        gate=config.gate,
         clip=1.0 if config.advantage_clip is None else config.advantage_clip,
         baseline=config.baseline or "group",
         scale=config.scale or "none",

@@ -117,7 +117,9 @@ class Rewards:
     None: nowhere. mask_PG: bool [P, G], False where a reward raised or was not finite, and where
     all abstained: such a sample counts nowhere. kept_PG: bool [P, G], False where the domain keeps
     a sample out of the loss (a truncated completion) while its reward counts; None keeps all.
-    prompt_ids_P: int64 [P]. info: means of what rewards gave beside their numbers, by name.
+    prompt_ids_P: int64 [P]. gates_RPG: float64, a plane for each of `gate_names`, rewards outside
+    the sum that the regulariser's gate compares it with; NaN where one gave none. info: means of
+    what rewards gave beside their numbers, by name.
     """
 
     names: Sequence[str]
@@ -128,6 +130,8 @@ class Rewards:
     prompt_ids_P: Tensor
     kept_PG: Tensor | None = None
     abstained_RPG: Tensor | None = None
+    gate_names: Sequence[str] = ()
+    gates_RPG: Tensor | None = None
     info: Mapping[str, float] = field(default_factory=dict)
 
     @property

@@ -33,8 +33,10 @@ class RewardConfig(Section):
         None, "its name in the logs; by default its kind, or the class's name of your own"
     )
     weight: float = setting(1.0, "its weight in the sum", ge=-NUMBER, le=NUMBER)
-    use: Literal["training", "evaluation"] = setting(
-        "training", "evaluation: measured there and never trained on"
+    use: Literal["training", "evaluation", "gate"] = setting(
+        "training",
+        "evaluation: measured there and never trained on; gate: also scored in rollouts, outside "
+        "the sum, for regulariser.gate",
     )
     time_limit: float | None = setting(
         None,

@@ -112,7 +112,7 @@ def build_trainer(
     """
     ready = _prepared(config, run, start, store)
     domain, engine, rewards = ready.domain, ready.engine, ready.rewards
-    trained_on = _trained_on(config, rewards)
+    trained_on, gates = (_used(config, rewards, use) for use in ("training", "gate"))
     policy = engine.build_policy(ready.specs[0])
     base, frozen = build_reference(ready.specs[1], engine, policy)
     moving = build_moving(config.reference, ready.specs[1], engine, policy)
@@ -137,7 +137,8 @@ def build_trainer(
         engine=engine,
         policy=policy,
         references=References(base, moving, config.reference.base_coefficient),
-        rewards=trained_on,
+        rewards=[*trained_on, *gates],
+        gates=frozenset(reward.label for reward in gates),
         stream=_build_stream(config, ready.train),
         check=stop.check,
     )
@@ -228,8 +229,8 @@ def _build_stream(config: RunConfig, train: Sequence[Prompt]) -> PromptStream:
     return PromptStream(train, prompts.per_iteration, config.seed, prompts.shuffle)
 
 
-def _trained_on(config: RunConfig, rewards: Sequence[Reward]) -> list[Reward]:
-    return [r for r, c in zip(rewards, config.rewards, strict=True) if c.use == "training"]
+def _used(config: RunConfig, rewards: Sequence[Reward], use: str) -> list[Reward]:
+    return [r for r, c in zip(rewards, config.rewards, strict=True) if c.use == use]
 
 
 def _build_evaluator(config: RunConfig, ready: _Prepared, frozen: nn.Module | None) -> Evaluator:
@@ -238,7 +239,7 @@ def _build_evaluator(config: RunConfig, ready: _Prepared, frozen: nn.Module | No
         ready.domain,
         ready.engine,
         ready.rewards,
-        {reward.label for reward in _trained_on(config, ready.rewards)},
+        {reward.label for reward in _used(config, ready.rewards, "training")},
         {"train": ready.train, "held_out": ready.held_out},
         config.domain.chunk,
         [frozen] if frozen is not None else [],

@@ -96,8 +96,24 @@ class RunConfig(Section):
                 f"prompts.per_iteration * prompts.group_size = {samples:,}: an iteration has at "
                 f"most {SAMPLES:,} samples, whose ids and rewards every rank holds; lower one"
             )
+        yield from self._faults_of_gate()
         yield from self._faults_of_media()
         yield from self._faults_of_best()
+
+    def _faults_of_gate(self) -> Iterator[str]:
+        """A gate compares with other rewards, and those have no other purpose."""
+        gates = [reward.label for reward in self.rewards if reward.use == "gate"]
+        share = self.regulariser.gate.share
+        if share is not None and not gates:
+            yield (
+                f"regulariser.gate.share = {share:g} without a reward to compare with: give at "
+                'least one [[rewards]] with use = "gate"'
+            )
+        if share is None and gates:
+            yield (
+                f'rewards {gates} have use = "gate", and regulariser.gate.share is not set: set '
+                'it, e.g. to 0.1, or use = "evaluation"'
+            )
 
     def _faults_of_media(self) -> Iterator[str]:
         """A reward that cannot judge what the domain makes would fail on every sample."""

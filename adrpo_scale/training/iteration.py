@@ -134,6 +134,11 @@ def credit_record(rewards: Rewards, credit: Credit) -> dict[str, Any]:
             values = plane.flatten()[kept]
             values = values[values.isfinite()]
             record[f"reward_{name}"] = float(values.mean()) if len(values) else None
+    gates = () if rewards.gates_RPG is None else rewards.gates_RPG
+    for name, plane in zip(rewards.gate_names, gates, strict=True):
+        values = plane.flatten()[kept]
+        values = values[values.isfinite()]
+        record[f"gate_{name}"] = float(values.mean()) if len(values) else None
     return record | abstained_record(rewards) | {f"info_{n}": v for n, v in rewards.info.items()}
 
 

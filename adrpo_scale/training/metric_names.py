@@ -29,6 +29,7 @@ class Metric:
 
 SEVERAL = "several rewards"
 TOKENS = "tokens"
+GATED = 'a reward with `use = "gate"`'
 STEERED = "`regulariser.controller`"
 AUDIO = "audio"
 ABSTAINED = "a reward abstains"
@@ -49,6 +50,7 @@ ITERATION = (
     Metric("masked", "samples without a reward: one failed, or all abstained; left out everywhere"),
     Metric("degenerate_groups", "share of the groups with equal rewards or fewer than two samples"),
     Metric("reward_NAME", "mean of one reward over the samples that it scored", SEVERAL),
+    Metric("gate_NAME", "mean of a reward outside the sum over the samples that it scored", GATED),
     Metric("unscored", "samples for which every reward abstained; they are masked", ABSTAINED),
     Metric("abstained_NAME", "share of the samples for which a reward gave None", ABSTAINED),
     Metric("info_NAME", "mean of a number that a reward gave beside its scores", INFO),

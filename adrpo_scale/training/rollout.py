@@ -7,7 +7,7 @@ each sample of each group is there exactly once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -57,6 +57,7 @@ class Rollouts:
     rewards: Sequence[Reward]
     stream: PromptStream
     check: Callable[[], None]
+    gates: frozenset[str] = frozenset()  # labels of the rewards outside the sum
     pool: dict[int, Rewarded] = field(default_factory=dict)  # offline rollouts, by place
 
     def of(self, iteration: int, watch: Stopwatch) -> Rewarded:
@@ -100,7 +101,9 @@ class Rollouts:
                 rewards_NR = reward_block(
                     self.rewards, artifacts, prompts_N, samples, self.chunk, self.check, info
                 )
-            found = gather_rewards(rows, rewards_NR, self.rewards, prompts_P, size, keeps_N)
+            found = gather_rewards(
+                rows, rewards_NR, self.rewards, prompts_P, size, keeps_N, self.gates
+            )
         return replace(found, info=gather_info(info))
 
 
@@ -186,11 +189,13 @@ def gather_rewards(
     prompts_P: Sequence[Prompt],
     size: int,
     keeps_N: Tensor | None = None,
+    gates: Collection[str] = (),
 ) -> Rewards:
     """The rewards of all S samples, the same on every rank. Collective.
 
-    rewards_NR: of `reward_block`. keeps_N: `Domain.keeps` of the rows; all by default. Raises
-    GroupError, naming the prompt, where a group does not have exactly `size` samples.
+    rewards_NR: of `reward_block`. keeps_N: `Domain.keeps` of the rows; all by default. gates:
+    labels of the rewards that the sum leaves out. Raises GroupError, naming the prompt, where a
+    group does not have exactly `size` samples.
     """
     if keeps_N is None:
         keeps_N = torch.ones(len(rows), dtype=torch.bool)
@@ -199,13 +204,16 @@ def gather_rewards(
     rewards_SR = dist.gather_rows(rewards_NR)
     check_groups(ids, prompts_P, size)
     order, shape = ids[:, 0].argsort(), (len(prompts_P), size)
-    given_RPG = rewards_SR[order].T.unflatten(1, shape)
+    every_RPG = rewards_SR[order].T.unflatten(1, shape)
+    is_gate = torch.tensor([reward.label in gates for reward in rewards], dtype=torch.bool)
+    given_RPG, gates_RPG = every_RPG[~is_gate], every_RPG[is_gate]
     abstained_RPG = given_RPG == ABSTAINED
-    weights_R = torch.tensor([reward.weight for reward in rewards], dtype=torch.float64)
+    summed = [reward for reward in rewards if reward.label not in gates]
+    weights_R = torch.tensor([reward.weight for reward in summed], dtype=torch.float64)
     total_PG = weighted_sum(weights_R, given_RPG)
     mask_PG = total_PG.isfinite()
     return Rewards(
-        names=[reward.label for reward in rewards],
+        names=[reward.label for reward in summed],
         weights_R=weights_R,
         per_reward_RPG=torch.where(abstained_RPG, torch.nan, given_RPG),
         total_PG=torch.where(mask_PG, total_PG, 0.0),
@@ -213,6 +221,8 @@ def gather_rewards(
         prompt_ids_P=torch.tensor([p.id for p in prompts_P], dtype=torch.int64),
         kept_PG=facts[order, 2].bool().unflatten(0, shape),
         abstained_RPG=abstained_RPG,
+        gate_names=[reward.label for reward in rewards if reward.label in gates],
+        gates_RPG=torch.where(gates_RPG == ABSTAINED, torch.nan, gates_RPG) if gates else None,
     )
 
 

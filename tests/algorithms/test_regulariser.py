@@ -18,7 +18,8 @@ from adrpo_scale.algorithms.group_relative import GroupRelative, GroupRelativeCo
 from adrpo_scale.algorithms.grpo import Grpo, GrpoConfig
 from adrpo_scale.algorithms.orw_cfm_w2 import OrwCfmW2, OrwCfmW2Config
 from adrpo_scale.algorithms.raft import Raft, RaftConfig
-from adrpo_scale.algorithms.regulariser import RegulariserConfig, ranks
+from adrpo_scale.algorithms.ranks import ranks
+from adrpo_scale.algorithms.regulariser import RegulariserConfig
 from adrpo_scale.algorithms.terms import LikelihoodTerms, RegressionTerms
 from adrpo_scale.core.errors import ConfigError
 from tests.support.terms_by_hand import LENGTHS, REWARDS, TOKENS, Flow, Tokens, scored
