@@ -227,7 +227,7 @@ class LikelihoodTerms(Terms):
             warnings.warn(
                 'algorithm.kl_estimator = "k1": its expected on-policy gradient is zero, so it '
                 "does not hold the policy to the reference, and under ADRPO it adds to the policy "
-                "gradient; use k3 (the default) or k2",
+                "gradient; use k3 (the default), k2 or exact",
                 category=SettingsWarning,
                 stacklevel=4,
             )
@@ -292,7 +292,7 @@ class ExactLikelihoodTerms(LikelihoodTerms):
     kl_K: KL(policy || reference) of the distribution that each segment was drawn from, float32
     [K], never negative; None where the reference was not measured. Its gradient is the KL's own,
     at the states that were visited: as with every estimator, it does not follow how a segment
-    changes the states after it (arXiv 2506.09477, section 4).
+    changes the states after it (arXiv 2506.09477).
 
     The divergence of every caller is the exact one, the log's with default settings too: it is the
     mean that k3 estimates on policy, without the noise of the drawn segments. Evaluations ask for

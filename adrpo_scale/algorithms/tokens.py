@@ -50,11 +50,11 @@ def importance_weights(logp_old_K: Tensor, logp_rollout_K: Tensor, cap: float) -
 def kl_estimate(logp_K: Tensor, logp_ref_K: Tensor, estimator: Estimator = "k3") -> Tensor:
     """Per-token estimate of KL(policy || reference), [K], with gradient into `logp_K`.
 
-    With d = logp_ref - logp: k3 = exp(d) - d - 1 (never negative), k1 = -d, k2 = d² / 2. On policy,
-    the expected gradient of k1 is zero; that of k2 is the gradient of the KL of a token's
-    distribution (arXiv 2506.09477), and that of k3 is the gradient of KL(reference || policy). The
-    paper writes D_KL and does not state an estimator; k3 is inferred from GRPO (arXiv 2402.03300,
-    eq. 4), on whose loss it builds. "exact" needs the whole distributions: `ExactLikelihoodTerms`.
+    With d = logp_ref - logp: k3 = exp(d) - d - 1 (never negative), k1 = -d, k2 = d² / 2. On policy
+    E[∇ logp] = 0, so the expected gradient of k1 is 0, that of k2 is the gradient of the token's
+    KL(policy || reference), and that of k3 is the gradient of KL(reference || policy). The paper
+    writes D_KL and does not state an estimator; k3 is inferred from GRPO (arXiv 2402.03300, eq. 4),
+    on whose loss it builds. "exact" needs whole distributions: see `ExactLikelihoodTerms`.
     """
     if estimator == "exact":
         raise ValueError("log-probabilities of chosen tokens do not give the exact KL")

@@ -38,6 +38,10 @@ from adrpo_scale.engines.spec import LoraConfig, ModelSpec
 from adrpo_scale.engines.workload import Workload
 from adrpo_scale.hub.weights import SafetensorsFolder, find_model
 
+# Output layers and embeddings as families name them. Log-probabilities and the exact KL take the
+# output layer's own weights, which policy and reference share.
+OUTER = {"lm_head", "embed_out", "embed_tokens", "embed_in", "wte"}
+
 
 class TextDomain(Domain):
     """The domain `text`; the module docstring describes it."""
@@ -90,7 +94,7 @@ class TextDomain(Domain):
                 f"takes {limit} tokens: lower one of them"
             )
         targets = config.lora.targets if config.lora is not None else []
-        if {"lm_head", "embed_tokens"} & set(targets):
+        if OUTER & {target.rpartition(".")[2] for target in targets}:
             raise ConfigError(
                 f"domain.lora.targets = {targets}: adapters on the output layer or the embeddings "
                 "are not supported; name linear layers of the blocks"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from adrpo_scale.domains.language_model import language_model_spec, read_config
-from adrpo_scale.domains.logprobs import Targets
+from adrpo_scale.domains.logprobs import Beside, Targets
 from adrpo_scale.engines.spec import ModelSpec
 from adrpo_scale.engines.workload import (
     NO_WEIGHTS,
@@ -57,14 +57,16 @@ def tokens_workload(
     prompt, new = config.chat.max_prompt_tokens, config.rollout.max_new_tokens
     longer = config.evaluation.max_new_tokens / new
 
-    def train(model: Any, rows: int) -> Tensor:
+    def train(model: Any, rows: int, is_exact: bool = False) -> Tensor:
         ids = torch.zeros(rows, prompt + new, dtype=torch.int64)
         segment = torch.arange(rows).repeat_interleave(new)
         places = (torch.arange(new) + prompt - 1).repeat(rows)
         tokens = torch.zeros(rows * new, dtype=torch.int64)
-        targets = Targets(segment, places, tokens, config.rollout.temperature, config.head_chunk)
-        logp, entropy = model(input_ids=ids, targets=targets, **inputs(rows))
-        return logp.sum() + 0.0 * entropy.sum()
+        beside = _beside(model, rows * new, spec) if is_exact else None
+        temperature = config.rollout.temperature
+        targets = Targets(segment, places, tokens, temperature, config.head_chunk, beside)
+        logp, entropy, *compared = model(input_ids=ids, targets=targets, **inputs(rows))
+        return logp.sum() + 0.0 * entropy.sum() + sum(kl.sum() for kl in compared[:1])
 
     return Workload(
         spec=spec,
@@ -85,12 +87,22 @@ def tokens_workload(
         tokens=prompt + new,
         clips=clips,
         sampler=Sampler("vLLM", config.vllm_memory) if config.backend == "vllm" else None,
+        exact=partial(train, is_exact=True),
         assumptions=(
             f"every prompt has {prompt} tokens and every completion {new}: the most that the "
             f"config allows; logits of {config.head_chunk} tokens at once, "
             f"{4 * config.head_chunk * vocabulary / 2**30:.2f} GiB",
         ),
     )
+
+
+def _beside(model: Any, tokens: int, spec: ModelSpec) -> Beside:
+    """What the reference's pass leaves: hidden states, and its output layer in full training."""
+    config = model.config.get_text_config()
+    hidden = torch.empty(tokens, config.hidden_size, dtype=model.dtype)
+    if spec.lora is not None:
+        return Beside(hidden)
+    return Beside(hidden, torch.empty(config.vocab_size, config.hidden_size, dtype=model.dtype))
 
 
 def _prefill(model: Any, rows: int, length: int, inputs: Inputs) -> Any:

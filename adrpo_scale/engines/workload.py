@@ -88,6 +88,7 @@ class Workload:
     """The models and passes of a run.
 
     spec, reference: the domain's models. train: the differentiated pass; returns a scalar.
+    exact: the same where the exact KL is asked for; None in a domain without it.
     rollout: its passes. frozen: the domain's models beside the policy.
     evaluation: time of sampling in an evaluation, relative to a rollout of as many samples.
     tokens: of one row; 0 for a domain without tokens.
@@ -104,6 +105,7 @@ class Workload:
     tokens: int = 0
     clips: Clips | None = None
     sampler: Sampler | None = None
+    exact: Call | None = None
     assumptions: tuple[str, ...] = ()
 
 

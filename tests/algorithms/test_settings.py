@@ -12,7 +12,11 @@ from adrpo_scale.algorithms.dpo import Dpo, DpoConfig
 from adrpo_scale.algorithms.grpo import Grpo, GrpoConfig
 from adrpo_scale.algorithms.orw_cfm_w2 import OrwCfmW2, OrwCfmW2Config
 from adrpo_scale.algorithms.raft import Raft, RaftConfig
-from adrpo_scale.algorithms.terms import LikelihoodTerms, RegressionTerms
+from adrpo_scale.algorithms.terms import (
+    ExactLikelihoodTerms,
+    LikelihoodTerms,
+    RegressionTerms,
+)
 from adrpo_scale.core.errors import ConfigError
 from tests.support.terms_by_hand import NO_CLIP, TOKENS, Flow, Tokens, credit_of, dpo, scored
 
@@ -91,6 +95,19 @@ def test_an_algorithm_uses_the_first_terms_that_it_takes():
     message = r"OfRatios takes log-probabilities .*the domain gives squared errors"
     with pytest.raises(ConfigError, match=message):
         OfRatios(GrpoConfig(**TOKENS), RegressionTerms)
+
+
+def test_the_exact_kl_is_asked_of_a_domain_that_has_it_and_refused_of_another():
+    config = GrpoConfig(**TOKENS, kl_estimator="exact")
+    grpo = Grpo(config, LikelihoodTerms, ExactLikelihoodTerms)
+    assert grpo.wanted is ExactLikelihoodTerms and grpo.terms is LikelihoodTerms
+    assert Grpo(GrpoConfig(**TOKENS), LikelihoodTerms).wanted is LikelihoodTerms
+    # Of squared errors the divergence is exact as it is.
+    assert Grpo(config, RegressionTerms).wanted is RegressionTerms
+    with pytest.raises(ConfigError, match=r'kl_estimator = "exact".*use k3 .*or let the domain'):
+        Grpo(config, LikelihoodTerms)
+    with pytest.raises(ConfigError, match="beta0 and scale must be stated"):
+        Grpo(GrpoConfig(kl_estimator="exact"), LikelihoodTerms, ExactLikelihoodTerms)
 
 
 def test_the_reference_is_needed_where_some_beta_is_not_zero():

@@ -68,6 +68,30 @@ def test_the_rehearsed_update_needs_what_the_real_one_does(kind, checkpointing):
     assert 0.9 <= found.peak_at(2) / real_update(config, 2) <= 1.3
 
 
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_the_rehearsed_update_counts_the_exact_kl(kind, tmp_path):
+    settings = [f"domain.train={kind}", "domain.head_chunk=40", "domain.attention=eager"]
+    configs = [
+        text_config(tmp_path / "model", [*settings, f'algorithm.kl_estimator="{estimator}"'])
+        for estimator in ("k3", "exact")
+    ]
+    one, peaks, flops = hardware(1, 1), [], []
+    for config in configs:
+        engine, work = build.build_engine(config), workload_of(config)
+        policy = engine.build_policy(build.build_domain(config).policy_spec())
+        with Live() as live:
+            engine.backward(work.train(policy, 4), last=True)
+        found = rehearsal.update(config, one, engine_of(config), work, 4, 1)
+        assert found.peak == pytest.approx(live.peak, rel=0.02)
+        peaks.append(found.peak)
+        flops.append(found.flops)
+    # The reference's logits, once forward and once backward: two products of 12 tokens a row.
+    head = 2 * 12 * 64 * 32
+    assert flops[1] - flops[0] == 2 * head
+    copied = 4 * 64 * 32 if kind == "full" else 0
+    assert peaks[1] - peaks[0] >= copied
+
+
 def test_whole_models_hold_what_their_real_ones_do():
     config = demo_config()
     real = FlowDomain(config.domain).policy_spec().build()

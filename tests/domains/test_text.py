@@ -324,13 +324,9 @@ def test_a_model_that_could_never_end(tmp_path):
 def test_settings_that_do_not_fit_the_model(tmp_path):
     folder = save_tiny(tmp_path)
     refused(folder, ConfigError, "takes 128 tokens", "domain.rollout.max_new_tokens=120")
-    refused(
-        folder,
-        ConfigError,
-        "output layer",
-        'domain.train="lora"',
-        'domain.lora={targets=["lm_head"]}',
-    )
+    for target in ("lm_head", "model.embed_tokens", "embed_out"):
+        adapted = f'domain.lora={{targets=["q_proj", "{target}"]}}'
+        refused(folder, ConfigError, "output layer", 'domain.train="lora"', adapted)
     refused(folder, ConfigError, "is greedy", "domain.rollout.temperature=0.0")
     refused(
         folder,

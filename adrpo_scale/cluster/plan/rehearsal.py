@@ -26,6 +26,7 @@ from adrpo_scale.cluster.plan.measure import (
     cost_of,
     empty_model,
 )
+from adrpo_scale.cluster.plan.workload import is_exact
 from adrpo_scale.engines.adapters import add_adapters
 from adrpo_scale.engines.fake import without_memory
 from adrpo_scale.engines.planning import EnginePlan, Ranks, Rehearsed, Shards
@@ -148,7 +149,7 @@ def update(
 def _pass_settings(config: RunConfig) -> Any:
     """A key of everything that the shape of a training pass depends on."""
     kept = config.domain.model_dump(exclude={"rollout_chunk", "decode_chunk", "evaluation"})
-    return [kept, config.engine.dtype]
+    return [kept, config.engine.dtype, is_exact(config)]
 
 
 def _update(

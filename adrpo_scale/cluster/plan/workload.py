@@ -24,7 +24,13 @@ def workload_of(config: RunConfig) -> Workload:
     models = [model for _, held in _models(config, made.tokens) for model in held or ()]
     second = config.reference.moves and made.spec.lora is not None
     spec = replace(made.spec, reference_adapter=second)
-    return replace(made, spec=spec, frozen=(*made.frozen, *models))
+    train = made.exact if is_exact(config) and made.exact is not None else made.train
+    return replace(made, spec=spec, frozen=(*made.frozen, *models), train=train)
+
+
+def is_exact(config: RunConfig) -> bool:
+    """Whether training measures the exact KL, in a domain that has it."""
+    return getattr(config.algorithm, "kl_estimator", "") == "exact"
 
 
 def engine_of(config: RunConfig) -> EnginePlan:
