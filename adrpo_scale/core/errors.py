@@ -162,6 +162,18 @@ class OutOfMemory(AdrpoError):
         return str(self.args[0])
 
 
+class GenerationError(AdrpoError):
+    """The process that draws this rank's rollouts failed, died or did not answer. is_accident: by a
+    signal, a dead GPU or a hang, after which the same command may succeed."""
+
+    def __init__(self, message: str, is_accident: bool = False) -> None:
+        super().__init__(message, is_accident)
+        self.is_accident = is_accident
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
 class StopRequested(Exception):
     """A signal asked every rank to stop, and all agreed at the same safe point.
 
@@ -176,7 +188,10 @@ class StopRequested(Exception):
 
 def exit_code(error: AdrpoError) -> int:
     """4: a node is unfit, and the job can run on others; 3: a limit of the config was reached; 85:
-    memory ran out for the first time; 2: any other error that a user can fix."""
+    memory ran out for the first time; 86: a process beside this one was lost; 2: any other error
+    that a user can fix."""
     if isinstance(error, OutOfMemory) and not error.is_repeated:
         return STOPPED
+    if isinstance(error, GenerationError) and error.is_accident:
+        return LOST
     return 4 if isinstance(error, NodeError) else 3 if isinstance(error, LimitReached) else 2

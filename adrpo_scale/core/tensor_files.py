@@ -77,7 +77,7 @@ class TensorFileWriter:
         self._digest, self._bytes = hashlib.sha256(), 0
         self._flusher = ThreadPoolExecutor(1, "flush")
         self._flushing: Future[None] | None = None
-        self._small = bytearray(_header(headers, metadata))
+        self._small = bytearray(header_bytes(headers, metadata))
         self._descriptor = open_new(path)
 
     def __enter__(self) -> TensorFileWriter:
@@ -131,7 +131,10 @@ class TensorFileWriter:
         return FileFacts(self._path.name, self._bytes, self._digest.hexdigest())
 
 
-def _header(headers: Sequence[TensorHeader], metadata: Mapping[str, str] | None) -> bytes:
+def header_bytes(
+    headers: Sequence[TensorHeader], metadata: Mapping[str, str] | None = None
+) -> bytes:
+    """The beginning of a safetensors file, up to the first tensor."""
     table: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     end = 0
     for tensor in headers:

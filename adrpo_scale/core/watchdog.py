@@ -39,6 +39,7 @@ _phases: list[str] = ["start"]  # of the main thread, the innermost last
 _failed = ""  # the innermost phase that the newest exception has left
 _last = time.monotonic()  # time of the newest progress
 _patience = 0.0  # further seconds that this process may wait for others
+_allowed: float | None = None  # seconds without progress, of the watchdog that is running
 
 
 def beat() -> None:
@@ -77,6 +78,12 @@ def patience(seconds: float) -> Iterator[None]:
         _patience -= seconds
 
 
+def limit() -> float | None:
+    """Seconds without progress after which this process would be ended in the present phase; None
+    where no watchdog is running."""
+    return None if _allowed is None else _allowed * _MORE.get(where(), 1) + _patience
+
+
 def where() -> str:
     """The phase that the main thread is in."""
     return _phases[-1]
@@ -108,15 +115,19 @@ class Watchdog:
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def __enter__(self) -> Watchdog:
+        global _allowed
         beat()
+        _allowed = self._seconds
         faulthandler.register(STACKS, file=2, chain=True)
         self._guard = Guard(self._seconds + _BACKSTOP)
         self._thread.start()
         return self
 
     def __exit__(self, *error: object) -> None:
+        global _allowed
         self._done.set()
         self._thread.join()
+        _allowed = None
 
     def _watch(self) -> None:
         step = min(10.0, self._seconds / 4)
@@ -124,7 +135,7 @@ class Watchdog:
             while not self._done.wait(step):
                 self._guard.tell()
                 silent = time.monotonic() - _last
-                if silent > self._seconds * _MORE.get(where(), 1) + _patience:
+                if silent > (limit() or self._seconds):
                     self._end(silent)
         finally:
             self._guard.close()

@@ -8,22 +8,17 @@ log-probabilities of its tokens; truncated importance weights then correct the l
 
 from __future__ import annotations
 
-import importlib.util
-import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from adrpo_scale.core import dist
-from adrpo_scale.core.errors import ConfigError
+from adrpo_scale.core.errors import given
 from adrpo_scale.domains.decoding import Generated, SamplingConfig, generate
-
-VLLM_BANNED = -100.0  # the lowest bias of a logit that vLLM's requests may have
+from adrpo_scale.domains.generation.process import GenerationProcess
 
 
 class Backend(ABC):
@@ -35,6 +30,11 @@ class Backend(ABC):
     def sync(self, policy: nn.Module) -> None:
         """Takes over the policy's weights. Called inside `engine.sampling()`, where every rank
         holds them whole."""
+
+    def rest(self) -> None:
+        """Gives back, after the last `generate` of a rollout, what is not needed until the next
+        `sync`."""
+        return None
 
     @abstractmethod
     def generate(
@@ -75,50 +75,23 @@ class InProcess(Backend):
             return generate(policy, prompts, uniforms_NT, sampling, self._ends, self._pad, audio_N)
 
 
-class Vllm(Backend):
-    """vLLM in the same process, its weights replaced before every rollout.
+class Elsewhere(Backend):
+    """Generation by another program, in one process of its own for this rank.
 
-    Not reproducible to the bit: its kernels depend on the batch, and it draws tokens itself, by a
-    seed per sample.
+    start: starts that process, for a policy of so many bytes. It is called at the first `sync`:
+    evaluations and `sample` need none.
     """
 
-    is_reproducible = False
-
-    def __init__(
-        self,
-        folder: Path,
-        dtype: torch.dtype,
-        memory_share: float,
-        ends: Sequence[int],
-        pad: int,
-        banned: Sequence[int],
-    ) -> None:
-        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = (
-            "0"  # otherwise `sync` cannot reach the weights
-        )
-        facts = dist.rank_facts()
-        for name, value in (  # `external_launcher` reads them; only torchrun sets them
-            ("RANK", facts.rank),
-            ("LOCAL_RANK", facts.local_rank),
-            ("WORLD_SIZE", facts.world),
-            ("MASTER_ADDR", "localhost"),
-            ("MASTER_PORT", 29500),
-        ):
-            os.environ.setdefault(name, str(value))
-        import vllm
-
-        self._vllm, self._ends, self._pad, self._banned = vllm, list(ends), pad, banned
-        self._model = vllm.LLM(
-            model=str(folder),
-            dtype=str(dtype).removeprefix("torch."),
-            gpu_memory_utilization=memory_share,
-            distributed_executor_backend="external_launcher",  # one engine in every rank's process
-            logprobs_mode="processed_logprobs",  # after the temperature, as the loss has them
-        )
+    def __init__(self, start: Callable[[int], GenerationProcess]) -> None:
+        self._start = start
+        self._process: GenerationProcess | None = None
 
     def sync(self, policy: nn.Module) -> None:
-        self._model.reset_prefix_cache()  # it was computed with the old weights
-        self._model.apply_model(lambda model: model.load_weights(plain_weights(policy)))
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()  # memory that this process keeps is not the other's
+        if self._process is None:
+            self._process = self._start(sum(p.nbytes for p in policy.parameters()))
+        self._process.load(plain_weights(policy))
 
     def generate(
         self,
@@ -130,53 +103,47 @@ class Vllm(Backend):
         audio_N: Sequence[Tensor] | None = None,
     ) -> Generated:
         if audio_N is not None:
-            raise RuntimeError("vLLM takes tokens only here; please open an issue")
-        settings = [
-            self._vllm.SamplingParams(**vllm_request(sampling, self._ends, self._banned, seed))
-            for seed in sample_seeds
-        ]
-        requests = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
-        answers = [a.outputs[0] for a in self._model.generate(requests, settings, use_tqdm=False)]
-        tokens = torch.full(uniforms_NT.shape, self._pad)
-        logp = torch.zeros(uniforms_NT.shape)
-        for row, answer in enumerate(answers):
-            length = len(answer.token_ids)
-            tokens[row, :length] = torch.tensor(answer.token_ids)
-            chosen = zip(answer.logprobs, answer.token_ids, strict=True)
-            logp[row, :length] = torch.tensor([found[token].logprob for found, token in chosen])
-        device = uniforms_NT.device
-        return Generated(
-            tokens.to(device),
-            torch.tensor([len(a.token_ids) for a in answers], device=device),
-            torch.tensor([a.finish_reason == "stop" for a in answers], device=device),
-            logp.to(device),
+            raise RuntimeError("another process takes tokens only here; please open an issue")
+        request = {
+            "prompts": [list(prompt) for prompt in prompts],
+            "seeds": list(sample_seeds),
+            "sampling": sampling.model_dump(),
+        }
+        made = given(self._process).generate(request, {"uniforms": uniforms_NT.cpu()})
+        return generated(made, uniforms_NT)
+
+    def rest(self) -> None:
+        given(self._process).rest()
+
+
+class OwnProcess(Elsewhere):
+    """A copy of the policy in another process. It draws the policy's own tokens, to the bit."""
+
+
+class Vllm(Elsewhere):
+    """vLLM in another process. See `generation.vllm`."""
+
+    is_reproducible = False
+
+
+def generated(made: Mapping[str, Tensor], uniforms_NT: Tensor) -> Generated:
+    """The answer of a process, on the device of `uniforms_NT`. Raises RuntimeError where it has
+    another shape."""
+    rows = (len(uniforms_NT),)
+    shapes = {"tokens": uniforms_NT.shape, "lengths": rows, "finished": rows}
+    shapes |= {"logp": uniforms_NT.shape} if "logp" in made else {}
+    found = {name: tuple(tensor.shape) for name, tensor in made.items()}
+    if found != {name: tuple(shape) for name, shape in shapes.items()}:
+        raise RuntimeError(
+            f"the process of rollouts has sent {found}, expected {shapes}; please open an issue"
         )
-
-
-def vllm_request(
-    sampling: SamplingConfig, ends: Sequence[int], banned: Sequence[int], seed: int
-) -> dict[str, Any]:
-    """Arguments of vLLM's SamplingParams for one completion."""
-    return {
-        "temperature": sampling.temperature,
-        "top_p": sampling.top_p,
-        "top_k": sampling.top_k or -1,
-        "max_tokens": sampling.max_new_tokens,
-        "stop_token_ids": list(ends),
-        "logit_bias": dict.fromkeys(banned, VLLM_BANNED) or None,
-        "seed": seed,
-        "logprobs": 0,
-        "detokenize": False,
-    }
-
-
-def check_vllm() -> None:
-    """Raises ConfigError where vLLM is not installed. Does not import it."""
-    if importlib.util.find_spec("vllm") is None:
-        raise ConfigError(
-            'domain.backend = "vllm", but vllm is not installed: pip install '
-            "'adrpo_scale[vllm]' on a machine with a GPU, or use domain.backend = \"in_process\""
-        )
+    device = uniforms_NT.device
+    return Generated(
+        made["tokens"].to(device),
+        made["lengths"].to(device),
+        made["finished"].to(device),
+        made["logp"].to(device) if "logp" in made else None,
+    )
 
 
 def plain_weights(policy: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -188,8 +155,8 @@ def plain_weights(policy: nn.Module) -> Iterator[tuple[str, Tensor]]:
         owner = name.removesuffix(".base_layer.weight")
         if ".lora_" in name:
             continue
-        if owner in layers and name.endswith(".weight"):
-            layer: Any = layers[owner]
+        layer: Any = layers.get(owner)
+        if layer is not None and name.endswith(".weight") and not layer.disable_adapters:
             weight = parameter + sum(layer.get_delta_weight(a) for a in layer.active_adapters)
             yield f"{owner}.weight", weight.to(parameter.dtype)
         else:

@@ -222,6 +222,10 @@ class Domain(ABC):
         """Called inside `engine.sampling()` before the first `sample` of a rollout."""
         return None
 
+    def end_rollout(self) -> None:
+        """Called inside `engine.sampling()` after the last `sample` of a rollout."""
+        return None
+
     @abstractmethod
     def artifacts(self, rows: Rows) -> list[Any]:
         """One artifact per row, of the medium's type: uint8 images [H, W, 3], or `Completion`s."""

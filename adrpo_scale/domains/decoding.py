@@ -53,6 +53,15 @@ class Generated:
     finished_N: Tensor
     logp_NT: Tensor | None = None
 
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors of a domain's rows."""
+        found = {
+            "completion": self.tokens_NT,
+            "lengths": self.lengths_N,
+            "finished": self.finished_N.long(),
+        }
+        return found if self.logp_NT is None else {**found, "logp_rollout": self.logp_NT}
+
 
 @torch.no_grad()
 def generate(

@@ -138,14 +138,16 @@ class LanguageModel:
         found = {path for pattern in _BESIDE for path in self.folder.glob(pattern)}
         return sorted(path for path in found if path.is_file())
 
+    def tied(self) -> dict[str, str]:
+        """`tied_names`: some folders store the tied output layer as well, some store it alone."""
+        from transformers import AutoModelForCausalLM
+
+        return tied_names(self.config, AutoModelForCausalLM._model_mapping[type(self.config)])
+
     def spec(self, attention: str, lora: LoraConfig | None = None) -> ModelSpec:
         """The `ModelSpec`. attention: transformers' name of an implementation. lora: None trains
         all parameters."""
-        from transformers import AutoModelForCausalLM
-
-        model_class = AutoModelForCausalLM._model_mapping[type(self.config)]
-        # Some folders store the tied output layer as well, some store it alone.
-        weights = SafetensorsFolder(self.folder, WEIGHTS, tied_names(self.config, model_class))
+        weights = SafetensorsFolder(self.folder, WEIGHTS, self.tied())
         return language_model_spec(self.config, attention, weights, lora, self.banned)
 
 

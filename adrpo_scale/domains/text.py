@@ -24,14 +24,15 @@ from adrpo_scale.core.errors import ConfigError, given
 from adrpo_scale.core.seeding import Purpose, derive_seed, generator
 from adrpo_scale.core.types import Completion, DrawKey, Prompt, Rows
 from adrpo_scale.domains import logprobs
-from adrpo_scale.domains.backends import Backend, InProcess, Vllm, check_vllm, evaluating
+from adrpo_scale.domains.backend_choice import build_backend, check_backend
+from adrpo_scale.domains.backends import Backend, InProcess, evaluating
 from adrpo_scale.domains.base import Domain, Mode, Published, Reference, measured_under
 from adrpo_scale.domains.chat import encode_all, token_ids, without_long
 from adrpo_scale.domains.completions import Packed, packed
 from adrpo_scale.domains.decoding import audio_inputs
 from adrpo_scale.domains.export_target import ExportTarget
 from adrpo_scale.domains.language_model import LINEAR, WEIGHTS, LanguageModel
-from adrpo_scale.domains.logprobs_check import check_logprobs
+from adrpo_scale.domains.logprobs_check import check_drawn, check_logprobs
 from adrpo_scale.domains.text_config import TextConfig
 from adrpo_scale.domains.text_export import chat_target, generate_arguments
 from adrpo_scale.engines.spec import LoraConfig, ModelSpec
@@ -144,8 +145,7 @@ class TextDomain(Domain):
         return prompt, token_ids(self.tokenizer, prompt, self.config.chat)
 
     def check_training(self) -> None:
-        if self.config.backend == "vllm":
-            check_vllm()
+        check_backend(self.config)
 
     def usable(self, prompts: Sequence[Prompt]) -> list[Prompt]:
         return without_long(self.tokenizer, self.model.spoken(prompts), self.config.chat)
@@ -158,7 +158,7 @@ class TextDomain(Domain):
         self._prepare_prompts(prompts)
         self._greedy = self.config.evaluation.model_copy(update={"temperature": 0.0})
         self._in_process = InProcess(self.model.ends, self.model.pad)
-        self._logprobs_checked = False
+        self._logprobs_checked = self._backend_checked = False
 
     def _prepare_prompts(self, prompts: Sequence[Prompt]) -> None:
         """Tokenises the prompts. Raises PromptError for one that is too long."""
@@ -175,17 +175,15 @@ class TextDomain(Domain):
 
     @functools.cached_property
     def _backend(self) -> Backend:
-        """The back-end of rollouts, started at the first: evaluations and `sample` need none."""
-        if self.config.backend == "in_process":
-            return self._in_process
-        share = self.config.vllm_memory
-        return Vllm(
-            self.folder, self.dtype, share, self.model.ends, self.model.pad, self.model.banned
-        )
+        """The back-end of rollouts; evaluations and `sample` draw in this process."""
+        return build_backend(self.config, self.model, self.device, self.dtype)
 
     def begin_rollout(self, policy: nn.Module) -> None:
         self._check_logprobs(policy)
         self._backend.sync(policy)
+
+    def end_rollout(self) -> None:
+        self._backend.rest()
 
     def _check_logprobs(self, policy: nn.Module) -> None:
         """Compares log-probabilities with the model's own logits, once per start."""
@@ -198,6 +196,18 @@ class TextDomain(Domain):
         with evaluating(policy):
             check_logprobs(policy, ids, self.model.banned, temperature, self.dtype, what)
         self._logprobs_checked = True
+
+    @torch.no_grad()
+    def _check_backend(self, policy: nn.Module, rows: Rows) -> None:
+        """Compares the first rows of a back-end that draws by itself with the policy."""
+        if self._backend_checked or "logp_rollout" not in rows.tensors:
+            return
+        made = self._packed(rows)
+        with evaluating(policy):
+            logp_K, *_ = self._measured(policy, rows, made)
+        drawn_K = rows.tensors["logp_rollout"][made.segment_K, made.place_K]
+        check_drawn(logp_K, drawn_K, self.config.rollout, self.dtype)
+        self._backend_checked = True
 
     @torch.no_grad()
     def sample(
@@ -224,14 +234,9 @@ class TextDomain(Domain):
         prompts, audio_N = [self._tokens(p.id) for p in prompts_N], self._audio(ids_N.tolist())
         uniforms_NT = uniforms_NT.to(self.device)
         made = backend.generate(policy, prompts, seeds, uniforms_NT, sampling, audio_N)
-        tensors = {
-            "completion": made.tokens_NT,
-            "lengths": made.lengths_N,
-            "finished": made.finished_N.long(),
-        }
-        if made.logp_NT is not None:
-            tensors["logp_rollout"] = made.logp_NT
-        return Rows(sample_ids_N, ids_N, tensors)
+        found = Rows(sample_ids_N, ids_N, made.tensors())
+        self._check_backend(policy, found)
+        return found
 
     def _no_rows(self, width: int, backend: Backend) -> dict[str, Tensor]:
         none = torch.empty(0, dtype=torch.int64, device=self.device)

@@ -39,11 +39,23 @@ class TextConfig(DomainConfig):
     attention: Literal["sdpa", "eager", "flash_attention_2"] = setting(
         "sdpa", "implementation of attention", effect="rounding"
     )
-    backend: Literal["in_process", "vllm"] = setting(
-        "in_process", "the program that draws rollouts; vllm is not reproducible to the bit"
+    backend: Literal["in_process", "vllm", "process"] = setting(
+        "in_process",
+        "the program that draws rollouts: the policy; vllm, not reproducible to the bit; or a copy "
+        "of the policy in a process of its own, which draws the policy's tokens",
     )
     vllm_memory: float = setting(
         0.3, "vllm: its share of the GPU's memory", effect="none", gt=0, lt=1
+    )
+    vllm_sleep: bool = setting(
+        True, "vllm: its GPU memory is free between rollouts", effect="none", before=True
+    )
+    vllm_python: str | None = setting(
+        None,
+        "vllm: the Python of an environment that has it; none: this one",
+        effect="none",
+        before=None,
+        min_length=1,
     )
 
     @model_validator(mode="after")
@@ -52,6 +64,12 @@ class TextConfig(DomainConfig):
             raise ValueError(
                 '[domain.lora] together with train = "full": remove the section, or train adapters '
                 'with train = "lora"'
+            )
+        if self.backend == "process" and self.train == "lora":
+            raise ValueError(
+                'backend = "process" with train = "lora": merged adapters round otherwise, so the '
+                'tokens would not be the policy\'s; set backend = "in_process", or "vllm", which '
+                "corrects the loss"
             )
         if self.rollout.temperature == 0:
             raise ValueError(

@@ -27,6 +27,11 @@ from adrpo_scale.engines.workload import (
 )
 from adrpo_scale.hub.shapes import config_folder
 
+_TWICE = (
+    'backend = "process": the process of rollouts holds the weights and the caches of a rollout a '
+    "second time, which is not counted"
+)
+
 Inputs = Callable[[int], dict[str, Tensor]]  # rows → further arguments of a pass
 
 
@@ -92,6 +97,7 @@ def tokens_workload(
             f"every prompt has {prompt} tokens and every completion {new}: the most that the "
             f"config allows; logits of {config.head_chunk} tokens at once, "
             f"{4 * config.head_chunk * vocabulary / 2**30:.2f} GiB",
+            *([_TWICE] if config.backend == "process" else []),
         ),
     )
 

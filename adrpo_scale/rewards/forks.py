@@ -6,7 +6,6 @@ forks a child when asked, and ends one; children end with the server, and the se
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import json
 import os
@@ -18,7 +17,8 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
 
-_PR_SET_PDEATHSIG = 1  # of Linux's prctl
+from adrpo_scale.core.parent import end_with, hear_no_stop
+
 _SCRIPT = (
     "import sys; sys.path[:] = {path!r}; "
     "from adrpo_scale.rewards.forks import serve; from {module} import {target}; "
@@ -102,7 +102,7 @@ class Child:
 
 def serve(fd: int, target: Callable[[int, int], None]) -> None:
     """Forks and ends children until the run closes the socket."""
-    end_with(os.getppid())
+    _follow(os.getppid())
     control, messages = socket.socket(fileno=fd), Connection(os.dup(fd))
     while True:
         try:
@@ -129,7 +129,7 @@ def serve(fd: int, target: Callable[[int, int], None]) -> None:
 def _run(target: Callable[[int, int], None], fds: Sequence[int]) -> None:
     code = 1
     try:
-        end_with(os.getppid())
+        _follow(os.getppid())
         target(*fds)
         code = 0
     finally:
@@ -142,13 +142,8 @@ def _ended(pid: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def end_with(parent: int) -> None:
-    """Has this process end when its parent does, also in the middle of an endless call. Signals
-    that stop the run are not for it; handlers, unlike ignored signals, are not inherited by what it
-    starts."""
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, lambda *_: None)
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
-    if os.getppid() != parent:
-        os._exit(0)
+def _follow(parent: int) -> None:
+    """Signals that stop the run are not for a child; a handler does nothing, because ignored ones
+    would stay ignored in what a reward starts."""
+    hear_no_stop(lambda *_: None)
+    end_with(parent)

@@ -142,6 +142,8 @@ def sample_block(
         prompts_N = [prompts_P[s // group_size] for s in ids]
         ids_N = torch.tensor(ids, dtype=torch.int64)
         parts.append(domain.sample(policy, prompts_N, ids_N, key, mode))
+    if mode == "rollout":
+        domain.end_rollout()
     return concatenate(parts)
 
 

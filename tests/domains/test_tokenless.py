@@ -20,8 +20,8 @@ from adrpo_scale.checkpoint.locate import open_checkpoint
 from adrpo_scale.core.errors import ExportError
 from adrpo_scale.core.types import DrawKey
 from adrpo_scale.data.prompts import build_prompts
-from adrpo_scale.domains.backends import vllm_request
 from adrpo_scale.domains.decoding import SamplingConfig
+from adrpo_scale.domains.generation.vllm import request_arguments
 from adrpo_scale.domains.language_model import ids_without_token
 from adrpo_scale.domains.logprobs import ranges
 from adrpo_scale.evaluation.sample import find_source, sample_to
@@ -186,8 +186,11 @@ def test_an_exports_greedy_tokens_are_the_policys(run, tmp_path, monkeypatch):
 
 def test_vllm_gets_the_ban_with_every_request():
     sampling = SamplingConfig(max_new_tokens=4)
-    assert vllm_request(sampling, [2], [70, 71], 7)["logit_bias"] == {70: -100.0, 71: -100.0}
-    assert vllm_request(sampling, [2], [], 7)["logit_bias"] is None
+    assert request_arguments(sampling.model_dump(), [2], [70, 71], 7)["logit_bias"] == {
+        70: -100.0,
+        71: -100.0,
+    }
+    assert request_arguments(sampling.model_dump(), [2], [], 7)["logit_bias"] is None
 
 
 def test_only_ids_without_any_token_count():

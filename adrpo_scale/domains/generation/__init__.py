@@ -1,0 +1,1 @@
+"""Rollouts by another program, in one process of its own beside each rank."""
