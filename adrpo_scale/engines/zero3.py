@@ -25,7 +25,13 @@ from adrpo_scale.core.pace import Pace
 from adrpo_scale.core.settings import setting
 from adrpo_scale.core.types import FlatRange
 from adrpo_scale.engines.adapters import original_name
-from adrpo_scale.engines.base import Engine, EngineConfig, OptimizerConfig, StepResult
+from adrpo_scale.engines.base import (
+    Engine,
+    EngineConfig,
+    OptimizerConfig,
+    StepResult,
+    sums_of,
+)
 from adrpo_scale.engines.deepspeed_start import (
     secondary_degree,
     secondary_group,
@@ -254,6 +260,14 @@ class Zero3Engine(Engine):
 
     def moments(self) -> dict[str, dict[str, Tensor]]:
         return {kind: {n: self._hand_out(kind, n) for n in self._trained} for kind in MOMENTS}
+
+    @torch.no_grad()
+    def moment_sums(self) -> dict[int, tuple[float, float]]:
+        """Of the flat partitions, where they lie: `moments` would copy those in host memory. Their
+        padding is 0."""
+        states = [*self._adamw.state.values()]
+        parts = ([state[kind] for state in states] for kind in MOMENTS)
+        return {next(iter(self.optimizer_steps().values())): sums_of(*parts)}
 
     def _hand_out(self, kind: str, name: str) -> Tensor:
         """This rank's part of one parameter, without padding. kind: MASTER, or one of MOMENTS.

@@ -10,6 +10,7 @@ from typing import Any
 
 from adrpo_scale.algorithms.base import Algorithm
 from adrpo_scale.engines.base import OptimizerConfig
+from adrpo_scale.training.guidance import FINER_REWARD, MORE_DRAWS, MORE_SAMPLES, NOISE
 from adrpo_scale.training.limits import LimitsConfig
 
 MANY_DEGENERATE = 0.5
@@ -42,14 +43,18 @@ class Settings:
         return getattr(getattr(self.domain, "rollout", None), name, None)
 
 
-def warnings_of(record: Record, settings: Settings) -> Iterator[tuple[str, str]]:
-    """(kind, text) of each warning about an iteration. record: its line of metrics.jsonl."""
+def warnings_of(
+    record: Record, settings: Settings, signal: float | None = None
+) -> Iterator[tuple[str, str]]:
+    """(kind, text) of each warning about an iteration. record: its line of metrics.jsonl. signal:
+    of `gradient_signal.Recent`."""
     nothing = why_nothing(record, settings)
     if nothing is not None:
         yield "nothing learned", f"nothing was learned: {nothing}"
     else:
         yield from _of_advantages(record, settings)
         yield from _of_truncation(record, settings)
+        yield from _of_signal(record, settings, signal)
     yield from _of_masks(record)
     yield from _of_divergence(record, settings)
     yield from _of_entropy(record, settings)
@@ -117,6 +122,26 @@ def _of_advantages(record: Record, settings: Settings) -> Iterator[tuple[str, st
             f"mean |A| is {size:.3g}, below {small}{known}: almost nothing is learned. Give "
             f"rewards on a scale of 0 to 100{other}",
         )
+
+
+def _of_signal(
+    record: Record, settings: Settings, signal: float | None
+) -> Iterator[tuple[str, str]]:
+    optimizer = settings.optimizer
+    if signal is None or signal >= NOISE:
+        return
+    ways = [MORE_SAMPLES]
+    if settings.of_rollout("max_new_tokens") is None:  # tokens have one draw
+        ways.append(f"{MORE_DRAWS} (now {optimizer.draws_per_sample})")
+    samples = record["samples"] // optimizer.minibatches
+    yield (
+        "noise",
+        f"the gradient is noise: its signal is {max(0.0, signal):.2g} of 1 (mean of "
+        "gradient_signal over the last iterations), and the reward has not risen clearly. A step "
+        f"of {samples} samples goes nearly anywhere. {'; '.join(ways).capitalize()}; or "
+        f"{FINER_REWARD}. The same is seen where a run has come to rest, reward and divergence in "
+        "balance",
+    )
 
 
 def _of_truncation(record: Record, settings: Settings) -> Iterator[tuple[str, str]]:

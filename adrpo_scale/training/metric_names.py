@@ -67,6 +67,12 @@ ITERATION = (
     ),
     Metric("entropy", "mean exact entropy of the policy's distributions per token, nats", TOKENS),
     Metric("grad_norm", "mean global gradient norm before clipping"),
+    Metric(
+        "gradient_signal",
+        "share of the squared gradient that is signal, from Adam's moments: 0 is noise alone, 1 "
+        "none; estimates the cosine of two independent batches' gradients. Null before "
+        "3/(1 - beta1) optimizer steps",
+    ),
     Metric("learning_rate", "learning rate of the last optimizer step"),
     Metric("updates", "optimizer steps"),
     Metric(

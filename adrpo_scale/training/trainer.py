@@ -25,6 +25,7 @@ from adrpo_scale.engines.base import OptimizerConfig
 from adrpo_scale.training.advice import Settings, warnings_of, why_nothing
 from adrpo_scale.training.batches import Minibatch, build_minibatches, receive
 from adrpo_scale.training.evaluator import Evaluator, numbers_of
+from adrpo_scale.training.gradient_signal import Recent, gradient_signal
 from adrpo_scale.training.iteration import Tally, credit_record, row_record
 from adrpo_scale.training.limits import Limits
 from adrpo_scale.training.media import Samples, medium_of
@@ -58,6 +59,7 @@ class Trainer:
     measures_memory: bool = False  # True: on the CPU as well
     watch: Stopwatch | None = None  # of the last iteration
     _warned: set[str] = field(default_factory=set)
+    _signals: Recent = field(default_factory=Recent)  # of this start
     _step_seconds: float = 0.0  # of the slowest optimizer step so far
     _idle: str | None = None  # why the last iteration taught nothing
     _stepped: bool = False  # whether the last iteration changed the policy
@@ -260,6 +262,7 @@ class Trainer:
             "iteration": done,
             **credit_record(rewarded.rewards, credit),
             **tally.record(),
+            "gradient_signal": gradient_signal(self.engine, self.optimizer),
             **row_record(self.domain.row_metrics(rewarded.rows)),
             "samples": samples,
             **watch.record(samples),
@@ -272,7 +275,8 @@ class Trainer:
         self.counters.learned += self._idle is None
         self.counters.idle = 0 if self._idle is None else self.counters.idle + 1
         self.stop.warn_if_slow(record["seconds_update"], self.saver.seconds)
-        for kind, text in warnings_of(record, self._settings):
+        self._signals.add(record["gradient_signal"], record["reward"])
+        for kind, text in warnings_of(record, self._settings, self._signals.mean):
             if kind not in self._warned:
                 self._warned.add(kind)  # once per start; metrics.jsonl has every value
                 log.warning("iteration %d: %s", done, text)

@@ -207,6 +207,21 @@ def test_it_needs_no_torch(real):
     assert done.returncode == 0, done.stderr
 
 
+def test_numbers_outside_their_range_are_lines_with_the_key(tmp_path):
+    (tmp_path / "lives").mkdir()
+    (tmp_path / "config.json").write_text('{"algorithm": {"name": "adrpo"}}')
+    row = {"reward": 1.0, "grad_norm": 0.1, "advantage_abs_mean": 0.01, "gradient_signal": 0.2}
+    lines = [json.dumps({"iteration": n, **row}) + "\n" for n in range(1, 13)]
+    (tmp_path / "metrics.jsonl").write_text("".join(lines))
+    said = [line for line in shown(tmp_path).output.splitlines() if line.startswith("tuning ")]
+    assert len(said) == 1 and "algorithm.scale" in said[0]
+    assert "advantage_abs_mean of the first 12 is 0.01, expected at least 0.05" in said[0]
+    (document,) = json.loads(shown(tmp_path, "--json").stdout)
+    assert len(document["tuning"]) == 1
+    (tmp_path / "metrics.jsonl").write_text("".join(lines[:9]))  # too few to judge
+    assert "tuning" not in shown(tmp_path).output
+
+
 # ---- facts written down by hand ----------------------------------------------------------------
 
 HOUR = 3600.0

@@ -7,6 +7,7 @@ import torch
 
 from adrpo_scale.core import dist
 from adrpo_scale.hub.weights import initial_uniform
+from adrpo_scale.training.gradient_signal import moment_ratio
 from tests.support.closeness import assert_adam_near, drifted, near
 from tests.support.engine_cases import (
     CASES,
@@ -34,10 +35,9 @@ def trains(rank, world, variant, kind, micro_batches):
         engine, spec = build(variant, kind)
         model = engine.build_policy(spec)
         done = [update(engine, model, count) for _ in range(UPDATES)]
-        whole = whole_tensors(engine)
-        found.append(
-            ([loss for loss, _ in done], [result for _, result in done], whole if rank == 0 else {})
-        )
+        ratio, whole = moment_ratio(engine, engine.optimizer_config), whole_tensors(engine)
+        losses, results = [loss for loss, _ in done], [result for _, result in done]
+        found.append((losses, results, whole if rank == 0 else {}, ratio))
     return found
 
 
@@ -56,14 +56,16 @@ def test_updates_equal_a_plain_loop_at_the_accumulations_that_are_left(variant, 
 
 
 def _check_updates(variant, kind, world, micro_batches):
-    losses, norms, parameters, moments = plain_loop(kind)
+    losses, norms, parameters, moments, ratio = plain_loop(kind)
     assert min(norms) > MAX_NORM
     by_rank = run_ranks(trains, world, variant, kind, micro_batches)
     for place in range(len(micro_batches)):
         assert len({tuple(found[place][1]) for found in by_rank}) == 1  # to the bit on every rank
-        found_losses, results, found = by_rank[0][place]
+        assert len({found[place][3] for found in by_rank}) == 1
+        found_losses, results, found, found_ratio = by_rank[0][place]
         assert found_losses == drifted(losses, UPDATES)
         assert [r.grad_norm for r in results] == drifted(norms, UPDATES)
+        assert found_ratio == drifted(ratio, UPDATES)
         assert not any(r.skipped for r in results)
         assert found.keys() == parameters.keys()
         assert {tensor.dtype for tensor in found.values()} == {torch.float32}

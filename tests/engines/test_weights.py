@@ -27,12 +27,19 @@ from tests.support.tiny import demo_config, load_whole, whole_tensors
 def publishes_copies(rank, world):
     """With offload on GPUs DeepSpeed's accessors give copies; here they are made to."""
     engine, spec = build("zero3-offload", "full")
-    utils = importlib.import_module("deepspeed.utils")
+    utils, asked = importlib.import_module("deepspeed.utils"), []
     for name in ("safe_get_local_fp32_param", "safe_get_local_optimizer_state"):
         accessor = getattr(utils, name)
-        setattr(utils, name, lambda *args, accessor=accessor: accessor(*args).clone())
+
+        def copied(*args, accessor=accessor):
+            asked.append(args)
+            return accessor(*args).clone()
+
+        setattr(utils, name, copied)
     model = engine.build_policy(spec)
     update(engine, model)
+    asked.clear()
+    assert engine.moment_sums()[1][1] > 0 and not asked  # sums are taken where the moments lie
     whole = whole_tensors(engine)
     for slices in engine.moments().values():
         for values in slices.values():

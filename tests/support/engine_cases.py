@@ -122,8 +122,9 @@ def update(engine: Engine, model: nn.Module, micro_batches: int = 1, rate: float
 @functools.cache
 def plain_loop(
     kind: str,
-) -> tuple[list[float], list[float], dict[str, Tensor], dict[str, Tensor]]:
-    """(loss and gradient norm of each update, trained parameters after them, second moments)."""
+) -> tuple[list[float], list[float], dict[str, Tensor], dict[str, Tensor], float]:
+    """(loss and gradient norm of each update, trained parameters after them, second moments, Σ m̂²
+    over Σ v̂ of all)."""
     model = SD3Transformer2DModel.from_pretrained(find_model(MODEL) / "transformer")
     if kind == "lora":
         model.requires_grad_(False)
@@ -145,7 +146,12 @@ def plain_loop(
         losses.append(loss.item())
         norms.append(norm.item())
     moments = second_moments(optimizer, trained)
-    return losses, norms, {n: p.detach() for n, p in trained.items()}, moments
+    left = [1 - beta**UPDATES for beta in optimizer.defaults["betas"]]
+    firsts = [optimizer.state[p]["exp_avg"].double() / left[0] for p in trained.values()]
+    ratio = sum(float(first.square().sum()) for first in firsts) / sum(
+        float(second.double().sum()) / left[1] for second in moments.values()
+    )
+    return losses, norms, {n: p.detach() for n, p in trained.items()}, moments, ratio
 
 
 # ---- what a rank holds ---------------------------------------------------------------------------

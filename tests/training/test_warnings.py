@@ -50,7 +50,7 @@ def adrpo(**changed):
     return Adrpo(AdrpoConfig(**({**STATED, "scale": "group_std"} | changed)), LikelihoodTerms)
 
 
-def warned(record=None, algorithm=None, domain=None, limits=None):
+def warned(record=None, algorithm=None, domain=None, limits=None, signal=None):
     """kind → text"""
     settings = Settings(
         algorithm or adrpo(),
@@ -58,7 +58,7 @@ def warned(record=None, algorithm=None, domain=None, limits=None):
         OptimizerConfig(learning_rate=1e-3),
         LimitsConfig(**(limits or {})),
     )
-    return dict(warnings_of({**RECORD, **(record or {})}, settings))
+    return dict(warnings_of({**RECORD, **(record or {})}, settings, signal))
 
 
 def test_a_healthy_iteration_is_not_warned_of():
@@ -164,6 +164,25 @@ def test_pictures_have_neither_tokens_nor_entropy():
     settings = Settings(adrpo(), FlowConfig(model="m"), OptimizerConfig(), LimitsConfig())
     record = {k: v for k, v in RECORD.items() if k not in ("entropy", "truncated")}
     assert dict(warnings_of(record, settings)) == {}
+
+
+# ---- noise --------------------------------------------------------------------------------------
+
+
+def test_a_gradient_of_noise_is_warned_of_with_the_settings_that_help():
+    assert warned(signal=None) == warned(signal=0.031) == {}
+    text = warned(signal=0.0049)["noise"]
+    assert "its signal is 0.0049 of 1" in text and "step of 16 samples" in text
+    assert "Raise prompts.per_iteration or prompts.group_size; or give a graded reward" in text
+    assert "draws_per_sample" not in text  # tokens have one draw
+    settings = Settings(adrpo(), FlowConfig(model="m"), OptimizerConfig(), LimitsConfig())
+    text = dict(warnings_of(RECORD, settings, -0.01))["noise"]
+    for key in ("prompts.group_size", "optimizer.draws_per_sample (now 1)", "graded = true"):
+        assert key in text
+
+
+def test_a_run_that_learned_nothing_is_not_called_noise_too():
+    assert list(warned({"degenerate_groups": 1.0}, signal=0.0)) == ["nothing learned"]
 
 
 # ---- runs that learn nothing -------------------------------------------------------------------

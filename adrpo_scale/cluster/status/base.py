@@ -125,6 +125,7 @@ class RunFacts:
     checkpoint: Saved | None = None
     last_line: float | None = None
     cut: str | None = None
+    tuning: tuple[str, ...] = ()
     queue: QueueEntry | None = None
 
 
@@ -137,7 +138,8 @@ class Status:
     kill now would undo or, where no process is alive, that the next start repeats. lost: repeated
     work, as far as records show. between: time from the end of each start to the next one.
     hours: processes times hours, over all starts; on_gpus: the processes used GPUs. cut: a line
-    about prompts that encoders cut, or cannot tell apart.
+    about prompts that encoders cut, or cannot tell apart. tuning: a line for each number of the
+    first iterations that is outside its range, with the key to change.
     """
 
     run: str
@@ -161,4 +163,5 @@ class Status:
     hours: float
     on_gpus: bool
     cut: str | None
+    tuning: tuple[str, ...]
     queue: QueueEntry | None

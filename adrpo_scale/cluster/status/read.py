@@ -26,6 +26,7 @@ from adrpo_scale.core.json_files import number_of, read_lines, read_object
 from adrpo_scale.core.run_rows import EVALUATIONS, MEMORY, METRICS, evaluation_rows, metric_rows
 from adrpo_scale.run import tables
 from adrpo_scale.run.cut_prompts import cut_text
+from adrpo_scale.training.guidance import outside
 
 _CHECKPOINT = re.compile(r"step-(\d{6,})")  # a committed one, as in checkpoint/shelf.py
 _EXPIRY = 120.0  # seconds, where config.json does not state it
@@ -41,18 +42,21 @@ def read(run: Path) -> RunFacts:
     if not config and not (run / "lives").is_dir() and not (run / run_lock.LOCK).exists():
         raise _no_run(run)
     metrics = run / METRICS
+    lines = metric_rows(metrics)
+    algorithm = str(_section(config, "algorithm").get("name"))
     return RunFacts(
         run=str(run),
         now=time.time(),
         iterations=_number(config.get("iterations"), int),
         evaluation_every=_number(_section(config, "evaluation").get("every"), int) or 0,
-        rows=tuple(_rows(metrics)),
+        rows=tuple(map(_row, lines)),
         evaluation=_evaluation(run / EVALUATIONS),
         starts=tuple(_starts(run)),
         holder=_holder(run, _section(config, "checkpoint")),
         checkpoint=_checkpoint(run / "checkpoints"),
         last_line=_modified(metrics),
         cut=cut_text(run),
+        tuning=tuple(outside(lines, algorithm)),
     )
 
 
@@ -88,10 +92,9 @@ def _modified(path: Path) -> float | None:
         return None
 
 
-def _rows(path: Path) -> Iterator[Row]:
-    for row in metric_rows(path):
-        seconds, between = (number_of(row, key) for key in ("seconds", "seconds_between"))
-        yield Row(row["iteration"], _number(row.get("reward"), float), seconds, between)
+def _row(line: dict[str, Any]) -> Row:
+    seconds, between = (number_of(line, key) for key in ("seconds", "seconds_between"))
+    return Row(line["iteration"], _number(line.get("reward"), float), seconds, between)
 
 
 def _evaluation(path: Path) -> Evaluation | None:

@@ -58,6 +58,7 @@ def judge(facts: RunFacts) -> Status:
         hours=_hours(facts, state),
         on_gpus=any(start.gpus for start in facts.starts),
         cut=facts.cut,
+        tuning=facts.tuning,
         queue=facts.queue,
     )
 

@@ -98,6 +98,7 @@ def _block(status: Status) -> list[tuple[str, str]]:
         lines.append(("time", _time_text(status)))
     if status.cut is not None:
         lines.append(("prompts", status.cut))
+    lines += [("tuning", text) for text in status.tuning]
     lines.append(("checkpoint", _checkpoint_text(status)))
     lines.append(("starts", _starts_text(status)))
     lines.append(("used", f"{_hours_text(status)} {_hours_of(status)}"))
