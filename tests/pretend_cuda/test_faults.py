@@ -134,12 +134,16 @@ def test_what_is_right_passes():
         row[torch.tensor([1])] = 2.0
         assert (row[row > 1].cpu().tolist(), row.tolist()[1]) == ([2.0] * 4, [2.0] * 4)
         assert torch.randn(4, device="cuda", generator=generator("cuda")).is_cuda
-        memory = pinned_copy()
-        torch.cuda.synchronize()
-        assert memory.sum() == 4
+        streams = torch.cuda.Stream().synchronize, torch.cuda.Event().synchronize
+        for wait in (torch.cuda.synchronize, *streams, here().sum().item):
+            memory = pinned_copy()
+            early = memory[1:].view(3)  # reads nothing
+            wait()
+            assert memory.sum() == 4 and early.sum() == 3
     assert not seen.problems and not torch.cuda.is_available()
     assert {what for what, _ in seen.syncs} == {
-        *("index by a mask", "copy to the host", "tolist", "torch.cuda.synchronize")
+        *("index by a mask", "copy to the host", "tolist", "torch.cuda.synchronize"),
+        *("Stream.synchronize", "Event.synchronize", "_local_scalar_dense"),
     }
     assert {what for what, _ in seen.copies} == {
         *("index_fill_ by a list", "device to pinned memory")

@@ -48,7 +48,7 @@ def trained(rank: int, world: int, task: str, device: str, run: Path, *settings:
     path = CONFIGS / "demo" / f"{task}_adrpo.toml"
     if device == "cpu":
         return _train(path, run, [*CUT[task], *settings, "engine.device=cpu"])
-    with pretend_cuda(devices=world) as seen:
+    with pretend_cuda(devices=int(os.environ["LOCAL_WORLD_SIZE"])) as seen:
         _train(path, run, [*CUT[task], *settings, "engine.device=cuda"])
     return seen.summary()
 
@@ -57,6 +57,12 @@ def trained_looking_at_every_token(rank: int, world: int, *args: Any) -> Any:
     """`trained`, with the CPU's way of looking at unfinished rows: numbers are then the CPU's."""
     decoding.LOOK = 1
     return trained(rank, world, *args)
+
+
+def trained_on_nodes_of_two(rank: int, world: int, *args: Any) -> Any:
+    """`trained_looking_at_every_token`, with two ranks on each node."""
+    os.environ |= {"LOCAL_RANK": str(rank % 2), "LOCAL_WORLD_SIZE": "2"}
+    return trained_looking_at_every_token(rank, world, *args)
 
 
 def _train(path: Path, run: Path, settings: Sequence[str]) -> None:

@@ -170,7 +170,7 @@ def _on_host(now: state.Pretence, func: Any, args: Any, kwargs: Any, tensors: li
     if name in ("_pin_memory", "pin_memory"):
         now.seen.copied("pinned")
         return now.pin(args[0].clone())
-    if name not in ("detach", "alias", "view") and tensors:
+    if not func.is_view and tensors:  # a view reads nothing
         now.check_arrived(name, tensors)
     if kwargs.get("pin_memory"):
         return now.pin(func(*args, **(kwargs | {"pin_memory": False})))
@@ -194,7 +194,7 @@ def _note_copy(now: state.Pretence, func: Any, args: Any, kwargs: Any, place: to
             now.arriving(target)
             now.seen.copied("device to pinned memory")
         else:
-            now.seen.sync("copy to the host")
+            now.host_waits("copy to the host")
     elif to_device and not isinstance(source, DeviceTensor):
         now.seen.copied("host to device")
 

@@ -68,7 +68,7 @@ def check(now: Pretence, func: Any, flat: list[Any]) -> None:
     _check_product(now, name, mine)
     _check_determinism(now, name, mine, flat)
     if name in SYNCS or (name == "repeat_interleave" and flat[-1] is None):
-        now.seen.sync(name)
+        now.host_waits(name)
     if name in INDEXED:
         _check_index(now, func, name, tensors)
     elif hosts and name not in COPIES and not func.namespace.startswith(("c10d", "_c10d")):
@@ -114,7 +114,7 @@ def _check_index(now: Pretence, func: Any, name: str, tensors: list[Tensor]) -> 
     if any(not isinstance(v, DeviceTensor) and v.dim() > 0 for v in values):
         now.seen.problem(f"{name}: values on the CPU, the indexed tensor on the device")
     if any(index.dtype in (torch.bool, torch.uint8) for index in rest):
-        now.seen.sync(f"{name} by a mask")
+        now.host_waits(f"{name} by a mask")
     if any(not isinstance(index, DeviceTensor) for index in rest):
         now.seen.copied(f"{name} by an index on the CPU")
 

@@ -64,8 +64,11 @@ class Pretence:
         """A copy from the device to this pinned memory has been started and not waited for."""
         self._arriving.add(tensor.untyped_storage().data_ptr())
 
-    def waited(self) -> None:
+    def host_waits(self, what: str) -> None:
+        """For the device, and so for the copies that were begun before. Which stream has them is
+        not known: a wait for one is taken for a wait for all."""
         self._arriving.clear()
+        self.seen.sync(what)
 
     def check_arrived(self, what: str, tensors: list[Tensor]) -> None:
         if self._arriving:

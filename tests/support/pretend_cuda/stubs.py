@@ -13,6 +13,7 @@ import torch
 import torch.distributed as td
 from torch import Tensor
 
+from tests.support.pretend_cuda import state
 from tests.support.pretend_cuda.state import GPU_AND_CPU, DeviceGenerator, Generator, Pretence
 from tests.support.pretend_cuda.tensor import DeviceTensor
 
@@ -28,7 +29,9 @@ class Stream:
 
     def wait_stream(self, *_: Any) -> None: ...
     def wait_event(self, *_: Any) -> None: ...
-    def synchronize(self) -> None: ...
+    def synchronize(self) -> None:
+        state.now().host_waits("Stream.synchronize")
+
     def record_event(self, event: Any = None) -> Any:
         return event or Event()
 
@@ -45,7 +48,9 @@ class Event:
     def __init__(self, *_: Any, **__: Any) -> None: ...
     def record(self, *_: Any) -> None: ...
     def wait(self, *_: Any) -> None: ...
-    def synchronize(self) -> None: ...
+    def synchronize(self) -> None:
+        state.now().host_waits("Event.synchronize")
+
     def query(self) -> bool:
         return True
 
@@ -87,8 +92,7 @@ def _cuda(now: Pretence) -> dict[str, Any]:
     stream = Stream()
 
     def synchronize(*_: Any) -> None:
-        now.waited()
-        now.seen.sync("torch.cuda.synchronize")
+        now.host_waits("torch.cuda.synchronize")
 
     def set_device(device: Any) -> None:
         now.current = now.placed(device).index

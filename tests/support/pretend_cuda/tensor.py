@@ -87,7 +87,7 @@ class DeviceTensor(Tensor):
         return torch.tensor(data, **options)
 
     def tolist(self) -> Any:  # C++ refuses subclasses
-        state.now().seen.sync("tolist")
+        state.now().host_waits("tolist")
         return self.inner.detach().tolist()
 
     def numpy(self, *_: Any, **__: Any) -> Any:  # type: ignore[override]
