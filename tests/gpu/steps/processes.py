@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from subprocess import DEVNULL, STDOUT, Popen, TimeoutExpired
 
 REPOSITORY = Path(__file__).parents[3]
 CONFIGS = REPOSITORY / "configs" / "demo"
@@ -20,7 +20,7 @@ TASKS = {name: CONFIGS / f"{name}_adrpo.toml" for name in ("image", "text", "aud
 class Running:
     """One process under way, its output in a file."""
 
-    process: subprocess.Popen[bytes]
+    process: Popen[bytes]
     output: Path
     begin: float = field(default_factory=time.monotonic)
     ended: float | None = None
@@ -29,7 +29,7 @@ class Running:
         """Its exit code, negative of a signal; None where it did not end in time and was killed."""
         try:
             code: int | None = self.process.wait(max(0.1, seconds))
-        except subprocess.TimeoutExpired:
+        except TimeoutExpired:
             self.process.kill()
             self.process.wait()
             code = None
@@ -53,13 +53,13 @@ def start(words: Sequence[str], output: Path, more: Mapping[str, str] | None = N
     """`python -m words...`, output and errors into a file."""
     output.parent.mkdir(parents=True, exist_ok=True)
     with output.open("wb") as file:
-        process = subprocess.Popen(
+        process = Popen(
             [sys.executable, "-m", *words],
             cwd=REPOSITORY,
             env={**os.environ, **(more or {})},
-            stdin=subprocess.DEVNULL,
+            stdin=DEVNULL,
             stdout=file,
-            stderr=subprocess.STDOUT,
+            stderr=STDOUT,
         )
     return Running(process, output)
 

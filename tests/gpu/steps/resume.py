@@ -18,6 +18,9 @@ SETTINGS = (
     *("prompts.per_iteration=4", "prompts.group_size=8", "evaluation.prompts=4"),
     *("logging.pictures_every=0",),
 )
+DRY = ("prompts.per_iteration=2", "prompts.group_size=2", "evaluation.prompts=2")
+DRY_IMAGE = (*DRY, "domain.rollout.steps=2", "domain.evaluation.steps=2")
+DRY_TOKENS = (*DRY, "domain.rollout.max_new_tokens=8", "domain.evaluation.max_new_tokens=8")
 
 
 def unlike_values(one: Path, other: Path) -> dict[str, list[Any]]:
@@ -31,7 +34,8 @@ def unlike_values(one: Path, other: Path) -> dict[str, list[Any]]:
 
 
 def run(case: Case, task: str) -> None:
-    settings = [*SETTINGS, f"engine.device={case.device}"]
+    small = DRY_IMAGE if task == "image" else DRY_TOKENS
+    settings = [*SETTINGS, *case.size((), small), f"engine.device={case.device}"]
     if task != "image":
         settings.append("logging.completions_every=0")
     whole, other = case.folder / "whole" / "run", case.folder / "stopped" / "run"
