@@ -16,7 +16,7 @@ import pytest
 
 from adrpo_scale.checkpoint.shelf import CHECKPOINTS, committed
 from tests.support import starts
-from tests.support.faults import RaiseAt, VanishAt
+from tests.support.faults import HangAt, RaiseAt, VanishAt
 
 # Where the phase's second iteration is, as a call on one rank.
 PLACES = {
@@ -84,6 +84,24 @@ def test_the_fault_is_named_all_ranks_end_and_the_last_commit_stands(tmp_path, p
 def test_the_same_on_four_ranks(tmp_path, phase, kind):
     codes, text, _ = failed(tmp_path, phase, kind, world=4)
     check(tmp_path, phase, kind, codes, text)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [2, 4])
+def test_a_collective_that_never_returns_ends_every_rank(tmp_path, world):
+    """Whoever notices first asks for a requeue; the others notice it too, or lose that one."""
+    settings = [*SETTINGS, "limits.hang_seconds=20"]
+    start = starts.train(tmp_path, world, settings, prepare=HangAt(*PLACES["update"]))
+    codes, text = start.wait(), start.text()
+    assert codes[1] == 85 and {*codes} <= {85, 86}, text
+    assert re.search(
+        r"rank 1 on \S+ no progress for \d+ s in update \(limits.hang_seconds = 20\)", text
+    )
+    stacks = (tmp_path / "run" / "stacks" / "rank-0001.txt").read_text()
+    assert "in _fail" in stacks  # where it hangs
+    assert set(committed(tmp_path / "run" / CHECKPOINTS)) <= {0, 1}
+    again = starts.train(tmp_path, world, SETTINGS)
+    assert again.wait() == [0] * world, again.text()
 
 
 def main() -> None:

@@ -250,6 +250,13 @@ class VanishAt(_FailAt):
         die()
 
 
+class HangAt(_FailAt):
+    """Waits for ever: the others are in a collective that never returns."""
+
+    def _fail(self) -> None:
+        threading.Event().wait()
+
+
 def _block_teardown() -> None:
     """What NCCL's teardown waits for never ends where other ranks have failed."""
     destroy = td.destroy_process_group
