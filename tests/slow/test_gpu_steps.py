@@ -13,10 +13,16 @@ pytestmark = pytest.mark.slow
 STEPS = [(table, step.name) for table, steps in TABLES.items() for step in steps]
 
 
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """What a step leaves there, later ones find."""
+    return tmp_path_factory.mktemp("models")
+
+
 @pytest.mark.parametrize(("table", "name"), STEPS)
-def test_a_dry_run_of_a_step_gives_its_verdict(table, name, tmp_path):
+def test_a_dry_run_of_a_step_gives_its_verdict(table, name, tmp_path, models):
     """The step `pytest` has no test that runs without a GPU."""
-    (found,) = run_ranks(dry, 1, table, name, tmp_path, grouped=False, timeout=540)
+    (found,) = run_ranks(dry, 1, table, name, tmp_path, models, grouped=False, timeout=540)
     expected = NOT_RUN if name == "pytest" else PASS
     assert found["verdict"] == expected, found
     assert found["checks"] or name == "pytest"

@@ -27,13 +27,13 @@ from tests.support.shared import CACHE
 SECONDS = 2000.0  # of a step that a busy machine makes slow; what hangs is the caller's to end
 
 
-def dry(rank: int, world: int, table: str, name: str, folder: Path) -> dict[str, Any]:
+def dry(rank: int, world: int, table: str, name: str, folder: Path, models: Path) -> dict[str, Any]:
     """The findings of a step, as `first_ten_minutes` reads them."""
     for variable in launched(0, 1, 0):  # a step is not a rank; what it starts may be
         os.environ.pop(variable, None)
     os.environ["ADRPO_CACHE"] = str(CACHE)
     found = folder / "found.json"
-    words = [table, name, "--out", str(found), "--models", str(folder), "--seconds", str(SECONDS)]
+    words = [table, name, "--out", str(found), "--models", str(models), "--seconds", str(SECONDS)]
     sys.argv = ["steps", *words, "--dry-run"]
     with mock.patch.object(processes, "Popen", Forked):
         main()

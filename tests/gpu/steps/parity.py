@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from adrpo_scale.algorithms.terms import LikelihoodTerms
-from adrpo_scale.core.types import DrawKey, Rows
+from adrpo_scale.core.types import Credit, DrawKey, Rows
 from adrpo_scale.run.build import build_trainer
 from adrpo_scale.run.load import load_config
 from adrpo_scale.training.iteration import Tally
@@ -47,7 +47,7 @@ def run(case: Case, task: str) -> None:
     batches = [t._exchange(r, credit)[0] for t, r in ((cpu, rewarded), (gpu, there))]
     case.note(rows=len(rewarded.rows), terms_with_tf32=_with_tf32(cpu, gpu, batches))
     mine, theirs = (
-        _update(t, b, rewarded.prompts_P) for t, b in zip((cpu, gpu), batches, strict=True)
+        _update(t, b, credit, rewarded.prompts_P) for t, b in zip((cpu, gpu), batches, strict=True)
     )
     _compare(case, mine, theirs)
     _compare_samples(case, cpu, gpu, rewarded.prompts_P)
@@ -87,7 +87,7 @@ def _with_tf32(cpu: Trainer, gpu: Trainer, batches: list[Any]) -> float:
     return float((found[0] - found[1]).abs().max())
 
 
-def _update(trainer: Trainer, batch: Any, prompts_P: Any) -> Measured:
+def _update(trainer: Trainer, batch: Any, credit: Credit, prompts_P: Any) -> Measured:
     """The trainer's own update, watched at its calls of the domain and the engine."""
     seen, tally = Measured(), Tally()
     terms, step = trainer.domain.terms, trainer.engine.step
@@ -109,7 +109,8 @@ def _update(trainer: Trainer, batch: Any, prompts_P: Any) -> Measured:
         mock.patch.object(trainer.engine, "step", watched_step),
     ):
         key = DrawKey(trainer.seed, 0)
-        trainer._update(batch, key, trainer.reference, tally, prompts_P, nothing)
+        measured = trainer._measured(credit, 0)
+        trainer._update(batch, key, measured, tally, prompts_P, nothing)
     seen.loss = tally.record()["loss"]
     seen.weights = {n: t.cpu().clone() for n, t in trainer.engine.trained_slices().items()}
     return seen
