@@ -113,6 +113,7 @@ class Algorithm(ABC):
     beta0_key: ClassVar[str | None] = None  # the setting of [algorithm] that is beta0
     has_advantages: ClassVar[bool] = False  # whether [algorithm] has A and its clip
 
+    asks_moving_reference: ClassVar[bool] = False  # True: refused with the base as reference
     rows_per_unit: int = 1  # rows that must stay together: 2 where pairs are trained on
     rollouts: Source = "policy"  # the model that generates the samples, if the config names none
     rollout_pool: int = 0  # iterations of rollouts made once and reused; 0: new ones every time

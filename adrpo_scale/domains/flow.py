@@ -24,6 +24,7 @@ from pydantic import model_validator
 from torch import Tensor, nn
 
 from adrpo_scale.algorithms.terms import RegressionTerms, Terms
+from adrpo_scale.algorithms.velocity_terms import VelocityTerms
 from adrpo_scale.core.bounds import COUNT, SIDE, TOKENS
 from adrpo_scale.core.errors import ConfigError, given
 from adrpo_scale.core.seeding import Purpose, normal, uniform
@@ -112,7 +113,7 @@ class FlowConfig(DomainConfig):
 class FlowDomain(Domain):
     """The domain `flow`; the module docstring has its maths."""
 
-    gives: ClassVar = (RegressionTerms,)
+    gives: ClassVar = (RegressionTerms, VelocityTerms)
     medium: ClassVar[Literal["pictures", "completions"]] = "pictures"
     Config: ClassVar[type[FlowConfig]] = FlowConfig
     adapted: ClassVar[tuple[str, ...]] = ATTENTION
@@ -327,11 +328,14 @@ class FlowDomain(Domain):
 
         v_ref, v_base = measured_under(reference, velocity), measured_under(base, velocity)
         v = velocity(policy)
-        return RegressionTerms(
+        terms = RegressionTerms(
             error_N=mean_square(v - u),
             divergence_N=None if v_ref is None else mean_square(v - v_ref),
             reference_error_N=None if v_ref is None else mean_square(v_ref - u),
             base_divergence_N=None if v_base is None else mean_square(v - v_base),
+        )
+        return (
+            terms if wanted is not VelocityTerms else VelocityTerms.of(terms, v, u, v_ref, 1 - t_N)
         )
 
     def divergence_metrics(self, terms: Terms) -> dict[str, Tensor]:

@@ -143,8 +143,14 @@ class RunConfig(Section):
             )
 
     def _faults_of_rollouts(self, algorithm: Any) -> Iterator[str]:
-        """Samples of another model than the policy."""
+        """Samples and penalties of other models than the policy."""
         source, name = algorithm.rollouts, self.algorithm.name
+        if algorithm.asks_moving_reference and not self.reference.moves:
+            yield (
+                f'algorithm.name = "{name}" with reference.kind = "base": its reference follows '
+                'the policy; set reference.kind = "ema", with decay = 0.5 and ramp = 0.001 as '
+                "released, or take adrpo with the base"
+            )
         if source != "policy" and algorithm.needs_old:
             yield (
                 f'algorithm.rollouts = "{source}" with {name} on {algorithm.terms.name}: its ratio '

@@ -11,6 +11,7 @@ from adrpo_scale.algorithms.adrpo import Adrpo
 from adrpo_scale.algorithms.base import Algorithm, AlgorithmConfig
 from adrpo_scale.algorithms.dpo import Dpo
 from adrpo_scale.algorithms.grpo import Grpo
+from adrpo_scale.algorithms.nft import Nft
 from adrpo_scale.algorithms.orw_cfm_w2 import OrwCfmW2
 from adrpo_scale.algorithms.raft import Raft
 from adrpo_scale.core.components import Table
@@ -41,7 +42,14 @@ ALGORITHMS = Table[Algorithm](
     tag="name",
     base=Algorithm,
     section=AlgorithmConfig,
-    entries={"adrpo": Adrpo, "grpo": Grpo, "orw_cfm_w2": OrwCfmW2, "raft": Raft, "dpo": Dpo},
+    entries={
+        "adrpo": Adrpo,
+        "grpo": Grpo,
+        "orw_cfm_w2": OrwCfmW2,
+        "raft": Raft,
+        "dpo": Dpo,
+        "nft": Nft,
+    },
 )
 
 ENGINES = Table[Engine](

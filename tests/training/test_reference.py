@@ -182,3 +182,14 @@ def test_tokens_are_held_to_a_moving_reference(tmp_path, trained):
 def test_old_settings_leave_no_trace_in_the_log(tmp_path):
     (lines,) = train(tmp_path, [["grpo"]])
     assert not any("reference" in name for line in lines for name in timeless(line))
+
+
+# ---- DiffusionNFT --------------------------------------------------------------------------------
+
+
+def test_nft_trains_on_samples_of_its_reference(tmp_path):
+    algorithm = "algorithm={name='nft',scale='group_std'}"
+    lines, both = train(tmp_path, [["adrpo", algorithm, *EMA], ["adrpo", algorithm, *EMA, *FULL]])
+    for line in (*lines[1:], *both[1:]):
+        assert 0 < line["divergence_to_reference"] < line["divergence"]
+    assert lines[0]["grad_norm"] > 0 and lines[0]["divergence"] == 0
