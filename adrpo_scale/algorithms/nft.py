@@ -19,7 +19,7 @@ reduced as in every algorithm here.
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -79,8 +79,7 @@ class Nft(Algorithm):
         return True
 
     def loss(self, terms: Terms, credit: Credit) -> Tensor:
-        assert isinstance(terms, VelocityTerms)
-        b = self.config.beta0
+        terms, b = cast(VelocityTerms, terms), self.config.beta0
         v = measured(terms.prediction_NE, "prediction_NE")
         v_old = measured(terms.reference_NE, "reference_NE")
         r_N = (credit.advantage_clipped.to(v) + 1) / 2

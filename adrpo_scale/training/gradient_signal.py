@@ -24,6 +24,7 @@ the noise was the samples', so that noise reads as a signal of .01.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from statistics import fmean
 
@@ -53,12 +54,20 @@ def moment_ratio(engine: Engine, optimizer: OptimizerConfig) -> float | None:
     return first / second if second > 0 else None
 
 
-def gradient_signal(engine: Engine, optimizer: OptimizerConfig) -> float | None:
+def gradient_signal(
+    engine: Engine, optimizer: OptimizerConfig, done: float = math.inf
+) -> float | None:
     """The signal of the module docstring, an estimate that may fall below 0. None before
     3/(1 - beta1) steps, where every gradient was 0, and where beta1 = 0 keeps no mean.
-    Collective."""
+    Collective.
+
+    done: the run's optimizer steps, skipped ones included. Too few need no look at the device.
+    """
+    enough = STEPS / (1 - optimizer.beta1) - 1e-9
+    if optimizer.beta1 == 0 or done < enough:
+        return None
     rho, steps = moment_ratio(engine, optimizer), max(engine.optimizer_steps().values(), default=0)
-    if rho is None or optimizer.beta1 == 0 or steps < STEPS / (1 - optimizer.beta1) - 1e-9:
+    if rho is None or steps < enough:
         return None
     noise = noise_ratio(optimizer.beta1, steps)
     return (rho - noise) / (1 - noise)

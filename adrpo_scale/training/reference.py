@@ -38,7 +38,6 @@ class ReferenceConfig(Section):
         "base",
         "base: the pretrained model; ema: a moving average of the policy; snapshot: an earlier "
         "policy",
-        paper="eq. 6, 7",
         before="base",
     )
     decay: float = setting(

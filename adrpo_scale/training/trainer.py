@@ -262,7 +262,7 @@ class Trainer:
             "iteration": done,
             **credit_record(rewarded.rewards, credit),
             **tally.record(),
-            "gradient_signal": gradient_signal(self.engine, self.optimizer),
+            "gradient_signal": gradient_signal(self.engine, self.optimizer, self.counters.step),
             **row_record(self.domain.row_metrics(rewarded.rows)),
             "samples": samples,
             **watch.record(samples),
