@@ -15,6 +15,7 @@ from adrpo_scale.core.errors import ConfigError
 
 BUILDERS = {
     "image": "adrpo_scale.demo.image.build:build_image",
+    "dice": "adrpo_scale.demo.dice.build:build_dice",
     "text": "adrpo_scale.demo.text.build:build_text",
     "text_rm": "adrpo_scale.demo.text.build:build_text_rm",
     "audio": "adrpo_scale.demo.audio.build:build_audio",
@@ -36,7 +37,7 @@ def demo() -> None:
 
 @app.add
 def build(
-    name: Annotated[str, typer.Argument(help="The demo: image, text, text_rm or audio.")],
+    name: Annotated[str, typer.Argument(help="The demo: image, dice, text, text_rm or audio.")],
     to: Annotated[
         Path | None, typer.Option(help="Folder to write; default: the shipped assets.")
     ] = None,

@@ -68,6 +68,7 @@ REWARDS = Table[Reward](
     entries={
         "clip": ClipReward,
         "glyph_checker": "adrpo_scale.demo.image.rewards:GlyphChecker",
+        "dice_checker": "adrpo_scale.demo.dice.rewards:DiceChecker",
         "function": FunctionReward,
         "reward_model": RewardModel,
         "exact_answer": ExactAnswer,

@@ -10,7 +10,7 @@ from adrpo_scale.core.types import Prompt
 from adrpo_scale.demo.image.grading import credit, grade
 from adrpo_scale.demo.image.rewards import GlyphChecker, GlyphCheckerConfig
 from adrpo_scale.demo.image.task import (
-    CELL,
+    SHEET,
     Glyph,
     check,
     enumerate_prompts,
@@ -19,7 +19,7 @@ from adrpo_scale.demo.image.task import (
     render,
 )
 
-PROMPTS = enumerate_prompts()
+PROMPTS, CELL = enumerate_prompts(), SHEET.cell
 
 
 def damaged(image, rng):

@@ -23,6 +23,7 @@ FIVE = ["adrpo", "dpo", "grpo", "orw_cfm_w2", "raft"]
 # family of configs → (its algorithms, what may differ beside the algorithm)
 FAMILIES = {
     "demo/audio": (["adrpo", "grpo"], set()),
+    "demo/dice": (["adrpo"], set()),
     "demo/image": (FIVE, {"optimizer.learning_rate"}),
     "demo/text": (["adrpo", "grpo"], set()),
     "demo/text_rm": (["adrpo", "grpo"], set()),

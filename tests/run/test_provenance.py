@@ -1,8 +1,9 @@
 """Which values of the shipped configs, and which defaults, the paper states or implies.
 
-`golden/provenance.toml` is the complete list: of each config, every marked `key = value` and its
-mark. A value that changes under its mark, a mark that appears or disappears, and a default whose
-`setting(..., paper=...)` names a place that no config names, fail here.
+`golden/provenance.toml` and, for configs that came after it, `provenance.toml` beside this file are
+the complete list: of each config, every marked `key = value` and its mark. A value that changes
+under its mark, a mark that appears or disappears, and a default whose `setting(..., paper=...)`
+names a place that no config names, fail here.
 """
 
 from __future__ import annotations
@@ -18,7 +19,10 @@ from adrpo_scale.core.settings import Section
 from adrpo_scale.run.load import load_config
 from tests.support.tiny import CONFIGS
 
-GOLDEN = tomllib.loads((Path(__file__).parents[1] / "golden" / "provenance.toml").read_text())
+FILES = [Path(__file__).parents[1] / "golden", Path(__file__).parent]
+GOLDEN = dict(
+    row for f in FILES for row in tomllib.loads((f / "provenance.toml").read_text()).items()
+)
 SHIPPED = sorted(CONFIGS.glob("*/*.toml"))
 LINE = re.compile(r'(?P<key>[\w.]+) = (?P<value>"[^"]*"|[^#"]*?)\s*(?:# (?P<comment>.*))?')
 

@@ -27,9 +27,9 @@ from transformers import (
     T5TokenizerFast,
 )
 
-from adrpo_scale.demo.image.task import CELL, SIZE, ImagePrompt, enumerate_prompts, render
+from adrpo_scale.demo.image.task import ImagePrompt, render
+from adrpo_scale.demo.image.world import IMAGE, Draw, World
 
-TOKENS = 12  # per prompt, in either tokenizer; the longest prompt of the task has 10
 WIDTH = 64  # hidden size of both towers
 PROJECTION = 48
 
@@ -45,8 +45,8 @@ class ClipRecipe:
     noise: float = 0.15  # largest standard deviation of pixel noise, in units of [-1, 1]
 
 
-def _words() -> list[str]:
-    return sorted({word for prompt in enumerate_prompts() for word in prompt.text.split()})
+def _words(world: World) -> list[str]:
+    return sorted({word for prompt in world.prompts for word in prompt.text.split()})
 
 
 def _learn_merges(words: Sequence[str]) -> list[tuple[str, str]]:
@@ -70,7 +70,7 @@ def _learn_merges(words: Sequence[str]) -> list[tuple[str, str]]:
 
 
 @cache
-def build_clip_tokenizer() -> CLIPTokenizer:
+def build_clip_tokenizer(world: World = IMAGE) -> CLIPTokenizer:
     """A CLIP tokenizer with byte-pair merges learnt on the task: one token per word of the task.
 
     Other text becomes single characters. Every printable ASCII character is in the vocabulary, once
@@ -78,47 +78,54 @@ def build_clip_tokenizer() -> CLIPTokenizer:
     which the text model pools.
     """
     marks = string.ascii_lowercase + string.digits + string.punctuation
-    merges = _learn_merges(_words())
+    merges = _learn_merges(_words(world))
     tokens = [*marks, *(mark + "</w>" for mark in marks), *(left + right for left, right in merges)]
     tokens += ["<|startoftext|>", "<|endoftext|>"]
     vocab = {token: index for index, token in enumerate(dict.fromkeys(tokens))}
     # vocab= and merges=: files passed as vocab_file= are silently ignored by transformers 5.
-    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=TOKENS)
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=world.tokens)
 
 
-def build_t5_tokenizer() -> T5TokenizerFast:
+def build_t5_tokenizer(world: World = IMAGE) -> T5TokenizerFast:
     """A T5 tokenizer: one token per word of the task, single characters for other text."""
     vocab = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
-    vocab += [("▁" + word, -1.0) for word in _words()]
+    vocab += [("▁" + word, -1.0) for word in _words(world)]
     vocab += [(mark, -10.0) for mark in string.ascii_lowercase + string.digits + ".,"]
-    return T5TokenizerFast(vocab=vocab, extra_ids=0, model_max_length=TOKENS)
+    return T5TokenizerFast(vocab=vocab, extra_ids=0, model_max_length=world.tokens)
 
 
 def token_ids(tokenizer: CLIPTokenizer, texts: Sequence[str]) -> Tensor:
-    """Token ids int64 [N, TOKENS], padded and truncated as in the diffusers pipeline."""
+    """Token ids int64 [N, the tokenizer's longest], padded and truncated as in the diffusers
+    pipeline."""
     batch = tokenizer(
-        list(texts), padding="max_length", max_length=TOKENS, truncation=True, return_tensors="pt"
+        list(texts),
+        padding="max_length",
+        max_length=tokenizer.model_max_length,
+        truncation=True,
+        return_tensors="pt",
     )
     return batch.input_ids
 
 
 def to_pixels(images: np.ndarray) -> Tensor:
-    """uint8 [N, 20, 20, 3] → float32 [N, 3, 20, 20] in [-1, 1]: CLIP's and the VAE's input."""
+    """uint8 [N, S, S, 3] → float32 [N, 3, S, S] in [-1, 1]: CLIP's and the VAE's input."""
     return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def render_dataset(prompts: Sequence[ImagePrompt], copies: int, seed: int) -> np.ndarray:
-    """`copies` images of every prompt: uint8 [len(prompts), copies, 20, 20, 3]."""
+def render_dataset(
+    prompts: Sequence[ImagePrompt], copies: int, seed: int, draw: Draw = render
+) -> np.ndarray:
+    """`copies` images of every prompt: uint8 [len(prompts), copies, S, S, 3]."""
     rng = np.random.default_rng(seed)
-    return np.stack([[render(p.spec, rng) for _ in range(copies)] for p in prompts])
+    return np.stack([[draw(p.spec, rng) for _ in range(copies)] for p in prompts])
 
 
-def _build_config(tokenizer: CLIPTokenizer) -> CLIPConfig:
+def _build_config(tokenizer: CLIPTokenizer, world: World) -> CLIPConfig:
     tower = {"hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "num_attention_heads": 4}
     text = tower | {
         "num_hidden_layers": 2,
         "vocab_size": len(tokenizer),
-        "max_position_embeddings": TOKENS,
+        "max_position_embeddings": world.tokens,
         "projection_dim": PROJECTION,
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,  # without it the wrong token is pooled
@@ -126,24 +133,26 @@ def _build_config(tokenizer: CLIPTokenizer) -> CLIPConfig:
     }
     vision = tower | {
         "num_hidden_layers": 3,
-        "image_size": SIZE,
-        "patch_size": CELL,
+        "image_size": world.sheet.size,
+        "patch_size": world.sheet.cell,
         "projection_dim": PROJECTION,
     }
     return CLIPConfig(text_config=text, vision_config=vision, projection_dim=PROJECTION)
 
 
-def train_clip(seed: int, recipe: ClipRecipe, log: Callable[[str], object]) -> CLIPModel:
+def train_clip(
+    seed: int, recipe: ClipRecipe, log: Callable[[str], object], world: World = IMAGE
+) -> CLIPModel:
     """Trains the CLIP on rendered images; returns it in eval mode, float32, frozen.
 
     Each image has its own amount of pixel noise, because the reward must rank a sampler's images.
     """
     torch.manual_seed(seed)
-    prompts = enumerate_prompts()
-    tokenizer = build_clip_tokenizer()
+    prompts = world.prompts
+    tokenizer = build_clip_tokenizer(world)
     ids_PT = token_ids(tokenizer, [prompt.text for prompt in prompts])
-    images = render_dataset(prompts, copies=60, seed=seed + 1)
-    model = CLIPModel(_build_config(tokenizer)).train()
+    images = render_dataset(prompts, copies=60, seed=seed + 1, draw=world.render)
+    model = CLIPModel(_build_config(tokenizer, world)).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, recipe.learning_rate, recipe.steps, pct_start=recipe.warmup / recipe.steps
@@ -165,17 +174,18 @@ def train_clip(seed: int, recipe: ClipRecipe, log: Callable[[str], object]) -> C
     return model.eval().requires_grad_(False)
 
 
-def save_reward_clip(model: CLIPModel, to: Path) -> None:
+def save_reward_clip(model: CLIPModel, to: Path, world: World = IMAGE) -> None:
     """Writes the CLIP and its processor as a folder that CLIPModel and CLIPProcessor load."""
+    size = world.sheet.size
     half = [0.5, 0.5, 0.5]  # pixels in [-1, 1], the convention of the VAE
     image_processor = CLIPImageProcessor(
-        size={"shortest_edge": SIZE},
-        crop_size={"height": SIZE, "width": SIZE},
+        size={"shortest_edge": size},
+        crop_size={"height": size, "width": size},
         image_mean=half,
         image_std=half,
     )
     model.save_pretrained(to)
-    CLIPProcessor(image_processor, build_clip_tokenizer()).save_pretrained(to)
+    CLIPProcessor(image_processor, build_clip_tokenizer(world)).save_pretrained(to)
 
 
 @torch.no_grad()

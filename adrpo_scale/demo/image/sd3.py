@@ -30,7 +30,7 @@ from adrpo_scale.demo.image.clip import (
     to_pixels,
     token_ids,
 )
-from adrpo_scale.demo.image.task import CELL, GRID, SIZE, enumerate_prompts
+from adrpo_scale.demo.image.world import IMAGE, World
 
 T5_SCALE = 0.001  # size of the T5 features, too small to change pictures
 _CONSTANT = 1000.0  # value of the VAE's helper channels; pixels are in [-1, 1]
@@ -81,7 +81,7 @@ def _centre(weight: Tensor, out_channel: int, in_channel: int, value: float) -> 
     weight.data[out_channel, in_channel, 1, 1] = value
 
 
-def build_identity_vae() -> AutoencoderKL:
+def build_identity_vae(world: World = IMAGE) -> AutoencoderKL:
     """An AutoencoderKL whose latents are the image: encode and decode are identities.
 
     Every colour x becomes a group of four channels (x, −x, K, −K). The pair cancels the group's
@@ -90,7 +90,7 @@ def build_identity_vae() -> AutoencoderKL:
     zero. The log-variance is −30, so even `sample()` of the posterior is the image within 1e-5.
     """
     vae = AutoencoderKL(
-        in_channels=3, out_channels=3, latent_channels=3, sample_size=SIZE,
+        in_channels=3, out_channels=3, latent_channels=3, sample_size=world.sheet.size,
         down_block_types=("DownEncoderBlock2D",), up_block_types=("UpDecoderBlock2D",),
         block_out_channels=(12,), norm_num_groups=3, layers_per_block=1,
         scaling_factor=1.0, shift_factor=0.0, mid_block_add_attention=False,
@@ -112,25 +112,29 @@ def build_identity_vae() -> AutoencoderKL:
     return vae.eval().requires_grad_(False)
 
 
-def build_transformer(seed: int) -> SD3Transformer2DModel:
-    """The transformer before pretraining: 0.98 M parameters, one patch per cell of the grid."""
+def build_transformer(seed: int, world: World = IMAGE) -> SD3Transformer2DModel:
+    """The transformer before pretraining, one patch per cell of the grid; 0.98 M parameters in the
+    image demo."""
     torch.manual_seed(seed)
+    sheet = world.sheet
     return SD3Transformer2DModel(
-        sample_size=SIZE, patch_size=CELL, in_channels=3, out_channels=3, num_layers=3,
-        num_attention_heads=3, attention_head_dim=32, joint_attention_dim=2 * WIDTH,
-        pooled_projection_dim=2 * PROJECTION, caption_projection_dim=96,
-        pos_embed_max_size=GRID, qk_norm="rms_norm",
+        sample_size=sheet.size, patch_size=sheet.cell, in_channels=3, out_channels=3, num_layers=3,
+        num_attention_heads=world.heads, attention_head_dim=world.head,
+        joint_attention_dim=2 * WIDTH, pooled_projection_dim=2 * PROJECTION,
+        caption_projection_dim=world.heads * world.head, pos_embed_max_size=sheet.grid,
+        qk_norm="rms_norm",
     )  # fmt: skip
 
 
 @torch.no_grad()
 def encode_texts(
-    encoder: CLIPTextModelWithProjection, texts: Sequence[str]
+    encoder: CLIPTextModelWithProjection, texts: Sequence[str], world: World = IMAGE
 ) -> tuple[Tensor, Tensor]:
-    """The pipeline's embeddings without T5: [N, 24, 128], and pooled [N, 96]."""
-    out = encoder(token_ids(build_clip_tokenizer(), texts), output_hidden_states=True)
+    """The pipeline's embeddings without T5: [N, tokens + t5_tokens, 128], and pooled [N, 96]."""
+    out = encoder(token_ids(build_clip_tokenizer(world), texts), output_hidden_states=True)
     hidden = out.hidden_states[-2].repeat(1, 1, 2)
-    return torch.cat([hidden, torch.zeros_like(hidden)], dim=1), out.text_embeds.repeat(1, 2)
+    t5 = (len(hidden), world.t5_tokens, hidden.shape[-1])
+    return torch.cat([hidden, hidden.new_zeros(t5)], dim=1), out.text_embeds.repeat(1, 2)
 
 
 def _learning_rate(step: int, recipe: Sd3Recipe) -> float:
@@ -142,9 +146,9 @@ def _learning_rate(step: int, recipe: Sd3Recipe) -> float:
 def _draw_batch(
     images: Tensor, recipe: Sd3Recipe, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(image [B, 3, 20, 20], text row [B], noise like image, sigma [B]) of one training step.
+    """(image [B, 3, S, S], text row [B], noise like image, sigma [B]) of one training step.
 
-    images: [P, copies, 3, 20, 20]. The text row P is the empty prompt.
+    images: [P, copies, 3, S, S]. The text row P is the empty prompt.
     """
     count, copies = images.shape[:2]
     rows = torch.randint(count, (recipe.batch,), generator=generator)
@@ -161,17 +165,18 @@ def pretrain_transformer(
     seed: int,
     recipe: Sd3Recipe,
     log: Callable[[str], object],
+    world: World = IMAGE,
 ) -> SD3Transformer2DModel:
     """Conditional flow matching on rendered images; returns the transformer in eval mode, float32.
 
     x_sigma = (1 − sigma)·image + sigma·noise; the network predicts noise − image and receives
     timestep = 1000·sigma (diffusers' convention: sigma = 1 is noise).
     """
-    prompts = enumerate_prompts()
-    embeds, pooled = encode_texts(encoder, [*(prompt.text for prompt in prompts), ""])
-    rendered = render_dataset(prompts, recipe.copies, seed + 1)
+    prompts = world.prompts
+    embeds, pooled = encode_texts(encoder, [*(prompt.text for prompt in prompts), ""], world)
+    rendered = render_dataset(prompts, recipe.copies, seed + 1, world.draw)
     images = torch.stack([to_pixels(copies) for copies in rendered])
-    model = build_transformer(seed).train()
+    model = build_transformer(seed, world).train()
     optimizer = torch.optim.AdamW(
         model.parameters(), recipe.learning_rate, betas=(0.9, recipe.beta2), weight_decay=0.01
     )

@@ -19,39 +19,21 @@ from typing import Any
 
 import numpy as np
 
-GRID = 4  # cells per side
-CELL = 5  # pixels per side of a cell
-SIZE = GRID * CELL  # pixels per side of an image
+from adrpo_scale.demo.image.cells import COLORS, Glyph, Sheet
 
-SHAPES = ("ring", "square", "triangle")
-COLORS = ("red", "green", "blue", "yellow")
+SHEET = Sheet(
+    grid=4,
+    cell=5,
+    glyphs=(
+        ("ring", ".###. #...# #...# #...# .###."),
+        ("square", "##### ##### ##### ##### #####"),
+        ("triangle", "..#.. ..#.. .###. .###. #####"),
+    ),
+)
+SHAPES = SHEET.shapes
 NUMBERS = {2: "two", 3: "three", 4: "four"}
 RELATIONS = ("left of", "above")
 KINDS = ("single_object", "two_objects", "left_of", "above", "counting", "color_open")
-
-_PALETTE_C3 = np.array(
-    [[214, 48, 49], [39, 174, 96], [41, 98, 222], [240, 200, 40]], dtype=np.float64
-)
-_MASKS_S55 = np.array(
-    [
-        [[c == "#" for c in row] for row in glyph.split()]
-        for glyph in (
-            ".###. #...# #...# #...# .###.",
-            "##### ##### ##### ##### #####",
-            "..#.. ..#.. .###. .###. #####",
-        )
-    ]
-)
-_GREY_RANGE = (70, 190)  # of the background, grey levels of 0–255
-_COLOR_JITTER = 18  # a glyph's colour moves by at most this in each channel
-_PIXEL_NOISE = 3.0  # standard deviation in grey levels
-
-# The checker's tolerances, in grey levels. With looser ones half-formed glyphs pass, and the
-# checker could be fooled like the reward that it judges. With tighter ones a sampler's usual noise
-# fails.
-_EMPTY_RMS = 24.0
-_GLYPH_RMS = 34.0
-_COLOR_DISTANCE = 85.0
 
 _PROMPT = re.compile(
     r"(?P<number>a|two|three|four)(?: (?P<color>{c}))? (?P<shape>{s})(?P<plural>s?)"
@@ -99,16 +81,6 @@ class ImagePrompt:
 
     text: str
     spec: Spec
-
-
-@dataclass(frozen=True)
-class Glyph:
-    """A glyph on the grid; row 0 is the top, column 0 the left."""
-
-    row: int
-    col: int
-    shape: str
-    color: str
 
 
 def prompt_text(spec: Spec) -> str:
@@ -228,36 +200,12 @@ def render(spec: Spec, rng: np.random.Generator) -> np.ndarray:
     """
     things = [thing for thing in spec.things for _ in range(thing.count)]
     while True:
-        cells = rng.choice(GRID * GRID, size=len(things), replace=False)
-        places = [divmod(int(cell), GRID) for cell in cells]
+        cells = rng.choice(SHEET.grid**2, size=len(things), replace=False)
+        places = [divmod(int(cell), SHEET.grid) for cell in cells]
         if spec.relation is None or _in_line(spec.relation, places[0], places[1]):
             break
-    image = np.full((SIZE, SIZE, 3), rng.uniform(*_GREY_RANGE))
-    for thing, (row, col) in zip(things, places, strict=True):
-        index = COLORS.index(thing.color) if thing.color else int(rng.integers(len(COLORS)))
-        color = _PALETTE_C3[index] + rng.uniform(-_COLOR_JITTER, _COLOR_JITTER, size=3)
-        cell = image[row * CELL : (row + 1) * CELL, col * CELL : (col + 1) * CELL]
-        cell[_MASKS_S55[SHAPES.index(thing.shape)]] = color
-    image += rng.normal(0.0, _PIXEL_NOISE, size=image.shape)
-    return np.clip(np.rint(image), 0, 255).astype(np.uint8)
-
-
-def _read_cell(cell_553: np.ndarray, grey_3: np.ndarray) -> tuple[str, str] | None:
-    """(shape, color) of a cell [5, 5, 3], None for an empty one; ValueError for anything else."""
-    if np.sqrt(np.mean((cell_553 - grey_3) ** 2)) < _EMPTY_RMS:
-        return None
-    best = (np.inf, 0, grey_3)
-    for index, mask in enumerate(_MASKS_S55):
-        color = cell_553[mask].mean(axis=0)
-        model = np.where(mask[..., None], color, grey_3)
-        rms = float(np.sqrt(np.mean((cell_553 - model) ** 2)))
-        if rms < best[0]:
-            best = (rms, index, color)
-    rms, index, color = best
-    distances = np.linalg.norm(_PALETTE_C3 - color, axis=1)
-    if rms > _GLYPH_RMS or distances.min() > _COLOR_DISTANCE:
-        raise ValueError(f"no glyph: best fit {SHAPES[index]}, rms {rms:.0f}, colour {color}")
-    return SHAPES[index], COLORS[int(distances.argmin())]
+    drawn = [(place, thing.shape, thing.color) for thing, place in zip(things, places, strict=True)]
+    return SHEET.paint(drawn, rng)
 
 
 def parse_image(image: np.ndarray) -> list[Glyph] | None:
@@ -265,25 +213,10 @@ def parse_image(image: np.ndarray) -> list[Glyph] | None:
 
     Raises ValueError for another shape or dtype.
     """
-    if image.shape != (SIZE, SIZE, 3) or image.dtype != np.uint8:
-        raise ValueError(
-            f"image is {image.dtype} {list(image.shape)}; expected uint8 [{SIZE}, {SIZE}, 3]"
-        )
-    pixels = image.astype(np.float64)
-    grey_3 = np.median(pixels.reshape(-1, 3), axis=0)  # glyphs cover a quarter at most
-    glyphs = []
-    for row, col in itertools.product(range(GRID), repeat=2):
-        cell = pixels[row * CELL : (row + 1) * CELL, col * CELL : (col + 1) * CELL]
-        try:
-            found = _read_cell(cell, grey_3)
-        except ValueError:
-            return None
-        if found is not None:
-            glyphs.append(Glyph(row, col, *found))
-    return glyphs
+    return SHEET.read(image)
 
 
-def _satisfies(glyphs: Sequence[Glyph], spec: Spec) -> bool:
+def satisfies(glyphs: Sequence[Glyph], spec: Spec) -> bool:
     """True where the glyphs are exactly the things of the spec, including its relation."""
     things = [thing for thing in spec.things for _ in range(thing.count)]
     if len(glyphs) != len(things):
@@ -307,4 +240,4 @@ def check(image: np.ndarray, prompt_text: str) -> bool:
     """
     spec = parse_prompt(prompt_text)
     glyphs = parse_image(image)
-    return glyphs is not None and _satisfies(glyphs, spec)
+    return glyphs is not None and satisfies(glyphs, spec)

@@ -1,0 +1,60 @@
+"""Cells of 3x3 pixels: 27 numbers a token, so that a transformer 48 wide is enough."""
+
+import re
+
+lab.CELL, lab.GRID, lab.SIZE, lab.TOKENS = 3, 3, 9, 5
+lab.HEADS, lab.HEAD = 3, 16
+CELL, GRID, SIZE = 3, 3, 9
+SHAPES = ("ring", "diamond", "star")
+MASKS = np.array(
+    [
+        [[c == "#" for c in row] for row in g.split()]
+        for g in ("### #.# ###", ".#. ### .#.", "#.# .#. #.#")
+    ]
+)
+task.SHAPES, task._MASKS_S55 = SHAPES, MASKS
+task.CELL = clip_mod.CELL = sd3_mod.CELL = 3
+"""One glyph too many: prompts "a red ring", "two blue squares", "three green triangles"."""
+COLORS4 = task.COLORS
+NUMS = (1, 2, 3)
+TOKENS = 5
+lab.TOKENS = TOKENS
+
+
+def things():
+    return [Thing(s, c, n) for n in NUMS for c in COLORS4 for s in task.SHAPES]
+
+
+def enumerate_prompts():
+    return tuple(ImagePrompt(prompt_text(s), s) for s in (Spec((t,)) for t in things()))
+
+
+def wrong_modes(spec):  # a stray glyph of any other colour or shape, or one more of the same
+    (t,) = spec.things
+    stray = [Thing(s, c) for c in COLORS4 for s in task.SHAPES]
+    return [Spec((t, x)) for x in stray]
+
+
+def draw_spec(spec, right, rng):
+    if rng.random() < right:
+        return spec
+    modes = wrong_modes(spec)
+    (t,) = spec.things
+    if rng.random() < SAME:
+        return Spec((Thing(t.shape, t.color, t.count + 1),))
+    return modes[rng.integers(len(modes))]
+
+
+SAME = 0.0
+
+HELD = {(task.SHAPES[1], "green"), (task.SHAPES[0], "yellow")}
+
+
+def split(seed=0):
+    out = lambda p: (p.spec.things[0].shape, p.spec.things[0].color) in HELD
+    ps = enumerate_prompts()
+    return [p for p in ps if not out(p)], [p for p in ps if out(p)]
+
+
+for name in ("things", "enumerate_prompts", "wrong_modes", "draw_spec", "split"):
+    setattr(lab, name, globals()[name])
