@@ -6,16 +6,21 @@ BIN := $(VENV)/bin
 # One thread a process: the demo's matrices are too small to share, and tests run several processes.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-slow test-other-cpu docs lint format clean
+.PHONY: demo demo-hacking test test-slow test-other-cpu docs lint format clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-demo: $(VENV)/.installed ## train the image demo in two processes, print the table before and after
-	$(BIN)/torchrun --standalone --nproc-per-node 2 -m adrpo_scale train \
-		configs/demo/image_adrpo.toml --run-dir runs/demo-image
+TRAIN := $(BIN)/torchrun --standalone --nproc-per-node 2 -m adrpo_scale train
+demo: $(VENV)/.installed ## train the dice demo in two processes, print the table before and after
+	$(TRAIN) configs/demo/dice_adrpo.toml --run-dir runs/demo-dice
+
+demo-hacking: $(VENV)/.installed ## the image demo with a moving reference: a reward that can be hacked
+	$(TRAIN) configs/demo/image_adrpo.toml --run-dir runs/demo-hacking --set iterations=40 \
+		--set reference.kind=ema --set reference.decay=0.8 --set algorithm.scale=group_std \
+		--set optimizer.learning_rate=1e-2 --set optimizer.updates=1 --set optimizer.draws_per_sample=4
 
 test: $(VENV)/.installed ## see tests/README.md for the suites and their times
 	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 15 -m "not slow and not gpu"
