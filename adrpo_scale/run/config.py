@@ -145,6 +145,13 @@ class RunConfig(Section):
     def _faults_of_rollouts(self, algorithm: Any) -> Iterator[str]:
         """Samples and penalties of other models than the policy."""
         source, name = algorithm.rollouts, self.algorithm.name
+        measures = inspect.signature(DOMAINS[self.domain.name].terms).parameters
+        if self.reference.moves and "base" not in measures:
+            yield (
+                f'reference.kind = "{self.reference.kind}": the domain {self.domain.name} cannot '
+                "measure the base beside it; give its method `terms` the argument `base` "
+                '(`domains.base.Domain.terms`), or set reference.kind = "base"'
+            )
         if algorithm.asks_moving_reference and not self.reference.moves:
             yield (
                 f'algorithm.name = "{name}" with reference.kind = "base": its reference follows '

@@ -9,6 +9,7 @@ import torch
 
 from adrpo_scale.core.errors import ConfigError
 from adrpo_scale.core.types import DrawKey
+from adrpo_scale.domains.flow import FlowDomain
 from adrpo_scale.training.reference import ReferenceConfig
 from adrpo_scale.training.stopwatch import Stopwatch
 from tests.support.closeness import drifted
@@ -60,6 +61,20 @@ def test_a_snapshot_is_taken_every_few_iterations():
 def test_settings_that_do_not_fit_the_kind_are_refused(settings, named):
     with pytest.raises(ConfigError, match=named):
         demo_config(overrides=settings)
+
+
+class Before(FlowDomain):
+    """A domain of one's own, from before references moved."""
+
+    def terms(self, policy, reference, rows, noise_ids_N, key, wanted):
+        return super().terms(policy, reference, rows, noise_ids_N, key, wanted)
+
+
+def test_a_domain_that_measures_no_base_trains_with_the_base_alone():
+    own = f"domain.name={__name__}:Before"
+    assert demo_config(overrides=[own]).reference.kind == "base"
+    with pytest.raises(ConfigError, match="give its method `terms` the argument `base`"):
+        demo_config(overrides=[own, *EMA])
 
 
 # ---- what it changes -----------------------------------------------------------------------------
