@@ -140,6 +140,7 @@ def test_a_rank_without_a_gpu_shows_none():
 
 
 def _trainer(folder):
+    os.environ["PYTHONPATH"] = ROOT  # The forkserver may have started without it.
     process = started("hangs")
     Path(folder, "new").write_text(f"{os.getpid()} {process.process.pid}")
     Path(folder, "new").rename(Path(folder, "pids"))
