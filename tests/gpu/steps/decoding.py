@@ -161,6 +161,24 @@ def _graph(case: Case, trainer: Trainer, rows: int, eager: float) -> dict[str, A
     }
 
 
+def by_rows(case: Case, trainer: Trainer) -> None:
+    """Notes what more rows in one pass cost: where the host bounds a token, next to nothing."""
+    few, many, all_rows = case.size((8, 24, (8, 32, 128, 512)), (1, 3, (4, 8)))
+    found: dict[int, dict[str, float]] = {}
+    for rows in all_rows:
+        _sampled(trainer, few, rows)
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        token = _per_token(trainer, few, many, rows)
+        found[rows] = {"ms_a_token": token, "tokens_per_second": 1e3 * rows / token}
+        if torch.cuda.is_available():
+            found[rows]["peak_gb"] = torch.cuda.max_memory_allocated() / 1e9
+        case.note(rows=found)
+    first, last = (found[rows]["tokens_per_second"] for rows in (all_rows[0], all_rows[-1]))
+    # On a CPU of a dry run a token of more rows may cost as much more.
+    case.check("more rows a pass give more tokens a second", last > first or case.is_dry, last)
+
+
 def adapters(case: Case, trainer: Trainer) -> None:
     """Notes milliseconds a token with adapters beside the weights, and merged into them."""
     few, many, rows = case.size((4, 20, 16), (1, 3, 2))

@@ -33,9 +33,10 @@ def unlike_values(one: Path, other: Path) -> dict[str, list[Any]]:
     return found
 
 
-def run(case: Case, task: str) -> None:
+def run(case: Case, task: str, *more: str) -> None:
+    """more: settings beside those of every resume."""
     small = DRY_IMAGE if task == "image" else DRY_TOKENS
-    settings = [*SETTINGS, *case.size((), small), f"engine.device={case.device}"]
+    settings = [*SETTINGS, *case.size((), small), *more, f"engine.device={case.device}"]
     if task != "image":
         settings.append("logging.completions_every=0")
     whole, other = case.folder / "whole" / "run", case.folder / "stopped" / "run"

@@ -118,5 +118,10 @@ def qwen3_decoding(case: Case) -> None:
     case.check("plan's operators are within a quarter of the kernels", near, counted)
 
 
+def qwen3_rows(case: Case) -> None:
+    """The rollout's own passes again, with few and many rows side by side."""
+    decoding.by_rows(case, build_trainer(_qwen3(case), case.folder / "run"))
+
+
 def qwen3(case: Case) -> None:
     _measured(case, _qwen3(case))

@@ -38,6 +38,20 @@ ONE_GPU = (
     Step("resume_image", "bit-exact resume in bf16", "resume:run", 150, ("image",)),
     Step("resume_text", "bit-exact resume in bf16", "resume:run", 150, ("text",)),
     Step("resume_audio", "bit-exact resume in bf16", "resume:run", 150, ("audio",)),
+    Step(
+        "resume_average",
+        "the same with a moving average as the reference",
+        "resume:run",
+        150,
+        ("image", "reference.kind=ema", "reference.decay=0.8"),
+    ),
+    Step(
+        "resume_snapshot",
+        "the same with a third model, a snapshot",
+        "resume:run",
+        150,
+        ("text", "reference.kind=snapshot", "reference.every=1"),
+    ),
     Step("staging", "a background save while training goes on", "staging:run", 100),
     Step("zero3", "ZeRO-3 in one process equals FSDP2", "zero3:run", 150),
     Step("nccl", "an NCCL group of one rank, FSDP2 over it, its end", "nccl:run", 120),
@@ -48,9 +62,11 @@ ONE_GPU = (
     Step("sd3_memory", "the parts of SD3's rollout peak", "sd3_memory:run", 90),
     Step("omni_model", "the 7B thinker's files, hashed, and its plan", "shapes:omni_model", 140),
     Step("qwen3_decoding", "Qwen3-0.6B's shape: a token", "shapes:qwen3_decoding", 80, alone=True),
+    Step("qwen3_rows", "Qwen3-0.6B's shape: rows a pass", "shapes:qwen3_rows", 90, alone=True),
     Step("sd3", "SD3-medium's shape in 44.7 GiB", "shapes:sd3", 90, alone=True),
     Step("omni", "the 7B thinker's shape in 44.7 GiB", "shapes:omni", 150, alone=True),
     Step("qwen3", "Qwen3-0.6B's shape: two iterations", "shapes:qwen3", 150, alone=True),
+    Step("dice", "the dice demo, whole", "dice:run", 150, alone=True),
     Step("pytest", "tests/gpu as pytest runs it", "machine:pytest", 120, alone=True),
 )
 
