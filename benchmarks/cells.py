@@ -20,13 +20,14 @@ import statistics
 import sys
 import time
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing import connection
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 Record = dict[str, Any]
+J = TypeVar("J")
 
 PRELOAD = [
     "torch",
@@ -143,29 +144,39 @@ def carry_out(jobs: Sequence[Job], to: Path, at_once: int = 1) -> list[str]:
     os.environ.update(ENVIRONMENT)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
-    running: dict[int, tuple[Job, Any]] = {}
     failed: list[str] = []
+    for done, (job, code) in enumerate(in_processes(context, _run, waiting, to, at_once), 1):
+        if code != 0:
+            failed.append(job.name)
+            said = f"failed, see {to / 'logs' / job.name}.log"
+        else:
+            record = shelf.add(job.name)
+            said = f"{record['outcome']}, {record['cpu_seconds']:.1f} CPU-s"
+        print(f"{done} of {len(waiting)}, {job.name}: {said}", flush=True)
+    return failed
+
+
+def in_processes(
+    context: Any, work: Callable[[J, Path], None], jobs: Sequence[J], to: Path, at_once: int
+) -> Iterator[tuple[J, int]]:
+    """`work(job, to)` of every job in a process of its own, `at_once` of them at a time; yields
+    (job, exit code) as they end. What runs when the caller stops is killed."""
+    waiting = list(jobs)
+    running: dict[Any, tuple[J, Any]] = {}
     try:
         while waiting or running:
             while waiting and len(running) < at_once:
                 job = waiting.pop(0)
-                process = context.Process(target=_run, args=(job, to))
+                process = context.Process(target=work, args=(job, to))
                 process.start()
                 running[process.sentinel] = (job, process)
             for sentinel in connection.wait(list(running)):
-                job, process = running.pop(sentinel)  # type: ignore[call-overload]
+                job, process = running.pop(sentinel)
                 process.join()
-                if process.exitcode != 0:
-                    failed.append(job.name)
-                    print(f"{job.name}: failed, see {to / 'logs' / job.name}.log", flush=True)
-                    continue
-                record = shelf.add(job.name)
-                said = f"{record['outcome']}, {record['cpu_seconds']:.1f} CPU-s"
-                print(f"{job.name}: {said}; {len(waiting)} wait", flush=True)
+                yield job, process.exitcode
     finally:
         for _, process in running.values():
             process.kill()
-    return failed
 
 
 def _run(job: Job, to: Path) -> None:

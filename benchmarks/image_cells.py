@@ -56,8 +56,8 @@ class Family:
 @dataclass(frozen=True)
 class Part:
     """One demo. common: settings of all its runs. levels: of w2_sum, where runs are compared.
-    pairs: (cell, the one that it is compared with). panels: of the figure, a title and how its cells'
-    names begin."""
+    pairs: (cell, the one that it is compared with). panels: of the figure, (title, how the names of
+    its cells begin)."""
 
     name: str
     config: str
