@@ -8,12 +8,12 @@ import stat
 import pytest
 
 from adrpo_scale.core.caches import why_unwritable
+from adrpo_scale.core.chat_endpoint import Answer
 from adrpo_scale.core.file_hashes import write_cached
 from adrpo_scale.core.files import own, remove_folder, replace_file, replace_json, write_durably
 from adrpo_scale.core.tensor_files import TensorFileWriter
 from adrpo_scale.core.watchdog import Watchdog
 from adrpo_scale.evaluation.mmau import predictions
-from adrpo_scale.evaluation.mmau.base import Answer
 from adrpo_scale.training.metrics import MetricsLog, _LogFile
 from tests.support.obstacles import OBSTACLES, Precious
 

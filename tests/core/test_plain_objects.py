@@ -24,11 +24,11 @@ from pydantic import BaseModel
 import adrpo_scale
 from adrpo_scale.checkpoint.reader import Reader
 from adrpo_scale.core import dist, plain_objects
+from adrpo_scale.core.chat_endpoint import Answer
 from adrpo_scale.core.errors import AdrpoError, ConfigError, StopRequested
 from adrpo_scale.core.plain_objects import packed, trust, unpacked
 from adrpo_scale.core.tensor_files import FileFacts
 from adrpo_scale.core.types import Completion
-from adrpo_scale.evaluation.mmau.base import Answer
 from adrpo_scale.hub.needs import HubNeed
 from tests.support.ranks import run_ranks
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from adrpo_scale.core.chat_endpoint import Answer
 from adrpo_scale.core.errors import PromptError, RunFolderError
 from adrpo_scale.core.folder_lock import RunLock
-from adrpo_scale.evaluation.mmau.base import RECORD, Answer, Question, load_benchmark
+from adrpo_scale.evaluation.mmau.base import RECORD, Question, load_benchmark
 from adrpo_scale.evaluation.mmau.evaluate import _ask
 from adrpo_scale.evaluation.mmau.predictions import ANSWERS, IDENTITY, append, begin, merge
 from tests.core.test_json_files import ODD

@@ -7,11 +7,12 @@ import time
 
 import pytest
 
+from adrpo_scale.core import bounded_http
+from adrpo_scale.core.chat_endpoint import Answer, answer_of
 from adrpo_scale.core.errors import PromptError
+from adrpo_scale.core.posting import retry_after
 from adrpo_scale.data.prepare.mmau import MmauOptions, prepare_mmau
-from adrpo_scale.evaluation.mmau import bounded_http, predictions
-from adrpo_scale.evaluation.mmau.base import Answer
-from adrpo_scale.evaluation.mmau.endpoint import answer_of, retry_after
+from adrpo_scale.evaluation.mmau import predictions
 from adrpo_scale.evaluation.mmau.evaluate import EvaluateOptions, evaluate
 from adrpo_scale.evaluation.mmau.judging import judge
 from tests.support.hostile_server import OK, drips, floods, hostile_server, with_length

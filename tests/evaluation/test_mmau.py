@@ -11,11 +11,11 @@ import pytest
 from typer.testing import CliRunner
 
 from adrpo_scale.cli import main as cli
+from adrpo_scale.core.chat_endpoint import Answer
 from adrpo_scale.core.errors import ConfigError, EndpointError, PromptError, RunFolderError
 from adrpo_scale.core.folder_lock import RunLock
 from adrpo_scale.evaluation.mmau import evaluate, local, predictions
 from adrpo_scale.evaluation.mmau.base import (
-    Answer,
     MmauConfig,
 )
 from adrpo_scale.evaluation.mmau.tables import NO_PAPER

@@ -11,12 +11,13 @@ import wave
 import numpy as np
 import pytest
 
+from adrpo_scale.core.chat_endpoint import Answer, answer_of
 from adrpo_scale.core.errors import ConfigError, EndpointError
+from adrpo_scale.core.posting import retry_after
 from adrpo_scale.evaluation.mmau.base import (
-    Answer,
     MmauConfig,
 )
-from adrpo_scale.evaluation.mmau.endpoint import Endpoint, answer_of, retry_after
+from adrpo_scale.evaluation.mmau.endpoint import Endpoint
 from tests.support.mmau import (
     DOG,
     KEY,

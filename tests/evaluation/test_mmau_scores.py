@@ -7,13 +7,13 @@ import math
 
 import pytest
 
+from adrpo_scale.core.chat_endpoint import Answer
 from adrpo_scale.core.errors import PromptError
 from adrpo_scale.data.clips import read_clip
 from adrpo_scale.data.prepare.mmau import MmauOptions, prepare_mmau
 from adrpo_scale.evaluation.mmau import evaluate, predictions
 from adrpo_scale.evaluation.mmau.base import (
     PAPER,
-    Answer,
     PublishedRow,
     evenly,
     load_benchmark,

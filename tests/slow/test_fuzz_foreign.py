@@ -25,6 +25,7 @@ from pyarrow import parquet
 from typer.testing import CliRunner
 
 from adrpo_scale.cli import main as cli
+from adrpo_scale.core import bounded_http
 from adrpo_scale.core.errors import AdrpoError
 from adrpo_scale.core.types import Prompt
 from adrpo_scale.data.clips import duration, read_clip
@@ -34,7 +35,6 @@ from adrpo_scale.data.prepare.mmau import MmauOptions, prepare_mmau
 from adrpo_scale.data.prepare.sources import Source
 from adrpo_scale.data.prompts import load_prompts
 from adrpo_scale.domains.chat import ChatConfig, encode_all
-from adrpo_scale.evaluation.mmau import bounded_http
 from adrpo_scale.evaluation.mmau.base import check_sent, load_benchmark
 from adrpo_scale.hub import templates
 from tests.export.test_hostile_names import card_of, shape

@@ -12,9 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from adrpo_scale.core.bounds import AT_ONCE, COUNT, NUMBER, TOKENS, WAIT
+from adrpo_scale.core.bounds import COUNT, NUMBER, TOKENS
+from adrpo_scale.core.chat_endpoint import Answer, Omissible
 from adrpo_scale.core.errors import PromptError
 from adrpo_scale.core.json_files import parse_object, read_regular
+from adrpo_scale.core.posting import RequestsConfig
 from adrpo_scale.core.settings import REQUIRED, Section, setting
 from adrpo_scale.core.tensor_files import file_sha256
 from adrpo_scale.core.types import Prompt
@@ -54,14 +56,6 @@ class Question:
         return self.prompt.metadata["audio"], Path(self.prompt.metadata["audio_folder"])
 
 
-@dataclass(frozen=True)
-class Answer:
-    """An answer. text: may be empty. is_cut: the answer reached the limit of its length."""
-
-    text: str
-    is_cut: bool = False
-
-
 class Model(Protocol):
     """A model that answers questions."""
 
@@ -84,24 +78,11 @@ class PublishedRow(Section):
     total: float = setting(REQUIRED, "accuracy on all questions", ge=0, le=100)
 
 
-class EndpointConfig(Section):
+class EndpointConfig(RequestsConfig):
     """Settings of requests to an OpenAI-compatible endpoint."""
 
-    at_once: int = setting(4, "concurrent requests of a process", ge=1, le=AT_ONCE)
-    timeout_seconds: float = setting(
-        120.0, "time to wait for the whole answer, in seconds", gt=0, le=WAIT
-    )
-    attempts: int = setting(
-        6, "attempts at one question, the first included", ge=1, le=100
-    )  # each wait is twice the last
-    first_wait_seconds: float = setting(
-        2.0, "seconds before the second attempt; doubled before each further one", ge=0, le=WAIT
-    )
-    longest_wait_seconds: float = setting(
-        120.0, "longest such wait, also by Retry-After, in seconds", ge=0, le=WAIT
-    )
     extra: dict[str, Any] = setting({}, "further fields of a request, e.g. reasoning_effort")
-    without: list[Literal["max_tokens", "temperature"]] = setting(
+    without: list[Omissible] = setting(
         [], "fields to leave out because the model refuses them; see extra for others"
     )
 

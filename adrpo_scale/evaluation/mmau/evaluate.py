@@ -19,6 +19,7 @@ from pydantic import ValidationError
 
 from adrpo_scale.checkpoint.shelf import CHECKPOINTS, TRAJECTORY
 from adrpo_scale.core import dist
+from adrpo_scale.core.chat_endpoint import KEY, Answer, base_url
 from adrpo_scale.core.console import console
 from adrpo_scale.core.errors import AdrpoError, ConfigError, agreed
 from adrpo_scale.core.files import replace_file, replace_json
@@ -29,7 +30,6 @@ from adrpo_scale.core.toml_text import read_toml
 from adrpo_scale.data.clip_headers import clip_faults
 from adrpo_scale.evaluation.mmau import local, predictions, tables
 from adrpo_scale.evaluation.mmau.base import (
-    Answer,
     Benchmark,
     MmauConfig,
     Model,
@@ -38,7 +38,7 @@ from adrpo_scale.evaluation.mmau.base import (
     evenly,
     load_benchmark,
 )
-from adrpo_scale.evaluation.mmau.endpoint import KEY, Endpoint, base_url, check_writes
+from adrpo_scale.evaluation.mmau.endpoint import Endpoint, check_writes
 from adrpo_scale.evaluation.mmau.judging import judge, tallies
 from adrpo_scale.evaluation.sample import Source, require_whole_source
 from adrpo_scale.run.load import assign, parse_override

@@ -21,7 +21,8 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from adrpo_scale.evaluation.mmau.base import TASKS, Answer, Question
+from adrpo_scale.core.chat_endpoint import Answer
+from adrpo_scale.evaluation.mmau.base import TASKS, Question
 from adrpo_scale.rewards.audio import chosen, option_text
 from adrpo_scale.rewards.text import extract_answer
 

@@ -15,11 +15,12 @@ import torch
 from torch import nn
 
 from adrpo_scale.checkpoint.locate import open_checkpoint
+from adrpo_scale.core.chat_endpoint import Answer
 from adrpo_scale.core.errors import ConfigError
 from adrpo_scale.core.settings import leaves
 from adrpo_scale.core.types import DrawKey
 from adrpo_scale.domains.base import Domain
-from adrpo_scale.evaluation.mmau.base import Answer, MmauConfig, Question
+from adrpo_scale.evaluation.mmau.base import MmauConfig, Question
 from adrpo_scale.evaluation.sample import (
     Source,
     domain_of,

@@ -20,10 +20,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from adrpo_scale.core.chat_endpoint import Answer
 from adrpo_scale.core.errors import RunFolderError
 from adrpo_scale.core.files import own, replace_file, replace_json, write_all
 from adrpo_scale.core.json_files import json_line, parse_object, read_lines, read_regular
-from adrpo_scale.evaluation.mmau.base import Answer, Question
+from adrpo_scale.evaluation.mmau.base import Question
 from adrpo_scale.evaluation.mmau.judging import Judgement, Tally, submitted
 
 IDENTITY, ANSWERS = "evaluation.json", "answers.jsonl"
