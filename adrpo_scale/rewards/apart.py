@@ -13,6 +13,7 @@ import pickle
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -62,9 +63,10 @@ class Apart(Reward):
         return found
 
     def __call__(self, artifacts: Sequence[Any], prompts: Sequence[Prompt]) -> Scores:
-        values, abstained, info = self._limited("score", (list(artifacts), list(prompts)))
+        answer = self._limited("score", (list(artifacts), list(prompts)))
+        values, abstained, info, faults = answer
         numbers = torch.tensor(values, dtype=torch.float64)
-        return Scores(numbers, torch.tensor(abstained).bool(), info)
+        return Scores(numbers, torch.tensor(abstained).bool(), info, faults)
 
     def tried(self, artifacts: Sequence[Any], prompts: Sequence[Prompt]) -> str:
         """`trial.tried` in the process."""
@@ -83,7 +85,8 @@ class Apart(Reward):
         child = self._child = _server().start()
         try:
             place = {"path": sys.path, "folder": os.getcwd(), "environ": dict(os.environ)}
-            self._ask(child, "build", (place, self.kind, self._config, self._device), None)
+            made = (place, self.kind, self._config, self._device, self.record)
+            self._ask(child, "build", made, None)
             if with_check and self._prompts is not None:
                 self._ask(child, "check", (self.resumes, self._prompts), None)
         except CallFailed as error:
@@ -168,12 +171,18 @@ def obey(reads: int, writes: int) -> None:
 
 
 def _build(
-    place: Mapping[str, Any], kind: type[Reward], config: RewardConfig, device: str
+    place: Mapping[str, Any],
+    kind: type[Reward],
+    config: RewardConfig,
+    device: str,
+    record: Path | None,
 ) -> Reward:
     sys.path[:] = place["path"]
     os.chdir(place["folder"])
     os.environ.update(place["environ"])
     reward = kind(config, torch.device(device))  # type: ignore[call-arg, arg-type]
+    if reward.asks_server:
+        reward.record = record
     if reward.model_spec() is not None:
         raise RewardError(
             f"reward {reward.label}: time_limit = {config.time_limit:g} with a model that the "
@@ -194,4 +203,5 @@ def _do(reward: Any, name: str, arguments: Any) -> Any:
     if name == "embed":
         return reward.embed(*arguments).numpy()
     scores = checked(reward, *arguments)
-    return scores.values_N.tolist(), scores.abstained_N.tolist(), dict(scores.info)
+    values, abstained = scores.values_N.tolist(), scores.abstained_N.tolist()
+    return values, abstained, dict(scores.info), scores.faults_N

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -63,6 +64,7 @@ class Reward(ABC):
 
     is_light: ClassVar[bool] = False  # True: building it loads no model
     is_apart: ClassVar[bool] = False  # True: it runs in a process of its own
+    asks_server: ClassVar[bool] = False  # True: it is tried before a run, as other people's code is
     judges: ClassVar[tuple[str, ...]] = ()  # media of domains, see `Domain.medium`; (): any
     check_keeps_nothing: ClassVar[bool] = False  # True: `check` leaves nothing that calls need
     needs_modules: ClassVar[tuple[str, ...]] = ()  # slow to import, and without threads
@@ -95,6 +97,9 @@ class Reward(ABC):
         self.sharded: nn.Module | None = None  # whole only inside `engine.sampling()`
         self.patience = 0.0  # seconds beyond the watchdog's, of one without a time limit
         self.resumes = False  # True before `check` where the run resumes from a checkpoint
+        self.call_seconds = 0.0  # longest call, of a reward that ends its calls itself
+        self.record: Path | None = None  # this process's file, of one that asks a server
+        self.is_deserted = False  # True: a server gave no answer at all to the last call
 
     def check(self, prompts: Sequence[Prompt]) -> None:
         """Raises RewardError if a prompt of the run lacks a field that this reward needs. Called
@@ -139,9 +144,16 @@ REPEATS = 3
 
 def longest_wait(rewards: Sequence[Reward] | Sequence[RewardConfig]) -> float:
     """Seconds without progress that rewards may take for one chunk of samples, beyond those that
-    the watchdog allows: of their time limits, and of the most patient one without a limit."""
-    limited = (1 + REPEATS) * sum(reward.time_limit or 0.0 for reward in rewards)
+    the watchdog allows: of their time limits, of those that end their calls themselves, and of the
+    most patient one without either."""
+    limited = sum(map(_longest_call, rewards))
     return limited + max((getattr(reward, "patience", 0.0) for reward in rewards), default=0.0)
+
+
+def _longest_call(reward: Reward | RewardConfig) -> float:
+    if reward.time_limit is not None:
+        return (1 + REPEATS) * reward.time_limit
+    return float(getattr(reward, "call_seconds", 0.0))
 
 
 class Embedding(ABC):

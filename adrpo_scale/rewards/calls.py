@@ -52,11 +52,13 @@ class NoNumber(TypeError):
 @dataclass(frozen=True)
 class Scores:
     """A reward's answer about N samples. values_N: float64, NaN where it abstained; abstained_N:
-    bool. info: name → (sum, number of samples) of what it gave beside them."""
+    bool. info: name → (sum, number of samples) of what it gave beside them. faults_N: why there is
+    no number, after the reward's name, "" where there is one; () says nothing of any."""
 
     values_N: Tensor
     abstained_N: Tensor
     info: Mapping[str, tuple[float, int]]
+    faults_N: tuple[str, ...] = ()
 
 
 @dataclass
@@ -115,8 +117,13 @@ def _scored(
     info.add(reward.label, scores.info)
     values, abstained = scores.values_N, scores.abstained_N
     faults = [
-        "" if none or math.isfinite(value) else f"is {value}"
-        for value, none in zip(values.tolist(), abstained.tolist(), strict=True)
+        "" if none or math.isfinite(value) else fault or f"is {value}"
+        for value, none, fault in zip(
+            values.tolist(),
+            abstained.tolist(),
+            scores.faults_N or [""] * len(values),
+            strict=True,
+        )
     ]
     values = torch.where(values.isfinite(), values, torch.nan)
     return torch.where(abstained, ABSTAINED, values), faults

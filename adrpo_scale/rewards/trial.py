@@ -45,6 +45,14 @@ def tried(reward: Reward, artifacts: Sequence[Any], prompts: Sequence[Prompt]) -
         return tried_in_vain(reward.label, f"raised {error!r}{_place(error)}")
     if bool((scores.values_N.isfinite() | scores.abstained_N).any()):
         return ""
+    fault = next(filter(None, scores.faults_N), "")
+    if reward.is_deserted and not reward.resumes:
+        raise RewardError(
+            f"reward {reward.label} {fault}; start its server before the run, or correct its "
+            "address"
+        )
+    if fault:
+        return tried_in_vain(reward.label, fault)
     return f"reward {reward.label} gave no finite number for made-up samples: it may need real ones"
 
 

@@ -177,10 +177,10 @@ def _prepared(config: RunConfig, run: Path, start: Start, store: Store | None) -
     domain, parts, (train, held_out) = _read(config, start)
     engine = build_engine(config)
     prompts, resumes = [*train, *held_out], start.reader is not None
-    light = build_light_rewards(config, engine, prompts, resumes)
+    light = build_light_rewards(config, engine, prompts, resumes, run)
     left_out = sorted(ids_of(*parts) - ids_of(train, held_out))
     specs, constant = _compared(config, run, start, domain, train, left_out)
-    rewards = build_rewards(config, engine, prompts, resumes, light)
+    rewards = build_rewards(config, engine, prompts, resumes, light, run)
     if store is not None:
         store.check_owner()
     dist.run_on_main(lambda: report_cut(domain, rewards, prompts, run))

@@ -191,9 +191,10 @@ class RunConfig(Section):
         longest, waits = longest_wait(self.rewards), self.engine.timeout_seconds
         if longest >= waits:
             warnings.warn(
-                f"rewards with their time_limit may take {longest:g} s for a chunk of samples "
-                f"({1 + REPEATS} limits each), but other ranks wait engine.timeout_seconds = "
-                f"{waits:g} for them: lower time_limit, or raise it",
+                f"rewards may take {longest:g} s for a chunk of samples ({1 + REPEATS} times "
+                "time_limit, or call_seconds where they ask a server), but other ranks wait "
+                f"engine.timeout_seconds = {waits:g} for them: lower time_limit or call_seconds, "
+                "or raise it",
                 stacklevel=2,
             )
 

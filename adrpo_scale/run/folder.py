@@ -27,7 +27,7 @@ from adrpo_scale.core.run_rows import (
 # creates first, and links to checkpoints on another filesystem.
 EARLY = (
     *("lock.json", "config.json", "cut_prompts.json"),
-    *("logs", "lives", "origin", "checkpoints", "trajectory", "stacks", MEMORY),
+    *("logs", "lives", "origin", "checkpoints", "trajectory", "stacks", "verdicts", MEMORY),
 )
 # What a start writes into; `lives/` and `stacks/` are missed by nobody.
 FOLDERS = ("checkpoints", "trajectory", "origin", "logs", "samples", "tensorboard")

@@ -25,7 +25,9 @@ from adrpo_scale.engines.zero3 import Zero3Engine
 from adrpo_scale.rewards.audio import Choice
 from adrpo_scale.rewards.base import Reward, RewardConfig
 from adrpo_scale.rewards.function import FunctionReward
+from adrpo_scale.rewards.http_scorer import HttpScorer
 from adrpo_scale.rewards.image import ClipReward
+from adrpo_scale.rewards.judge import Judge
 from adrpo_scale.rewards.reward_model import RewardModel
 from adrpo_scale.rewards.text import ExactAnswer, Format, MathVerify
 
@@ -75,6 +77,8 @@ REWARDS = Table[Reward](
         "choice": Choice,
         "math_verify": MathVerify,
         "format": Format,
+        "judge": Judge,
+        "http": HttpScorer,
         "demo_gold": "adrpo_scale.demo.text.rewards:DemoGold",
     },
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from pathlib import Path
 
 import torch
 
@@ -26,6 +27,7 @@ from adrpo_scale.training.media import MEDIA
 
 log = logging.getLogger(__name__)
 
+VERDICTS = "verdicts"  # folder of a run: what servers have said
 PATIENCE = 5  # times limits.hang_seconds, for a reward of one's own without a time limit
 SIDE = 64  # of made-up pictures, where the config states no size
 
@@ -35,17 +37,22 @@ def light_rewards(
     device: torch.device,
     prompts: Sequence[Prompt] = (),
     resumes: bool = False,
+    run: Path | None = None,
 ) -> dict[int, Reward]:
     """The rewards that load no model, built and checked, by their place in the config; raises as
     `build_rewards`."""
-    return _built(config, device, prompts, resumes, lambda reward: reward.is_light)
+    return _built(config, device, prompts, resumes, lambda reward: reward.is_light, run)
 
 
 def build_light_rewards(
-    config: RunConfig, engine: Engine, prompts: Sequence[Prompt] = (), resumes: bool = False
+    config: RunConfig,
+    engine: Engine,
+    prompts: Sequence[Prompt] = (),
+    resumes: bool = False,
+    run: Path | None = None,
 ) -> dict[int, Reward]:
     """`light_rewards`, tried on made-up samples. Collective."""
-    built = light_rewards(config, engine.device, prompts, resumes)
+    built = light_rewards(config, engine.device, prompts, resumes, run)
     _try(config, built, prompts)
     return built
 
@@ -63,16 +70,18 @@ def build_rewards(
     prompts: Sequence[Prompt] = (),
     resumes: bool = False,
     light: dict[int, Reward] | None = None,
+    run: Path | None = None,
 ) -> list[Reward]:
     """All rewards, loaded. prompts: those of the run. resumes: whether it resumes from a
-    checkpoint. light: of `build_light_rewards`, where that was called before. Collective.
+    checkpoint. light: of `build_light_rewards`, where that was called before. run: the run's
+    folder, in which what servers say is kept; None: it is not. Collective.
 
     Raises RewardError on every rank where prompts lack a value that rewards need; one error tells
     of all such rewards that load no model.
     """
     if light is None:
-        light = build_light_rewards(config, engine, prompts, resumes)
-    heavy = _built(config, engine.device, prompts, resumes, lambda reward: not reward.is_light)
+        light = build_light_rewards(config, engine, prompts, resumes, run)
+    heavy = _built(config, engine.device, prompts, resumes, lambda reward: not reward.is_light, run)
     _try(config, heavy, prompts)
     built = light | heavy
     rewards = [built[place] for place in range(len(config.rewards))]
@@ -84,11 +93,20 @@ def build_rewards(
 
 
 def _build(
-    kind: type[Reward], section: RewardConfig, device: torch.device, patience: float
+    kind: type[Reward],
+    section: RewardConfig,
+    device: torch.device,
+    patience: float,
+    record: Path | None,
 ) -> Reward:
+    """record: see `Reward.record`."""
     if section.time_limit is not None:
-        return apart(kind, section, device)
+        separate = apart(kind, section, device)
+        separate.record = record
+        return separate
     reward = kind(section, device)  # type: ignore[call-arg, arg-type]
+    if kind.asks_server:
+        reward.record = record
     if is_own_code(kind):
         reward.patience = patience
     return reward
@@ -107,7 +125,17 @@ def is_own_code(kind: type[Reward]) -> bool:
 
 
 def _is_own(reward: Reward) -> bool:
-    return is_own_code(reward.kind if isinstance(reward, Apart) else type(reward))
+    return is_own_code(_kind(reward))
+
+
+def _kind(reward: Reward) -> type[Reward]:
+    return reward.kind if isinstance(reward, Apart) else type(reward)
+
+
+def _record(run: Path | None, place: int) -> Path | None:
+    """The file of a reward and this rank; what an earlier start with more ranks has kept lies
+    beside it."""
+    return run and run / VERDICTS / f"reward-{place}-rank-{dist.rank():04d}.jsonl"
 
 
 def _built(
@@ -116,6 +144,7 @@ def _built(
     prompts: Sequence[Prompt],
     resumes: bool,
     wanted: Callable[[type[Reward]], bool],
+    run: Path | None,
 ) -> dict[int, Reward]:
     """Builds and checks the rewards that are wanted, by place."""
     built: dict[int, Reward] = {}
@@ -124,7 +153,8 @@ def _built(
         reward = REWARDS[section.kind]
         if wanted(reward):
             with kept(f"reward {section.label}"):
-                built[place] = _build(reward, section, device, _patience(config))
+                record = _record(run, place)
+                built[place] = _build(reward, section, device, _patience(config), record)
     faults = []
     for one in built.values():
         one.resumes = resumes
@@ -171,11 +201,16 @@ def _faults_of_code(config: RunConfig) -> list[RewardError]:
 def try_rewards(
     config: RunConfig, rewards: Sequence[Reward], prompts: Sequence[Prompt]
 ) -> list[str]:
-    """Calls rewards that are not this package's on made-up samples for the first prompts; warns of
-    those that fail, and returns the warnings. Raises RewardError where an answer cannot be read.
+    """Calls rewards that are not this package's, or ask a server, on made-up samples for the first
+    prompts; warns of those that fail, and returns the warnings. Raises RewardError where an answer
+    cannot be read, and where a run that begins finds no server.
 
     A reward whose model the engine shards is left out: the model is not there yet."""
-    own = [reward for reward in rewards if _is_own(reward) and reward.model_spec() is None]
+    own = [
+        reward
+        for reward in rewards
+        if (_is_own(reward) or _kind(reward).asks_server) and reward.model_spec() is None
+    ]
     medium = DOMAINS[config.domain.name].medium
     if not own or not prompts or medium not in MEDIA:
         return []
