@@ -42,8 +42,8 @@ from adrpo_scale.core.errors import ConfigError
 from adrpo_scale.core.settings import REQUIRED, Section, setting
 from adrpo_scale.core.types import Credit, Rewards
 
-Source = Literal["policy", "reference", "base"]
-"""The model that generates samples."""
+Source = Literal["policy", "reference", "base", "file"]
+"""The model that generates samples; file: none, pairs are given."""
 
 
 class AlgorithmConfig(Section):
@@ -56,7 +56,7 @@ class AlgorithmConfig(Section):
     rollouts: Source = setting(
         "policy",
         "the model that generates the samples: the policy, the reference (where it moves), or the "
-        "base",
+        "base; file: none, the rows of prompts.train have pairs of answers, chosen and rejected",
         before="policy",
     )
     pool: int = setting(
@@ -73,6 +73,11 @@ class AlgorithmConfig(Section):
             raise ValueError(
                 f'pool = {self.pool} with rollouts = "policy": the policy changes, so samples of a '
                 'pool would soon be of another model; set rollouts = "base", or pool = 0'
+            )
+        if self.rollouts == "file" and self.pool:
+            raise ValueError(
+                f'pool = {self.pool} with rollouts = "file": the file is the pool, which every '
+                "epoch goes through again; set pool = 0"
             )
         return self
 
@@ -113,6 +118,7 @@ class Algorithm(ABC):
     beta0_key: ClassVar[str | None] = None  # the setting of [algorithm] that is beta0
     has_advantages: ClassVar[bool] = False  # whether [algorithm] has A and its clip
 
+    takes_pairs: ClassVar[bool] = False  # whether the order of two given answers is enough for it
     asks_moving_reference: ClassVar[bool] = False  # True: refused with the base as reference
     rows_per_unit: int = 1  # rows that must stay together: 2 where pairs are trained on
     rollouts: Source = "policy"  # the model that generates the samples, if the config names none

@@ -7,7 +7,8 @@ the log-likelihood under the policy less that under the reference,
 
 The log-likelihood is a sum of log-probabilities on tokens, and -1/2 of the mean squared error on
 flow matching; winner and loser share t and x0. Online: pairs of new rollouts. Offline: pairs rolled
-out once from the base (`rollouts = "base"`, a pool of `pool` iterations that is reused).
+out once from the base (`rollouts = "base"`, a pool of `pool` iterations that is reused), or given
+by the rows of a file (`rollouts = "file"`).
 
 [regulariser] may add to each pair the mean of its two beta_i · divergence_i. Its beta0 has nothing
 to do with `beta`, the sharpness of the preference.
@@ -47,7 +48,7 @@ class DpoConfig(AlgorithmConfig):
         1, "pairs made of each group, best with worst first", ge=1, le=SAMPLES
     )
     rollouts: Source = setting(
-        "policy", "online pairs from the policy, or pairs of the reference or the base"
+        "policy", "online pairs from the policy, pairs of the reference or the base, or file: given"
     )
     pool: int = setting(
         0, "offline: iterations of rollouts that are made once and reused", ge=0, le=COUNT
@@ -60,6 +61,7 @@ class Dpo(Algorithm):
     shapes: ClassVar[tuple[Shape, ...]] = SHAPES
     when_equal: ClassVar[str] = "they give no pair"
     must_state: ClassVar = {LikelihoodTerms: Stated(("beta",), "beta = 0.1 (arXiv 2305.18290)")}
+    takes_pairs: ClassVar[bool] = True
     asks_surrogate = False
     rows_per_unit = 2
 

@@ -3,7 +3,8 @@
 [regulariser] may add one: Σ beta_i · divergence_i over the winners. With the group's mean as
 baseline a winner's A is never below 0, so the paper's sign is weakest exactly where RAFT trains.
 
-A group whose samples are all masked has no winner; among equal rewards the first sample wins.
+A group whose samples are all masked has no winner; among equal rewards the first sample wins. On
+given pairs (`rollouts = "file"`) it is supervised training on the chosen answers.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ class Raft(Algorithm):
     Config: ClassVar[type[RaftConfig]] = RaftConfig
     shapes: ClassVar[tuple[Shape, ...]] = SHAPES
     when_equal: ClassVar[str] = "the first sample of each is trained on as if it were the best"
+    takes_pairs: ClassVar[bool] = True
     asks_surrogate = False
 
     def credit(self, rewards: Rewards) -> Credit:

@@ -31,6 +31,34 @@ def without_answer(value: Any) -> tuple[Any, str | None]:
     return value[:-1], text
 
 
+def last_answer(value: Any) -> tuple[Any, str | None]:
+    """(the messages before the last one, its text), of a list that ends with the assistant's;
+    (the value, None) of anything else."""
+    is_list = isinstance(value, list) and value and all(isinstance(m, Mapping) for m in value)
+    if not is_list or _role(value[-1]) != "assistant":
+        return value, None
+    text, fault = _content(value[-1])
+    return value[:-1], None if fault else text
+
+
+def turns(messages: Sequence[Mapping[str, Any]]) -> list[tuple[str | None, str]]:
+    """(role, text without blanks around it) of each message, without empty system messages."""
+    found = [(_role(message), _content(message)[0].strip()) for message in messages]
+    return [turn for turn in found if turn != ("system", "")]
+
+
+def with_prompt(entry: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A row of two conversations, `chosen` and `rejected`, with what both begin with as its
+    `prompt`; any other row as it is."""
+    pair = [entry.get("chosen"), entry.get("rejected")]
+    if "prompt" in entry or not all(is_answered(value) for value in pair):
+        return entry
+    chosen, rejected = ([dict(message) for message in value] for value in pair if value)
+    common = [a for a, b in zip(chosen[:-1], rejected[:-1], strict=False) if a == b]
+    is_whole = len(common) == len(chosen) - 1 == len(rejected) - 1
+    return {**entry, "prompt": common} if is_whole else entry
+
+
 def read_messages(value: Any) -> tuple[tuple[dict[str, Any], ...], str | None]:
     """(the messages, None), or ((), the fault)."""
     if not isinstance(value, list) or not value:

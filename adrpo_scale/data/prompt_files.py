@@ -78,7 +78,7 @@ def load_prompts(path: str | Path, format: str = "auto", reading: Reading = AUTO
     """
     split = None
     if isinstance(path, str):
-        path, split = _found(path)
+        path, split = found(path)
     if format == "auto":
         format = guess_format(path)
     if format not in READERS:
@@ -97,7 +97,7 @@ def load_prompts(path: str | Path, format: str = "auto", reading: Reading = AUTO
     return prompts
 
 
-def _found(name: str) -> tuple[Path, str | None]:
+def found(name: str) -> tuple[Path, str | None]:
     """(the file or folder of a name, its split)."""
     place = place_of(name)
     if place.repository is None:

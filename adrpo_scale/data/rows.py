@@ -6,6 +6,7 @@ The first row that can be read decides the shape of its file:
     text            `question`, `problem`, `instruction` (with `input`), `query` or `caption`, and
                     `prompt` in another case
     conversation    one that ends with an answer, and ShareGPT's `conversations` (`from`, `value`)
+    pair            `chosen` and `rejected`, two conversations that differ in their last message
 
 The reference answer becomes `metadata["answer"]` unless the row has one. Where it was taken from a
 longer text (after ####, in \\boxed{}), that text stays as `answer_text`. `[prompts] column`,
@@ -19,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from adrpo_scale.core.errors import PromptError
-from adrpo_scale.data.messages import is_answered, without_answer
+from adrpo_scale.data.messages import is_answered, with_prompt, without_answer
 
 MESSAGES = ("context_messages", "messages", "prompt")
 TEXTS = ("prompt", "prompts", "question", "problem", "instruction", "query", "caption")
@@ -100,11 +101,16 @@ class RowReader:
     def __init__(self, reading: Reading) -> None:
         self._reading = reading
         self._shape: Shape | None = None
+        self._is_pair = False
 
     def row(self, where: str, entry: Mapping[str, Any]) -> Row:
         """The row of an entry; the first call decides the shape of all."""
         if self._shape is None:
             self._shape = find_shape(entry, self._reading)
+            has_prompt = any(entry.get(key) is not None for key in MESSAGES)
+            self._is_pair = self._shape.is_own and not has_prompt
+        if self._is_pair:
+            entry = with_prompt(entry)
         shape, said = self._shape, None
         prompt, messages, used = _own(entry) if shape.is_own else _stated(entry, shape)
         if not shape.is_own:

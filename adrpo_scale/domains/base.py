@@ -51,6 +51,10 @@ Mode = Literal["rollout", "evaluation", "greedy"]
 is one deterministic sample per prompt, in domains that offer it."""
 
 
+NO_PAIRS = (
+    'algorithm.rollouts = "file": the domain {} cannot train on given pairs; give its class the '
+    "methods `take_pairs` and `given` (`domains.base.Domain`), or sample from the policy"
+)
 AUTO: Final = "auto"
 CHUNK = 16  # samples at once, where nobody has chosen a number in place of "auto"
 
@@ -198,6 +202,25 @@ class Domain(ABC):
         """The prompts of a run that resumes: all of them, because they were usable when the run
         began. Collective."""
         return list(prompts)
+
+    def take_pairs(self, prompts: Sequence[Prompt], folder: Path) -> list[Prompt]:
+        """The prompts whose given pairs can be trained on, for `algorithm.rollouts = "file"`; they
+        are kept for `given`. folder: names of files are relative to it. Reads no model's weights.
+        Collective. Raises PromptError that names the rows that are no pairs."""
+        raise ConfigError(NO_PAIRS.format(type(self).__name__))
+
+    def pair_files(self) -> list[Path]:
+        """The files that given pairs name. A run resumes only with the same contents."""
+        return []
+
+    def check_policy(self, policy: nn.Module) -> None:
+        """Called inside `engine.sampling()` once, before the first given pairs are trained on."""
+        return None
+
+    def given(self, prompts_N: Sequence[Prompt], sample_ids_N: Tensor) -> Rows:
+        """The chosen answer of each prompt for samples of even ids, the rejected one for odd ids,
+        as rows like those of `sample` (N may be 0). Called after `take_pairs` and `prepare`."""
+        raise ConfigError(NO_PAIRS.format(type(self).__name__))
 
     @abstractmethod
     def prepare(self, prompts: Sequence[Prompt], device: torch.device, dtype: torch.dtype) -> None:

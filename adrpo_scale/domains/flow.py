@@ -32,7 +32,6 @@ from adrpo_scale.core.settings import REQUIRED, setting
 from adrpo_scale.core.types import DrawKey, Prompt, Rows
 from adrpo_scale.data.readings import Readings, read_prompts, without_notices
 from adrpo_scale.domains.base import (
-    Domain,
     DomainConfig,
     Mode,
     Published,
@@ -41,6 +40,7 @@ from adrpo_scale.domains.base import (
 )
 from adrpo_scale.domains.embeddings import bytes_to_cache, load_embeddings
 from adrpo_scale.domains.export_target import ExportTarget
+from adrpo_scale.domains.given_pictures import GivenPictures
 from adrpo_scale.domains.pipelines import (
     PIPELINE,
     check_components,
@@ -110,7 +110,7 @@ class FlowConfig(DomainConfig):
         return [HubNeed(self.model, "domain.model", allow, UNREAD)]
 
 
-class FlowDomain(Domain):
+class FlowDomain(GivenPictures):
     """The domain `flow`; the module docstring has its maths."""
 
     gives: ClassVar = (RegressionTerms, VelocityTerms)

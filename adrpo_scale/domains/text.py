@@ -26,11 +26,12 @@ from adrpo_scale.core.types import Completion, DrawKey, Prompt, Rows
 from adrpo_scale.domains import logprobs
 from adrpo_scale.domains.backend_choice import build_backend, check_backend
 from adrpo_scale.domains.backends import Backend, InProcess, evaluating
-from adrpo_scale.domains.base import Domain, Mode, Published, Reference, measured_under
+from adrpo_scale.domains.base import Mode, Published, Reference, measured_under
 from adrpo_scale.domains.chat import encode_all, token_ids, without_long
 from adrpo_scale.domains.completions import Packed, packed
 from adrpo_scale.domains.decoding import audio_inputs
 from adrpo_scale.domains.export_target import ExportTarget
+from adrpo_scale.domains.given_answers import GivenAnswers
 from adrpo_scale.domains.language_model import LINEAR, WEIGHTS, LanguageModel
 from adrpo_scale.domains.logprobs_check import check_drawn, check_logprobs
 from adrpo_scale.domains.text_config import TextConfig
@@ -44,7 +45,7 @@ from adrpo_scale.hub.weights import SafetensorsFolder, find_model
 OUTER = {"lm_head", "embed_out", "embed_tokens", "embed_in", "wte"}
 
 
-class TextDomain(Domain):
+class TextDomain(GivenAnswers):
     """The domain `text`; the module docstring describes it."""
 
     gives: ClassVar = (LikelihoodTerms, ExactLikelihoodTerms)

@@ -29,6 +29,7 @@ from adrpo_scale.rewards.base import Reward
 from adrpo_scale.run.compare import check_content, constant_facts
 from adrpo_scale.run.config import RunConfig, SampleConfig
 from adrpo_scale.run.cut_prompts import report_cut
+from adrpo_scale.run.given_pairs import pair_facts, take_pairs
 from adrpo_scale.run.registry import DOMAINS, ENGINES
 from adrpo_scale.run.resume import FROM_ZERO, Start, ids_of, take_over, usable
 from adrpo_scale.run.rewards import build_light_rewards, build_rewards
@@ -199,6 +200,7 @@ def _read(
     )
     domain.check_training()
     train, held_out = (usable(domain, part, start) for part in parts)
+    train = take_pairs(config, domain, train)
     return domain, parts, (train, held_out)
 
 
@@ -217,7 +219,11 @@ def _compared(
     needs, is_new = config.needs_from_hub(), start.reader is None
     dist.run_on_main(lambda: check_models(needs, domain, is_new=is_new))
     constant = dist.run_on_main(
-        lambda: constant_facts(config, run, domain, train, start.origin) | {"left_out": [*left_out]}
+        lambda: (
+            constant_facts(config, run, domain, train, start.origin)
+            | {"left_out": [*left_out]}
+            | pair_facts(config, domain)
+        )
     )
     if start.reader is not None:
         check_content(start.reader, constant, start.allowed)

@@ -193,3 +193,11 @@ def check_content(reader: Reader, constant: Mapping[str, Any], allowed: Sequence
                 "--allow-change prompts"
             )
         )
+    pictures = before.get("pairs")
+    if pictures not in (None, constant.get("pairs")) and not is_allowed("prompts", allowed):
+        raise agreed(
+            CheckpointError(
+                f"{reader.folder} was trained on other pictures: files that the given pairs name "
+                "have changed. Bring the same files back, or pass --allow-change prompts"
+            )
+        )

@@ -24,6 +24,7 @@ from adrpo_scale.data.prompts import PromptsConfig
 from adrpo_scale.engines.base import OptimizerConfig
 from adrpo_scale.hub.needs import HubNeed
 from adrpo_scale.rewards.base import REPEATS, longest_wait
+from adrpo_scale.run.given_pairs import faults_of_pairs, has_given_pairs
 from adrpo_scale.run.registry import ALGORITHMS, DOMAINS, ENGINES, REWARDS
 from adrpo_scale.training.evaluator import EvaluationConfig
 from adrpo_scale.training.limits import LimitsConfig
@@ -61,7 +62,9 @@ class RunConfig(Section):
     reference: ReferenceConfig = setting(
         ReferenceConfig(), "the model that the penalty holds the policy to"
     )
-    rewards: list[Annotated[Any, OneOf(REWARDS)]] = setting(REQUIRED, "the judges of samples")
+    rewards: list[Annotated[Any, OneOf(REWARDS)]] = setting(
+        [], "the judges of samples; given pairs need none"
+    )
     prompts: PromptsConfig = setting(REQUIRED, "the prompts of training and evaluation")
     optimizer: OptimizerConfig = setting(OptimizerConfig(), "AdamW and the updates of an iteration")
     ema_decay: float | None = setting(None, "moving average of the trained weights", gt=0, lt=1)
@@ -82,7 +85,8 @@ class RunConfig(Section):
 
     def _contradictions(self) -> Iterator[str]:
         labels = [reward.label for reward in self.rewards]
-        if not any(reward.use == "training" for reward in self.rewards):
+        is_judged = any(reward.use == "training" for reward in self.rewards)
+        if not is_judged and not has_given_pairs(self):
             yield "no reward to train on: give at least one [[rewards]] with use = training"
         if len(set(labels)) < len(labels):
             yield f"rewards {labels} share a name; set `name` of one of them"
@@ -136,6 +140,8 @@ class RunConfig(Section):
             yield str(error)
             return
         yield from self._faults_of_rollouts(algorithm)
+        if has_given_pairs(self):
+            yield from faults_of_pairs(self, algorithm)
         if self.optimizer.micro_batch % algorithm.rows_per_unit:
             yield (
                 f"optimizer.micro_batch = {self.optimizer.micro_batch} with {self.algorithm.name}, "
@@ -158,7 +164,7 @@ class RunConfig(Section):
                 'the policy; set reference.kind = "ema", with decay = 0.5 and ramp = 0.001 as '
                 "released, or take adrpo with the base"
             )
-        if source != "policy" and algorithm.needs_old:
+        if source not in ("policy", "file") and algorithm.needs_old:
             yield (
                 f'algorithm.rollouts = "{source}" with {name} on {algorithm.terms.name}: its ratio '
                 'is to the policy that drew the samples; use rollouts = "policy", or an algorithm '

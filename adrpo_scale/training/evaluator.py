@@ -125,7 +125,8 @@ class Evaluator:
             _, best = self._reward(greedy, prompts, 1, check)
             metrics = greedy_metrics(metrics, reward_planes(best, self.trained_on, True))
         metrics |= {name: finite_mean(values) for name, values in gather_values(measured).items()}
-        samples = Samples(rows, artifacts, prompts, planes["reward"])
+        shown = planes["reward"] if self.trained_on else rewards.total_PG
+        samples = Samples(rows, artifacts, prompts, shown)
         found = self.medium.measure(samples, self.rewards)
         metrics |= {name: finite_mean(values) for name, values in found.items()}
         return Result(metrics, self.medium.grid(samples))
@@ -201,14 +202,14 @@ def greedy_metrics(
 def reward_planes(rewards: Rewards, trained_on: set[str], every: bool = False) -> dict[str, Tensor]:
     """[P, G] by metric name: `reward`, the weighted sum of the rewards trained on, and each other
     reward by its label. Rewards trained on appear by label too where there are several, or with
-    `every`."""
+    `every`. Where none is trained on there is no `reward`."""
     # A weight of 0 would not do: a failed evaluation-only reward is NaN, and 0 · NaN is NaN.
-    trained = torch.tensor([name in trained_on for name in rewards.names])
+    trained = torch.tensor([name in trained_on for name in rewards.names], dtype=torch.bool)
     given_RPG = rewards.per_reward_RPG
     if rewards.abstained_RPG is not None:
         given_RPG = torch.where(rewards.abstained_RPG, ABSTAINED, given_RPG)
     total_PG = weighted_sum(rewards.weights_R[trained], given_RPG[trained])
-    planes = {"reward": total_PG}
+    planes = {"reward": total_PG} if trained_on else {}
     for name, plane in zip(rewards.names, rewards.per_reward_RPG, strict=True):
         if every or len(trained_on) > 1 or name not in trained_on:
             planes[name] = plane

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -25,8 +25,19 @@ from adrpo_scale.domains.base import Domain, Mode
 from adrpo_scale.engines.base import Engine
 from adrpo_scale.rewards.base import Reward, longest_wait, sharded_models
 from adrpo_scale.rewards.calls import ABSTAINED, Info, rewards_of
+from adrpo_scale.training.given import PAIR, Artifacts, Preference, given_parts, preference
 from adrpo_scale.training.reference import References
 from adrpo_scale.training.stopwatch import Stopwatch
+
+
+class Summed(Protocol):
+    """A reward as the weighted sum knows it."""
+
+    @property
+    def label(self) -> str: ...
+
+    @property
+    def weight(self) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -59,6 +70,7 @@ class Rollouts:
     check: Callable[[], None]
     gates: frozenset[str] = frozenset()  # labels of the rewards outside the sum
     pool: dict[int, Rewarded] = field(default_factory=dict)  # offline rollouts, by place
+    _checked: bool = False  # whether `Domain.check_policy` was called, for given pairs
 
     def of(self, iteration: int, watch: Stopwatch) -> Rewarded:
         """Samples and rewards of one iteration; offline, of its place in the pool. Collective."""
@@ -67,6 +79,8 @@ class Rollouts:
         if place in self.pool:
             return self.pool[place]
         prompts_P = self.stream.at(place * self.stream.per_iteration)
+        if self.algorithm.rollouts == "file":
+            return self._given(prompts_P, watch)
         with watch("rollout"), self._source() as model:
             with self.engine.sampling(model):
                 rows = sample_block(
@@ -85,6 +99,23 @@ class Rollouts:
         if size:
             self.pool[place] = rewarded
         return rewarded
+
+    def _given(self, prompts_P: Sequence[Prompt], watch: Stopwatch) -> Rewarded:
+        """The given pairs of an iteration. Collective."""
+        chunks = chunk_count(PAIR * len(prompts_P), self.chunk)
+        with watch("rollout"):
+            if not self._checked:
+                with self.engine.sampling(self.policy):
+                    self.domain.check_policy(self.policy)
+                self._checked = True
+            parts = given_parts(self.domain, prompts_P, self.chunk, chunks, self.check)
+            rows = concatenate([*parts])
+        with watch("reward"):
+            keeps_N = self.domain.keeps(rows)
+            rewards = gather_rewards(
+                rows, preference(rows), [Preference()], prompts_P, PAIR, keeps_N
+            )
+        return Rewarded(prompts_P, rows, Artifacts(self.domain, rows), rewards)
 
     def _source(self) -> AbstractContextManager[nn.Module]:
         """The model that the samples are drawn from."""
@@ -187,7 +218,7 @@ def reward_block(
 def gather_rewards(
     rows: Rows,
     rewards_NR: Tensor,
-    rewards: Sequence[Reward],
+    rewards: Sequence[Summed],
     prompts_P: Sequence[Prompt],
     size: int,
     keeps_N: Tensor | None = None,

@@ -15,15 +15,17 @@ from adrpo_scale.cluster.plan.memory import Held
 from adrpo_scale.engines.planning import Phase, Shards
 from adrpo_scale.engines.workload import Workload
 from adrpo_scale.run.config import RunConfig
+from adrpo_scale.run.given_pairs import has_given_pairs
 
 
 def traffic_of(
     config: RunConfig, hardware: Hardware, work: Workload, load: RankLoad, what: Held
 ) -> list[Traffic]:
     """The traffic of each phase that has any."""
+    sampled = not has_given_pairs(config)
     found = [
-        _gathers("rollout", what.policy, hardware, 1 + needs_old(config, load)),
-        _reward(config, hardware, work, what),
+        _gathers("rollout", what.policy, hardware, sampled + needs_old(config, load)),
+        *([_reward(config, hardware, work, what)] if sampled else []),
         _update(config, hardware, load, what),
     ]
     return [traffic for traffic in found if traffic.inside or traffic.across]

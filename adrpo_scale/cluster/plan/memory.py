@@ -22,6 +22,7 @@ from adrpo_scale.cluster.plan.workload import engine_of
 from adrpo_scale.engines.planning import EVERY, RUNNING, EnginePlan, Phase, Shards
 from adrpo_scale.engines.workload import Clips, Frozen, Workload
 from adrpo_scale.run.config import RunConfig
+from adrpo_scale.run.given_pairs import has_given_pairs
 
 CONTEXT = GIB // 2  # CUDA's context, cuBLAS, cuDNN
 NCCL = GIB // 2  # its buffers, with more than one GPU
@@ -166,6 +167,8 @@ def _rollout(
     config: RunConfig, hardware: Hardware, work: Workload, load: RankLoad, what: Models
 ) -> list[MemoryItem]:
     found = [MemoryItem("policy: gathered to sample", gathered_bytes(what.policy), ["rollout"])]
+    if has_given_pairs(config):
+        return found  # once, to compare its log-probabilities with its logits
     if work.sampler is not None:
         share = work.sampler.share * hardware.gpu.memory
         return [*found, MemoryItem(work.sampler.name, int(share), RUNNING)]

@@ -22,6 +22,7 @@ from adrpo_scale.cluster.plan.memory import Held
 from adrpo_scale.engines.planning import Phase
 from adrpo_scale.engines.workload import Frozen, Workload
 from adrpo_scale.run.config import RunConfig
+from adrpo_scale.run.given_pairs import has_given_pairs
 
 BANDWIDTH = 0.7  # share of the data sheets' rates of memory and network
 DISK = 1e9  # bytes/s of the shared filesystem, for one process
@@ -37,11 +38,11 @@ def times_of(
     what: Held,
     traffic: list[Traffic],
 ) -> list[PhaseTime]:
+    judged = 0 if has_given_pairs(config) else load.samples
     compute: dict[Phase, float] = {
         "load": _load(config, hardware, work, what),
-        "rollout": _rollout(config, hardware, work, load, what)
-        + _encoding(config, hardware, work, load.sampled),
-        "reward": _reward(config, hardware, work, load.samples, load.chunk),
+        "rollout": _samples(config, hardware, work, load, what),
+        "reward": _reward(config, hardware, work, judged, load.chunk),
         "update": _update(config, hardware, load, what)
         + _encoding(config, hardware, work, load.received),
     }
@@ -74,6 +75,17 @@ def pass_seconds(
     )
 
 
+def _samples(
+    config: RunConfig, hardware: Hardware, work: Workload, load: RankLoad, what: Held
+) -> float:
+    """Seconds of an iteration's rollout. Given pairs are read: of pictures, encoding counts as much
+    as decoding."""
+    if has_given_pairs(config):
+        return _decoding(config, hardware, work, load)
+    found = _rollout(config, hardware, work, load, what)
+    return found + _encoding(config, hardware, work, load.sampled)
+
+
 def _rollout(
     config: RunConfig, hardware: Hardware, work: Workload, load: RankLoad, what: Held
 ) -> float:
@@ -89,8 +101,12 @@ def _rollout(
         flops = update.forward_flops * load.rows * load.micro_batches
         operators = update.forward_operators * load.micro_batches
         seconds += pass_seconds(hardware, dtype, flops, operators)
-    decoding = [m for m in work.frozen if m.phase == "rollout" and not m.per_clip]
-    return seconds + sum(_all(config, hardware, m, load.samples, m.rows) for m in decoding)
+    return seconds + _decoding(config, hardware, work, load)
+
+
+def _decoding(config: RunConfig, hardware: Hardware, work: Workload, load: RankLoad) -> float:
+    models = [m for m in work.frozen if m.phase == "rollout" and not m.per_clip]
+    return sum(_all(config, hardware, m, load.samples, m.rows) for m in models)
 
 
 def _encoding(config: RunConfig, hardware: Hardware, work: Workload, clips: int) -> float:

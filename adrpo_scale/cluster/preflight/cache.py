@@ -22,6 +22,7 @@ from adrpo_scale.data.prompts import build_prompts
 from adrpo_scale.engines.spec import DTYPES
 from adrpo_scale.hub.lock import check
 from adrpo_scale.run.build import build_domain
+from adrpo_scale.run.given_pairs import has_given_pairs, take_pairs
 from adrpo_scale.run.registry import DOMAINS
 
 
@@ -48,11 +49,19 @@ def cache_need(config: Any) -> CacheNeed:
         return CacheNeed(folder)
     try:
         train, held_out = build_prompts(config.prompts)
+        _take_pairs(config, train)
         prompts = [*train, *held_out]
         size = _bytes(config, prompts)
         return CacheNeed(folder, size, len(prompts), cuts=_cuts(config, prompts))
     except AdrpoError as error:
         return CacheNeed(folder, faults=(str(error),))
+
+
+def _take_pairs(config: Any, train: Sequence[Prompt]) -> None:
+    """Raises PromptError for rows that are no pairs, where the run trains on given ones and the
+    model is here, whose tokenizer counts them."""
+    if has_given_pairs(config) and not check(config.domain.needs_from_hub()):
+        take_pairs(config, build_domain(config), train)
 
 
 def _bytes(config: Any, prompts: Sequence[Prompt]) -> int | None:
