@@ -16,6 +16,7 @@ import os
 import platform
 import resource
 import shutil
+import signal
 import statistics
 import sys
 import time
@@ -189,6 +190,7 @@ def _run(job: Job, to: Path) -> None:
     folder = to / "runs" / job.name
     shutil.rmtree(folder, ignore_errors=True)
     begin = time.monotonic()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
         outcome = _train(job, folder)
         text = json.dumps(_record(job, folder, outcome, time.monotonic() - begin))

@@ -16,6 +16,7 @@ of a 95 % t-interval over the seeds that reach the level.
 from __future__ import annotations
 
 import argparse
+import signal
 import statistics
 import sys
 from collections.abc import Callable, Sequence
@@ -205,6 +206,7 @@ def main() -> None:
             for cell in cells[part.name]:
                 print(part.name, cell.name, " ".join(cell.settings))
         return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what runs is ended, too
     failed = []
     if not (arguments.table or arguments.draw):
         for part in parts:
