@@ -1,7 +1,7 @@
 """Regularisers on a reward model that can be hacked: docs/results/token-regularisers.md.
 
     python -m benchmarks.token_regularisers --to runs/tokens [--at-once 2] [--part 1/4]
-    python -m benchmarks.token_regularisers --list [--cells tanh-opposite]
+    python -m benchmarks.token_regularisers --list [--cells "choose.tanh-*"]
     python -m benchmarks.token_regularisers --to runs/tokens --table
 
 A run trains the base of `demo:text_rm` for 120 iterations with one of `SETTINGS` and is measured
@@ -35,6 +35,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from fnmatch import fnmatch
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -210,13 +211,15 @@ def main() -> None:
     parser.add_argument("--to", type=Path, default=Path("runs/token-regularisers"))
     parser.add_argument("--at-once", type=int, default=1, help="runs at a time, a thread each")
     parser.add_argument("--part", default="1/1", help="i/n: every n-th run from the i-th on")
-    parser.add_argument("--cells", nargs="*", default=[], help="only runs with these in the name")
+    parser.add_argument(
+        "--cells", nargs="*", default=["*"], help="only runs whose name matches one"
+    )
     parser.add_argument("--list", action="store_true", help="print the runs and end")
     parser.add_argument("--table", action="store_true", help="print the tables and end")
     arguments = parser.parse_args()
     first, parts = map(int, arguments.part.split("/"))
     some = cells()[first - 1 :: parts]
-    some = [c for c in some if all(word in c.name for word in arguments.cells)]
+    some = [c for c in some if any(fnmatch(c.name, form) for form in arguments.cells)]
     if arguments.list:
         print("\n".join(cell.name for cell in some))
         return
