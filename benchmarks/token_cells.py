@@ -47,6 +47,11 @@ class Setting:
         return self.beta0 if self.target is None else self.target
 
     @property
+    def is_choice(self) -> bool:
+        """Whether a family's chosen setting may be this one."""
+        return self.target is not None or self.beta0 in BETAS
+
+    @property
     def name(self) -> str:
         return f"{self.family}-{self.strength:g}"
 
@@ -105,12 +110,14 @@ class Cell:
 
 
 def cells() -> list[Cell]:
-    """All runs: 45 settings × 3 stages × 5 seeds, and the base of each stage."""
+    """All runs: 45 settings × 2 stages × 5 seeds, those that a choice is from also in `choose`, and
+    the base of each stage."""
     found = [Cell(stage, None, seeds[0]) for stage, seeds in SEEDS.items()]
     # Seeds outside, so that what is there of an interrupted sweep has every setting.
     for place in range(5):
         for stage, seeds in SEEDS.items():
-            found += [Cell(stage, setting, seeds[place]) for setting in SETTINGS]
+            some = [s for s in SETTINGS if s.is_choice or stage != "choose"]
+            found += [Cell(stage, setting, seeds[place]) for setting in some]
     return found
 
 

@@ -15,11 +15,12 @@ choice leak into a report:
     report   the demo's reward model 5 to 9   B
     second   another reward model    5 to 9   B
 
-The other reward model is built by the demo's builder from seed 1, over the same base, once in the
-folder. A and B have 256 prompts each; neither shares a thing with a set of aspects with the other,
-or with the prompts of training. `--to` keeps a file for each run: a finished run is read, not
-repeated. `--part i/n` takes every n-th run. `--table` runs nothing; it prints the tables of what is
-there, and writes them, all numbers in one file and a figure.
+Constants that are points of a front alone leave `choose` out. The other reward model is built by
+the demo's builder from seed 1, over the same base, once in the folder. A and B have 256 prompts
+each; neither shares a thing with a set of aspects with the other, or with the prompts of training.
+`--to` keeps a file for each run: a finished run is read, not repeated. `--part i/n` takes every
+n-th run. `--table` runs nothing; it prints the tables of what is there, and writes them, all
+numbers in one file and a figure.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from adrpo_scale.core.markdown import table
-from benchmarks.token_cells import BETAS, SEEDS, SETTINGS, Setting
+from benchmarks.token_cells import SEEDS, SETTINGS, Setting
 
 METRICS = ("reward", "gold", "other", "kl", "entropy")
 T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
@@ -112,7 +112,7 @@ def families() -> dict[str, list[Setting]]:
     """The settings that each family is chosen from."""
     found: dict[str, list[Setting]] = {}
     for setting in SETTINGS:
-        if setting.target is not None or setting.beta0 in BETAS:
+        if setting.is_choice:
             found.setdefault(setting.family, []).append(setting)
     return found
 
@@ -155,8 +155,9 @@ def label(setting: Setting) -> str:
 
 def stage_table(runs: Runs, stage: str, settings: Sequence[Setting], best: Setting | None) -> str:
     """A line per setting. best: the chosen constant of k3."""
-    heads = ["", "reward", "gold", "other model", "KL", "gold at equal KL", "reward at equal KL"]
-    lines = [[*heads, "gold against the chosen constant"] if best else heads]
+    heads = ["", "reward", "gold", "other model", "KL"]
+    heads += [f"{metric} − constant's at equal KL" for metric in ("gold", "reward")]
+    lines = [[*heads, "gold − chosen constant's"] if best else heads]
     base = runs.get((stage, "base", SEEDS[stage][0]))
     if base is not None:
         lines.append(["base", *(f"{base[m]:.3f}" for m in METRICS[:4]), *[""] * len(lines[0][5:])])
