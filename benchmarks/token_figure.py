@@ -6,8 +6,9 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from benchmarks.cells import figure, interval
 from benchmarks.token_cells import SETTINGS, Setting
-from benchmarks.token_tables import Runs, interval, values_of
+from benchmarks.token_tables import Runs, values_of
 
 COLOURS = {"constant": "black", "clip": "tab:blue", "tanh": "tab:red", "rank": "tab:green"}
 PANELS = (("reward, k3", "reward", "k3"), ("gold, k3", "gold", "k3"))
@@ -18,23 +19,24 @@ STAGES = {"report": "demo's reward model", "second": "second reward model"}
 def draw(runs: Runs, to: Path) -> None:
     """A row per reward model, a line per family; marks are means over seeds, bars their 95 %
     intervals."""
-    import matplotlib
+    with figure(to, (2, 4), (15, 7)) as axes:
+        fill(runs, axes)
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(2, 4, figsize=(15, 7), layout="constrained", sharey="col")
+def fill(runs: Runs, axes: Any) -> None:
+    """axes: two rows of four."""
     for row, (stage, title) in zip(axes, STAGES.items(), strict=True):
         for axis, (name, metric, estimator) in zip(row, PANELS, strict=True):
             for family in dict.fromkeys(s.family for s in SETTINGS if s.estimator == estimator):
                 line(axis, runs, stage, metric, [s for s in SETTINGS if s.family == family])
             axis.set(title=f"{name}: {title}", xscale="log", xlabel="KL to the base (k3, a token)")
             axis.grid(alpha=0.3)
+    for above, below in zip(*axes, strict=True):
+        above.sharey(below)
     handles, labels = axes[0][0].get_legend_handles_labels()
     if handles:
-        figure.legend(handles, labels, loc="outside lower center", ncols=len(handles))
-    figure.savefig(to, dpi=110)
-    pyplot.close(figure)
+        whole = axes[0][0].get_figure()
+        whole.legend(handles, labels, loc="outside lower center", ncols=len(handles))
 
 
 def line(axis: Any, runs: Runs, stage: str, metric: str, settings: list[Setting]) -> None:

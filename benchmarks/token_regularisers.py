@@ -37,8 +37,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from fnmatch import fnmatch
-from multiprocessing.connection import wait
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +46,7 @@ import torch
 from adrpo_scale.core.files import replace_file
 from adrpo_scale.core.paths import resolve_path
 from adrpo_scale.demo.text import rm_task
+from benchmarks.cells import in_processes
 from benchmarks.token_cells import (
     ITERATIONS,
     MEASURED,
@@ -165,27 +164,12 @@ def in_child(cell: Cell, to: Path) -> None:
 
 def run_all(todo: Sequence[Cell], at_once: int, to: Path) -> list[Cell]:
     """Runs cells, each in a process forked from this one; returns those that failed."""
-    fork, waiting, failed = multiprocessing.get_context("fork"), list(todo), []
-    running: dict[BaseProcess, Cell] = {}
-    begin, done = time.monotonic(), 0
-    try:
-        while waiting or running:
-            while waiting and len(running) < at_once:
-                cell = waiting.pop(0)
-                process = fork.Process(target=in_child, args=(cell, to))
-                process.start()
-                running[process] = cell
-            wait([process.sentinel for process in running])
-            for process in [p for p in running if not p.is_alive()]:
-                process.join()
-                cell, done = running.pop(process), done + 1
-                failed += [cell] if process.exitcode else []
-                word = f"FAILED ({process.exitcode})" if process.exitcode else "done"
-                passed = time.monotonic() - begin
-                print(f"{done}/{len(todo)} {cell.name} {word}, {passed:.0f} s", flush=True)
-    finally:
-        for process in running:
-            process.terminate()
+    fork, failed, begin = multiprocessing.get_context("fork"), [], time.monotonic()
+    ended = in_processes(fork, in_child, todo, to, at_once)
+    for done, (cell, code) in enumerate(ended, 1):
+        failed += [cell] if code else []
+        word, passed = f"FAILED ({code})" if code else "done", time.monotonic() - begin
+        print(f"{done} of {len(todo)}, {cell.name}: {word}, {passed:.0f} s", flush=True)
     return failed
 
 

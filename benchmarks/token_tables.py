@@ -24,10 +24,10 @@ from pathlib import Path
 from typing import Any
 
 from adrpo_scale.core.markdown import table
+from benchmarks.cells import interval
 from benchmarks.token_cells import SEEDS, SETTINGS, Setting
 
 METRICS = ("reward", "gold", "other", "kl", "entropy")
-T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
 TITLES = {
     "choose": "Choosing: the demo's reward model, seeds 0 to 4, prompts A",
     "report": "Report: the demo's reward model, seeds 5 to 9, prompts B",
@@ -61,13 +61,6 @@ def runs_of(documents: Iterable[Mapping[str, Any]]) -> Runs:
         key = (cell["stage"], name, cell["seed"])
         found[key] = {m: statistics.fmean(values[m] for values in measured) for m in METRICS}
     return found
-
-
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """(mean, half of the 95 % interval by Student's t); (mean, nan) of one value."""
-    mean, count = statistics.fmean(values), len(values)
-    half = T_95[count] * statistics.stdev(values) / math.sqrt(count) if count > 1 else math.nan
-    return mean, half
 
 
 def on_front(points: Sequence[tuple[float, float]], kl: float) -> float | None:

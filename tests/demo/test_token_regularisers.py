@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from adrpo_scale.demo.text import rm_task
+from benchmarks.cells import interval
 from benchmarks.token_cells import PROMPTS, SEEDS, SETTINGS, Cell, Setting, cells, prompts_of
 from benchmarks.token_figure import draw
 from benchmarks.token_regularisers import config_of
-from benchmarks.token_tables import chosen, differences, interval, on_front, report, runs_of
+from benchmarks.token_tables import chosen, differences, on_front, report, runs_of
 
 
 def of(texts):
