@@ -7,40 +7,61 @@ import shutil
 from pathlib import Path
 
 from adrpo_scale.checkpoint.base import MANIFEST
+from adrpo_scale.checkpoint.named import BEST, EVERY, LAST, best_iteration, named
 from adrpo_scale.checkpoint.reader import Reader
 from adrpo_scale.checkpoint.shelf import CHECKPOINTS, TRAJECTORY, committed, examine
 from adrpo_scale.core.dist import Ask
 from adrpo_scale.core.errors import CheckpointError
 from adrpo_scale.core.files import remove_folder, sync_file, sync_folder
-from adrpo_scale.core.numbers import natural
-from adrpo_scale.core.paths import usual_path
 
 ORIGIN = "origin"  # folder of a run: the checkpoint that it started from
+KEPT = "checkpoint.keep_best keeps it"
 
 
 def open_checkpoint(name: str) -> Reader:
-    """The checkpoint that RUN (its newest), RUN@iteration or a checkpoint folder names.
+    """The checkpoint that RUN or RUN@last (its newest), RUN@best, RUN@iteration or a checkpoint
+    folder names.
 
     Looks in `checkpoints/` first, then in `trajectory/`. Raises CheckpointError, which lists the
     committed iterations, where there is none.
     """
-    folder, wanted = usual_path(name), None
-    if not folder.exists() and "@" in name:
-        before, _, after = name.rpartition("@")
-        wanted = natural(after)
-        if wanted is None:
-            raise CheckpointError(f"{name!r}: expected RUN@iteration, e.g. runs/mine@120")
-        folder = usual_path(before)
+    found = named(name)
+    folder, wanted = found.folder, found.which
+    if wanted == EVERY:
+        raise CheckpointError(
+            f"{name!r} names several checkpoints, and one is expected: RUN@iteration, RUN@last or "
+            "RUN@best"
+        )
     if (folder / MANIFEST).is_file():
         return Reader(folder)
-    there = committed(folder / TRAJECTORY) | committed(folder / CHECKPOINTS)
-    full = committed(folder / CHECKPOINTS) or there
-    chosen = there.get(wanted) if wanted is not None else full.get(max(full, default=-1))
+    there, full = _committed(folder), committed(folder / CHECKPOINTS)
+    full = full or there
+    newest = wanted is None or wanted == LAST
+    if wanted == BEST:
+        wanted = best_iteration(folder)
+    chosen = full.get(max(full, default=-1)) if newest else there.get(int(wanted or 0))
     if chosen is None:
         known = ", ".join(map(str, sorted(there))) or "none"
-        what = "no checkpoint" if wanted is None else f"no checkpoint of iteration {wanted}"
-        raise CheckpointError(f"{folder} has {what}; committed iterations: {known}")
+        what = "no checkpoint" if newest else f"no checkpoint of iteration {wanted}"
+        best = f" (the best evaluation; {KEPT})" if found.which == BEST and there else ""
+        raise CheckpointError(f"{folder} has {what}{best}; committed iterations: {known}")
     return Reader(chosen)
+
+
+def every_checkpoint(name: str) -> list[str]:
+    """The names RUN@iteration of all committed checkpoints of RUN@*, in order; for any other name
+    the name itself. Raises CheckpointError where there is none."""
+    found = named(name)
+    if found.which != EVERY:
+        return [name]
+    there = sorted(_committed(found.folder))
+    if not there:
+        raise CheckpointError(f"{name!r}: {found.folder} has no checkpoint")
+    return [f"{name.rpartition('@')[0]}@{iteration}" for iteration in there]
+
+
+def _committed(run: Path) -> dict[int, Path]:
+    return committed(run / TRAJECTORY) | committed(run / CHECKPOINTS)
 
 
 def pin_origin(source: str, to: Path, ask: Ask) -> Reader:

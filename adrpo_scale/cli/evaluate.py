@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from adrpo_scale.cli.options import SetOption
+from adrpo_scale.cli.options import SetOption, WeightsOption
 
 
 def evaluate(
@@ -16,7 +16,10 @@ def evaluate(
     ],
     model: Annotated[
         str | None,
-        typer.Option(help="RUN, RUN@iteration, a checkpoint, a model's folder or a hub id."),
+        typer.Option(
+            help="RUN, RUN@iteration, RUN@last, RUN@best, RUN@* (one after the other), a "
+            "checkpoint, a model's folder or a hub id."
+        ),
     ] = None,
     endpoint: Annotated[
         str | None,
@@ -39,6 +42,7 @@ def evaluate(
         bool,
         typer.Option("--dry-run", help="With --endpoint: measure the requests; send nothing."),
     ] = False,
+    weights: WeightsOption = "evaluated",
     set_: SetOption = [],  # noqa: B006 (typer copies it)
 ) -> None:
     """Judge an audio model on the benchmark MMAU test-mini.
@@ -47,14 +51,17 @@ def evaluate(
     option. The same command resumes: it asks the questions that have no answer yet. It runs in
     one process, or in as many as torchrun or srun start.
 
-    A run is judged by its trained weights, not by their moving average (EMA). An endpoint does not
-    tell which weights it serves: for other weights at the same address, choose another --to.
+    A run is judged by the weights that its own evaluation measures. An endpoint does not tell which
+    weights it serves: for other weights at the same address, choose another --to.
 
     Example:
         adrpo-scale evaluate configs/omni/mmau.toml --model runs/avqa --data data/mmau
     """
+    from adrpo_scale.checkpoint.named import parse_weights
     from adrpo_scale.evaluation.mmau import evaluate as evaluating
 
     evaluating.evaluate(
-        evaluating.EvaluateOptions(config, model, endpoint, data, to, limit, dry_run, set_)
+        evaluating.EvaluateOptions(
+            config, model, endpoint, data, to, limit, dry_run, set_, parse_weights(weights)
+        )
     )

@@ -7,16 +7,18 @@ from typing import Annotated
 
 import typer
 
+from adrpo_scale.cli.options import WeightsOption
+
 
 def export(
     run_or_checkpoint: Annotated[
-        str, typer.Argument(help="RUN, RUN@iteration or a checkpoint's folder.")
+        str,
+        typer.Argument(help="RUN, RUN@iteration, RUN@last, RUN@best or a checkpoint's folder."),
     ],
     to: Annotated[Path, typer.Option(help="Folder to write; it must be new or empty.")],
     as_: Annotated[str, typer.Option("--as", help="Form: adapter, merged, full or whole.")],
-    ema: Annotated[
-        bool, typer.Option("--ema", help="Export the moving average (EMA) of the weights.")
-    ] = False,
+    weights: WeightsOption = "evaluated",
+    ema: Annotated[bool, typer.Option("--ema", help="The same as --weights ema.")] = False,
     dtype: Annotated[
         str | None,
         typer.Option(
@@ -54,8 +56,14 @@ def export(
     Example:
         adrpo-scale export runs/demo --to my-lora --as adapter
     """
+    from adrpo_scale.checkpoint.named import EMA, EVALUATED, parse_weights
+    from adrpo_scale.core.errors import ConfigError
     from adrpo_scale.export import exporter
     from adrpo_scale.export.base import parse_request
 
-    request = parse_request(to, as_, ema, dtype, max_shard_size, verify, link, recheck)
+    word = parse_weights(weights)
+    if ema and word not in (EVALUATED, EMA):
+        raise ConfigError(f"--ema and --weights {weights} contradict each other: leave --ema out")
+    word = EMA if ema else word
+    request = parse_request(to, as_, word, dtype, max_shard_size, verify, link, recheck)
     exporter.show(exporter.export(run_or_checkpoint, request, base))

@@ -14,3 +14,10 @@ SetOption = Annotated[
     list[str], typer.Option("--set", help="Override a setting: section.key=value; repeatable.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+WeightsOption = Annotated[
+    str,
+    typer.Option(
+        help="Weights of a run: evaluated (those that its evaluation.weights names), raw (the "
+        "trained ones), or ema (their moving average)."
+    ),
+]

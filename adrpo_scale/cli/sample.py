@@ -7,13 +7,15 @@ from typing import Annotated
 
 import typer
 
-from adrpo_scale.cli.options import SetOption
-from adrpo_scale.core.errors import ConfigError
+from adrpo_scale.cli.options import SetOption, WeightsOption
 
 
 def sample(
     run_or_model: Annotated[
-        str, typer.Argument(help="RUN, RUN@iteration, a model's folder or a hub id.")
+        str,
+        typer.Argument(
+            help="RUN, RUN@iteration, RUN@last, RUN@best, a model's folder or a hub id."
+        ),
     ],
     prompts: Annotated[Path, typer.Option(help="Prompt file, in any format that training reads.")],
     to: Annotated[Path, typer.Option(help="Folder for the samples.")],
@@ -23,9 +25,7 @@ def sample(
     ] = None,
     per_prompt: Annotated[int, typer.Option(help="Samples per prompt.", min=1, max=10_000)] = 4,
     seed: Annotated[int, typer.Option(help="Seed of the samples.", min=0, max=2**63 - 1)] = 0,
-    weights: Annotated[
-        str, typer.Option(help="Weights of a run: trained, or ema (their moving average).")
-    ] = "trained",
+    weights: WeightsOption = "evaluated",
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the samples of an earlier command.")
     ] = False,
@@ -39,8 +39,8 @@ def sample(
         adrpo-scale sample runs/demo --prompts my_prompts.txt --to samples \\
             --set domain.evaluation.temperature=0
     """
+    from adrpo_scale.checkpoint.named import parse_weights
     from adrpo_scale.evaluation import sample as sampler
 
-    if weights not in ("trained", "ema"):
-        raise ConfigError(f"--weights {weights!r}: expected trained or ema")
-    sampler.sample(run_or_model, prompts, to, per_prompt, seed, weights, limit, set_, overwrite)
+    word = parse_weights(weights)
+    sampler.sample(run_or_model, prompts, to, per_prompt, seed, word, limit, set_, overwrite)

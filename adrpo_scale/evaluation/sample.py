@@ -8,12 +8,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any
 
 from torch import nn
 
 from adrpo_scale.checkpoint.base import MANIFEST
 from adrpo_scale.checkpoint.locate import open_checkpoint, origin_of
+from adrpo_scale.checkpoint.named import EVALUATED, set_of, stated_weights
 from adrpo_scale.checkpoint.reader import Reader
 from adrpo_scale.checkpoint.shelf import CHECKPOINTS, TRAJECTORY
 from adrpo_scale.checkpoint.whole import require_whole
@@ -198,18 +199,17 @@ def require_whole_source(source: Source) -> None:
 
 
 def load_policy(
-    source: Source, domain: Domain, engine: Engine, weights: Literal["trained", "ema"]
+    source: Source, domain: Domain, engine: Engine, weights: str = EVALUATED
 ) -> nn.Module:
-    """The policy of a checkpoint, or the published model. Raises CheckpointError where the
-    checkpoint has no such weights."""
+    """The policy of a checkpoint, or the published model. weights: a word of `named.WEIGHTS`.
+    Raises CheckpointError where the checkpoint has no such weights."""
     reader = source.reader
     if reader is None:
         spec = domain.reference_spec() or domain.policy_spec()
         return engine.build_frozen(spec)
     spec, _ = specs_of(domain, given(source.run), origin_of(reader))
     policy = engine.build_policy(spec)
-    part = "policy" if weights == "trained" else "ema"
-    TrainingState(engine, None).load(part, engine.trained_slices(), reader)
+    TrainingState(engine, None).load(set_of(reader, weights), engine.trained_slices(), reader)
     engine.publish()
     return policy.eval()
 
@@ -229,14 +229,13 @@ def sample(
     source = find_source(run_or_model, overrides)
     engine = source.config.engine
     with dist.process_group(engine.torch_device(), engine.timeout_seconds):
-        chosen = cast(Literal["trained", "ema"], weights)
         written = sample_to(
             source,
             prompts,
             to,
             per_prompt=per_prompt,
             seed=seed,
-            weights=chosen,
+            weights=weights,
             limit=limit,
             overwrite=overwrite,
         )
@@ -251,25 +250,27 @@ def sample_to(
     *,
     per_prompt: int,
     seed: int,
-    weights: Literal["trained", "ema"],
+    weights: str = EVALUATED,
     limit: int | None = None,
     overwrite: bool = False,
 ) -> list[Path]:
     """Writes PROMPT-SAMPLE.png files, grid.png and samples.jsonl, or completions.jsonl, into `to`.
 
-    limit: number of prompts to take, the first ones; None takes all. overwrite: replaces samples
-    that an earlier command wrote there; without it they are an error, ConfigError.
+    weights: a word of `named.WEIGHTS`. limit: number of prompts to take, the first ones; None takes
+    all. overwrite: replaces samples that an earlier command wrote there; without it they are an
+    error, ConfigError.
 
     Returns the paths of the pictures, or of completions.jsonl, on rank 0. Collective.
     """
     config = source.config
     trained = source.run.prompts if source.run is not None else None
+    which = None if source.reader is None else stated_weights(source.reader, weights)
     prompts = load_asked_as_trained(str(prompts_file), trained)[:limit]
     require_whole_source(source)
     domain, engine = domain_of(source), sampling_engine(config)
     prompts = domain.usable(prompts)
     if dist.is_main():
-        _announce(len(prompts), per_prompt, config.domain, limit)
+        _announce(len(prompts), per_prompt, config.domain, limit, which)
     dist.run_on_main(lambda: _make_folder(to, overwrite))
     dist.run_on_main(lambda: report_cut(domain, [], prompts))
     domain.prepare(prompts, engine.device, engine.dtype)
@@ -312,12 +313,15 @@ def _remove(paths: Sequence[Path]) -> None:
         path.unlink()
 
 
-def _announce(prompts: int, per_prompt: int, domain: Any, limit: int | None) -> None:
+def _announce(
+    prompts: int, per_prompt: int, domain: Any, limit: int | None, which: str | None
+) -> None:
     """Says how much is sampled before anything heavy begins."""
     what = DOMAINS[domain.name].medium
     more = "; --limit takes the first prompts alone" if limit is None and prompts > MANY else ""
     count = f"{prompts * per_prompt:,} {what}"
-    say(f"sampling {count}: {per_prompt} of each of {prompts:,} prompts{more}")
+    of = f", by {which}" if which is not None else ""
+    say(f"sampling {count}: {per_prompt} of each of {prompts:,} prompts{of}{more}")
 
 
 def load_asked_as_trained(file: str, trained: PromptsConfig | None) -> list[Prompt]:

@@ -23,6 +23,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from adrpo_scale.checkpoint.named import EVALUATED
 from adrpo_scale.checkpoint.reader import Reader
 from adrpo_scale.core.errors import ExportError
 from adrpo_scale.core.tensor_files import FileFacts
@@ -47,14 +48,14 @@ _HUB_CACHE = re.compile(r"models--([^/]+)--([^/]+)/snapshots/")
 
 @dataclass(frozen=True)
 class Request:
-    """A requested export. dtype: None for float32 (adapter), or for the base's own type of each
-    tensor (other forms). max_shard_bytes: largest size of one weight file. link: hard links instead
-    of copies of the base's other files. recheck: verify the unverified export beside `to` instead
-    of exporting."""
+    """A requested export. weights: a word of `named.WEIGHTS`. dtype: None for float32 (adapter), or
+    for the base's own type of each tensor (other forms). max_shard_bytes: largest size of one
+    weight file. link: hard links instead of copies of the base's other files. recheck: verify the
+    unverified export beside `to` instead of exporting."""
 
     to: Path
     form: Form
-    ema: bool = False
+    weights: str = EVALUATED
     dtype: torch.dtype | None = None
     max_shard_bytes: int = 5 * 10**9
     verify: Level = "outputs"
@@ -65,7 +66,7 @@ class Request:
 def parse_request(
     to: Path,
     form: str,
-    ema: bool,
+    weights: str,
     dtype: str | None,
     max_shard_size: str,
     verify: str,
@@ -82,7 +83,7 @@ def parse_request(
     return Request(
         to=to,
         form=form,  # type: ignore[arg-type]
-        ema=ema,
+        weights=weights,
         dtype=None if dtype is None else DTYPES[dtype],
         max_shard_bytes=parse_size(max_shard_size),
         verify=verify,  # type: ignore[arg-type]

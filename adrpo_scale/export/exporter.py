@@ -12,11 +12,12 @@ from typing import Any
 import torch
 
 from adrpo_scale.checkpoint.locate import open_checkpoint, origin_of
+from adrpo_scale.checkpoint.named import set_of, stated_weights
 from adrpo_scale.checkpoint.reader import Reader
 from adrpo_scale.checkpoint.whole import require_whole
 from adrpo_scale.core.console import console
 from adrpo_scale.core.disk_space import disk_space, size_text
-from adrpo_scale.core.errors import DiskSpaceError, ExportError, given
+from adrpo_scale.core.errors import CheckpointError, DiskSpaceError, ExportError, given
 from adrpo_scale.core.run_rows import EVALUATIONS, evaluation_rows
 from adrpo_scale.core.settings import leaves
 from adrpo_scale.export.adapter import adapter_bytes, write_adapter
@@ -85,7 +86,7 @@ def export(name: str, request: Request, base: str | None = None) -> Exported:
     _check_room(material, request, copies)
     with temporary(request.to) as folder:
         start = time.perf_counter()
-        _say(f"exporting iteration {reader.iteration} of {reader.folder}")
+        _say(f"exporting {stated_weights(reader, request.weights)}, from {reader.folder}")
         written = _convert(material, request, copies, folder)
         record(folder, facts, written)
         return _finished(material, request, written, folder, time.perf_counter() - start)
@@ -97,7 +98,7 @@ def _facts(reader: Reader, request: Request) -> dict[str, Any]:
         "checkpoint": reader.sha256,
         "iteration": reader.iteration,
         "--as": request.form,
-        "--ema": request.ema,
+        "--ema": _part(reader, request) == "ema",
         "--dtype": None if request.dtype is None else str(request.dtype).removeprefix("torch."),
     }
 
@@ -150,16 +151,20 @@ def _check_form(reader: Reader, request: Request) -> None:
             f"--as {request.form}, but {reader.folder} has trained {trained}: "
             f"use --as {_RIGHT[is_lora]}"
         )
-    if request.ema and "ema" not in reader.manifest.sets:
-        raise ExportError(
-            f"--ema, but {reader.folder} has no moving average, because its run had no ema_decay: "
-            "leave --ema out"
-        )
+    _part(reader, request)
     if request.form == "adapter" and document["config"]["rebase_reference"]:
         raise ExportError(
             "--as adapter, but the run's reference was rebased: its adapters belong on top of the "
             "weights that it started from, which are no published model; use --as merged"
         )
+
+
+def _part(reader: Reader, request: Request) -> str:
+    """The exported set. Raises ExportError where the checkpoint does not have it."""
+    try:
+        return set_of(reader, request.weights)
+    except CheckpointError as error:
+        raise ExportError(str(error)) from None
 
 
 def _check_part(material: Material, form: Form) -> None:
@@ -198,7 +203,7 @@ def _material(reader: Reader, config: RunConfig, request: Request) -> Material:
     tied = {name: n for name, n in stored_names.items() if target.part.name(n) != name}
     return Material(
         reader=reader,
-        part="ema" if request.ema else "policy",
+        part=_part(reader, request),
         spec=specs_of(domain, config, origin)[0],
         target=target,
         stored=StoredTensors(
@@ -266,7 +271,7 @@ def _provenance(material: Material, request: Request) -> Provenance:
         iteration=material.reader.iteration,
         package=document["package"],
         world_size=document["world_size"],
-        is_ema=request.ema,
+        is_ema=material.part == "ema",
         settings=dict(leaves(document["config"])) | {"domain.model": material.base.name},
         metrics=metrics,
         evaluated=evaluated,

@@ -184,7 +184,7 @@ def samples(run, to):
     source = find_source(str(run))
     prompts = to / "prompts.txt"
     prompts.write_text("a red circle\n")
-    sample_to(source, prompts, to / "out", per_prompt=1, seed=0, weights="trained")
+    sample_to(source, prompts, to / "out", per_prompt=1, seed=0, weights="raw")
 
 
 def evaluates(run, to):

@@ -103,14 +103,14 @@ def test_many_prompts_name_the_limit_and_a_folder_is_made_before_any_work(root, 
         sample_to(
             find_source(str(root / "run"), SHORT),
             *(many, tmp_path / "file" / "to"),
-            **{"per_prompt": 2, "seed": 0, "weights": "trained"},
+            **{"per_prompt": 2, "seed": 0, "weights": "raw"},
         )
     shown = capsys.readouterr().out
     assert "2 of each of 120 prompts; --limit takes the first prompts alone" in shown
 
 
 def test_samples_of_an_earlier_command_are_never_lost_silently(root, tmp_path):
-    settings = {"per_prompt": 2, "seed": 0, "weights": "trained"}
+    settings = {"per_prompt": 2, "seed": 0, "weights": "raw"}
     source, file = find_source(str(root / "run"), SHORT), root / "prompts.jsonl"
     (tmp_path / "notes.txt").touch()  # of somebody else: it stays
     sample_to(source, file, tmp_path, **settings)
@@ -127,7 +127,7 @@ def test_samples_of_an_earlier_command_are_never_lost_silently(root, tmp_path):
 def sample_on(rank, world, root):
     source = find_source(str(root / "run"))
     to = root / f"ranks-{world}"
-    settings = {"per_prompt": 2, "seed": 3, "weights": "trained"}
+    settings = {"per_prompt": 2, "seed": 3, "weights": "raw"}
     return len(sample_to(source, root / "prompts.jsonl", to, **settings))
 
 
@@ -191,4 +191,4 @@ def test_the_cache_is_asked_first(monkeypatch, tmp_path, file, there, domain):
 def test_a_model_that_is_not_there_is_one_clear_error(tmp_path, root):
     with pytest.raises(ModelNotFoundError, match="nowhere"):
         source = find_source(str(tmp_path / "nowhere"))
-        sample_to(source, root / "prompts.jsonl", tmp_path, per_prompt=1, seed=0, weights="trained")
+        sample_to(source, root / "prompts.jsonl", tmp_path, per_prompt=1, seed=0, weights="raw")

@@ -143,7 +143,9 @@ def exports(root, checked):
     shards = {"max_shard_bytes": 30_000}
     return {
         "adapter": made("adapter", "lora", "adapter"),
-        "adapter_bf16": made("adapter_bf16", "lora", "adapter", dtype=torch.bfloat16, ema=True),
+        "adapter_bf16": made(
+            "adapter_bf16", "lora", "adapter", dtype=torch.bfloat16, weights="ema"
+        ),
         "merged": made("merged", "lora", "merged"),
         "merged_bf16": made("merged_bf16", "untied_lora", "merged", dtype=torch.bfloat16, **shards),
         "chat": made("chat", "chat", "merged"),
@@ -217,7 +219,7 @@ Path(job["to"]).write_text(json.dumps(found))
 def test_a_users_greedy_text_is_the_policys(root, exports, plain, tmp_path, form):
     save_prompts(tmp_path / "prompts.jsonl")
     source = find_source(str(root / "runs/lora"))
-    sample_to(source, tmp_path / "prompts.jsonl", tmp_path, per_prompt=1, seed=0, weights="trained")
+    sample_to(source, tmp_path / "prompts.jsonl", tmp_path, per_prompt=1, seed=0, weights="raw")
     lines = (tmp_path / COMPLETIONS).read_text().splitlines()
     place = str(exports[form].folder)
     job = {"prompts": PROMPTS, "export": place, "to": str(tmp_path / "found.json")}

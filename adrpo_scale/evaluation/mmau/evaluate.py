@@ -11,12 +11,14 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from adrpo_scale.checkpoint.locate import every_checkpoint
+from adrpo_scale.checkpoint.named import EVALUATED, RAW, weights_of
 from adrpo_scale.checkpoint.shelf import CHECKPOINTS, TRAJECTORY
 from adrpo_scale.core import dist
 from adrpo_scale.core.chat_endpoint import KEY, Answer, base_url
@@ -49,7 +51,7 @@ _NAMED = 10  # unanswered questions that the last line names
 
 @dataclass(frozen=True)
 class EvaluateOptions:
-    """The command line: exactly one of model and endpoint."""
+    """The command line: exactly one of model and endpoint. weights: a word of `named.WEIGHTS`."""
 
     config: Path
     model: str | None = None
@@ -59,17 +61,19 @@ class EvaluateOptions:
     limit: int | None = None
     dry_run: bool = False
     overrides: Sequence[str] = ()
+    weights: str = EVALUATED
 
 
 @dataclass(frozen=True)
 class Subject:
     """The evaluated model. source: None for an endpoint. row: run, algorithm, seed and iteration of
-    its rows in eval.jsonl. folder: the default of --to."""
+    its rows in eval.jsonl. folder: the default of --to. weights: RAW or EMA, of a run."""
 
     name: str
     source: Source | None
     row: Mapping[str, Any]
     folder: Path
+    weights: str = RAW
 
 
 def load_settings(path: Path, overrides: Sequence[str], data: Path | None) -> MmauConfig:
@@ -102,13 +106,29 @@ def evaluate(options: EvaluateOptions) -> None:
     if options.dry_run:
         _dry_run(Endpoint(str(options.endpoint), config), questions)
         return
-    subject = find_subject(options, config)
-    engine = subject.source.config.engine if subject.source is not None else None
+    subjects = find_subjects(options, config)
+    source = subjects[0].source
+    engine = source.config.engine if source is not None else None
     device = engine.torch_device() if engine is not None else "cpu"
     seconds = engine.timeout_seconds if engine is not None else 3600.0
-    to = options.to or subject.folder
-    with dist.process_group(device, seconds), _held(to) as lock:
-        _evaluate(config, benchmark, questions, subject, to, lock)
+    with dist.process_group(device, seconds):
+        for subject in subjects:
+            to = options.to or subject.folder
+            with _held(to) as lock:
+                _evaluate(config, benchmark, questions, subject, to, lock)
+
+
+def find_subjects(options: EvaluateOptions, config: MmauConfig) -> list[Subject]:
+    """The evaluated models of the command line, more than one for RUN@*; nothing is loaded yet."""
+    if options.model is None:
+        return [find_subject(options, config)]
+    names = every_checkpoint(options.model)
+    if options.to is not None and len(names) > 1:
+        raise ConfigError(
+            f"--to {options.to} with --model {options.model}: {len(names)} checkpoints need a "
+            "folder each; leave --to out, and each lies in the run's folder"
+        )
+    return [find_subject(replace(options, model=name), config) for name in names]
 
 
 def find_subject(options: EvaluateOptions, config: MmauConfig) -> Subject:
@@ -130,8 +150,11 @@ def find_subject(options: EvaluateOptions, config: MmauConfig) -> Subject:
         "seed": source.run.seed,
         "iteration": iteration,
     }
-    folder = run / f"mmau-{iteration:06d}" if is_in_run else _folder_of(name)
-    return Subject(f"{row['run']}@{iteration}", source, row, folder)
+    weights = weights_of(source.reader, options.weights)
+    ending = "" if weights == RAW else f"-{weights}"
+    folder = run / f"mmau-{iteration:06d}{ending}" if is_in_run else _folder_of(f"{name}{ending}")
+    shown = f"{row['run']}@{iteration}" + ("" if weights == RAW else f" ({weights})")
+    return Subject(shown, source, row, folder, weights)
 
 
 def _row(name: str) -> dict[str, Any]:
@@ -209,6 +232,8 @@ def _identity(config: MmauConfig, benchmark: Benchmark, subject: Subject) -> dic
     else:
         asked = {"domain": config.domain, "engine": config.engine}
         asked |= {"weights": local.fingerprint(subject.source)}
+        # Folders of before name no set: they are of the trained weights.
+        asked |= {} if subject.weights == RAW else {"set": subject.weights}
     return {
         "benchmark": f"MMAU test-mini {benchmark.revision}",
         "questions_sha256": benchmark.sha256,
@@ -237,7 +262,7 @@ def _model(
     if subject.source is None:
         yield Endpoint(subject.name, config), config.endpoint.at_once
     else:
-        with local.opened(subject.source, questions) as model:
+        with local.opened(subject.source, questions, subject.weights) as model:
             yield model, config.batch
 
 

@@ -42,7 +42,7 @@ _KEY = DrawKey(0, 0)  # a placeholder: greedy decoding draws no random numbers
 
 
 def find_local(name: str, config: MmauConfig) -> Source:
-    """The source of RUN, RUN@iteration, a checkpoint, a model's folder or a hub id. Raises
+    """The source of RUN, RUN@…, a checkpoint, a model's folder or a hub id. Raises
     ConfigError where the model does not hear."""
     hearing = [domain for domain in DOMAINS if DOMAINS[domain].hears]
     if not hearing:
@@ -119,12 +119,13 @@ class Local:
 
 
 @contextmanager
-def opened(source: Source, questions: Sequence[Question]) -> Iterator[Local]:
-    """Loads the model. questions: those of all ranks, at least one. Collective."""
+def opened(source: Source, questions: Sequence[Question], weights: str) -> Iterator[Local]:
+    """Loads the model. questions: those of all ranks, at least one. weights: a word of
+    `named.WEIGHTS`. Collective."""
     domain = domain_of(source)
     engine = sampling_engine(source.config)
     prompts = domain.usable([question.prompt for question in questions])
     domain.prepare(prompts, engine.device, engine.dtype)
-    policy = load_policy(source, domain, engine, "trained")
+    policy = load_policy(source, domain, engine, weights)
     with engine.sampling(policy):
         yield Local(domain, policy, frozenset(prompt.id for prompt in prompts))

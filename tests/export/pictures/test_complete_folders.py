@@ -136,9 +136,7 @@ def our_pictures(root, name, to):
     prompts.write_text("\n".join(PROMPTS) + "\n")
     newest = open_checkpoint(str(root / "runs" / name)).folder
     source: Source = find_source(str(newest))
-    paths = sample_to(
-        source, prompts, to / name, per_prompt=PER_PROMPT, seed=SEED, weights="trained"
-    )
+    paths = sample_to(source, prompts, to / name, per_prompt=PER_PROMPT, seed=SEED, weights="raw")
     return np.stack([np.asarray(Image.open(path)) for path in paths])
 
 
@@ -189,7 +187,7 @@ def test_the_adapters_strength_is_in_its_tensors(root, exports):
 
 
 def test_adapter_of_the_moving_average_in_bfloat16(root, tmp_path):
-    exported = quick(root, "lora", tmp_path / "a", "adapter", ema=True, dtype=torch.bfloat16)
+    exported = quick(root, "lora", tmp_path / "a", "adapter", weights="ema", dtype=torch.bfloat16)
     found = load_file(exported.folder / adapter.PEFT_FILE)
     for name, tensor in trained(root, part="ema").items():
         written = found["base_model.model." + name.replace(".default.", ".")]
@@ -284,7 +282,7 @@ def test_a_component_that_has_pickles_alone_is_refused(root, tmp_path):
 
 def test_tensors_are_verified_without_running_the_model(root, tmp_path):
     run = str(root / "runs/lora")
-    shards = {"dtype": torch.bfloat16, "max_shard_bytes": 10**6, "ema": True}
+    shards = {"dtype": torch.bfloat16, "max_shard_bytes": 10**6, "weights": "ema"}
     exported = export(run, Request(tmp_path / "a", "merged", verify="tensors", **shards))
     figures = exported.verdict.figures
     assert figures["tensors compared"] == len(tensors_of(exported.folder))

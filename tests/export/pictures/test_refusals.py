@@ -174,7 +174,7 @@ def test_a_recheck_is_of_the_same_export(root, tmp_path, monkeypatch):
     with pytest.raises(ExportError, match="--dtype: None there, bfloat16 asked"):
         again(verify="tensors", dtype=torch.bfloat16)
     with pytest.raises(ExportError, match="--recheck with --verify none"):
-        parse_request(tmp_path / "a", "adapter", False, None, "5GB", "none", False, True)
+        parse_request(tmp_path / "a", "adapter", "evaluated", None, "5GB", "none", False, True)
     quick(root, "lora", tmp_path / "a", "adapter")  # another attempt replaces it
     assert names(tmp_path) == ["a"]
     (tmp_path / "b.unverified").mkdir()
@@ -197,7 +197,7 @@ def flip_a_bit(path):
         ("lora", "full", {}, "trained LoRA adapters: use --as adapter or --as merged"),
         ("full", "adapter", {}, "trained all parameters: use --as full"),
         ("full", "merged", {}, "trained all parameters: use --as full"),
-        ("full", "full", {"ema": True}, "no moving average"),
+        ("full", "full", {"weights": "ema"}, "no moving average"),
         ("untrained", "adapter", {}, "none of the 23 trained tensors differs"),
         ("untrained", "merged", {}, "would be the base model itself"),
         ("still", "merged", {}, "use --dtype float32"),
@@ -297,7 +297,7 @@ def test_a_full_disk_leaves_nothing(root, small_disk, monkeypatch):
 
 def test_words_that_are_not_known_are_named():
     def asked(form="merged", dtype=None, size="5GB", verify="none"):
-        return parse_request(Path("a"), form, False, dtype, size, verify, False)
+        return parse_request(Path("a"), form, "evaluated", dtype, size, verify, False)
 
     assert asked(dtype="bf16").dtype == torch.bfloat16
     for wrong in ({"form": "lora"}, {"dtype": "int8"}, {"size": "5"}, {"verify": "all"}):
