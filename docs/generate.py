@@ -275,6 +275,11 @@ def metrics() -> str:
     files = (
         ("metrics.jsonl", "One JSON object an iteration.", metric_names.ITERATION),
         ("eval.jsonl", "One JSON object a number. Its keys:", metric_names.EVALUATION_ROW),
+        (
+            "eval_prompts.jsonl",
+            "One JSON object a split and evaluation: the same numbers, prompt by prompt.",
+            metric_names.PROMPT_ROW,
+        ),
         ("Names of metrics in eval.jsonl", "Values of `metric`.", metric_names.EVALUATION),
         (
             "samples/completions-NNNNNN.parquet",

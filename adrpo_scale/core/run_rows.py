@@ -14,6 +14,7 @@ from adrpo_scale.core.json_files import read_lines, say_once
 
 Row = dict[str, Any]
 METRICS, EVALUATIONS = "metrics.jsonl", "eval.jsonl"
+PROMPTS = "eval_prompts.jsonl"  # of each evaluation the numbers of every prompt
 MEMORY = "out-of-memory.jsonl"  # a line for each time that memory ran out
 _OF = ("run", "algorithm", "seed", "iteration", "split", "metric")  # what an evaluated number is of
 
@@ -27,6 +28,37 @@ def evaluation_rows(path: Path) -> list[Row]:
     """One row an evaluated number, by iteration. A row has `iteration`, `split`, `metric` and
     `value`, which is a finite number or None."""
     return _unique(path, _is_evaluation, lambda row: str([row.get(name) for name in _OF]))
+
+
+def prompt_rows(path: Path) -> list[Row]:
+    """One row a split and evaluation, by iteration: `iteration`, `split`, `weights`, `prompts` [P]
+    (texts), and `metrics`, by name a `mean` [P], and `std` [P] where there is one; of numbers and
+    None. [] in a folder of before."""
+    return _unique(path, _has_prompts, lambda row: str([row["iteration"], row["split"]]))
+
+
+def _has_prompts(row: Mapping[str, Any]) -> bool:
+    prompts, metrics = row.get("prompts"), row.get("metrics")
+    return (
+        _is_whole(row.get("iteration"))
+        and isinstance(row.get("split"), str)
+        and row.get("weights") in ("raw", "ema")
+        and isinstance(prompts, list)
+        and all(isinstance(key, str) for key in prompts)
+        and isinstance(metrics, dict)
+        and all(_are_columns(columns, len(prompts)) for columns in metrics.values())
+    )
+
+
+def _are_columns(columns: Any, length: int) -> bool:
+    """Whether `mean`, and `std` where it is there, are lists of so many numbers."""
+    if not isinstance(columns, dict):
+        return False
+    lists = [columns.get("mean"), *([columns["std"]] if "std" in columns else [])]
+    return all(
+        isinstance(values, list) and len(values) == length and all(map(_is_number, values))
+        for values in lists
+    )
 
 
 def _unique(

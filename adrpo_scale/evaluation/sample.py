@@ -270,7 +270,9 @@ def sample_to(
     domain, engine = domain_of(source), sampling_engine(config)
     prompts = domain.usable(prompts)
     if dist.is_main():
-        _announce(len(prompts), per_prompt, config.domain, limit, which)
+        _announce(len(prompts), per_prompt, config.domain, limit)
+        if which is not None:
+            say(f"weights: {which}")
     dist.run_on_main(lambda: _make_folder(to, overwrite))
     dist.run_on_main(lambda: report_cut(domain, [], prompts))
     domain.prepare(prompts, engine.device, engine.dtype)
@@ -313,15 +315,12 @@ def _remove(paths: Sequence[Path]) -> None:
         path.unlink()
 
 
-def _announce(
-    prompts: int, per_prompt: int, domain: Any, limit: int | None, which: str | None
-) -> None:
+def _announce(prompts: int, per_prompt: int, domain: Any, limit: int | None) -> None:
     """Says how much is sampled before anything heavy begins."""
     what = DOMAINS[domain.name].medium
     more = "; --limit takes the first prompts alone" if limit is None and prompts > MANY else ""
     count = f"{prompts * per_prompt:,} {what}"
-    of = f", by {which}" if which is not None else ""
-    say(f"sampling {count}: {per_prompt} of each of {prompts:,} prompts{of}{more}")
+    say(f"sampling {count}: {per_prompt} of each of {prompts:,} prompts{more}")
 
 
 def load_asked_as_trained(file: str, trained: PromptsConfig | None) -> list[Prompt]:

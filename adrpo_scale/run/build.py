@@ -30,6 +30,7 @@ from adrpo_scale.run.compare import check_content, constant_facts
 from adrpo_scale.run.config import RunConfig, SampleConfig
 from adrpo_scale.run.cut_prompts import report_cut
 from adrpo_scale.run.given_pairs import pair_facts, take_pairs
+from adrpo_scale.run.prompt_sets import report_sets
 from adrpo_scale.run.registry import DOMAINS, ENGINES
 from adrpo_scale.run.resume import FROM_ZERO, Start, ids_of, take_over, usable
 from adrpo_scale.run.rewards import build_light_rewards, build_rewards
@@ -185,6 +186,7 @@ def _prepared(config: RunConfig, run: Path, start: Start, store: Store | None) -
     if store is not None:
         store.check_owner()
     dist.run_on_main(lambda: report_cut(domain, rewards, prompts, run))
+    dist.run_on_main(lambda: report_sets(train, held_out, run))
     safe_point(together=True)
     domain.prepare(prompts, engine.device, engine.dtype)
     safe_point(together=True)

@@ -1,92 +1,174 @@
-"""A table of several runs: one line for runs that differ only in their seed.
+"""The rows of a table of several runs: one for runs that differ only in their seed.
 
-A line is labelled by its algorithm, the number of its runs, and the settings that differ between
-lines. Settings come from each run's `config.json`, with defaults for settings added since. Where it
-names a component that cannot be imported here, they are taken from the file unchanged.
+A row is labelled by its algorithm, the number of its runs, and the settings that differ between
+rows. The models that the runs began from come first; nobody trained them.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
+import math
 import re
-import statistics
-import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from adrpo_scale.core.errors import ConfigError
-from adrpo_scale.core.settings import leaves
-from adrpo_scale.run.folder import read_settings
-from adrpo_scale.run.load import parse_config
-from adrpo_scale.run.tables import COLUMNS, Row, after, before, read_rows
+from adrpo_scale.run.cells import Cell, Column, Number, difference, number
+from adrpo_scale.run.evaluated import MEASURES, TASKS, Evaluated, Settings
+from adrpo_scale.run.tables import COLUMNS
 
-Settings = Mapping[str, Any]  # dotted path → value
 _SECTION = re.compile(r"(algorithm|domain|engine|rewards\.\d+)\.")  # of a component
 _ABSENT = object()
+_MOST_DIGITS = 6
+BENCHMARK = tuple((f"mmau:{task}", metric) for metric in MEASURES for task in (*TASKS, "total"))
+# Of these more is not better.
+_UNRANKED = ("w2_sum", "kl", "entropy", "completion_tokens", "truncated", "unheard")
 
 
 @dataclass(frozen=True)
-class Evaluated:
-    """A run with the rows of its `eval.jsonl`."""
+class Line:
+    """A row of a table. runs: one a seed. repeated: runs of a seed that another of them has. cells:
+    by column, where the metric was measured."""
 
-    settings: Settings
-    rows: Sequence[Row]
-
-
-def unevaluated(folders: Sequence[Path]) -> list[Path]:
-    """The folders of trials, and of runs that ended before their first evaluation, among others:
-    `runs/mine-*` names those too. [] where there is nothing else, so that reading them says what
-    is missing."""
-    found = [
-        folder
-        for folder in folders
-        if ((folder / "trial.json").is_file() or (folder / "lives").is_dir())
-        and not (folder / "eval.jsonl").is_file()
-    ]
-    return found if len(found) < len(folders) else []
+    label: str
+    runs: tuple[Evaluated, ...]
+    cells: Mapping[Column, Cell]
+    is_trained: bool
+    repeated: tuple[Evaluated, ...] = ()
 
 
-def read_run(folder: Path) -> Evaluated:
-    """The run in a folder. RunFolderError without evaluations, or where config.json is not JSON."""
-    rows = read_rows(folder)
-    config = folder / "config.json"
-    if not config.is_file():  # a benchmark, or eval.jsonl copied without its run
-        first: Row = rows[0] if rows else {}
-        return Evaluated({"algorithm.name": first.get("algorithm"), "run": first.get("run")}, rows)
-    return Evaluated(_settings(read_settings(folder)), rows)
+def table_lines(runs: Sequence[Evaluated]) -> list[Line]:
+    """The rows: base models, then runs by algorithm, in the given order."""
+    runs = [run for run in runs if run.rows]
+    shown = columns(runs)
+    groups = by_seed(runs)
+    lines = _bases(runs, shown)
+    for label, group in zip(labels(groups), groups, strict=True):
+        kept = list({json.dumps(run.seed): run for run in reversed(group)}.values())[::-1]
+        repeated = tuple(run for run in group if not any(run is other for other in kept))
+        label = label if len(kept) == len(group) else _relabelled(label, len(group), len(kept))
+        is_trained = all(run.is_trained for run in kept)
+        cells = _cells([{c: number(run, c) for c in shown} for run in kept], is_trained)
+        lines.append(Line(label, tuple(kept), cells, is_trained, repeated))
+    return lines
 
 
-def _settings(document: Mapping[str, Any]) -> Settings:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the run has shown them
-        # A user's component may not be importable here, and a setting may be refused by now.
-        with contextlib.suppress(ConfigError):
-            document = parse_config(document).resolved()
-    return dict(leaves(document))
+def _relabelled(label: str, given: int, kept: int) -> str:
+    return label.replace(f" ×{given}", f" ×{kept}", 1)
+
+
+def _bases(runs: Sequence[Evaluated], shown: Sequence[Column]) -> list[Line]:
+    """The models that runs began from, each measured at iteration 0 of its runs."""
+    own = list({run.folder: run for run in runs if not run.is_benchmark}.values())
+    begun = [(run.settings.get("domain.model"), run.settings.get("init_from")) for run in own]
+    found = []
+    for model, origin in dict.fromkeys(begun):
+        same = [run for run, of in zip(own, begun, strict=True) if of == (model, origin)]
+        name = "base" if origin is None else f"start {origin}"
+        label = name if len(set(begun)) == 1 else f"{name} {model}" if origin is None else name
+        numbers = [{c: number(run, c, base=True) for c in shown} for run in same]
+        found.append(Line(label, tuple(same), _cells(numbers, False), False))
+    return [line for line in found if line.cells]
+
+
+def _cells(
+    numbers: Sequence[Mapping[Column, Number | None]], is_trained: bool
+) -> dict[Column, Cell]:
+    found: dict[Column, Cell] = {}
+    for column in numbers[0]:
+        measured = tuple(n for each in numbers if (n := each[column]) is not None)
+        if measured:
+            found[column] = Cell(measured, is_trained)
+    return found
+
+
+def columns(runs: Sequence[Evaluated]) -> list[Column]:
+    """(split, metric) of the columns: the usual ones that were measured, then rewards that judge
+    alone, then those of the benchmark."""
+    known = {(row["split"], row["metric"]): None for run in runs for row in run.rows}
+    judges = {name for run in runs for name in _judges(run.settings)}
+    more = [c for c in known if c[1].removesuffix("_sampled") in judges and c not in COLUMNS]
+    return [c for c in (*COLUMNS, *sorted(more), *BENCHMARK) if c in known]
+
+
+def _judges(settings: Settings) -> list[str]:
+    """Labels of the rewards with `use = "evaluation"`."""
+    found = []
+    for path, value in settings.items():
+        section = path.removesuffix(".use")
+        if path.startswith("rewards.") and path.endswith(".use") and value == "evaluation":
+            kind = str(settings.get(f"{section}.kind")).rpartition(":")[2]
+            found.append(settings.get(f"{section}.name") or kind)
+    return found
+
+
+def is_ranked(column: Column) -> bool:
+    """Whether more of the metric is better, so that a best row can be marked."""
+    return column[1] not in _UNRANKED
+
+
+def marks(lines: Sequence[Line], column: Column) -> dict[int, str]:
+    """Place of a row → "best" or "second". The best is marked where every paired interval of its
+    difference to the second excludes 0; the second likewise to the third, where a best is marked.
+    """
+    if not is_ranked(column):
+        return {}
+    order = ranking(lines, column)
+    found: dict[int, str] = {}
+    for place, name in enumerate(("best", "second")):
+        if len(order) < place + 2:
+            break
+        one, other = (lines[k].cells[column] for k in order[place : place + 2])
+        if not difference(one, other).is_clear:
+            break
+        found[order[place]] = name
+    return found
+
+
+def ranking(lines: Sequence[Line], column: Column) -> list[int]:
+    """Places of the rows that have the metric, the highest mean first."""
+    places = [k for k, line in enumerate(lines) if column in line.cells]
+    return sorted(places, key=lambda k: -lines[k].cells[column].mean)
 
 
 def comparison(runs: Sequence[Evaluated]) -> list[list[str]]:
-    """The lines of a table: a header, the base model, then `after` as mean ± half the range over
-    seeds, ordered by algorithm and then as the runs were given."""
-    runs = [run for run in runs if run.rows]
-    known = {(row["split"], row["metric"]) for run in runs for row in run.rows}
-    columns = [column for column in COLUMNS if column in known]
-    lines = [["", *(f"{metric} ({split})" for split, metric in columns)]]
-    models = list(dict.fromkeys(run.settings.get("domain.model") for run in runs))
-    for model in models:
-        same = [run for run in runs if run.settings.get("domain.model") == model]
-        values = [[before(run.rows, *column) for run in same] for column in columns]
-        label = "base" if len(models) == 1 else f"base {model}"
-        lines.append([label, *(_mean_range(each) for each in values)])
-    groups = by_seed(runs)
-    for label, group in zip(labels(groups), groups, strict=True):
-        values = [[after(run.rows, *column) for run in group] for column in columns]
-        lines.append([label, *(_mean_range(each) for each in values)])
-    return lines
+    """The lines of a table: a header, the base model, then the mean of a row's runs ± its standard
+    error over training seeds; **best** and *second best* as `marks` says."""
+    lines = table_lines(runs)
+    shown = columns([run for run in runs if run.rows])
+    marked = {column: marks(lines, column) for column in shown}
+    table = [["", *(f"{metric} ({split})" for split, metric in shown)]]
+    for place, line in enumerate(lines):
+        cells = []
+        for column in shown:
+            cell, mark = line.cells.get(column), marked[column].get(place)
+            star = {"best": "**", "second": "*"}.get(mark or "", "")
+            text = "–" if cell is None else with_error(cell.mean, cell.seed_error, scale(column))
+            cells.append(f"{star}{text}{star}")
+        table.append([line.label, *cells])
+    return table
+
+
+def scale(column: Column) -> float:
+    """The factor of the unit that is shown: percent for a benchmark."""
+    return 100.0 if column in BENCHMARK else 1.0
+
+
+def with_error(value: float, error: float | None, factor: float = 1.0) -> str:
+    """`1.24 ± 0.03`, with two digits of the error."""
+    value, error = factor * value, None if error is None else factor * error
+    count = digits(value, error)
+    text = f"{value:.{count}f}"
+    return text if error is None else f"{text} ± {error:.{count}f}"
+
+
+def digits(value: float, error: float | None = None) -> int:
+    """Digits after the point: one from 10 on, two below, more where value or error need them."""
+    usual = 1 if abs(value) >= 10 else 2
+    leading = [size for size in (abs(value), error) if size]
+    needed = [1 - math.floor(math.log10(size)) for size in leading if size < 0.1]
+    return min(max([usual, *needed]), _MOST_DIGITS)
 
 
 def by_seed(runs: Sequence[Evaluated]) -> list[list[Evaluated]]:
@@ -94,7 +176,7 @@ def by_seed(runs: Sequence[Evaluated]) -> list[list[Evaluated]]:
     groups: dict[str, list[Evaluated]] = {}
     for run in runs:
         others = {path: value for path, value in run.settings.items() if path != "seed"}
-        groups.setdefault(json.dumps(others, sort_keys=True), []).append(run)
+        groups.setdefault(json.dumps([others, run.which], sort_keys=True), []).append(run)
     return sorted(groups.values(), key=lambda group: str(group[0].settings.get("algorithm.name")))
 
 
@@ -111,10 +193,14 @@ def labels(groups: Sequence[Sequence[Evaluated]]) -> list[str]:
     uses = Counter(ends.values())
     short = {path: end if uses[end] == 1 else path for path, end in ends.items()}
     return [
-        f"{line.get('algorithm.name')} ×{len(group)}"
+        f"{line.get('algorithm.name')} ×{len(group)}{_at(group[0].which)}"
         + "".join(f", {short[path]} = {_text(value)}" for path, value in differing.items())
         for group, line, differing in zip(groups, lines, found, strict=True)
     ]
+
+
+def _at(which: int | str | None) -> str:
+    return "" if which is None else f" @{which}"
 
 
 def _differs(path: str, line: Settings, lines: Sequence[Settings]) -> bool:
@@ -140,12 +226,3 @@ def _tag(path: str) -> str | None:
 
 def _text(value: Any) -> str:
     return "–" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _mean_range(values: Sequence[float | None]) -> str:
-    numbers = [value for value in values if value is not None]
-    if not numbers:
-        return "–"
-    mean, half = statistics.fmean(numbers), (max(numbers) - min(numbers)) / 2
-    digits = 1 if abs(mean) >= 10 else 2
-    return f"{mean:.{digits}f} ± {half:.{digits}f}" if half else f"{mean:.{digits}f}"

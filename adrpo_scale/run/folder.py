@@ -18,15 +18,17 @@ from adrpo_scale.core.run_rows import (
     EVALUATIONS,
     MEMORY,
     METRICS,
+    PROMPTS,
     Row,
     evaluation_rows,
     metric_rows,
+    prompt_rows,
 )
 
 # Names that may exist before `config.json`, which marks the folder of a run: those that a start
 # creates first, and links to checkpoints on another filesystem.
 EARLY = (
-    *("lock.json", "config.json", "cut_prompts.json"),
+    *("lock.json", "config.json", "cut_prompts.json", "prompt_sets.json"),
     *("logs", "lives", "origin", "checkpoints", "trajectory", "stacks", "verdicts", MEMORY),
 )
 # What a start writes into; `lives/` and `stacks/` are missed by nobody.
@@ -62,7 +64,7 @@ def _check_names(run: Path) -> None:
                 f"{run / name} is expected to be a folder, and is none: mount its disk if it is a "
                 "link; if nothing of it is needed, remove it"
             )
-    for name in (METRICS, EVALUATIONS):
+    for name in (METRICS, EVALUATIONS, PROMPTS):
         path = run / name
         if os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode):
             raise RunFolderError(
@@ -74,7 +76,8 @@ def _check_names(run: Path) -> None:
 def remove_temporaries(run: Path) -> None:
     """Removes files that `replace_file` had not yet renamed when a start was killed; for rank 0
     only, which holds the lock."""
-    for name in ("config.json", "cut_prompts.json", FIRST_COMMIT, METRICS, EVALUATIONS):
+    documents = ("config.json", "cut_prompts.json", "prompt_sets.json", FIRST_COMMIT)
+    for name in (*documents, METRICS, EVALUATIONS, PROMPTS):
         for path in run.glob(f"{name}.*.tmp"):
             with suppress(OSError):
                 path.unlink()
@@ -112,7 +115,9 @@ def cut_back(run: Path, iteration: int, evaluated: int) -> None:
     iteration: of the checkpoint. evaluated: the last evaluated iteration at the checkpoint.
     """
     _keep(run / METRICS, metric_rows(run / METRICS), iteration)
-    _keep(run / EVALUATIONS, evaluation_rows(run / EVALUATIONS), min(iteration, evaluated))
+    last = min(iteration, evaluated)
+    _keep(run / EVALUATIONS, evaluation_rows(run / EVALUATIONS), last)
+    _keep(run / PROMPTS, prompt_rows(run / PROMPTS), last)
 
 
 def left_behind(run: Path, iteration: int) -> dict[str, Any] | None:
@@ -120,7 +125,7 @@ def left_behind(run: Path, iteration: int) -> dict[str, Any] | None:
     number of iterations, their seconds, and the time of the last line. None without the file.
     Raises RunFolderError for a JSONL file that cannot be read."""
     path = run / METRICS
-    if [_content(run / name) for name in (EVALUATIONS, METRICS)][-1] is None:
+    if [_content(run / name) for name in (PROMPTS, EVALUATIONS, METRICS)][-1] is None:
         return None
     after = [row for row in metric_rows(path) if row["iteration"] > iteration]
     seconds = sum(number_of(row, n) for row in after for n in ("seconds", "seconds_between"))

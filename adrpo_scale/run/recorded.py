@@ -13,7 +13,7 @@ from adrpo_scale.checkpoint.shelf import CHECKPOINTS, FIRST_COMMIT
 from adrpo_scale.core.errors import RunFolderError
 from adrpo_scale.core.files import replace_json, sync_folder
 from adrpo_scale.core.json_files import read_object
-from adrpo_scale.core.run_rows import EVALUATIONS, METRICS
+from adrpo_scale.core.run_rows import EVALUATIONS, METRICS, PROMPTS
 from adrpo_scale.run.starts import records
 
 
@@ -50,7 +50,7 @@ def set_lines_aside(run: Path) -> list[str]:
     their new names. No line is removed without a checkpoint that the run goes on from. What says
     that the run has had one counts no more: the user has asked to begin anew."""
     found, evidence = [], _evidence(run)
-    for name in (METRICS, EVALUATIONS):
+    for name in (METRICS, EVALUATIONS, PROMPTS):
         path = run / name
         if path.is_file() and path.stat().st_size:
             aside = _first_free(path)

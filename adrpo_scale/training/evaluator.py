@@ -57,11 +57,16 @@ class EvaluationConfig(Section):
 
 @dataclass(frozen=True)
 class Result:
-    """metrics: name → (mean, number of samples or prompts). grid: None on ranks > 0, and for media
-    without one."""
+    """values: name → a value a sample [P, G] or [P·G], or a prompt [P]; NaN where there is none.
+    grid: None on ranks > 0, and for media without one."""
 
-    metrics: dict[str, tuple[float, int]]
+    values: dict[str, Tensor]
     grid: Image.Image | None
+
+    @property
+    def metrics(self) -> dict[str, tuple[float, int]]:
+        """Name → (mean, number of samples or prompts)."""
+        return {name: finite_mean(values) for name, values in self.values.items()}
 
 
 class Evaluator:
@@ -119,17 +124,15 @@ class Evaluator:
                 measured = self._divergences(policy, reference, rows, key)
         artifacts, rewards = self._reward(rows, prompts, size, check)
         measured |= self.domain.row_metrics(rows)
-        planes = reward_planes(rewards, self.trained_on, greedy is not None)
-        metrics = {name: finite_mean(plane) for name, plane in planes.items()}
+        values = reward_planes(rewards, self.trained_on, greedy is not None)
+        shown = values["reward"] if self.trained_on else rewards.total_PG
+        samples = Samples(rows, artifacts, prompts, shown)
         if greedy is not None:
             _, best = self._reward(greedy, prompts, 1, check)
-            metrics = greedy_metrics(metrics, reward_planes(best, self.trained_on, True))
-        metrics |= {name: finite_mean(values) for name, values in gather_values(measured).items()}
-        shown = planes["reward"] if self.trained_on else rewards.total_PG
-        samples = Samples(rows, artifacts, prompts, shown)
-        found = self.medium.measure(samples, self.rewards)
-        metrics |= {name: finite_mean(values) for name, values in found.items()}
-        return Result(metrics, self.medium.grid(samples))
+            values = with_greedy(values, reward_planes(best, self.trained_on, True))
+        values |= gather_values(measured)
+        values |= self.medium.measure(samples, self.rewards)
+        return Result(values, self.medium.grid(samples))
 
     def _sample(
         self,
@@ -189,14 +192,12 @@ def gather_values(mine: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: torch.cat(parts) for name, parts in whole.items()}
 
 
-def greedy_metrics(
-    sampled: dict[str, tuple[float, int]], greedy: dict[str, Tensor]
-) -> dict[str, tuple[float, int]]:
-    """The metrics of samples and of greedy completions under different names: `reward` and
+def with_greedy(sampled: dict[str, Tensor], greedy: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The rewards of samples and of greedy completions under different names: `reward` and
     `reward_greedy`, and for other rewards `NAME_sampled` and `NAME_greedy`."""
     names = {name: name if name == "reward" else f"{name}_sampled" for name in sampled}
-    found = {names[name]: value for name, value in sampled.items()}
-    return found | {f"{name}_greedy": finite_mean(plane) for name, plane in greedy.items()}
+    found = {names[name]: plane for name, plane in sampled.items()}
+    return found | {f"{name}_greedy": plane for name, plane in greedy.items()}
 
 
 def reward_planes(rewards: Rewards, trained_on: set[str], every: bool = False) -> dict[str, Tensor]:

@@ -120,12 +120,26 @@ EVALUATION_ROW = (
     Metric("algorithm", "name of the algorithm"),
     Metric("seed", "seed of the run"),
     Metric("iteration", "iterations that were done"),
+    Metric("weights", "the measured weights: raw (the trained ones) or ema (their moving average)"),
     Metric("split", "train or held_out"),
     Metric("metric", "one of the names below"),
     Metric("value", "the mean; null where no value was finite"),
     Metric("n", "number of samples or prompts in the mean"),
 )
 """Keys of a row of `eval.jsonl`."""
+
+PROMPT_ROW = (
+    Metric("iteration", "iterations that were done"),
+    Metric("split", "train or held_out"),
+    Metric("weights", "the measured weights: raw or ema"),
+    Metric("prompts", "a hash a prompt, of its text, conversation and clip"),
+    Metric(
+        "metrics",
+        "by name of a metric a list a prompt each: mean, n (finite values), and std where a prompt "
+        "has several samples",
+    ),
+)
+"""Keys of a row of `eval_prompts.jsonl`."""
 
 COMPLETION = (
     Metric("sample", "its id in the iteration; sample // group_size is the place of its prompt"),

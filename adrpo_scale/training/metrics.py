@@ -26,10 +26,11 @@ from adrpo_scale.core.console import console, note_losses, say, warnings_on_scre
 from adrpo_scale.core.errors import DiskSpaceError, RunFolderError
 from adrpo_scale.core.files import own, replace_file, sync_file
 from adrpo_scale.core.printable import Formatter
+from adrpo_scale.core.run_rows import EVALUATIONS, METRICS, PROMPTS
 from adrpo_scale.core.settings import Effect, Section, setting
 
 log = logging.getLogger(__name__)
-JSONL = ("metrics.jsonl", "eval.jsonl")
+JSONL = (METRICS, EVALUATIONS, PROMPTS)
 SHOWN = 32  # completions in TensorBoard
 _BAR, _BESIDE, _WIDE = 21, 12, 120  # columns: bar, spaces and time left, a terminal with a bar
 
@@ -142,7 +143,7 @@ class MetricsLog:
         """Writes a line of `metrics.jsonl`. record: has `iteration`. histograms: by name."""
         if not self._on:
             return
-        self._append("metrics.jsonl", [record])
+        self._append(METRICS, [record])
         step = int(record["iteration"])
         for name, value in record.items():
             if isinstance(value, int | float) and name != "iteration" and math.isfinite(value):
@@ -160,11 +161,14 @@ class MetricsLog:
             say(text)
         note_losses()
 
-    def evaluation(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Writes rows of `eval.jsonl`."""
+    def evaluation(
+        self, rows: Sequence[Mapping[str, Any]], by_prompt: Sequence[Mapping[str, Any]]
+    ) -> None:
+        """Writes rows of `eval.jsonl`, and those of `eval_prompts.jsonl`."""
         if not self._on:
             return
-        self._append("eval.jsonl", rows)
+        self._append(EVALUATIONS, rows)
+        self._append(PROMPTS, by_prompt)
         for row in rows:
             if row["value"] is not None and math.isfinite(row["value"]):
                 name = f"eval_{row['split']}/{row['metric']}"

@@ -30,6 +30,7 @@ from adrpo_scale.training.iteration import Tally, credit_record, row_record
 from adrpo_scale.training.limits import Limits
 from adrpo_scale.training.media import Samples, medium_of
 from adrpo_scale.training.metrics import LoggingConfig, MetricsLog, is_due
+from adrpo_scale.training.prompt_values import prompt_row
 from adrpo_scale.training.reference import Pair
 from adrpo_scale.training.replicas import compare_replicas
 from adrpo_scale.training.rollout import Rewarded, Rollouts, gather_sizes
@@ -313,7 +314,12 @@ class Trainer:
             )
         numbers = numbers_of(results)
         self.saver.check_owner()
-        self.log.evaluation([self.identity | {"iteration": done} | number for number in numbers])
+        of = self.identity | {"iteration": done, "weights": config.weights}
+        by_prompt = [
+            prompt_row(done, split, config.weights, self.evaluator.splits[split], result.values)
+            for split, result in results.items()
+        ]
+        self.log.evaluation([of | number for number in numbers], by_prompt)
         for split, result in results.items():
             self.log.picture(f"eval_{split}", result.grid, done, f"{split}-{done:06d}.png")
         self.counters.evaluated = done

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import io
 import json
 import os
@@ -53,6 +54,8 @@ LEFT = [
     "config.json",
     "metrics.jsonl",
     "eval.jsonl",
+    "eval_prompts.jsonl",
+    "prompt_sets.json",
     "tensorboard",
     "samples",
     "logs",
@@ -154,7 +157,7 @@ def test_a_run_folder_holds_settings_metrics_evaluations_and_pictures(started):
 def test_evaluation_rows_are_complete(started):
     run, _ = started
     rows = records(run, "eval.jsonl")
-    keys = {"run", "algorithm", "seed", "iteration", "split", "metric", "value", "n"}
+    keys = {"run", "algorithm", "seed", "iteration", "weights", "split", "metric", "value", "n"}
     metrics = {"reward", "checker", "clip_diversity_l2", "clip_diversity_cosine"}
     metrics |= {"pixel_diversity", "w2_sum"}
     for row in rows:
@@ -239,15 +242,39 @@ def test_sample_from_a_run_its_average_and_a_model(started, cache, tmp_path):
 
 def test_report_compares_runs(started, cache, tmp_path):
     run, _ = started
-    curves = tmp_path / "curves.png"
-    (((code, out, _),),) = run_ranks(
-        commands, 1, cache, [["report", str(run), str(run), "--curves", str(curves)]]
-    )
-    assert code == 0 and curves.is_file()
-    header, rule, base, adrpo = out.strip().splitlines()
+    curves, cells = tmp_path / "curves.png", tmp_path / "new" / "cells.csv"
+    line = ["report", str(run), str(run), "--curves", str(curves), "--trace", str(cells)]
+    both = [line, ["report", f"{run}@*"], ["report", str(run), "--weights", "ema"]]
+    (answers,) = run_ranks(commands, 1, cache, both)
+    code, out, err = answers[0]
+    assert code == 0 and curves.is_file(), err
+    header, rule, base, adrpo, *_ = out.strip().splitlines()
     assert header.count("|") == rule.count("|") == base.count("|") == adrpo.count("|")
-    assert base.startswith("| base |") and adrpo.startswith("| adrpo ×2 |")
+    assert base.startswith("| base |") and adrpo.startswith("| adrpo ×1 |")
     assert "reward (held_out)" in header and "w2_sum (train)" in header
+    assert "* seed 0 of adrpo ×1 is there twice: first is left out" in out
+    for split in ("train", "held_out"):  # both kept their prompts: every number has its interval
+        assert f"* prompts of {split}: 2 prompts, set " in out
+        assert f"| reward ({split}) | base |" in out
+    assert "* none of the" not in out and "held-out prompts are among the" in out
+    assert "* adrpo ×1: first (seed 0); iterations 1, 2; raw weights" in out
+    rows = list(csv.DictReader(cells.open()))
+    (cell,) = [r for r in rows if (r["row"], r["metric"], r["split"]) == KNOWN]
+    means = [r["value"] for r in records(run, "eval.jsonl") if is_known(r)]
+    assert float(cell["value"]) == pytest.approx(sum(means) / 2, rel=1e-12)
+    assert (cell["iterations"], cell["weights"], cell["folder"]) == ("1 2", "raw", str(run))
+    assert float(cell["row sampling s.e."]) > 0 and cell["prompts"] == "2"
+    code, out, err = answers[1]
+    assert code == 0 and "| adrpo ×1 @1 |" in out and "| adrpo ×1 @2 |" in out, err
+    code, out, err = answers[2]
+    assert code == 2 and "has evaluated raw weights alone" in err
+
+
+KNOWN = ("adrpo ×1", "reward", "held_out")
+
+
+def is_known(row):
+    return row["iteration"] > 0 and (row["metric"], row["split"]) == KNOWN[1:]
 
 
 # ---- errors ----------------------------------------------------------------------------------

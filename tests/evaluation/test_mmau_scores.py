@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 
 import pytest
 
@@ -19,7 +20,7 @@ from adrpo_scale.evaluation.mmau.base import (
     load_benchmark,
 )
 from adrpo_scale.evaluation.mmau.judging import benchmark_match, judge, submitted, tallies
-from adrpo_scale.evaluation.mmau.tables import NO_PAPER, main_table, page
+from adrpo_scale.evaluation.mmau.tables import NO_PAPER, main_table, page, question_error
 from tests.support.mmau import ANIMALS, CONFIG, make_data, question, rewrite
 from tests.support.tiny_audio import save_clip
 
@@ -117,11 +118,21 @@ def test_the_table_has_published_lines_where_the_config_has_them():
     assert "paper" not in plain and "not shown" in NO_PAPER
     row = PublishedRow(sound=1.0, music=2.0, speech=3.0, total=2.5)  # not the paper's
     others = row.model_copy(update={"source": "a board"})
-    lines = main_table("mine", found, {"theirs": row, "another": others}).splitlines()
+    both = main_table("mine", found, {"theirs": row, "another": others})
+    ours, theirs = both.split("\n\n")  # tables of their own
+    assert ours == plain and theirs.startswith("| published by others, not comparable | sound |")
+    lines = theirs.splitlines()
     assert lines[-2] == "| paper, table 2: theirs | 1.00 | 2.00 | 3.00 | 2.50 |"
     assert lines[-1] == "| a board: another | 1.00 | 2.00 | 3.00 | 2.50 |"
     assert NO_PAPER not in page("", [], "mine", found, {"theirs": row})
     assert NO_PAPER in page("", [], "mine", found, {"another": others})
+
+
+def test_the_error_of_an_accuracy_is_the_standard_error_of_its_questions():
+    right = [1.0] * 760 + [0.0] * 240
+    expected = statistics.stdev(right) / 1000**0.5  # scipy.stats.sem: 0.013512
+    assert question_error(0.76, 1000) == f"± {100 * expected:.2f}" == "± 1.35"
+    assert question_error(1.0, 1) == question_error(float("nan"), 0) == "–"
 
 
 # ---- data ----------------------------------------------------------------------------------------

@@ -16,7 +16,8 @@ from adrpo_scale.cluster.status.state import judge
 from adrpo_scale.core.errors import RunFolderError
 from adrpo_scale.run import starts
 from adrpo_scale.run.api import open_run
-from adrpo_scale.run.comparison import comparison, read_run
+from adrpo_scale.run.comparison import comparison
+from adrpo_scale.run.evaluated import read_run
 from adrpo_scale.run.figures import curves
 from adrpo_scale.run.folder import cut_back, left_behind
 from adrpo_scale.run.summary import summarise

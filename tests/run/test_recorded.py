@@ -53,9 +53,9 @@ def test_a_name_that_is_no_folder_is_an_error(run, tmp_path, name, obstacle):
 
 
 @pytest.mark.parametrize("obstacle", [name for name in OBSTACLES if name != "a file"])
-@pytest.mark.parametrize("name", ["metrics.jsonl", "eval.jsonl"])
+@pytest.mark.parametrize("name", ["metrics.jsonl", "eval.jsonl", "eval_prompts.jsonl"])
 def test_lines_are_written_into_a_file_alone(run, tmp_path, name, obstacle):
-    (run / name).unlink()
+    (run / name).unlink(missing_ok=True)
     OBSTACLES[obstacle](run / name, Precious(tmp_path / "elsewhere"))
     with pytest.raises(RunFolderError, match=f"{name} is expected to be a regular file"):
         make_folder(run)

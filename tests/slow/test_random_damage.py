@@ -24,8 +24,9 @@ from adrpo_scale.core.folder_lock import holder_of
 from adrpo_scale.run import starts
 from adrpo_scale.run.api import open_run
 from adrpo_scale.run.compare import check_settings
-from adrpo_scale.run.comparison import comparison, read_run
+from adrpo_scale.run.comparison import comparison
 from adrpo_scale.run.cut_prompts import cut_text
+from adrpo_scale.run.evaluated import read_run
 from adrpo_scale.run.folder import cut_back, left_behind
 from adrpo_scale.training.state import Counters, RewardStatistics
 from tests.run.test_find_start import config_of

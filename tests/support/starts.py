@@ -190,7 +190,8 @@ def assert_close_runs(run: Path, other: Path) -> None:
 
 def differences(run: Path, other: Path) -> list[str]:
     """What two runs do not have in common, to the bit: parameters, moments, average, counters,
-    reward statistics, lines of metrics.jsonl and eval.jsonl. [] where they are the same."""
+    reward statistics, lines of metrics.jsonl, eval.jsonl and eval_prompts.jsonl. [] where they are
+    the same."""
     one, two = newest(run), newest(other)
     found = [f"faults: {fault}" for reader in (one, two) for fault in reader.faults()]
     for name in ("counters", "rewards", "optimizer_steps", "identity", "prompts", "base"):
@@ -206,6 +207,7 @@ def differences(run: Path, other: Path) -> list[str]:
                 found.append(f"{kind}/{name}")
     if [timeless(line) for line in records(run)] != [timeless(line) for line in records(other)]:
         found.append("metrics.jsonl")
-    evaluations = [path / "eval.jsonl" for path in (run, other)]
-    texts = [path.read_text() if path.exists() else "" for path in evaluations]
-    return found if texts[0] == texts[1] else [*found, "eval.jsonl"]
+    for name in ("eval.jsonl", "eval_prompts.jsonl"):
+        texts = [file.read_text() if file.exists() else "" for file in (run / name, other / name)]
+        found += [] if texts[0] == texts[1] else [name]
+    return found

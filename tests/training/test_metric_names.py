@@ -50,6 +50,7 @@ def test_lines_of_iterations(runs):
 
 def test_rows_of_evaluations(runs):
     check(names.EVALUATION_ROW, [keys_of(folder, "eval.jsonl") for folder in runs.values()])
+    check(names.PROMPT_ROW, [keys_of(folder, "eval_prompts.jsonl") for folder in runs.values()])
     written = [{row["metric"] for row in records(f, "eval.jsonl")} for f in runs.values()]
     check(names.EVALUATION, written, PICTURES, TOKENS, AUDIO, "a CLIP reward")
 

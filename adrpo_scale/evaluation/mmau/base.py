@@ -22,8 +22,8 @@ from adrpo_scale.core.tensor_files import file_sha256
 from adrpo_scale.core.types import Prompt
 from adrpo_scale.data.foreign_rows import stays_in
 from adrpo_scale.data.prompts import load_prompts
+from adrpo_scale.run.evaluated import TASKS
 
-TASKS = ("sound", "music", "speech")
 QUESTIONS, RECORD = "mmau.jsonl", "report.json"
 ORIGINAL = "original"  # key of a row: the benchmark's own row, for the submission
 _FORMATS = {"answer": "avqa", "think": "avqa_think"}

@@ -43,7 +43,9 @@ from adrpo_scale.evaluation.mmau.base import (
 from adrpo_scale.evaluation.mmau.endpoint import Endpoint, check_writes
 from adrpo_scale.evaluation.mmau.judging import judge, tallies
 from adrpo_scale.evaluation.sample import Source, require_whole_source
+from adrpo_scale.run.evaluated import QUESTIONS
 from adrpo_scale.run.load import assign, parse_override
+from adrpo_scale.run.prompt_sets import overlap_text
 
 _LINES = 20  # about so many lines of progress
 _NAMED = 10  # unanswered questions that the last line names
@@ -195,6 +197,9 @@ def _evaluate(
     done: dict[str, Answer] = dist.run_on_main(
         lambda: predictions.begin(to, _identity(config, benchmark, subject))
     )
+    if subject.source is not None and subject.source.run is not None and dist.is_main():
+        asked = [question.prompt for question in questions]
+        _say(f"questions: {overlap_text(subject.source.run.prompts, asked)}")
     pending = [question for question in questions if question.id not in done]
     _say(
         f"MMAU test-mini, revision {benchmark.revision}: {len(questions)} questions to "
@@ -309,9 +314,7 @@ def _write(
     judgements = [judge(*pair) for pair in zip(questions, answered, strict=True)]
     found = tallies(questions, judgements)
     parts = zip(questions, answered, judgements, strict=True)
-    predictions.write_lines(
-        to / "questions.jsonl", [predictions.question_row(*part) for part in parts]
-    )
+    predictions.write_lines(to / QUESTIONS, [predictions.question_row(*part) for part in parts])
     replace_json(to / "predictions.json", predictions.submission(questions, answers))
     predictions.write_lines(to / "eval.jsonl", predictions.eval_rows(found, subject.row))
     title = f"MMAU test-mini, revision {benchmark.revision}: {subject.name}"
