@@ -106,7 +106,7 @@ def ask(need: HubNeed, locked: LockedRepo | None) -> RepoPlan:
     pickled = pickled_weights(need, sizes)
     inside = [name for weights in pickled for name in (*weights.files, weights.index)]
     files = {name: size for name, size in sizes.items() if need.covers(name) and name not in inside}
-    if not files:
+    if not files and not pickled:
         raise ModelNotFoundError(
             f"{need.type} {need.name!r} has none of the files that are needed "
             f"({', '.join(need.allow)}): is it another {need.type}? See {_page(need)}"

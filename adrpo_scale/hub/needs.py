@@ -53,6 +53,13 @@ class HubNeed:
         folders = (pattern.partition("/")[0] for pattern in self.allow if "/" in pattern)
         return [name for name in dict.fromkeys(folders) if not set(name) & set("*?[")]
 
+    @property
+    def named(self) -> list[str]:
+        """The safetensors files that the patterns name without a wildcard: those of weights under a
+        name that their authors chose, which are converted where there are only pickles of them."""
+        names = (pattern for pattern in self.allow if not set(pattern) & set("*?["))
+        return [name for name in names if name.endswith(".safetensors")]
+
     def covers(self, file: str) -> bool:
         """Whether a file, by its path in the repository, is read."""
         picked = any(fnmatchcase(file, _whole(pattern)) for pattern in self.allow)

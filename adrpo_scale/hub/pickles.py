@@ -40,6 +40,9 @@ STEMS = {
     "open_clip_pytorch_model": "open_clip_model",
 }
 _SHARD = r"(-\d{5}-of-\d{5})?"
+_ALONE = (".pt", ".pth", ".bin")  # of a pickle that its authors named themselves
+_NESTED = ("state_dict", "model")  # under which authors put the weights, beside other values
+_DEEPEST = 3  # dictionaries in dictionaries; a file may hold one that holds itself
 _HASH = "tensors_sha256"  # in the metadata of what was converted
 
 
@@ -58,8 +61,10 @@ class PickledWeights:
 
     def converted(self, file: str) -> str:
         """The safetensors file that a pickle becomes."""
-        name = PurePosixPath(file).name.removeprefix(self.stem).removesuffix(".bin")
-        return _path(self.folder, f"{STEMS[self.stem]}{name}.safetensors")
+        path = PurePosixPath(file)
+        name = path.name.removeprefix(self.stem).removesuffix(path.suffix)
+        stem = STEMS.get(self.stem, self.stem)
+        return _path(self.folder, f"{stem}{name}.safetensors")
 
 
 def _path(folder: str, name: str) -> str:
@@ -67,10 +72,12 @@ def _path(folder: str, name: str) -> str:
 
 
 def pickled_weights(need: HubNeed, files: Iterable[str]) -> list[PickledWeights]:
-    """Weights of a need that a repository has as pickles and not as safetensors. files: all paths
-    of the repository."""
+    """Weights of a need that a repository has as pickles and not as safetensors: under the names of
+    the libraries, and in place of a safetensors file that the need names without a wildcard. files:
+    all paths of the repository."""
+    files = sorted(files)
     names: dict[str, list[str]] = {}
-    for file in sorted(files):
+    for file in files:
         path = PurePosixPath(file)
         names.setdefault("" if path.parent == PurePosixPath() else str(path.parent), []).append(
             path.name
@@ -88,6 +95,19 @@ def pickled_weights(need: HubNeed, files: Iterable[str]) -> list[PickledWeights]
             if pickles:
                 paths = tuple(_path(folder, name) for name in pickles)
                 found.append(PickledWeights(folder, stem, paths))
+    return found + _named_alone(need, files)
+
+
+def _named_alone(need: HubNeed, files: Sequence[str]) -> list[PickledWeights]:
+    """Single pickles in place of safetensors files that a need names: `ImageReward.pt`."""
+    found = []
+    for wanted in need.named:
+        path = PurePosixPath(wanted)
+        pickles = [str(path.with_suffix(suffix)) for suffix in _ALONE]
+        there = [file for file in pickles if file in files]
+        if there and wanted not in files and path.stem not in STEMS.values():
+            folder = "" if path.parent == PurePosixPath() else str(path.parent)
+            found.append(PickledWeights(folder, path.stem, (there[0],)))
     return found
 
 
@@ -245,8 +265,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         raise WeightsError(
             f"{path} cannot be read as weights ({_reason(error)}); delete it and prefetch again"
         ) from error
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]
+    content = _unpacked(content)
     wrong = _other_than_tensors(content)
     if wrong is not None:
         raise WeightsError(
@@ -254,6 +273,16 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
             "its folder"
         )
     return dict(content)
+
+
+def _unpacked(content: Any) -> Any:
+    """The dictionary of weights inside those that hold it under one of `_NESTED`."""
+    for _ in range(_DEEPEST):
+        if not isinstance(content, dict):
+            break
+        inner = (content[key] for key in _NESTED if isinstance(content.get(key), dict))
+        content = next(inner, content)
+    return content
 
 
 def _load(path: Path) -> Any:

@@ -63,6 +63,9 @@ def damage(folder: Path, need: HubNeed | None = None) -> list[str]:
             found += _tried(partial(check_whole, path))
         for stem in _stems(folder, place, need):
             found += _tried(partial(_open_all, place, stem))
+    for name in need.named if need is not None else ():
+        if (folder / name).is_file():
+            found += _tried(partial(open_tensors, folder / name))
     return found
 
 

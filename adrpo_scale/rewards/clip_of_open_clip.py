@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError
 
 from adrpo_scale.core.errors import ModelNotFoundError
+from adrpo_scale.data.readings import Encoder
 from adrpo_scale.hub.foreign import read_json
 from adrpo_scale.hub.loaders import unasked
 from adrpo_scale.hub.pickles import as_safetensors
@@ -35,14 +36,16 @@ _FIRST = (
 )
 
 
-def load_open_clip(name: str, pretrained: str | None, device: torch.device) -> tuple[Any, ...]:
+def load_open_clip(
+    name: str, pretrained: str | None, device: torch.device, file: Path | None = None
+) -> tuple[Any, ...]:
     """(model, preprocessing of pictures, tokenizer). name, pretrained: see `ClipRewardConfig`.
-    Raises ModelNotFoundError where open_clip cannot load it, and WeightsError for a pickle that
-    holds anything but tensors."""
+    file: the weights, where they are known. Raises ModelNotFoundError where open_clip cannot load
+    it, and WeightsError for a pickle that holds anything but tensors."""
     import open_clip
 
     try:
-        weights = as_safetensors(_weights(name, pretrained), _READ)
+        weights = as_safetensors(file or _weights(name, pretrained), _READ)
         with unasked():
             model, _, preprocess = open_clip.create_model_and_transforms(
                 name,
@@ -68,6 +71,20 @@ def load_open_clip(name: str, pretrained: str | None, device: torch.device) -> t
             "local-dir:FOLDER, hf-hub:ID of a cached model, or an architecture + file"
         ) from error
     return model.requires_grad_(False).eval(), preprocess, tokenizer
+
+
+def token_reader(tokenizer: Any) -> Encoder | None:
+    """The text encoder behind a tokenizer of open_clip as a reader of prompts; None where its
+    tokens are not known."""
+    limit = getattr(tokenizer, "context_length", None)
+    if limit is None or not hasattr(tokenizer, "encode"):
+        return None
+    around = ([getattr(tokenizer, "sot_token_id", 0)], [getattr(tokenizer, "eot_token_id", 0)])
+
+    def tokenize(texts: list[str]) -> list[list[int]]:
+        return [[*around[0], *tokenizer.encode(text), *around[1]] for text in texts]
+
+    return Encoder("text", int(limit), tokenize)
 
 
 def _weights(name: str, pretrained: str | None) -> Path:

@@ -25,7 +25,8 @@ from adrpo_scale.hub.shapes import config_folder
 from adrpo_scale.hub.weight_files import TRANSFORMERS
 from adrpo_scale.hub.weights import find_model
 from adrpo_scale.rewards.base import Embedding, Reward, RewardConfig
-from adrpo_scale.rewards.clip_of_open_clip import FOLDER, load_open_clip
+from adrpo_scale.rewards.clip_of_open_clip import FOLDER, load_open_clip, token_reader
+from adrpo_scale.rewards.scorers.base import PRECISIONS, Precision
 
 
 class ClipRewardConfig(RewardConfig):
@@ -38,6 +39,7 @@ class ClipRewardConfig(RewardConfig):
     backend: Literal["transformers", "open_clip"] = setting("transformers", "who wrote the weights")
     pretrained: str | None = setting(None, "open_clip: weights tag or file for an architecture")
     batch: int = setting(32, "pictures at once", ge=1, le=COUNT)
+    dtype: Precision = setting("float32", "its precision", before="float32")
 
     def needs_from_hub(self) -> list[HubNeed]:
         if self.backend == "transformers":
@@ -70,24 +72,25 @@ class ClipEncoder(ABC):
 
 
 class TransformersClip(ClipEncoder):
-    def __init__(self, need: HubNeed, device: torch.device) -> None:
+    def __init__(self, need: HubNeed, device: torch.device, dtype: torch.dtype) -> None:
         from transformers import CLIPModel, CLIPProcessor
 
         folder = find_model(need)
-        self._device = device
-        model = load_weights(CLIPModel, folder, TRANSFORMERS, dtype=torch.float32)
+        self._device, self._dtype = device, dtype
+        model = load_weights(CLIPModel, folder, TRANSFORMERS, dtype=dtype)
         self._model = model.to(device).requires_grad_(False).eval()
         self._processor = load_settings(CLIPProcessor, folder, "processor")
 
     def images(self, images: Sequence[Image.Image]) -> Tensor:
         inputs = self._processor.image_processor(list(images), return_tensors="pt")
-        return _pooled(self._model.get_image_features(inputs["pixel_values"].to(self._device)))
+        pixels = inputs["pixel_values"].to(self._device, self._dtype)
+        return pooled(self._model.get_image_features(pixels)).float()
 
     def texts(self, texts: Sequence[str]) -> Tensor:
         inputs = self._processor.tokenizer(
             list(texts), padding=True, truncation=True, return_tensors="pt"
         ).to(self._device)
-        return _pooled(self._model.get_text_features(**inputs))
+        return pooled(self._model.get_text_features(**inputs)).float()
 
     def reader(self) -> Encoder:
         tokenizer = self._processor.tokenizer
@@ -95,34 +98,28 @@ class TransformersClip(ClipEncoder):
         return Encoder("text_model", limit, lambda texts: tokenizer(texts)["input_ids"])
 
 
-def _pooled(features: Any) -> Tensor:
+def pooled(features: Any) -> Tensor:
     """The embedding; transformers 5 wraps it in an output object, earlier versions do not."""
     return features if isinstance(features, Tensor) else features.pooler_output
 
 
 class OpenClip(ClipEncoder):
-    def __init__(self, name: str, pretrained: str | None, device: torch.device) -> None:
-        found = load_open_clip(name, pretrained, device)
-        self._model, self._preprocess, self._tokenizer = found
-        self._device = device
+    def __init__(
+        self, name: str, pretrained: str | None, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        model, self._preprocess, self._tokenizer = load_open_clip(name, pretrained, device)
+        self._model = model.to(dtype)
+        self._device, self._dtype = device, dtype
 
     def images(self, images: Sequence[Image.Image]) -> Tensor:
         pixels = torch.stack([self._preprocess(image) for image in images])
-        return self._model.encode_image(pixels.to(self._device)).float()
+        return self._model.encode_image(pixels.to(self._device, self._dtype)).float()
 
     def texts(self, texts: Sequence[str]) -> Tensor:
         return self._model.encode_text(self._tokenizer(list(texts)).to(self._device)).float()
 
     def reader(self) -> Encoder | None:
-        own, limit = self._tokenizer, getattr(self._tokenizer, "context_length", None)
-        if limit is None or not hasattr(own, "encode"):
-            return None
-        around = ([getattr(own, "sot_token_id", 0)], [getattr(own, "eot_token_id", 0)])
-
-        def tokenize(texts: list[str]) -> list[list[int]]:
-            return [[*around[0], *own.encode(text), *around[1]] for text in texts]
-
-        return Encoder("text", int(limit), tokenize)
+        return token_reader(self._tokenizer)
 
 
 class ClipReward(Reward, Embedding):
@@ -137,7 +134,8 @@ class ClipReward(Reward, Embedding):
     ) -> Sequence[Frozen] | None:
         if config.backend != "transformers":
             return None  # shapes are known of transformers' models alone
-        return [clip_model(config, section)]
+        used = PRECISIONS[config.dtype]
+        return [clip_model(config.model, f"{section}.model", config.label, config.batch, used)]
 
     @classmethod
     def rungs(cls, config: ClipRewardConfig, section: str) -> list[Rung]:
@@ -148,11 +146,14 @@ class ClipReward(Reward, Embedding):
         self.config = config
         needs = config.needs_from_hub()
         if config.backend == "transformers":
-            self._encoder: ClipEncoder = TransformersClip(needs[0], device)
+            self._encoder: ClipEncoder = TransformersClip(
+                needs[0], device, PRECISIONS[config.dtype]
+            )
         else:
             # open_clip's own download would ignore the locked revision.
             name = f"{FOLDER}{find_model(needs[0])}" if needs else config.model
-            self._encoder = OpenClip(name, config.pretrained, device)
+            used = PRECISIONS[config.dtype]
+            self._encoder = OpenClip(name, config.pretrained, device, used)
         self._text_cache: dict[str, Tensor] = {}
 
     def reads(self, prompts: Sequence[Prompt]) -> Readings | None:
@@ -181,17 +182,16 @@ class ClipReward(Reward, Embedding):
         return 100.0 * cosine
 
 
-def clip_model(config: ClipRewardConfig, section: str) -> Frozen:
-    """The CLIP model of a config, for `plan`."""
+def clip_model(name: str, what: str, label: str, batch: int, dtype: torch.dtype) -> Frozen:
+    """A CLIP model of transformers that a reward embeds pictures with, for `plan`. name: its folder
+    or hub id; what: the setting that names it. label: of the reward."""
     from transformers import AutoConfig, CLIPModel
 
-    folder = config_folder(config.model, f"{section}.model")
-    settings = load_settings(AutoConfig, folder)
+    settings = load_settings(AutoConfig, config_folder(name, what))
     side = settings.vision_config.image_size
 
     def embed(model: Any, rows: int) -> Any:
-        return model.get_image_features(torch.empty(rows, 3, side, side))
+        return model.get_image_features(torch.empty(rows, 3, side, side, dtype=dtype))
 
     spec = plain_spec(partial(CLIPModel, settings))
-    name = f"reward {config.label}"
-    return Frozen(name, spec, torch.float32, "replicated", "reward", config.batch, embed)
+    return Frozen(f"reward {label}", spec, dtype, "replicated", "reward", batch, embed)

@@ -29,6 +29,10 @@ from adrpo_scale.rewards.http_scorer import HttpScorer
 from adrpo_scale.rewards.image import ClipReward
 from adrpo_scale.rewards.judge import Judge
 from adrpo_scale.rewards.reward_model import RewardModel
+from adrpo_scale.rewards.scorers.aesthetic import Aesthetic
+from adrpo_scale.rewards.scorers.blip import BlipScore, ImageReward
+from adrpo_scale.rewards.scorers.hpsv2 import Hpsv2
+from adrpo_scale.rewards.scorers.pick_score import PickScore
 from adrpo_scale.rewards.text import ExactAnswer, Format, MathVerify
 
 DOMAINS = Table[Domain](
@@ -69,6 +73,11 @@ REWARDS = Table[Reward](
     section=RewardConfig,
     entries={
         "clip": ClipReward,
+        "aesthetic": Aesthetic,
+        "blip_score": BlipScore,
+        "image_reward": ImageReward,
+        "pick_score": PickScore,
+        "hpsv2": Hpsv2,
         "glyph_checker": "adrpo_scale.demo.image.rewards:GlyphChecker",
         "dice_checker": "adrpo_scale.demo.dice.rewards:DiceChecker",
         "function": FunctionReward,

@@ -1,0 +1,1 @@
+"""Published scorers of pictures, each with its formula, preprocessing, weights and licence."""
