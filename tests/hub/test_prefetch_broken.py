@@ -228,6 +228,14 @@ def test_pickles_that_are_no_weights(tmp_path):
     assert list(load_tensors(tmp_path / "old.bin")) == ["weight"]
     torch.save({"state_dict": {"weight": torch.ones(2)}, "epoch": 3}, tmp_path / "nested.bin")
     assert list(load_tensors(tmp_path / "nested.bin")) == ["weight"]
+    inner = {"state_dict": {"weight": torch.ones(2)}, "lr": 0.1}
+    torch.save({"model": inner, "optimizer": {"state": {}}}, tmp_path / "deeper.pth")
+    assert list(load_tensors(tmp_path / "deeper.pth")) == ["weight"]
+    inner = {"lr": 0.1}
+    inner["model"] = inner
+    torch.save(inner, tmp_path / "itself.pt")
+    with pytest.raises(WeightsError, match="'lr': float where tensors"):
+        load_tensors(tmp_path / "itself.pt")
     torch.save({"weight": torch.ones(2), "epoch": 3}, tmp_path / "mixed.bin")
     with pytest.raises(WeightsError, match=r"'epoch': int where tensors by name are expected"):
         load_tensors(tmp_path / "mixed.bin")
@@ -263,10 +271,14 @@ def test_a_converted_file_is_compared_with_its_source(published):
         (["open_clip_pytorch_model.bin"], ["open_clip_pytorch_model.bin"]),
         (["model.safetensors", "old/pytorch_model.bin"], []),  # of a folder that is not read
         (["vae/diffusion_pytorch_model.bin"], ["vae/diffusion_pytorch_model.bin"]),
+        (["My.pt", "other.pt", "README.md"], ["My.pt"]),  # the need names My.safetensors
+        (["My.pt", "My.safetensors"], []),
+        (["My.v2.pt", "my.pt", "in/My.pt"], []),
     ],
 )
 def test_which_weights_exist_as_pickles_alone(files, pickles):
-    need = HubNeed("a/b", allow=("*.safetensors", "vae/*"), ignore=("old/*", "*.bin"))
+    allow = ("*.safetensors", "vae/*", "My.safetensors")
+    need = HubNeed("a/b", allow=allow, ignore=("old/*", "*.bin"))
     assert [file for found in pickled_weights(need, files) for file in found.files] == pickles
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 
-import numpy as np
 import open_clip
 import pytest
 import torch
@@ -13,39 +12,29 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch.nn.functional import cosine_similarity, linear, normalize
 from torchvision.transforms import functional as vision
-from transformers import BertTokenizer, BlipConfig, BlipForImageTextRetrieval, CLIPConfig, CLIPModel
+from transformers import BlipConfig, BlipForImageTextRetrieval
 
 from adrpo_scale.core.types import Prompt
-from adrpo_scale.run.registry import REWARDS
 from tests.support.blip_by_hand import picture_states, prompt_states, random_weights
+from tests.support.tiny_scorers import (
+    IMAGES,
+    PROMPTS,
+    TEXTS,
+    head_weights,
+    image_reward_weights,
+    save_bert,
+    save_clip,
+    scorer,
+    write_hps,
+)
 
-CPU = torch.device("cpu")
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "ring", "two", "green"]
-WORDS += ["triangles", "blue", "square", "left", "of"]
-TEXTS = [
-    "a red ring",
-    "two green triangles",
-    "A red ring",
-    "a blue square left of a red ring",
-    "ring",
-]
-PROMPTS = [Prompt(i, text) for i, text in enumerate(TEXTS)]
-SIZES = [(40, 56), (64, 48), (32, 32), (80, 33), (50, 50)]
-_drawn = np.random.default_rng(0)
-IMAGES = [_drawn.integers(0, 256, (*size, 3), dtype=np.uint8) for size in SIZES]
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-HEAD = (1024, 128, 64, 16, 1)
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     """An empty hub cache, to which pickles are converted."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-
-
-def scorer(kind, **settings):
-    reward = REWARDS[kind]
-    return reward(reward.Config(kind=kind, **settings), CPU)
 
 
 def close(found, expected, tolerance=1e-5):
@@ -64,45 +53,25 @@ def cropped(side):
     return torch.stack(found)
 
 
-def head_weights(width, prefix="layers."):
-    generator = torch.Generator().manual_seed(1)
-    found = {}
-    for place, inside, outside in zip((0, 2, 4, 6, 7), (width, *HEAD), HEAD, strict=False):
-        weight = torch.randn(outside, inside, generator=generator) / inside**0.5
-        found[f"{prefix}{place}.weight"] = weight
-        found[f"{prefix}{place}.bias"] = torch.randn(outside, generator=generator)
-    return found
-
-
 def predicted(weights, x, prefix="layers."):
     for place in (0, 2, 4, 6, 7):
         x = linear(x, weights[f"{prefix}{place}.weight"], weights[f"{prefix}{place}.bias"])
     return x[:, 0]
 
 
-# ---- CLIP ------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("clip")
+    return folder, *save_clip(folder)
 
 
 @pytest.fixture(scope="module")
-def clip(tmp_path_factory):
-    """A folder with a small random CLIP that reads the image demo's words, and the model."""
-    from adrpo_scale.demo.image.clip import build_clip_tokenizer
+def bert(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bert")
+    return folder, save_bert(folder)
 
-    folder, tokenizer = tmp_path_factory.mktemp("clip"), build_clip_tokenizer()
-    tower = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2}
-    tower |= {"num_hidden_layers": 2, "projection_dim": 24}
-    text = {"vocab_size": len(tokenizer), "max_position_embeddings": 12}
-    text |= {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos")}
-    vision_config = tower | {"image_size": 32, "patch_size": 16}
-    torch.manual_seed(0)
-    model = CLIPModel(
-        CLIPConfig(text_config=tower | text, vision_config=vision_config, projection_dim=24)
-    ).eval()
-    for parameter in model.parameters():
-        parameter.data.mul_(3)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder, model, tokenizer
+
+# ---- CLIP ------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -143,14 +112,6 @@ def test_aesthetic_is_linear_layers_of_the_normalised_embedding(clip, tmp_path, 
 # ---- BLIP ------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def bert(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("bert")
-    tokenizer = BertTokenizer({word: place for place, word in enumerate(WORDS)})
-    tokenizer.save_pretrained(folder)
-    return folder, tokenizer
-
-
 def read_by(tokenizer):
     found = tokenizer(
         TEXTS, padding="max_length", truncation=True, max_length=35, return_tensors="pt"
@@ -160,14 +121,11 @@ def read_by(tokenizer):
 
 def test_image_reward_is_the_head_of_the_prompt_that_sees_the_picture(bert, tmp_path):
     folder, tokenizer = bert
-    blip, head = random_weights(), head_weights(128)
+    blip, head, whole = image_reward_weights()
     ids, mask = read_by(tokenizer)
     assert ids[:, 0].eq(2).all()  # [CLS]
     states = prompt_states(blip, ids, mask, picture_states(blip, cropped(32)))
     expected = (predicted(head, states[:, 0]) - 0.16717362830052426) / 1.0333394966054072
-    whole = {f"blip.{name}": tensor for name, tensor in blip.items()}
-    whole |= {f"mlp.{name}": tensor for name, tensor in head.items()}
-    whole["blip.text_encoder.embeddings.position_ids"] = torch.arange(40)[None]
     torch.save(whole, tmp_path / "ImageReward.pt")
     reward = scorer("image_reward", model=str(tmp_path), tokenizer=str(folder), batch=2)
     found = reward(IMAGES, PROMPTS)
@@ -233,23 +191,6 @@ def padded(side):
         around = [wide // 2, high // 2, wide - wide // 2, high - high // 2]
         found.append(vision.normalize(vision.pad(image, around), MEAN, STD))
     return torch.stack(found)
-
-
-def write_hps(folder):
-    """A small model of open_clip as HPSv2's authors write theirs, and the model."""
-    settings = {
-        "embed_dim": 16,
-        "vision_cfg": {"image_size": 28, "layers": 1, "width": 32, "head_width": 16}
-        | {"patch_size": 14},
-        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2}
-        | {"layers": 1},
-    }
-    torch.manual_seed(0)
-    model = open_clip.CLIP(**settings).eval()
-    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": settings}))
-    state = {"epoch": 1, "state_dict": model.state_dict(), "name": "hps"}
-    torch.save(state, folder / "HPS_v2.1_compressed.pt")
-    return model
 
 
 def test_hpsv2_is_a_hundred_times_the_cosine_of_the_whole_picture(tmp_path):

@@ -15,6 +15,7 @@ from adrpo_scale.core.settings import setting
 from adrpo_scale.data.readings import Encoder
 from adrpo_scale.engines.workload import Frozen, plain_spec
 from adrpo_scale.hub.loaders import load_settings
+from adrpo_scale.hub.lock import find_here
 from adrpo_scale.hub.needs import HubNeed
 from adrpo_scale.hub.shapes import config_folder
 from adrpo_scale.hub.weights import find_model
@@ -23,6 +24,7 @@ from adrpo_scale.rewards.scorers.blip_model import (
     TOKENIZER,
     TOKENS,
     BlipReader,
+    blip_sizes,
     build_blip,
     is_of_transformers,
     load_blip,
@@ -32,6 +34,7 @@ from adrpo_scale.rewards.scorers.head import load_head
 from adrpo_scale.rewards.scorers.original import weights_file
 from adrpo_scale.rewards.scorers.preprocessing import cropped
 
+PUBLISHED = "THUDM/ImageReward"
 BERT = "google-bert/bert-base-uncased"
 _ORIGINAL = ("model_large", "model_large_retrieval_coco")  # of BLIP's repository
 _MEAN, _STD = 0.16717362830052426, 1.0333394966054072  # of ImageReward's authors
@@ -174,15 +177,8 @@ def _read_with(blip: Any, pixels: Tensor, prompts: dict[str, Tensor]) -> Any:
 
 
 def _frozen(config: _BlipConfig, section: str, *, heads: bool) -> Frozen:
-    """The BLIP of a config, for `plan`. Weights in their authors' layout state no shape: those of
-    BLIP-large at 224, as published, are counted."""
-    from transformers import BlipConfig
-
-    try:
-        folder = config_folder(config.model, f"{section}.model")
-    except ModelNotFoundError:
-        folder = config_folder("THUDM/ImageReward", f"{section}.model")
-    settings = load_settings(BlipConfig, folder)
+    """The BLIP of a config, for `plan`."""
+    settings = _shape(config, section, heads=heads)
     side = settings.vision_config.image_size
 
     def judge(model: nn.Module, rows: int) -> Any:
@@ -196,3 +192,20 @@ def _frozen(config: _BlipConfig, section: str, *, heads: bool) -> Frozen:
     spec = plain_spec(partial(build_blip, settings, heads=heads))
     name, dtype = f"reward {config.label}", PRECISIONS[config.dtype]
     return Frozen(name, spec, dtype, "replicated", "reward", config.batch, judge)
+
+
+def _shape(config: _BlipConfig, section: str, *, heads: bool) -> Any:
+    """The `BlipConfig` of a config: of its folder, by its tensors in its authors' layout, or as
+    published. A pickle is not opened for it: BLIP-large at 224 is assumed."""
+    from transformers import BlipConfig
+
+    what = f"{section}.model"
+    try:
+        return load_settings(BlipConfig, config_folder(config.model, what))
+    except ModelNotFoundError:
+        folder = find_here(HubNeed(config.model, what, config.files()))
+    files = [folder / name for name in config.needs_from_hub()[0].named]
+    file = next((each for each in files if each.is_file()), None)
+    if file is None:
+        return load_settings(BlipConfig, config_folder(PUBLISHED, what))
+    return BlipConfig(**blip_sizes(file, heads=heads))

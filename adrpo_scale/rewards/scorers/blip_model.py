@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -134,15 +135,19 @@ def load_blip(file: Path, dtype: torch.dtype, device: torch.device, *, heads: bo
     """The BLIP of a file in its authors' layout, frozen. Raises as `filled`."""
     from transformers import BlipConfig
 
-    def name(stored: str) -> str | None:
-        return blip_name(stored, heads=heads)
-
-    weights = opened(file, name)
-    sizes = sizes_of({each: weights.shape(each) for each in weights.names()}, file)
-    weights.close()
+    sizes = blip_sizes(file, heads=heads)
+    name = partial(blip_name, heads=heads)
     return filled(lambda: build_blip(BlipConfig(**sizes), heads=heads), file, name, dtype).to(
         device
     )
+
+
+def blip_sizes(file: Path, *, heads: bool) -> dict[str, Any]:
+    """`sizes_of` a safetensors file in BLIP's own layout, by its header."""
+    weights = opened(file, partial(blip_name, heads=heads))
+    found = sizes_of({name: weights.shape(name) for name in weights.names()}, file)
+    weights.close()
+    return found
 
 
 def load_blip_folder(folder: Path, dtype: torch.dtype, device: torch.device) -> nn.Module:
