@@ -14,6 +14,8 @@ import re
 import socket
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from adrpo_scale.core import watchdog
 from adrpo_scale.core.errors import AdrpoError, StopRequested
@@ -94,6 +96,16 @@ def tell_at_once(error: BaseException) -> None:
     nothing of it."""
     if facts_or_one().world > 1 and not is_agreed(error):
         tell(error)
+
+
+@contextmanager
+def telling() -> Iterator[None]:
+    """A block whose errors are told at once, before contexts around it wait for anything."""
+    try:
+        yield
+    except Exception as error:
+        tell_at_once(error)
+        raise
 
 
 def heard_of(error: BaseException) -> BaseException:

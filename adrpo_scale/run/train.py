@@ -143,6 +143,7 @@ def _carry_out(
     with (
         _recorded(record, signals, leaving) as trainers,
         _watched(config, run, record, trainers),
+        failure.telling(),
         out_of_memory.named(config, run, lambda: _iteration(trainers)),
     ):
         with watchdog.phase("load"), not_left():

@@ -13,6 +13,8 @@ from adrpo_scale.core.run_rows import MEMORY as FILE
 from adrpo_scale.run.folder import make_folder
 from tests.support import starts
 from tests.support.faults import RaiseAt
+from tests.support.promptness import NO_TIMEOUTS, NotedRaise, check_prompt
+from tests.support.ranks import LONGEST
 
 BACKWARD = "adrpo_scale.engines.fsdp2:Fsdp2Engine.backward"
 SETTINGS = ["iterations=3", "checkpoint.every_iterations=1", "evaluation.every=0"]
@@ -21,8 +23,8 @@ MEMORY = ("OutOfMemoryError", "CUDA out of memory. Tried to allocate 2.00 GiB. G
 
 def _failed(folder, fault):
     """(exit codes, what all ranks have written) of one more start."""
-    start = starts.train(folder, 2, SETTINGS, prepare=fault)
-    return start.wait(), start.text()
+    start = starts.train(folder, 2, [*SETTINGS, *NO_TIMEOUTS], prepare=fault)
+    return start.wait(others=LONGEST), start.text()
 
 
 def test_an_exception_on_one_rank_is_told_at_once_and_ends_it_without_a_teardown(tmp_path):
@@ -35,13 +37,15 @@ def test_an_exception_on_one_rank_is_told_at_once_and_ends_it_without_a_teardown
 
 
 def test_memory_that_runs_out_on_one_rank_is_named_and_ends_the_run_the_second_time(tmp_path):
-    fault = RaiseAt(BACKWARD, 2, *MEMORY)  # in the second iteration
+    fault = NotedRaise(BACKWARD, 2, *MEMORY, tmp_path)  # in the second iteration
     codes, text = _failed(tmp_path, fault)
     told = text.partition("[rank 1 on ")[2]
     assert codes == [86, 85]
     assert "error: memory ran out in iteration " in told and ", update: CUDA out of memory" in told
     assert "2.00 GiB. Try --set optimizer.micro_batch=1, --set engine.activation" in told
     assert "start again to resume" in told and "Traceback" not in text
+    for rank in (0, 1):
+        check_prompt(tmp_path, rank, is_at_fault=rank == 1)
 
     (done, *_) = sorted(committed(tmp_path / "run" / CHECKPOINTS), reverse=True)
     again = RaiseAt(BACKWARD, 2 - done, *MEMORY)

@@ -16,7 +16,9 @@ import pytest
 
 from adrpo_scale.checkpoint.shelf import CHECKPOINTS, committed
 from tests.support import starts
-from tests.support.faults import HangAt, RaiseAt, VanishAt
+from tests.support.faults import HangAt
+from tests.support.promptness import NO_TIMEOUTS, NotedRaise, NotedVanish, check_prompt
+from tests.support.ranks import LONGEST
 
 # Where the phase's second iteration is, as a call on one rank.
 PLACES = {
@@ -47,12 +49,14 @@ def failed(folder, phase, kind, world=2, **options):
     """(exit codes, what the ranks have written, seconds from the fault to the last exit)."""
     place, call = PLACES[phase]
     what = KINDS[kind]
-    fault = VanishAt(place, call) if what is None else RaiseAt(place, call, *what)
-    start = starts.train(folder, world, SETTINGS, prepare=fault, **options)
+    fault = NotedVanish(place, call, folder)
+    if what is not None:
+        fault = NotedRaise(place, call, *what, folder)
+    start = starts.train(folder, world, [*SETTINGS, *NO_TIMEOUTS], prepare=fault, **options)
     while start.processes[1].is_alive():
         start.processes[1].join(0.02)
     since = time.monotonic()
-    return start.wait(), start.text(), time.monotonic() - since
+    return start.wait(others=LONGEST), start.text(), time.monotonic() - since
 
 
 def check(folder, phase, kind, codes, text):
@@ -65,6 +69,9 @@ def check(folder, phase, kind, codes, text):
         assert phase in named or (phase == "load" and "loaded" in named), named
     assert text.count("Traceback") == (kind == "exception"), text
     assert len(re.findall(r"\[rank [02-9] on [^\]]+\] lost another process", text)) == world - 1
+    for rank in range(world):
+        if rank != 1 or kind != "killed":
+            check_prompt(folder, rank, is_at_fault=rank == 1)
     there = committed(folder / "run" / CHECKPOINTS)
     assert set(there) <= {0, 1, 2} and (phase in ("load", "rollout", "reward") or there)
 

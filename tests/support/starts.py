@@ -91,13 +91,13 @@ class Started:
         self.signal(signal.SIGKILL)
         self.wait(10)
 
-    def wait(self, timeout: float = LONGEST) -> list[int]:
-        """Exit codes (negative: of a signal). When one process dies the others are ended after ten
-        seconds, as a launcher does."""
+    def wait(self, timeout: float = LONGEST, others: float = 10) -> list[int]:
+        """Exit codes (negative: of a signal). When one process dies the others are ended after
+        `others` seconds, as a launcher does."""
         deadline = time.monotonic() + timeout
         while any(process.is_alive() for process in self.processes):
             if any(p.exitcode not in (None, 0) for p in self.processes):
-                deadline = min(deadline, time.monotonic() + 10)
+                deadline = min(deadline, time.monotonic() + others)
             if time.monotonic() > deadline:
                 for process in self.processes:
                     process.kill()
