@@ -71,29 +71,40 @@ def moved(name, tensor):
 def by_all_logits(kind, head, start):
     """(KL of each row's tokens, gradient by name) in float64. start: the trained tensors before
     they are moved."""
-    folder = folder_of(head)
-    policy, reference = (Qwen3ForCausalLM.from_pretrained(folder) for _ in "pr")
+    policy = plain_model(kind, head, {name: moved(name, each) for name, each in start.items()})
+    parameters = dict(policy.named_parameters())
+    divergences = divergences_of(policy, plain_model("full", head))
+    loss = sum(w * kl.mean() / ROWS for w, kl in zip(weights().tolist(), divergences, strict=True))
+    loss.backward()
+    gradients = {name: parameters[name].grad for name in start}
+    return torch.cat(divergences).detach(), gradients
+
+
+def plain_model(kind, head, tensors=None):
+    """transformers' model in float64. tensors: trained ones that differ from the folder's."""
+    model = Qwen3ForCausalLM.from_pretrained(folder_of(head))
     if kind == "lora":
         adapters = peft.LoraConfig(r=RANK, lora_alpha=RANK, target_modules=list(LINEAR))
-        peft.inject_adapter_in_model(adapters, policy)
-    parameters = dict(policy.named_parameters())
+        peft.inject_adapter_in_model(adapters, model)
+    parameters = dict(model.named_parameters())
     with torch.no_grad():
-        for name, tensor in start.items():
-            parameters[name].copy_(moved(name, tensor))
-    policy.double(), reference.double()
-    divergences, loss = [], 0.0
-    for (prompt, completion), weight in zip(completions(), weights().tolist(), strict=True):
+        for name, tensor in (tensors or {}).items():
+            parameters[name].copy_(tensor)
+    return model.double()
+
+
+def divergences_of(policy, reference):
+    """The sum over the vocabulary of p log(p / q) at each token of each row."""
+    found = []
+    for prompt, completion in completions():
         ids = torch.tensor([[*chat_ids(PROMPTS[prompt]), *completion.tolist()]])
         inside = slice(-len(completion) - 1, -1)
         logp, logq = (
             (model(input_ids=ids).logits[0, inside] / TEMPERATURE).log_softmax(-1)
             for model in (policy, reference)
         )
-        divergences.append((logp.exp() * (logp - logq.detach())).sum(-1))
-        loss = loss + weight * divergences[-1].mean() / ROWS
-    loss.backward()
-    gradients = {name: parameters[name].grad for name in start}
-    return torch.cat(divergences).detach(), gradients
+        found.append((logp.exp() * (logp - logq.detach())).sum(-1))
+    return found
 
 
 @functools.cache
@@ -182,6 +193,45 @@ def check(variant, world, kinds, head="tied", micro_batches=MICRO_BATCHES):
 @pytest.mark.parametrize("head", HEADS)
 def test_the_gradient_on_one_process(head):
     check("fsdp2-1", 1, ["full", "lora"], head, [3, ROWS])
+
+
+DECAY = 0.25
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_reference_may_move(kind):
+    """The exact KL is that to the moving average, and the base's divergence k3's."""
+    moves = ["reference.kind=ema", f"reference.decay={DECAY}"]
+    made = config(folder_of("tied"), "fsdp2-1", kind, *moves)
+    trainer = build_trainer(made, Path(tempfile.mkdtemp()))
+    start = whole_tensors(trainer.engine)
+    first = {name: moved(name, tensor) for name, tensor in start.items()}
+    second = {name: 2 * tensor - start[name] for name, tensor in first.items()}  # twice as far
+    load_whole(trainer.engine, first)
+    trainer.references.moving.move(1)
+    load_whole(trainer.engine, second)
+    rows = rows_of(0, ROWS)
+    with torch.no_grad():
+        terms = trainer.domain.terms(
+            trainer.policy,
+            trainer.reference,
+            rows,
+            rows.sample_ids_N,
+            DrawKey(0, 0),
+            trainer.algorithm.wanted,
+            base=trainer.references.base,
+        )
+        average = {n: DECAY * start[n] + (1 - DECAY) * first[n] for n in start}
+        policy = plain_model(kind, "tied", second)
+        to_average = torch.cat(divergences_of(policy, plain_model(kind, "tied", average)))
+        to_base = torch.cat(divergences_of(policy, plain_model("full", "tied")))
+    assert type(terms) is ExactLikelihoodTerms
+    torch.testing.assert_close(terms.kl_K.double(), to_average, **LOGP)
+    assert float((to_average - to_base).abs().mean()) > 0.01  # another reference would be seen
+    ratio_K = terms.logp_base_K - terms.logp_K
+    k3_K = ratio_K.exp() - ratio_K - 1
+    per_row = [k3_K[terms.segment_K == row].mean() for row in range(ROWS)]
+    torch.testing.assert_close(terms.base_divergence(), torch.stack(per_row), **LOGP)
 
 
 @pytest.mark.parametrize("variant", ["fsdp2-all", "zero3-all"])
