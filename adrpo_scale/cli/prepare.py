@@ -1,5 +1,5 @@
-"""The commands `prepare avqa` and `prepare mmau`, which make training data, and `prepare merge`,
-which makes a base model."""
+"""The commands `prepare avqa` and `prepare mmau`, which make training data, `prepare drawbench` and
+its likes, which make prompt files, and `prepare merge`, which makes a base model."""
 
 from __future__ import annotations
 
@@ -71,6 +71,84 @@ def mmau(
     from adrpo_scale.data.prepare.mmau import MmauOptions, prepare_mmau
 
     prepare_mmau(MmauOptions(rows, audio, to, revision))
+
+
+_To = Annotated[Path, typer.Option(help="Folder for the rows.")]
+
+
+@app.add
+def drawbench(
+    source: Annotated[Path, typer.Argument(help="Its CSV file, with Prompts and Category.")],
+    to: _To,
+) -> None:
+    """Write DrawBench's prompts, with their categories, as a prompt file.
+
+    Example:
+        adrpo-scale prepare drawbench drawbench.csv --to data/drawbench
+    """
+    _prompts("drawbench", source, to)
+
+
+@app.add
+def parti(
+    source: Annotated[Path, typer.Argument(help="The published PartiPrompts.tsv.")],
+    to: _To,
+) -> None:
+    """Write PartiPrompts, with category and challenge, as a prompt file.
+
+    Example:
+        adrpo-scale prepare parti PartiPrompts.tsv --to data/parti
+    """
+    _prompts("parti", source, to)
+
+
+@app.add
+def geneval(
+    source: Annotated[Path, typer.Argument(help="The published evaluation_metadata.jsonl.")],
+    to: _To,
+) -> None:
+    """Write GenEval's prompts, with their tags as categories, as a prompt file.
+
+    Example:
+        adrpo-scale prepare geneval evaluation_metadata.jsonl --to data/geneval
+    """
+    _prompts("geneval", source, to)
+
+
+def compbench(
+    source: Annotated[Path, typer.Argument(help="The published folder examples/dataset.")],
+    to: _To,
+    split: Annotated[str, typer.Option(help="The files NAME_SPLIT.txt: val or train.")] = "val",
+) -> None:
+    """Write T2I-CompBench's prompts, with a category for each file, as a prompt file.
+
+    Example:
+        adrpo-scale prepare t2i-compbench T2I-CompBench/examples/dataset \\
+            --to data/compbench
+    """
+    _prompts("t2i-compbench", source, to, split)
+
+
+app.add(compbench, "t2i-compbench")
+
+
+@app.add
+def dpg(
+    source: Annotated[Path, typer.Argument(help="dpg_bench.csv, or its folder prompts.")],
+    to: _To,
+) -> None:
+    """Write DPG-Bench's prompts, with the questions about each, as a prompt file.
+
+    Example:
+        adrpo-scale prepare dpg dpg_bench.csv --to data/dpg
+    """
+    _prompts("dpg", source, to)
+
+
+def _prompts(name: str, source: Path, to: Path, split: str = "val") -> None:
+    from adrpo_scale.data.prepare.published_sets import PromptSetOptions, prepare_prompts
+
+    prepare_prompts(PromptSetOptions(name, source, to, split))
 
 
 @app.add

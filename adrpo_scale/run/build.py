@@ -28,6 +28,7 @@ from adrpo_scale.engines.spec import ModelSpec
 from adrpo_scale.rewards.base import Reward
 from adrpo_scale.run.compare import check_content, constant_facts
 from adrpo_scale.run.config import RunConfig, SampleConfig
+from adrpo_scale.run.coverage import report_coverage
 from adrpo_scale.run.cut_prompts import report_cut
 from adrpo_scale.run.given_pairs import pair_facts, take_pairs
 from adrpo_scale.run.prompt_sets import report_sets
@@ -187,6 +188,8 @@ def _prepared(config: RunConfig, run: Path, start: Start, store: Store | None) -
         store.check_owner()
     dist.run_on_main(lambda: report_cut(domain, rewards, prompts, run))
     dist.run_on_main(lambda: report_sets(train, held_out, run))
+    used = (train, held_out)
+    dist.run_on_main(lambda: report_coverage(config.prompts, parts, used, run))
     safe_point(together=True)
     domain.prepare(prompts, engine.device, engine.dtype)
     safe_point(together=True)

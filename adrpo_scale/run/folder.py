@@ -28,7 +28,7 @@ from adrpo_scale.core.run_rows import (
 # Names that may exist before `config.json`, which marks the folder of a run: those that a start
 # creates first, and links to checkpoints on another filesystem.
 EARLY = (
-    *("lock.json", "config.json", "cut_prompts.json", "prompt_sets.json"),
+    *("lock.json", "config.json", "cut_prompts.json", "prompt_sets.json", "coverage.json"),
     *("logs", "lives", "origin", "checkpoints", "trajectory", "stacks", "verdicts", MEMORY),
 )
 # What a start writes into; `lives/` and `stacks/` are missed by nobody.
@@ -76,8 +76,8 @@ def _check_names(run: Path) -> None:
 def remove_temporaries(run: Path) -> None:
     """Removes files that `replace_file` had not yet renamed when a start was killed; for rank 0
     only, which holds the lock."""
-    documents = ("config.json", "cut_prompts.json", "prompt_sets.json", FIRST_COMMIT)
-    for name in (*documents, METRICS, EVALUATIONS, PROMPTS):
+    documents = ("config.json", "cut_prompts.json", "prompt_sets.json", "coverage.json")
+    for name in (*documents, FIRST_COMMIT, METRICS, EVALUATIONS, PROMPTS):
         for path in run.glob(f"{name}.*.tmp"):
             with suppress(OSError):
                 path.unlink()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 
 import pytest
@@ -49,6 +50,8 @@ def test_a_run_resumes_to_the_same_numbers_when_its_server_is_gone(tmp_path):
     with judge_server(lambda body: asked.append(len(body["samples"])) or by_hash(body)) as server:
         first = train(whole, server.url)
     assert sum(asked) == 3 + 2 * 4  # the trial's made-up samples, and each sample once
+    files = json.loads((whole / "coverage.json").read_text())["files"]
+    assert [(row["listed"], row["rows"], row["used"]) for row in files] == [(384,) * 3, (60,) * 3]
     assert [row[1:] for row in first] == [(0, 0), (0, 0)] and first[0][0] != first[1][0]
     shutil.copytree(whole, cut)
     shutil.rmtree(cut / "checkpoints" / "step-000002")
