@@ -8,7 +8,7 @@ equal rewards. No result is NaN.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -84,6 +84,23 @@ def combined(rewards: Rewards, how: Combine = "sum") -> Tensor:
         for plane in rewards.per_reward_RPG
     ]
     return torch.einsum("r,rpg->pg", rewards.weights_R, torch.stack(planes))
+
+
+class Advantaged(Protocol):
+    """The settings that advantages depend on."""
+
+    combine: Combine
+    baseline: Baseline
+    scale: Scale
+
+
+def scored(rewards: Rewards, config: Advantaged) -> tuple[Tensor, Tensor]:
+    """(total reward, float64 [P, G]; its advantage, float64 [S]), as the config has them."""
+    total_PG = combined(rewards, config.combine)
+    advantage_PG = advantages(
+        total_PG, rewards.mask_PG, baseline=config.baseline, scale=config.scale
+    )
+    return total_PG, advantage_PG.flatten()
 
 
 def best_with_worst(rewards_PG: Tensor, mask_PG: Tensor, per_group: int) -> Tensor:

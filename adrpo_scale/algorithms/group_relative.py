@@ -18,7 +18,7 @@ import torch
 from pydantic import field_validator, model_validator
 from torch import Tensor
 
-from adrpo_scale.algorithms.advantages import Baseline, Scale, advantages, combined
+from adrpo_scale.algorithms.advantages import Baseline, Scale, scored
 from adrpo_scale.algorithms.base import (
     Algorithm,
     AlgorithmConfig,
@@ -164,10 +164,7 @@ class GroupRelative(Algorithm):
 
     def credit(self, rewards: Rewards) -> Credit:
         config = self.config
-        total_PG = combined(rewards, config.combine)
-        advantage_S = advantages(
-            total_PG, rewards.mask_PG, baseline=config.baseline, scale=config.scale
-        ).flatten()
+        total_PG, advantage_S = scored(rewards, config)
         clipped_S = advantage_S.clamp(*config.clip_range(config.beta0))
         held = self.regulariser
         if held is None or held.shape is None:

@@ -24,7 +24,7 @@ from typing import ClassVar, cast
 import torch
 from torch import Tensor
 
-from adrpo_scale.algorithms.advantages import Baseline, Scale, advantages, combined
+from adrpo_scale.algorithms.advantages import Baseline, Scale, scored
 from adrpo_scale.algorithms.base import (
     Algorithm,
     AlgorithmConfig,
@@ -67,10 +67,7 @@ class Nft(Algorithm):
     def credit(self, rewards: Rewards) -> Credit:
         """The clipped advantage is A / c within ± 1; beta is b - A / c, as in eq. 6."""
         config = self.config
-        total_PG = combined(rewards, config.combine)
-        advantage_S = advantages(
-            total_PG, rewards.mask_PG, baseline=config.baseline, scale=config.scale
-        ).flatten()
+        _, advantage_S = scored(rewards, config)
         clipped_S = advantage_S.clamp(-config.clip, config.clip) / config.clip
         credit = plain_credit(advantage_S, config.beta0 - clipped_S, rewards)
         return dataclasses.replace(credit, advantage_clipped=clipped_S)
