@@ -32,7 +32,7 @@ import torch
 from pydantic import model_validator
 from torch import Tensor
 
-from adrpo_scale.algorithms.advantages import Combine
+from adrpo_scale.algorithms.advantages import Combine, combined
 from adrpo_scale.algorithms.convexity import check_range
 from adrpo_scale.algorithms.regulariser import RegulariserConfig, Shape, clip_limits
 from adrpo_scale.algorithms.regulariser_rules import NOTHING, chosen
@@ -209,6 +209,12 @@ class Algorithm(ABC):
         if held is None or held.shape is None:
             return None
         return held.added(held.shape, rewards, total_PG)
+
+    def open_gates(self, rewards: Rewards) -> Tensor | None:
+        """Whether the regulariser's gate is open for each sample, bool [S]; None without a gate."""
+        if self.regulariser is None:
+            return None
+        return self.regulariser.open_gates(rewards, combined(rewards, self.config.combine))
 
     def select(self, rewards: Rewards, credit: Credit) -> Tensor:
         """Ids of the samples to train on, int64 [M]; by default every included one, in order."""

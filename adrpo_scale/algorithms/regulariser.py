@@ -210,10 +210,16 @@ class Regulariser:
         bent_S = clipped_S if self.bends_clipped else advantage_S
         return coefficients(shape, self.sign, bent_S, clipped_S, rank_S, self.beta0)
 
+    def open_gates(self, rewards: Rewards, total_PG: Tensor) -> Tensor | None:
+        """Whether each sample's gate is open, bool [S]; None without a gate."""
+        if self.gate.share is None:
+            return None
+        return is_open(rewards, total_PG, self.gate.share, self.gate.side)
+
     def held(self, beta_S: Tensor, rewards: Rewards, total_PG: Tensor) -> Tensor:
         """beta_i after the gate, then the floor; float64 [S]."""
-        if self.gate.share is not None:
-            open_S = is_open(rewards, total_PG, self.gate.share, self.gate.side)
+        open_S = self.open_gates(rewards, total_PG)
+        if open_S is not None:
             beta_S = torch.where(open_S, beta_S, 0.0)
         return beta_S if self.floor is None else beta_S.clamp(min=self.floor * self.beta0)
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from adrpo_scale.algorithms.base import Algorithm
+from adrpo_scale.algorithms.regulariser import ControllerConfig
+from adrpo_scale.core.errors import given
 from adrpo_scale.engines.base import OptimizerConfig
 from adrpo_scale.training.guidance import FINER_REWARD, MORE_DRAWS, MORE_SAMPLES, NOISE
 from adrpo_scale.training.limits import LimitsConfig
@@ -23,12 +25,14 @@ Record = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of a run that warnings depend on. domain: its config."""
+    """The settings of a run that warnings depend on. domain: its config. controller: of beta0; None
+    where it stays."""
 
     algorithm: Algorithm
     domain: Any
     optimizer: OptimizerConfig
     limits: LimitsConfig
+    controller: ControllerConfig | None = None
 
     @property
     def masks_truncated(self) -> bool:
@@ -176,11 +180,11 @@ def _of_divergence(record: Record, settings: Settings) -> Iterator[tuple[str, st
     divergence = record["divergence"] or 0.0
     if divergence <= LARGE_DIVERGENCE or settings.limits.max_divergence is not None:
         return
+    hold = _hold(record, settings).capitalize()
     yield (
         "large divergence",
         f"divergence {divergence:.3g} is above {LARGE_DIVERGENCE:g}: the policy has little in "
-        f"common with the reference. {_hold(settings)}; or set limits.max_divergence, at which a "
-        "run stops",
+        f"common with the reference. {hold}; or set limits.max_divergence, at which a run stops",
     )
 
 
@@ -197,15 +201,51 @@ def _of_entropy(record: Record, settings: Settings) -> Iterator[tuple[str, str]]
         "no entropy",
         f"entropy {entropy:.2g} nats per token: the samples of a group are copies, and nothing new "
         f"is found. Start from an earlier checkpoint (--init-from RUN@ITERATION): "
-        f"{_hold(settings).lower()}{''.join(f'; {text}' for text in more)}",
+        f"{_hold(record, settings)}{''.join(f'; {text}' for text in more)}",
     )
 
 
-def _hold(settings: Settings) -> str:
+def _hold(record: Record, settings: Settings) -> str:
     """The settings that hold the policy to the reference, with their values."""
+    slower = f"lower optimizer.learning_rate (now {settings.optimizer.learning_rate:g})"
+    return ", or ".join([slower, *_of_coefficients(record, settings)])
+
+
+def _of_coefficients(record: Record, settings: Settings) -> Iterator[str]:
+    """What raises beta, in [algorithm] and in [regulariser]."""
+    algorithm, steered, held = (
+        settings.algorithm,
+        settings.controller,
+        settings.algorithm.regulariser,
+    )
     name = next((n for n in ("beta0", "beta") if settings.of_algorithm(n) is not None), None)
-    text = f"Lower optimizer.learning_rate (now {settings.optimizer.learning_rate:g})"
-    if name is None:
-        return text
-    value = settings.of_algorithm(name)
-    return f"{text}, or raise algorithm.{name} (now {value:g})"
+    if steered is not None and record["beta0"] >= given(steered.high):
+        yield f"raise regulariser.controller.high (now {steered.high:g})"
+    elif steered is not None:
+        yield f"lower regulariser.controller.target (now {steered.target:g})"
+    elif name is not None:
+        yield f"raise algorithm.{name} (now {settings.of_algorithm(name):g})"
+    if algorithm.beta0_key is None and held is not None and steered is None:
+        yield f"raise regulariser.beta0 (now {held.beta0:g})"
+    if algorithm.shapes and held is None and name is None:
+        yield 'set regulariser.shape = "constant" and regulariser.beta0: nothing holds it yet'
+    if held is not None and held.gate.share is not None and held.gate.share < 1:
+        yield f"raise regulariser.gate.share (now {held.gate.share:g})"
+    yield from _of_floor(record, settings)
+
+
+def _of_floor(record: Record, settings: Settings) -> Iterator[str]:
+    """A floor, where some samples are not held at all."""
+    algorithm, held, smallest = (
+        settings.algorithm,
+        settings.algorithm.regulariser,
+        record["beta_min"],
+    )
+    takes_floor = algorithm.has_advantages or held is not None
+    beta0 = settings.of_algorithm("beta0") if held is None else held.beta0
+    if smallest is None or smallest > 0 or not takes_floor or not beta0:
+        return
+    if held is not None and held.floor is not None:
+        yield f"raise regulariser.floor (now {held.floor:g})"
+    else:
+        yield f"set regulariser.floor, because beta falls to {smallest:g}"

@@ -109,8 +109,9 @@ def row_record(metrics: Mapping[str, Tensor]) -> dict[str, float]:
     return {name: total / n for name, (total, n) in zip(metrics, totals, strict=True)}
 
 
-def credit_record(rewards: Rewards, credit: Credit) -> dict[str, Any]:
-    """Statistics of rewards, advantages and betas over the samples with finite rewards."""
+def credit_record(rewards: Rewards, credit: Credit, open_S: Tensor | None = None) -> dict[str, Any]:
+    """Statistics of rewards, advantages and betas over the samples with finite rewards. open_S: of
+    `Algorithm.open_gates`."""
     kept = rewards.mask_PG.flatten()
     total = rewards.total_PG.flatten()[kept]
     advantage, clipped = credit.advantage[kept], credit.advantage_clipped[kept]
@@ -134,6 +135,8 @@ def credit_record(rewards: Rewards, credit: Credit) -> dict[str, Any]:
             values = plane.flatten()[kept]
             values = values[values.isfinite()]
             record[f"reward_{name}"] = float(values.mean()) if len(values) else None
+    if open_S is not None:
+        record["open_gates"] = float(open_S[kept].double().mean()) if some else None
     gates = () if rewards.gates_RPG is None else rewards.gates_RPG
     for name, plane in zip(rewards.gate_names, gates, strict=True):
         values = plane.flatten()[kept]

@@ -51,6 +51,9 @@ ITERATION = (
     Metric("degenerate_groups", "share of the groups with equal rewards or fewer than two samples"),
     Metric("reward_NAME", "mean of one reward over the samples that it scored", SEVERAL),
     Metric("gate_NAME", "mean of a reward outside the sum over the samples that it scored", GATED),
+    Metric(
+        "open_gates", "share of the samples that are not masked whose gate is open: held", GATED
+    ),
     Metric("unscored", "samples for which every reward abstained; they are masked", ABSTAINED),
     Metric("abstained_NAME", "share of the samples for which a reward gave None", ABSTAINED),
     Metric("info_NAME", "mean of a number that a reward gave beside its scores", INFO),

@@ -72,7 +72,11 @@ class Trainer:
         self.policy, self.references = made.policy, made.references
         self.reference = made.references.reference
         self._settings = Settings(
-            self.algorithm, getattr(self.domain, "config", None), self.optimizer, self.limits.config
+            self.algorithm,
+            getattr(self.domain, "config", None),
+            self.optimizer,
+            self.limits.config,
+            None if self.state.controller is None else self.state.controller.config,
         )
 
     @property
@@ -261,7 +265,7 @@ class Trainer:
         done, samples = self.counters.iteration, rewarded.rewards.mask_PG.numel()
         record: dict[str, Any] = {
             "iteration": done,
-            **credit_record(rewarded.rewards, credit),
+            **credit_record(rewarded.rewards, credit, self.algorithm.open_gates(rewarded.rewards)),
             **tally.record(),
             "gradient_signal": gradient_signal(self.engine, self.optimizer, self.counters.step),
             **row_record(self.domain.row_metrics(rewarded.rows)),

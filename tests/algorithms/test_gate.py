@@ -17,6 +17,7 @@ from adrpo_scale.core.errors import ConfigError
 from adrpo_scale.core.types import Prompt, Rows
 from adrpo_scale.rewards.calls import ABSTAINED
 from adrpo_scale.rewards.function import FunctionReward, FunctionRewardConfig
+from adrpo_scale.training.iteration import credit_record
 from adrpo_scale.training.rollout import gather_rewards
 from tests.support.ranks import run_ranks
 from tests.support.terms_by_hand import TOKENS, scored
@@ -84,6 +85,21 @@ def test_a_closed_gate_sets_beta_to_0_or_to_the_floor():
     assert torch.equal(algorithm.credit(scored([[1.0, 2.0]])).beta[:1], plain[:1])
 
 
+def test_the_share_of_open_gates_is_of_the_samples_that_are_not_masked():
+    rewards = gated(
+        [[1.0, 2.0, 3.0, 4.0]], [[1.0, 2.0, 4.0, 3.0]], mask=[[True, False, True, True]]
+    )
+    section = RegulariserConfig(gate=GateConfig(share=0.5))
+    algorithm = Adrpo(AdrpoConfig(**TOKENS), LikelihoodTerms, regulariser=section)
+    open_S = algorithm.open_gates(rewards)
+    assert open_S[rewards.mask_PG.flatten()].tolist() == [False, False, True]
+    record = credit_record(rewards, algorithm.credit(rewards), open_S)
+    assert record["open_gates"] == pytest.approx(1 / 3)
+    plain = Adrpo(AdrpoConfig(**TOKENS), LikelihoodTerms)
+    assert plain.open_gates(rewards) is None
+    assert "open_gates" not in credit_record(rewards, plain.credit(rewards))
+
+
 def test_on_flow_a_gate_needs_no_negative_advantage_or_a_floor():
     gate = GateConfig(share=0.1)
     with pytest.raises(ConfigError, match=r"advantage_clip = \[0.0, 1\], or regulariser.floor ab"):
@@ -145,4 +161,4 @@ def test_a_run_with_a_gate_logs_its_reward_apart(tmp_path):
     run_ranks(gated_run, 1, tmp_path)
     (line,) = records(tmp_path)
     assert 0 <= line["gate_checker"] <= 1 and "reward_checker" not in line
-    assert line["beta_min"] == 0.0
+    assert line["beta_min"] == 0.0 < line["open_gates"] < 1.0

@@ -11,6 +11,7 @@ import pytest
 from adrpo_scale.algorithms.adrpo import Adrpo, AdrpoConfig
 from adrpo_scale.algorithms.dpo import Dpo, DpoConfig
 from adrpo_scale.algorithms.raft import Raft, RaftConfig
+from adrpo_scale.algorithms.regulariser import ControllerConfig, RegulariserConfig
 from adrpo_scale.algorithms.terms import LikelihoodTerms
 from adrpo_scale.cluster.status.read import read
 from adrpo_scale.cluster.status.state import judge
@@ -31,6 +32,7 @@ from tests.support.tiny_text import text_config
 
 RECORD = {
     "advantage_abs_mean": 1.0,
+    "beta_min": 0.02,
     "degenerate_groups": 0.0,
     "masked": 0,
     "samples": 16,
@@ -50,13 +52,14 @@ def adrpo(**changed):
     return Adrpo(AdrpoConfig(**({**STATED, "scale": "group_std"} | changed)), LikelihoodTerms)
 
 
-def warned(record=None, algorithm=None, domain=None, limits=None, signal=None):
+def warned(record=None, algorithm=None, domain=None, limits=None, signal=None, **more):
     """kind → text"""
     settings = Settings(
         algorithm or adrpo(),
         TextConfig(model="m", **(domain or {})),
         OptimizerConfig(learning_rate=1e-3),
         LimitsConfig(**(limits or {})),
+        **more,
     )
     return dict(warnings_of({**RECORD, **(record or {})}, settings, signal))
 
@@ -153,7 +156,45 @@ def test_advice_on_entropy_is_of_the_settings():
     assert "raise domain.rollout.temperature (now 0.5)" in text
     raft = Raft(RaftConfig(), LikelihoodTerms)
     text = warned({"entropy": 0.0}, raft)["no entropy"]
-    assert "beta" not in text and "entropy_coef" not in text
+    assert "algorithm.beta" not in text and "entropy_coef" not in text
+
+
+FAR = {"divergence": 8.5}
+
+
+def regularised(algorithm=Adrpo, config=None, **section):
+    config = config or AdrpoConfig(**STATED, scale="group_std")
+    return algorithm(config, LikelihoodTerms, regulariser=RegulariserConfig(**section))
+
+
+def test_where_the_regulariser_holds_the_policy_its_keys_are_the_remedy():
+    assert "regulariser" not in warned({**FAR, "beta_min": 0.01})["large divergence"]
+    text = warned({**FAR, "beta_min": 0.0})["large divergence"]
+    assert "set regulariser.floor, because beta falls to 0" in text
+    low = regularised(floor=0.0)
+    assert (
+        "raise regulariser.floor (now 0)"
+        in warned({**FAR, "beta_min": 0.0}, low)["large divergence"]
+    )
+    gated = regularised(gate={"share": 0.1}, floor=0.5)
+    text = warned({**FAR, "beta_min": 0.02}, gated)["large divergence"]
+    assert "raise regulariser.gate.share (now 0.1)" in text
+    raft = regularised(Raft, RaftConfig(), shape="constant", beta0=0.3)
+    text = warned({**FAR, "beta_min": 0.3}, raft)["large divergence"]
+    assert "raise regulariser.beta0 (now 0.3)" in text and "algorithm.beta" not in text
+    text = warned({**FAR, "beta_min": 0.0}, Raft(RaftConfig(), LikelihoodTerms))["large divergence"]
+    assert 'set regulariser.shape = "constant" and regulariser.beta0' in text
+
+
+def test_a_beta0_that_is_steered_is_changed_by_its_target_or_its_bound():
+    steered = ControllerConfig(target=0.1, low=0.01, high=0.4)
+    controlled = regularised(controller=steered)
+    for beta0, expected in (
+        (0.2, "lower regulariser.controller.target (now 0.1)"),
+        (0.4, "raise regulariser.controller.high (now 0.4)"),
+    ):
+        text = warned({**FAR, "beta0": beta0}, controlled, controller=steered)["large divergence"]
+        assert expected in text and "algorithm.beta0" not in text
 
 
 def test_a_stated_limit_is_the_users_own_condition():
