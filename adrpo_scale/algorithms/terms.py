@@ -24,7 +24,7 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -79,6 +79,8 @@ class Terms(ABC):
     name: ClassVar[str]  # in errors
     bound: ClassVar[str]  # the condition of `is_bounded`, and its reason
     compares_with_old: ClassVar[bool]  # whether `surrogate` needs the policy of the rollout
+    # Whether the random draws of all updates are those of the iteration's first.
+    same_draws: ClassVar[bool] = False
 
     @classmethod
     def asked_with(cls, settings: Section) -> type[Terms]:
@@ -305,7 +307,7 @@ class ExactLikelihoodTerms(LikelihoodTerms):
     @classmethod
     def of(cls, terms: LikelihoodTerms, kl_K: Tensor | None) -> ExactLikelihoodTerms:
         """The terms with their KL."""
-        return cls(**{f.name: getattr(terms, f.name) for f in fields(terms)}, kl_K=kl_K)
+        return cls(**values_of(terms), kl_K=kl_K)
 
     def divergence(self, settings: LikelihoodSettings = DEFAULTS) -> Tensor | None:
         return None if self.kl_K is None else self._per_row(self.kl_K, settings.aggregation)
@@ -314,6 +316,11 @@ class ExactLikelihoodTerms(LikelihoodTerms):
         """By k3: the whole vocabulary is compared with the reference alone."""
         drawn = settings.model_copy(update={"kl_estimator": "k3"})
         return super().base_divergence(drawn)
+
+
+def values_of(terms: RegressionTerms | LikelihoodTerms) -> dict[str, Any]:
+    """The fields of terms by name, for terms of a type derived from theirs."""
+    return {field.name: getattr(terms, field.name) for field in fields(terms)}
 
 
 def measured(values: Tensor | None, name: str) -> Tensor:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
-from adrpo_scale.algorithms.terms import RegressionTerms
+from adrpo_scale.algorithms.terms import RegressionTerms, values_of
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class VelocityTerms(RegressionTerms):
     ) -> VelocityTerms:
         """The terms with their velocities, of any shape [N, ...]."""
         return cls(
-            **{field.name: getattr(terms, field.name) for field in fields(terms)},
+            **values_of(terms),
             prediction_NE=prediction.flatten(1),
             target_NE=target.flatten(1),
             reference_NE=None if reference is None else reference.flatten(1),

@@ -285,6 +285,17 @@ class Domain(ABC):
         """
         return rows
 
+    def remember_draws(
+        self, policy: nn.Module, rows: Rows, noise_ids_N: Tensor, keys: Sequence[DrawKey]
+    ) -> Rows:
+        """Called in place of `remember` where the terms have `same_draws`: the rows with what they
+        need of the policy before its first step at each of the iteration's draws. keys: of `terms`,
+        the same in every update."""
+        raise NotImplementedError(
+            f"{type(self).__name__} lists terms with `same_draws` in `gives`: define "
+            "`remember_draws` too, or leave them out"
+        )
+
     def segments(self, rows: Rows) -> Tensor:
         """The number of factors of each row's likelihood, int64 [N]: its tokens; 1 in a domain that
         gives no `LikelihoodTerms`."""

@@ -14,7 +14,7 @@ steps; training terms use the conditional velocity without guidance.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -23,11 +23,12 @@ import torch
 from pydantic import model_validator
 from torch import Tensor, nn
 
+from adrpo_scale.algorithms.old_error_terms import OldErrorTerms
 from adrpo_scale.algorithms.terms import RegressionTerms, Terms
 from adrpo_scale.algorithms.velocity_terms import VelocityTerms
 from adrpo_scale.core.bounds import COUNT, SIDE, TOKENS
 from adrpo_scale.core.errors import ConfigError, given
-from adrpo_scale.core.seeding import Purpose, normal, uniform
+from adrpo_scale.core.seeding import Purpose, normal
 from adrpo_scale.core.settings import REQUIRED, setting
 from adrpo_scale.core.types import DrawKey, Prompt, Rows
 from adrpo_scale.data.readings import Readings, read_prompts, without_notices
@@ -40,6 +41,7 @@ from adrpo_scale.domains.base import (
 )
 from adrpo_scale.domains.embeddings import bytes_to_cache, load_embeddings
 from adrpo_scale.domains.export_target import ExportTarget
+from adrpo_scale.domains.flow_terms import OLD_ERROR, Points
 from adrpo_scale.domains.given_pictures import GivenPictures
 from adrpo_scale.domains.pipelines import (
     PIPELINE,
@@ -113,7 +115,7 @@ class FlowConfig(DomainConfig):
 class FlowDomain(GivenPictures):
     """The domain `flow`; the module docstring has its maths."""
 
-    gives: ClassVar = (RegressionTerms, VelocityTerms)
+    gives: ClassVar = (RegressionTerms, VelocityTerms, OldErrorTerms)
     medium: ClassVar[Literal["pictures", "completions"]] = "pictures"
     Config: ClassVar[type[FlowConfig]] = FlowConfig
     adapted: ClassVar[tuple[str, ...]] = ATTENTION
@@ -311,38 +313,30 @@ class FlowDomain(GivenPictures):
         wanted: type[Terms],
         base: Reference | None = None,
     ) -> RegressionTerms:
-        x1 = rows.tensors["x1"]
-        ids = noise_ids_N.tolist()
-        if self.config.noise == "rollout":
-            x0 = rows.tensors["x0"]
-        else:
-            x0 = normal(key, ids, Purpose.TRAIN_NOISE, self.latent_shape).to(x1.device)
-        t_N = uniform(key, ids, Purpose.TRAIN_TIME).to(x1.device)
-        t = t_N.view(-1, 1, 1, 1)
-        x_t, u = (1 - t) * x0 + t * x1, x1 - x0
-        texts = [self._text[i] for i in rows.prompt_ids_N.tolist()]
-        sequence, pooled = self._embeddings.batch(texts, x1.device)
-
-        def velocity(model: nn.Module) -> Tensor:
-            return self.velocity(model, x_t, t_N, sequence, pooled)
-
+        points = self._points(rows, noise_ids_N, key)
+        velocity = self._velocity_at(points, rows)
         v_ref, v_base = measured_under(reference, velocity), measured_under(base, velocity)
-        v = velocity(policy)
-        terms = RegressionTerms(
-            error_N=mean_square(v - u),
-            divergence_N=None if v_ref is None else mean_square(v - v_ref),
-            reference_error_N=None if v_ref is None else mean_square(v_ref - u),
-            base_divergence_N=None if v_base is None else mean_square(v - v_base),
-        )
-        return (
-            terms if wanted is not VelocityTerms else VelocityTerms.of(terms, v, u, v_ref, 1 - t_N)
-        )
+        return points.terms(velocity(policy), v_ref, v_base, rows, key, wanted)
+
+    @torch.no_grad()
+    def remember_draws(
+        self, policy: nn.Module, rows: Rows, noise_ids_N: Tensor, keys: Sequence[DrawKey]
+    ) -> Rows:
+        drawn = (self._points(rows, noise_ids_N, key) for key in keys)
+        errors = [points.errors(self._velocity_at(points, rows)(policy)) for points in drawn]
+        tensors = {**rows.tensors, OLD_ERROR: torch.stack(errors, 1)}
+        return Rows(rows.sample_ids_N, rows.prompt_ids_N, tensors)
+
+    def _points(self, rows: Rows, noise_ids_N: Tensor, key: DrawKey) -> Points:
+        x0 = rows.tensors["x0"] if self.config.noise == "rollout" else None
+        return Points.drawn(rows.tensors["x1"], x0, noise_ids_N, key)
+
+    def _velocity_at(self, points: Points, rows: Rows) -> Callable[[nn.Module], Tensor]:
+        """The conditional velocity of a model there."""
+        texts = [self._text[i] for i in rows.prompt_ids_N.tolist()]
+        inputs = self._embeddings.batch(texts, points.x_t.device)
+        return lambda model: self.velocity(model, points.x_t, points.t_N, *inputs)
 
     def divergence_metrics(self, terms: Terms) -> dict[str, Tensor]:
         """`w2_sum`: the sum over latent elements of (v - v_ref)², a bound of the W2 distance."""
         return {"w2_sum": given(terms.divergence()) * float(np.prod(self.latent_shape))}
-
-
-def mean_square(difference: Tensor) -> Tensor:
-    """[N]: mean over latent elements of the squares of [N, C, H, W]."""
-    return difference.square().flatten(1).mean(1)

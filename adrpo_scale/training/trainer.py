@@ -20,10 +20,10 @@ from adrpo_scale.algorithms.base import Algorithm
 from adrpo_scale.core import dist, watchdog
 from adrpo_scale.core.errors import NothingLearned
 from adrpo_scale.core.preempt import Stop
-from adrpo_scale.core.types import Credit, DrawKey, Prompt
+from adrpo_scale.core.types import Credit, DrawKey, Prompt, Rows
 from adrpo_scale.engines.base import OptimizerConfig
 from adrpo_scale.training.advice import Settings, warnings_of, why_nothing
-from adrpo_scale.training.batches import Minibatch, build_minibatches, receive
+from adrpo_scale.training.batches import MicroBatch, Minibatch, build_minibatches, receive
 from adrpo_scale.training.evaluator import Evaluator, numbers_of
 from adrpo_scale.training.gradient_signal import Recent, gradient_signal
 from adrpo_scale.training.iteration import Tally, credit_record, row_record
@@ -141,9 +141,8 @@ class Trainer:
             minibatches = self._remember(self._exchange(rewarded, credit))
             steps = list(self._steps(minibatches))
             for done, (step, minibatch) in enumerate(steps):
-                key = DrawKey(self.seed, iteration, update=step)
                 check = partial(self._check_stop, done, len(steps))
-                self._update(minibatch, key, measured, tally, rewarded.prompts_P, check)
+                self._update(minibatch, step, measured, tally, rewarded.prompts_P, check)
         self.state.add_rewards(rewarded.rewards)
         self.counters.iteration += 1
         if self.references.moving is not None:
@@ -154,13 +153,13 @@ class Trainer:
     def _update(
         self,
         minibatch: Minibatch,
-        key: DrawKey,
+        step: int,
         measured: Callable[..., Pair],
         tally: Tally,
         prompts_P: Sequence[Prompt],
         check: Callable[[], None],
     ) -> None:
-        """One optimizer step. check: called before every pass.
+        """One optimizer step. step: its number in the iteration. check: called before every pass.
 
         The loss is divided by the global count before backward, so it depends neither on the number
         of ranks nor on the size of micro-batches.
@@ -172,10 +171,8 @@ class Trainer:
         wanted = self.algorithm.wanted
         for place, (micro, draw) in enumerate(passes):
             check()
-            drawn = replace(key, draw=draw)
-            reference, base = measured(
-                is_first=draw == 0 and key.update < self.optimizer.minibatches
-            )
+            drawn = self._key(step, draw)
+            reference, base = measured(is_first=draw == 0 and step < self.optimizer.minibatches)
             more = {} if base is None else {"base": base}
             terms = self.domain.terms(
                 self.policy, reference, micro.rows, micro.noise_ids_N, drawn, wanted, **more
@@ -224,7 +221,8 @@ class Trainer:
         return float(dist.all_sum(torch.cat(counts).sum()))
 
     def _remember(self, minibatches: list[Minibatch]) -> list[Minibatch]:
-        """Adds `Domain.remember` of the policy before its first step, where a later step needs it.
+        """Adds what `Domain.remember` or `remember_draws` has of the policy before its first step,
+        where a later step needs it.
 
         Computed on the same micro-batches as training: other shapes would round differently, and
         the first ratio would not be exactly 1.
@@ -233,9 +231,20 @@ class Trainer:
             return minibatches
         with self.engine.sampling(self.policy):
             return [
-                [replace(micro, rows=self.domain.remember(self.policy, micro.rows)) for micro in m]
-                for m in minibatches
+                [replace(micro, rows=self._remembered(micro)) for micro in minibatch]
+                for minibatch in minibatches
             ]
+
+    def _remembered(self, micro: MicroBatch) -> Rows:
+        if not self.algorithm.wanted.same_draws:
+            return self.domain.remember(self.policy, micro.rows)
+        keys = [self._key(0, draw) for draw in range(self.optimizer.draws_per_sample)]
+        return self.domain.remember_draws(self.policy, micro.rows, micro.noise_ids_N, keys)
+
+    def _key(self, step: int, draw: int) -> DrawKey:
+        """The key of a pass. step: number of the optimizer step in its iteration."""
+        update = 0 if self.algorithm.wanted.same_draws else step
+        return DrawKey(self.seed, self.counters.iteration, update, draw)
 
     def _check_stop(self, done: int, steps: int) -> None:
         """A safe point at which `done` of the iteration's `steps` optimizer steps are applied."""

@@ -16,6 +16,7 @@ from diffusers import (
     StableDiffusion3Pipeline,
 )
 
+from adrpo_scale.algorithms.old_error_terms import OldErrorTerms
 from adrpo_scale.algorithms.terms import RegressionTerms
 from adrpo_scale.core.errors import ConfigError, ModelNotFoundError
 from adrpo_scale.core.seeding import Purpose, normal, uniform
@@ -226,6 +227,32 @@ def test_rows_of_a_pair_share_noise_and_time_and_other_draws_differ(cache):
     assert not torch.allclose(x0[0], x0[2], atol=1e-2)
     times = [tuple(timestep.tolist()) for _, timestep in shown]
     assert times[0] == times[1] and len(set(times)) == len(keys) - 1
+
+
+@pytest.mark.parametrize("noise", ["independent", "rollout"])
+def test_errors_of_the_old_policy_are_remembered_at_every_draw(cache, noise):
+    domain, old = build_domain(f"domain.noise={noise}"), transformer()
+    policy, ids = perturbed(old), torch.tensor([3, 3, 5])
+    rows = rows_of(domain, [3, 8, 5], PROMPTS)
+    keys = [DrawKey(1, 1, draw=draw) for draw in range(2)]
+    kept = domain.remember_draws(old, rows, ids, keys)
+    assert kept.tensors["old_error"].shape == (3, 2)
+
+    def measured(model, of, key):
+        return domain.terms(model, None, of, ids, key, OldErrorTerms)
+
+    for key in keys:
+        begun, moved = measured(old, kept, key), measured(policy, kept, key)
+        assert torch.equal(begun.old_error_N, begun.error_N)  # the first ratio is exactly 1
+        assert torch.equal(moved.old_error_N, begun.error_N)
+        assert not torch.isclose(moved.error_N, moved.old_error_N).any()
+        assert torch.equal(moved.noise_N, 1 - uniform(key, ids.tolist(), Purpose.TRAIN_TIME))
+        # Rows that nothing was remembered of are those of a policy that has not moved.
+        fresh = measured(policy, rows, key)
+        assert torch.equal(fresh.old_error_N, fresh.error_N) and fresh.error_N.requires_grad
+        assert not fresh.old_error_N.requires_grad
+    old_ND = kept.tensors["old_error"]
+    assert torch.equal(kept.take(torch.tensor([2, 0])).tensors["old_error"], old_ND[[2, 0]])
 
 
 # ---- embeddings ------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from adrpo_scale.cluster.plan import rehearsal
 from adrpo_scale.cluster.plan.base import Hardware, Traffic
-from adrpo_scale.cluster.plan.dealing import RankLoad, base_passes, needs_old, needs_reference
+from adrpo_scale.cluster.plan.dealing import RankLoad, base_passes, needs_reference, old_passes
 from adrpo_scale.cluster.plan.memory import Held
 from adrpo_scale.engines.planning import Phase, Shards
 from adrpo_scale.engines.workload import Workload
@@ -24,7 +24,7 @@ def traffic_of(
     """The traffic of each phase that has any."""
     sampled = not has_given_pairs(config)
     found = [
-        _gathers("rollout", what.policy, hardware, sampled + needs_old(config, load)),
+        _gathers("rollout", what.policy, hardware, sampled + (old_passes(config, load) > 0)),
         *([_reward(config, hardware, work, what)] if sampled else []),
         _update(config, hardware, load, what),
     ]

@@ -144,9 +144,14 @@ def base_passes(config: RunConfig, load: RankLoad) -> int:
     return every // (config.optimizer.updates * config.optimizer.draws_per_sample)
 
 
-def needs_old(config: RunConfig, load: RankLoad) -> bool:
-    """True where rows are evaluated once more before an iteration's first step."""
-    return load.steps > 1 and build_algorithm(config).needs_old
+def old_passes(config: RunConfig, load: RankLoad) -> int:
+    """Passes of the policy before an iteration's first step: one for each row, or one for each of
+    its draws where all updates have the same."""
+    algorithm, optimizer = build_algorithm(config), config.optimizer
+    if load.steps == 1 or not algorithm.needs_old:
+        return 0
+    shared = 1 if algorithm.wanted.same_draws else optimizer.draws_per_sample
+    return load.steps * load.micro_batches // (optimizer.updates * shared)
 
 
 def warnings_of(config: RunConfig, hardware: Hardware, load: RankLoad) -> list[str]:

@@ -14,8 +14,8 @@ from adrpo_scale.cluster.plan.dealing import (
     base_passes,
     evaluation_load,
     evaluation_splits,
-    needs_old,
     needs_reference,
+    old_passes,
 )
 from adrpo_scale.cluster.plan.measure import Cost
 from adrpo_scale.cluster.plan.memory import Held
@@ -96,11 +96,9 @@ def _rollout(
         moved = what.policy.whole + cost.kept
         seconds += step.times * pass_seconds(hardware, dtype, cost.flops, cost.operators, moved)
     seconds *= load.chunks
-    if needs_old(config, load):
-        update = what.update
-        flops = update.forward_flops * load.rows * load.micro_batches
-        operators = update.forward_operators * load.micro_batches
-        seconds += pass_seconds(hardware, dtype, flops, operators)
+    passes, update = old_passes(config, load), what.update
+    flops, operators = update.forward_flops * load.rows, update.forward_operators
+    seconds += passes * pass_seconds(hardware, dtype, flops, operators)
     return seconds + _decoding(config, hardware, work, load)
 
 
