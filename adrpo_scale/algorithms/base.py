@@ -119,7 +119,10 @@ class Algorithm(ABC):
     has_advantages: ClassVar[bool] = False  # whether [algorithm] has A and its clip
 
     takes_pairs: ClassVar[bool] = False  # whether the order of two given answers is enough for it
-    asks_moving_reference: ClassVar[bool] = False  # True: refused with the base as reference
+    # Of an algorithm whose reference moves, which is refused with the base: the settings of
+    # [reference] that were released, and the algorithm that is its plain form.
+    released_reference: ClassVar[str] = ""
+    plain: ClassVar[str] = ""
     rows_per_unit: int = 1  # rows that must stay together: 2 where pairs are trained on
     rollouts: Source = "policy"  # the model that generates the samples, if the config names none
     rollout_pool: int = 0  # iterations of rollouts made once and reused; 0: new ones every time

@@ -18,62 +18,43 @@ reduced as in every algorithm here.
 
 from __future__ import annotations
 
-import dataclasses
 from typing import ClassVar, cast
 
 import torch
 from torch import Tensor
 
-from adrpo_scale.algorithms.advantages import Baseline, Scale, scored
-from adrpo_scale.algorithms.base import (
-    Algorithm,
-    AlgorithmConfig,
-    Source,
-    included_sum,
-    plain_credit,
-)
+from adrpo_scale.algorithms.base import Source, included_sum
+from adrpo_scale.algorithms.divided import Divided, DividedConfig
 from adrpo_scale.algorithms.terms import Terms, measured
 from adrpo_scale.algorithms.velocity_terms import VelocityTerms
 from adrpo_scale.core.bounds import NUMBER
 from adrpo_scale.core.settings import setting
-from adrpo_scale.core.types import Credit, Rewards
+from adrpo_scale.core.types import Credit
 
 SMALLEST_ERROR = 1e-5  # of a row, in its weight
 
 
-class NftConfig(AlgorithmConfig):
+class NftConfig(DividedConfig):
     name: str = setting("nft", "DiffusionNFT: contrasts mixtures of policy and reference")
     beta0: float = setting(
         1.0, "b: the policy's share in the two mixtures (released: 1, or 0.1)", gt=0, le=NUMBER
     )
-    clip: float = setting(5.0, "c: advantages are clipped to ± c and divided by c", gt=0, le=NUMBER)
-    baseline: Baseline = setting("group", "V(c): mean reward of the group, or of the batch")
-    scale: Scale = setting("global_std", "divisor of the advantage")
     rollouts: Source = setting(
         "reference", "the model that generates the samples; released: the reference"
     )
 
 
-class Nft(Algorithm):
+class Nft(Divided):
     Config: ClassVar[type[NftConfig]] = NftConfig
     config: NftConfig
     takes: ClassVar[tuple[type[Terms], ...]] = (VelocityTerms,)
-    beta0_key: ClassVar[str | None] = "beta0"
-    small_advantage: ClassVar[float] = 0.05
-    when_equal: ClassVar[str] = "they hold the policy to the reference alone"
     asks_surrogate = False
-    asks_moving_reference: ClassVar[bool] = True
+    released_reference: ClassVar[str] = "decay = 0.5 and ramp = 0.001"
+    plain: ClassVar[str] = "adrpo"
 
-    def credit(self, rewards: Rewards) -> Credit:
-        """The clipped advantage is A / c within ± 1; beta is b - A / c, as in eq. 6."""
-        config = self.config
-        _, advantage_S = scored(rewards, config)
-        clipped_S = advantage_S.clamp(-config.clip, config.clip) / config.clip
-        credit = plain_credit(advantage_S, config.beta0 - clipped_S, rewards)
-        return dataclasses.replace(credit, advantage_clipped=clipped_S)
-
-    def needs_reference(self, credit: Credit) -> bool:
-        return True
+    def beta(self, divided_S: Tensor) -> Tensor:
+        """As in eq. 6."""
+        return self.config.beta0 - divided_S
 
     def loss(self, terms: Terms, credit: Credit) -> Tensor:
         terms, b = cast(VelocityTerms, terms), self.config.beta0

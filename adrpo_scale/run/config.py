@@ -158,11 +158,11 @@ class RunConfig(Section):
                 "measure the base beside it; give its method `terms` the argument `base` "
                 '(`domains.base.Domain.terms`), or set reference.kind = "base"'
             )
-        if algorithm.asks_moving_reference and not self.reference.moves:
+        if algorithm.released_reference and not self.reference.moves:
             yield (
                 f'algorithm.name = "{name}" with reference.kind = "base": its reference follows '
-                'the policy; set reference.kind = "ema", with decay = 0.5 and ramp = 0.001 as '
-                "released, or take adrpo with the base"
+                f'the policy; set reference.kind = "ema", with {algorithm.released_reference} as '
+                f"released, or take {algorithm.plain} with the base"
             )
         if source not in ("policy", "file") and algorithm.needs_old:
             yield (

@@ -8,6 +8,7 @@ import.
 from __future__ import annotations
 
 from adrpo_scale.algorithms.adrpo import Adrpo
+from adrpo_scale.algorithms.awm import Awm
 from adrpo_scale.algorithms.base import Algorithm, AlgorithmConfig
 from adrpo_scale.algorithms.dpo import Dpo
 from adrpo_scale.algorithms.grpo import Grpo
@@ -55,6 +56,7 @@ ALGORITHMS = Table[Algorithm](
         "raft": Raft,
         "dpo": Dpo,
         "nft": Nft,
+        "awm": Awm,
     },
 )
 

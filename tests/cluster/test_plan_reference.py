@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from adrpo_scale.cluster.plan.dealing import base_passes, load_of, needs_reference
+from adrpo_scale.cluster.plan.dealing import base_passes, load_of, needs_reference, old_passes
 from adrpo_scale.cluster.plan.planner import plan_of
 from adrpo_scale.cluster.preflight.estimate import _estimated
-from tests.support.plans import hardware
-from tests.support.tiny import FULL, demo_config
+from tests.support.plans import config_of, hardware
+from tests.support.tiny import CONFIGS, FULL, demo_config
 
 EMA = ["reference.kind=ema"]
 
@@ -42,6 +42,23 @@ def test_the_base_is_passed_once_for_each_row_or_always():
     held = demo_config(overrides=[*often, *EMA, "reference.base_coefficient=0.1"])
     assert base_passes(held, load) == every
     assert base_passes(demo_config(overrides=often), load) == 0
+
+
+AWM = [*EMA, "algorithm={name='awm'}"]
+
+
+@pytest.mark.parametrize(
+    ("path", "settings", "draws"),
+    [("demo/text_adrpo.toml", [], 1), ("demo/image_adrpo.toml", AWM, 3)],
+    ids=["tokens", "awm"],
+)
+def test_the_old_policy_is_passed_once_for_each_row_or_for_each_of_its_draws(path, settings, draws):
+    often = ["optimizer.minibatches=2", "optimizer.draws_per_sample=3", *settings]
+    config = config_of(CONFIGS / path, *often, "optimizer.updates=2")
+    load = load_of(config, hardware(4, 2))
+    assert old_passes(config, load) == 2 * draws * load.micro_batches // 3
+    once = config_of(CONFIGS / path, *settings, "optimizer.updates=1", "optimizer.minibatches=1")
+    assert old_passes(once, load_of(once, hardware(4, 2))) == 0
 
 
 def test_a_second_penalty_needs_the_base_of_every_algorithm():

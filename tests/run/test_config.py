@@ -20,6 +20,8 @@ ADRPO, DPO = CONFIGS / "demo" / "image_adrpo.toml", CONFIGS / "demo" / "image_dp
 # What the configs of one task may differ in beside [algorithm]: DPO and RAFT collapse at the
 # others' rate.
 FIVE = ["adrpo", "dpo", "grpo", "orw_cfm_w2", "raft"]
+SEVEN = sorted([*FIVE, "awm", "nft"])
+OF_REFERENCE = {f"reference.{key}" for key in ("kind", "decay", "ramp", "base_coefficient")}
 # family of configs → (its algorithms, what may differ beside the algorithm)
 FAMILIES = {
     "demo/audio": (["adrpo", "grpo"], set()),
@@ -30,14 +32,14 @@ FAMILIES = {
     "omni/avqa": (["adrpo", "grpo"], set()),
     "qwen/qwen2_0.5b": (["adrpo", "grpo"], set()),
     "qwen/qwen3_0.6b": (["adrpo", "grpo"], set()),
-    "sd3": (FIVE, set()),
+    "sd3": (SEVEN, OF_REFERENCE),
 }
 
 
 def family(path):
     """demo/image of demo/image_adrpo.toml, sd3 of sd3/adrpo.toml."""
     name = path.relative_to(CONFIGS).with_suffix("").as_posix()
-    algorithm = next(a for a in FIVE if name.endswith(a))
+    algorithm = next(a for a in SEVEN if name.endswith(a))
     return name.removesuffix(algorithm).rstrip("_/")
 
 

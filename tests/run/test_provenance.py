@@ -46,7 +46,11 @@ def commented(path: Path) -> dict[str, str]:
 
 
 def marked(path: Path) -> dict[str, str]:
-    return {row: text for row, text in commented(path).items() if re.match("paper|inferred", text)}
+    return {
+        row: text
+        for row, text in commented(path).items()
+        if re.match("paper|inferred|released", text)
+    }
 
 
 def sections(base: type[Section] = Section) -> list[type[Section]]:
@@ -70,9 +74,11 @@ def test_a_config_explains_its_marks_and_marks_nothing_of_ours(path):
         '"# inferred" those that',
     ):
         assert line in text
+    is_released = any(mark.startswith("released") for mark in marked(path).values())
+    assert is_released == ('"# released" those of the code of' in text)
     assert "our choice" not in text.replace("our own choice.", "", 1)
     for mark in marked(path).values():
-        assert re.fullmatch(r"paper: .+|inferred: .{15,}", mark), mark
+        assert re.fullmatch(r"paper: .+|inferred: .{15,}|released: .+", mark), mark
 
 
 def test_defaults_of_the_code_that_are_the_papers_are_those_of_the_configs():
