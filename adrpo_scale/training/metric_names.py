@@ -36,6 +36,7 @@ ABSTAINED = "a reward abstains"
 INFO = "a reward gives (scores, info)"
 PICTURES = "pictures"
 MOVES = "a moving reference"
+CATEGORIES = "a prompt with a category"
 
 ITERATION = (
     Metric("iteration", "iterations that are done, this one included"),
@@ -136,6 +137,7 @@ PROMPT_ROW = (
     Metric("split", "train or held_out"),
     Metric("weights", "the measured weights: raw or ema"),
     Metric("prompts", "a hash a prompt, of its text, conversation and clip"),
+    Metric("categories", "the category or tag of each prompt's row, or null", CATEGORIES),
     Metric(
         "metrics",
         "by name of a metric a list a prompt each: mean, n (finite values), and std where a prompt "

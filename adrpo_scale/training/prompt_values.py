@@ -5,6 +5,8 @@ A row is an evaluation of one split:
 
     iteration, split, weights   of the evaluation; weights: raw or ema
     prompts                     a hash a prompt (`data.prompt_sets.key_of`)
+    categories                  the category of each prompt's row (GenEval's tag), or null; absent
+                                where no prompt has one
     metrics                     name → mean [P], n [P] (finite values), and std [P] where a prompt
                                 has several samples (sample standard deviation)
 
@@ -34,13 +36,21 @@ def prompt_row(
     """The row of a split. values: by metric, a value a sample [P·G] or [P, G], or one a prompt [P];
     others, which not every prompt has, are left out."""
     found = {name: _by_prompt(tensor, len(prompts)) for name, tensor in values.items()}
+    categories = [category_of(prompt) for prompt in prompts]
     return {
         "iteration": iteration,
         "split": split,
         "weights": weights,
         "prompts": [key_of(prompt) for prompt in prompts],
+        **({"categories": categories} if any(categories) else {}),
         "metrics": {name: columns for name, columns in found.items() if columns is not None},
     }
+
+
+def category_of(prompt: Prompt) -> str | None:
+    """The category of a prompt's row, as published sets have it; None where it has none."""
+    found = (prompt.metadata.get(key) for key in ("category", "tag"))
+    return next((value for value in found if isinstance(value, str) and value), None)
 
 
 def _by_prompt(values: Tensor, prompts: int) -> dict[str, list[Any]] | None:

@@ -35,6 +35,17 @@ def test_each_prompt_has_its_mean_spread_and_number_of_samples():
     }
 
 
+def test_categories_of_published_sets_are_kept():
+    prompts = [
+        Prompt(0, "a car", {"category": "Colors", "tag": "other"}),
+        Prompt(1, "a bench", {"tag": "single_object"}),
+        Prompt(2, "a fox", {"category": 3}),
+    ]
+    found = prompt_row(8, "held_out", "raw", prompts, {})
+    assert found["categories"] == ["Colors", "single_object", None]
+    assert "categories" not in row(reward=[1.0, 2.0])
+
+
 def test_what_was_not_measured_is_left_out_of_a_prompts_mean():
     nan = float("nan")
     found = row(reward=[[1.0, nan, 3.0], [nan, nan, nan]])["metrics"]["reward"]
