@@ -16,9 +16,10 @@ import torch
 from PIL import Image
 from pydantic import ValidationError
 
-from adrpo_scale.core import secrets
+from adrpo_scale.core import secrets, watchdog
 from adrpo_scale.core.errors import ConfigError, RewardError
 from adrpo_scale.core.types import Completion, Prompt
+from adrpo_scale.rewards import asked
 from adrpo_scale.rewards.apart import apart
 from adrpo_scale.rewards.base import RewardConfig, longest_wait
 from adrpo_scale.rewards.calls import ABSTAINED, Info, rewards_of
@@ -138,6 +139,20 @@ def test_at_most_n_requests_are_under_way():
         made = judge(server.url, requests=QUICK | {"at_once": 2, "timeout_seconds": 60.0})
         assert numbers(made, *("x" * n for n in range(1, 7))) == [1, 2, 3, 4, 5, 6]
     assert server.most == 2 and len(server.bodies) == 6
+
+
+def test_a_slow_server_is_no_hang_of_this_process(monkeypatch):
+    beats = threading.Semaphore(0)
+    monkeypatch.setattr(watchdog, "beat", beats.release)
+    monkeypatch.setattr(asked, "_STEP", 0.01)
+
+    def answer(body):
+        assert all(beats.acquire(timeout=30) for _ in range(4))
+        return by_length(body)
+
+    with judge_server(answer) as server:
+        made = judge(server.url, requests=QUICK | {"timeout_seconds": 200.0})
+        assert numbers(made, "x") == [1]
 
 
 def test_equal_samples_are_asked_once():

@@ -59,6 +59,19 @@ def test_a_run_resumes_to_the_same_numbers_when_its_server_is_gone(tmp_path):
     assert train(cut, server.url) == first
 
 
+def test_another_address_or_pace_is_the_same_run_and_another_scorer_is_not():
+    here = config("http://here/v1")
+    assert here.digest() == config("http://there/v1").digest()
+
+    def changed(**settings):
+        rewards = [here.rewards[0].model_dump() | settings]
+        return here.model_validate(here.model_dump() | {"rewards": rewards}).digest()
+
+    same = [{"requests": {"at_once": 9}}, {"batch": 1}, {"call_seconds": 5.0}, {"key": "MINE"}]
+    assert {changed(**settings) for settings in same} == {here.digest()}
+    assert len({here.digest(), changed(model="v2"), changed(row_keys=["answer"])}) == 3
+
+
 def test_a_run_does_not_begin_without_its_server(tmp_path):
     with judge_server(by_hash) as server:
         assert rewards_check(config(server.url), tmp_path, 5.0).findings == ()
