@@ -20,6 +20,7 @@ from adrpo_scale.cli.preflight import preflight
 from adrpo_scale.cli.report import report
 from adrpo_scale.cli.sample import sample
 from adrpo_scale.cli.status import status
+from adrpo_scale.cli.sweep import sweep
 from adrpo_scale.cli.train import train
 from adrpo_scale.core import failure, python_warnings, screen
 from adrpo_scale.core.errors import LOST, STOPPED, AdrpoError, StopRequested, exit_code
@@ -41,6 +42,7 @@ app.add(plan)
 app.add(prefetch)
 app.add(preflight)
 app.add(status)
+app.add(sweep)
 app.add(evaluate)
 app.add_typer(demo.app, name="demo")
 app.add_typer(prepare.app, name="prepare")

@@ -21,3 +21,6 @@ WeightsOption = Annotated[
         "trained ones), or ema (their moving average)."
     ),
 ]
+SweepOption = Annotated[
+    Path | None, typer.Option("--sweep", help="TOML file of a sweep, in place of its runs.")
+]

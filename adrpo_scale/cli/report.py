@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from adrpo_scale.cli.options import WeightsOption
+from adrpo_scale.cli.options import SweepOption, WeightsOption
+from adrpo_scale.core.errors import ConfigError
 
 
 def report(
@@ -18,7 +19,8 @@ def report(
             help="Runs: RUN, RUN@120, RUN@last, RUN@best or RUN@* (every evaluation a row); or "
             "folders that `evaluate` wrote."
         ),
-    ],
+    ] = [],  # noqa: B006
+    sweep: SweepOption = None,
     weights: WeightsOption = "evaluated",
     curves: Annotated[Path | None, typer.Option(help="PNG file to draw the curves into.")] = None,
     trace: Annotated[
@@ -34,6 +36,7 @@ def report(
 
     Example:
         adrpo-scale report runs/image_adrpo-* runs/image_grpo-* --curves curves.png
+        adrpo-scale report --sweep configs/sweeps/image_seeds.toml
     """
     from adrpo_scale.checkpoint.named import named, parse_weights
     from adrpo_scale.core.files import replace_file
@@ -44,6 +47,12 @@ def report(
     from adrpo_scale.run.report import trace as trace_text
 
     word = parse_weights(weights)
+    runs, told = [*runs], ""
+    if sweep is not None:
+        begun, told = _of_sweep(sweep)
+        runs += begun
+    if not runs:
+        raise ConfigError("report without a run: name folders of runs, or --sweep FILE")
     folders = {name: named(name).folder for name in runs}
     left_out = unevaluated(list(folders.values()))
     for run in left_out:
@@ -51,8 +60,24 @@ def report(
     names = [name for name in runs if folders[name] not in left_out]
     found = [run for name in names for run in read_runs(name, word)]
     print(report_text(found))
+    if told:
+        print(f"\n{told}")
     if trace is not None:
         make_output_folder(trace.parent)
         replace_file(trace, trace_text(found).encode(), durable=False)
     if curves is not None:
         figures.curves([run.rows for run in found], curves)
+
+
+def _of_sweep(file: Path) -> tuple[list[str], str]:
+    """(folders of the runs that have begun, a line about all elements) of a sweep."""
+    from adrpo_scale.cluster.sweep import view
+    from adrpo_scale.cluster.sweep.state import states_of
+    from adrpo_scale.core.printable import one_line
+    from adrpo_scale.run.sweep import read_sweep
+
+    states = states_of(read_sweep(file))
+    begun = [str(one.run) for one in states if one.run is not None and one.facts is not None]
+    if not begun:
+        raise ConfigError(f"report --sweep {file}: no element has begun; {view.line(states)}")
+    return begun, one_line(f"{file}: {view.line(states)}")

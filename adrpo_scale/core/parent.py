@@ -13,10 +13,11 @@ _PR_SET_PDEATHSIG = 1  # of Linux's prctl
 _STOPS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 
 
-def end_with(parent: int) -> None:
-    """Has this process end when its parent does, also in the middle of an endless call."""
+def end_with(parent: int, by: signal.Signals = signal.SIGKILL) -> None:
+    """Has this process end when its parent does, also in the middle of an endless call. by: the
+    signal that ends it."""
     with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(by))
     if os.getppid() != parent:
         os._exit(0)
 

@@ -6,17 +6,21 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from fractions import Fraction
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
 from adrpo_scale.cli import main as cli
-from adrpo_scale.cluster.plan.base import Gpu
+from adrpo_scale.cluster.plan.base import DoesNotFitError, Gpu
 from adrpo_scale.cluster.plan.hardware import build_hardware, find_gpu, gpu_of_device
 from adrpo_scale.cluster.plan.planner import plan_of, with_time_limit
 from adrpo_scale.cluster.plan.view import facts, show
+from adrpo_scale.cluster.sweep import size
 from adrpo_scale.core.errors import ConfigError
+from adrpo_scale.run.sweep import read_sweep
+from adrpo_scale.run.sweep_runs import runs_of
 from tests.support.plans import hardware
 from tests.support.tiny import CONFIGS, FULL, demo_config
 
@@ -47,6 +51,33 @@ def test_a_plan_adds_up(overrides, capsys):
 def test_a_plan_leaves_no_process_group_behind():
     plan_of(demo_config(overrides=["engine.shard=all"]), hardware())
     assert not torch.distributed.is_initialized()
+
+
+def test_a_sweep_costs_what_its_plans_say(tmp_path):
+    (tmp_path / "six.toml").write_text(
+        f'base = "{CONFIGS}/demo/image_adrpo.toml"\n'
+        '[grid]\nseed = [0, 1, 2]\n"algorithm.beta0" = [0.5, 2.0]\n'
+    )
+    runs, asked, machine = runs_of(read_sweep(tmp_path / "six.toml")), [], hardware(1, 1)
+    one = plan_of(demo_config(), machine)
+
+    def plan(config, hardware):
+        asked.append(config.algorithm.beta0)
+        return one
+
+    found = size.size_of(runs, machine, 8, 2, plan)
+    assert asked == [0.5, 2.0]  # seeds are planned once
+    assert found.runs == 6 and found.nodes == Fraction(1, 8)
+    assert found.gpu_hours == pytest.approx(6 * one.gpu_hours)
+    assert found.hours == pytest.approx(3 * one.gpu_hours)
+    trained = sum(i.bytes for i in one.items if i.name == "policy: Adam's moments") // 8
+    weights_and_moments = 12 * trained
+    assert found.bytes == 6 * one.disk_bytes == 6 * weights_and_moments * 2 > 0  # of 1 iteration
+    text = size.line(found)
+    assert text.startswith("6 runs · 1/8 node each · ") and " hours at 2 at once · " in text
+    small = replace(one, usable=one.peak.bytes - 1)
+    with pytest.raises(DoesNotFitError, match=r"element #0 seed=0 beta0=0.5 does not fit.*--set"):
+        size.size_of(runs, machine, 1, 1, lambda config, hardware: small)
 
 
 def test_ranks_without_work_are_warned_of():

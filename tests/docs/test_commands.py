@@ -16,6 +16,8 @@ from adrpo_scale.cli.main import app
 from adrpo_scale.core.errors import AdrpoError
 from adrpo_scale.evaluation.mmau.evaluate import load_settings
 from adrpo_scale.run.load import load_config
+from adrpo_scale.run.sweep import read_sweep
+from adrpo_scale.run.sweep_runs import runs_of
 from docs import generate
 from tests.docs.test_settings import is_known
 from tests.support.pages import (
@@ -32,8 +34,8 @@ from tests.support.pages import (
 ELSEWHERE = {"pip", "cp", "git", ".", "cd", "tail", "scancel", "tensorboard", "pre-commit"}
 SBATCH = {"--nodes", "--time", "--array", "--mail-type", "--dependency", "--gpus-per-node"}
 SBATCH |= {"--gres", "--signal", "--exclude", "--job-name"}
-JOBS = {"slurm/train.sbatch": "train", "slurm/export.sbatch": "export"}
-USERS = {"CONFIG", "A", "B", "my_run.toml"}  # configs that a reader writes
+JOBS = {f"slurm/{name}.sbatch": name for name in ("train", "sweep", "export")}
+USERS = {"CONFIG", "FILE", "A", "B", "my_run.toml", "my_sweep.toml"}  # configs that a reader writes
 
 
 def fault(words: list[str]) -> str | None:
@@ -111,6 +113,10 @@ def check_command(words: list[str]) -> None:
     keys = [] if shipped else [text.partition("=")[0] for text in overrides]
     for key in [*keys, *values.get("allow_change", [])]:
         assert is_known(key), f"{key} is no setting"
+    sweeps = [path for path in (values.get("file"), values.get("sweep")) if path is not None]
+    for path in sweeps:
+        if str(path) not in USERS:
+            runs_of(read_sweep(ROOT / path))
     for path in shipped:
         if command.name == "evaluate":
             load_settings(ROOT / path, overrides, Path("data"))

@@ -21,6 +21,7 @@ from tests.support.waiting import wait_until
 ROOT = Path(__file__).parents[2]
 LAUNCHERS = sorted((ROOT / "launchers").glob("*.sh"))
 SCRIPTS = [*LAUNCHERS, *sorted((ROOT / "slurm").glob("*.sbatch"))]
+JOBS = ("train", "sweep")  # scripts whose body is slurm/job.sh
 NODE = ROOT / "launchers/node.sh"
 SHOW = 'echo "$RANK/$WORLD_SIZE $LOCAL_RANK/$LOCAL_WORLD_SIZE $MASTER_ADDR $OMP_NUM_THREADS"'
 
@@ -42,7 +43,7 @@ def by_name(path: Path) -> str:
     return path.name
 
 
-@pytest.mark.parametrize("script", SCRIPTS, ids=by_name)
+@pytest.mark.parametrize("script", [*SCRIPTS, ROOT / "slurm/job.sh"], ids=by_name)
 def test_shellcheck_has_nothing_to_say(script):
     if shutil.which("shellcheck") is None and "ADRPO_REQUIRE_SLURM" not in os.environ:
         pytest.skip("shellcheck is not installed")
@@ -65,8 +66,9 @@ def test_without_arguments_a_script_says_how_it_is_used(script):
     assert script.name in text and ("CONFIG" in text or "RUN" in text or "configs/" in text), text
 
 
-def test_a_job_submitted_from_elsewhere_says_where_to_submit_it(tmp_path):
-    script = ROOT / "slurm/train.sbatch"
+@pytest.mark.parametrize("name", JOBS)
+def test_a_job_submitted_from_elsewhere_says_where_to_submit_it(tmp_path, name):
+    script = ROOT / f"slurm/{name}.sbatch"
     env = environment(SLURM_SUBMIT_DIR=str(tmp_path))
     done = subprocess.run(["bash", str(script), "x.toml"], env=env, capture_output=True, text=True)
     assert done.returncode == 2 and "in the checkout's folder: sbatch" in done.stderr
@@ -187,9 +189,10 @@ def test_local_starts_as_many_processes_as_asked_for(tmp_path):
     assert len(lines) == 4
 
 
-def test_the_script_names_what_it_asks_slurm_for():
+@pytest.mark.parametrize("name", JOBS)
+def test_the_script_names_what_it_asks_slurm_for(name):
     """Settings without which a job is lost: its log, its requeue, its signal."""
-    options = re.findall(r"^#SBATCH (\S+)", (ROOT / "slurm/train.sbatch").read_text(), re.M)
+    options = re.findall(r"^#SBATCH (\S+)", (ROOT / f"slurm/{name}.sbatch").read_text(), re.M)
     assert {"--requeue", "--open-mode=append", "--signal=B:USR1@300"} <= set(options)
     assert not [
         o for o in options if o.startswith(("--ntasks", "--nodes", "--partition", "--time"))

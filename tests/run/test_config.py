@@ -14,8 +14,11 @@ from adrpo_scale.run.config_view import differences, entries, schema
 from adrpo_scale.run.load import assign, load_config, parse_config, parse_override
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-# mmau.toml is of `evaluate`, not of a run; tests/evaluation/test_mmau.py reads it.
-SHIPPED = sorted(path for path in CONFIGS.rglob("*.toml") if path.stem != "mmau")
+# mmau.toml is of `evaluate`, not of a run; tests/evaluation/test_mmau.py reads it. Sweeps are read
+# by test_sweep.py.
+SHIPPED = sorted(
+    path for path in CONFIGS.rglob("*.toml") if path.stem != "mmau" and path.parent.name != "sweeps"
+)
 ADRPO, DPO = CONFIGS / "demo" / "image_adrpo.toml", CONFIGS / "demo" / "image_dpo.toml"
 # What the configs of one task may differ in beside [algorithm]: DPO and RAFT collapse at the
 # others' rate.

@@ -9,9 +9,9 @@ LONGEST = 120.0  # seconds after which it will not come any more
 BETWEEN = 0.01
 
 
-def wait_until(condition: Callable[[], object], what: str) -> None:
+def wait_until(condition: Callable[[], object], what: str, seconds: float = LONGEST) -> None:
     """Returns once `condition()` holds; AssertionError with `what` where it never does."""
-    end = time.monotonic() + LONGEST
+    end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, f"{what} did not come in {LONGEST:.0f} s"
+        assert time.monotonic() < end, f"{what} did not come in {seconds:.0f} s"
         time.sleep(BETWEEN)

@@ -113,7 +113,8 @@ class Plan:
     run, which chooses it on such a machine.
     rows: samples that the fullest rank generates in an iteration. micro_batches: those of one
     optimizer step. cache_bytes: what the first start adds to the cache on disk;
-    None: nothing, or not known here. unit: rows that stay together, the least micro-batch.
+    None: nothing, or not known here. disk_bytes: of the checkpoints that the run keeps. unit: rows
+    that stay together, the least micro-batch.
     not_counted: parts of the run whose memory and time are in none of the figures.
     """
 
@@ -143,6 +144,7 @@ class Plan:
     jobs: int | None = None
     change: Change | None = None
     cache_bytes: int | None = None
+    disk_bytes: int | None = None
     not_counted: Sequence[str] = ()
     warnings: Sequence[str] = ()
     assumptions: Sequence[str] = field(default=())

@@ -17,6 +17,7 @@ from adrpo_scale.cluster.plan.calibrate import calibrated, trial_run
 from adrpo_scale.cluster.plan.chunks import in_force
 from adrpo_scale.cluster.plan.communication import traffic_of
 from adrpo_scale.cluster.plan.dealing import RankLoad, load_of, warnings_of
+from adrpo_scale.cluster.plan.disk import checkpoints_bytes
 from adrpo_scale.cluster.plan.memory import Held
 from adrpo_scale.cluster.plan.times import BANDWIDTH, DISK, times_of
 from adrpo_scale.cluster.plan.workload import not_counted, workload_of
@@ -78,6 +79,7 @@ def _predicted(config: RunConfig, hardware: Hardware, name: str) -> Plan:
         largest_rollout_chunk=largest,
         rollout_chunk=config.domain.chunk,
         chunk_is_auto=is_auto,
+        disk_bytes=checkpoints_bytes(config, what.policy.trained),
         not_counted=not_counted(config, work),
         warnings=warnings_of(config, hardware, load),
         assumptions=_assumptions(config, hardware, work, load),

@@ -43,23 +43,26 @@ def show(runs: Sequence[Path], as_json: bool) -> int:
 
 def statuses(runs: Sequence[Path]) -> list[Status | RunFolderError]:
     """The status of each run, or its error; the queue is asked once for all jobs."""
-    found = [_read(run) for run in runs]
-    known = [facts for facts in found if isinstance(facts, RunFacts)]
-    jobs = {facts.run: _job(facts) for facts in known}
-    entries = queue.ask(job for job in jobs.values() if job)
-    return [
-        judge(replace(facts, queue=entries.get(jobs[facts.run] or "")))
-        if isinstance(facts, RunFacts)
-        else facts
-        for facts in found
-    ]
+    found = [facts_of(run) for run in runs]
+    asked = iter(with_queue([facts for facts in found if isinstance(facts, RunFacts)]))
+    return [judge(next(asked)) if isinstance(facts, RunFacts) else facts for facts in found]
 
 
-def _read(run: Path) -> RunFacts | RunFolderError:
+def facts_of(run: Path) -> RunFacts | RunFolderError:
+    """The facts of a run folder, or its error; the queue is not asked."""
     try:
         return folders.read(run)
     except RunFolderError as error:
         return error
+
+
+def with_queue(known: Sequence[RunFacts]) -> list[RunFacts]:
+    """The facts with their entries in Slurm's queue, which is asked once."""
+    jobs = [_job(facts) for facts in known]
+    entries = queue.ask(job for job in jobs if job)
+    return [
+        replace(facts, queue=entries.get(job or "")) for facts, job in zip(known, jobs, strict=True)
+    ]
 
 
 def _job(facts: RunFacts) -> str | None:

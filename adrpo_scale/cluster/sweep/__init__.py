@@ -1,0 +1,1 @@
+"""A sweep beside its runs: what it costs, working through it, its state."""
