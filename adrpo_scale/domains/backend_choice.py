@@ -65,7 +65,7 @@ def build_backend(
     """The back-end of rollouts; a process of its own is started at the first one. dtype: the
     engine's."""
     if config.backend == "in_process":
-        return InProcess(model.ends, model.pad)
+        return InProcess(model.ends, model.pad, config.decoding)
     index = (device.index or 0) if device.type == "cuda" else None
     common = {"folder": str(model.folder), "ends": model.ends, "pad": model.pad}
     common |= {"banned": list(model.banned)}
@@ -74,6 +74,7 @@ def build_backend(
         own = common | {
             "model": config.model,
             "attention": config.attention,
+            "decoding": config.decoding,
             "tied": model.tied(),
             "engine": {
                 "device": device.type,

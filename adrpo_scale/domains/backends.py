@@ -21,6 +21,16 @@ from adrpo_scale.domains.decoding import Generated, SamplingConfig, generate
 from adrpo_scale.domains.generation.process import GenerationProcess
 
 
+def generate_by_graphs(*arguments: Any) -> Generated:
+    """`graph_decoding.generate`; that module imports transformers."""
+    from adrpo_scale.domains import graph_decoding
+
+    return graph_decoding.generate(*arguments)
+
+
+DECODERS: dict[str, Callable[..., Generated]] = {"eager": generate, "graph": generate_by_graphs}
+
+
 class Backend(ABC):
     """The contract of a back-end. is_reproducible: its tokens follow from `uniforms_NT`."""
 
@@ -54,10 +64,11 @@ class Backend(ABC):
 
 
 class InProcess(Backend):
-    """Generation by the policy itself, in its own process and precision."""
+    """Generation by the policy itself, in its own process and precision. decoding: a key of
+    DECODERS."""
 
-    def __init__(self, ends: Sequence[int], pad: int) -> None:
-        self._ends, self._pad = ends, pad
+    def __init__(self, ends: Sequence[int], pad: int, decoding: str = "eager") -> None:
+        self._ends, self._pad, self._decode = ends, pad, DECODERS[decoding]
 
     def sync(self, policy: nn.Module) -> None:
         pass
@@ -72,7 +83,8 @@ class InProcess(Backend):
         audio_N: Sequence[Tensor] | None = None,
     ) -> Generated:
         with evaluating(policy):
-            return generate(policy, prompts, uniforms_NT, sampling, self._ends, self._pad, audio_N)
+            ends, pad = self._ends, self._pad
+            return self._decode(policy, prompts, uniforms_NT, sampling, ends, pad, audio_N)
 
 
 class Elsewhere(Backend):

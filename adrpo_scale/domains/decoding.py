@@ -80,7 +80,7 @@ def generate(
     each prompt's audio tokens, [tokens, H]; the samples of a prompt share one tensor.
     """
     device, rows, steps = uniforms_NT.device, len(prompts), sampling.max_new_tokens
-    logits, cache, mask, positions = _prefill(model, prompts, steps, pad, device, audio_N)
+    logits, cache, mask, positions = prefill(model, prompts, steps, pad, device, audio_N)
     width = mask.shape[1] - steps
     masks = StepMasks(model.config, device, any(len(prompt) < width for prompt in prompts))
     tokens_NT = torch.full((rows, steps), pad, device=device)
@@ -117,7 +117,7 @@ def generate(
     return Generated(tokens_NT, lengths_N, finished_N)
 
 
-def _prefill(
+def prefill(
     model: Any,
     prompts: Sequence[Sequence[int]],
     steps: int,

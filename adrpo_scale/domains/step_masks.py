@@ -19,7 +19,8 @@ class StepMasks:
     scaled-dot-product, transformers goes on to decide."""
 
     def __init__(self, config: Any, device: torch.device, is_padded: bool) -> None:
-        self._is_ready = device.type != "cpu" and _takes_masks(config)
+        is_sdpa = config.get_text_config()._attn_implementation == "sdpa"
+        self._is_ready = device.type != "cpu" and is_sdpa and takes_masks(config)
         self._is_padded = is_padded
 
     def rows_left(self, prompts_NW: Tensor) -> None:
@@ -35,8 +36,8 @@ class StepMasks:
         return mask_NT.bool()[:, None, None] if self._is_padded else None
 
 
-def _takes_masks(config: Any) -> bool:
+def takes_masks(config: Any) -> bool:
+    """True where every layer has full, causal attention. config: of a transformers model."""
     text = config.get_text_config()
     layers = set(getattr(text, "layer_types", None) or ())
-    is_causal = getattr(text, "is_causal", True)
-    return text._attn_implementation == "sdpa" and layers == {"full_attention"} and is_causal
+    return layers == {"full_attention"} and getattr(text, "is_causal", True)

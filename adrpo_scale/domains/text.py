@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from adrpo_scale.algorithms.terms import ExactLikelihoodTerms, LikelihoodTerms, Terms
 from adrpo_scale.algorithms.tokens import per_row
-from adrpo_scale.core.errors import ConfigError, given
+from adrpo_scale.core.errors import given
 from adrpo_scale.core.seeding import Purpose, derive_seed, generator
 from adrpo_scale.core.types import Completion, DrawKey, Prompt, Rows
 from adrpo_scale.domains import logprobs
@@ -34,15 +34,12 @@ from adrpo_scale.domains.export_target import ExportTarget
 from adrpo_scale.domains.given_answers import GivenAnswers
 from adrpo_scale.domains.language_model import LINEAR, WEIGHTS, LanguageModel
 from adrpo_scale.domains.logprobs_check import check_drawn, check_logprobs
+from adrpo_scale.domains.text_checks import check_settings
 from adrpo_scale.domains.text_config import TextConfig
 from adrpo_scale.domains.text_export import chat_target, generate_arguments
 from adrpo_scale.engines.spec import LoraConfig, ModelSpec
 from adrpo_scale.engines.workload import Workload
 from adrpo_scale.hub.weights import SafetensorsFolder, find_model
-
-# Output layers and embeddings as families name them. Log-probabilities and the exact KL take the
-# output layer's own weights, which policy and reference share.
-OUTER = {"lm_head", "embed_out", "embed_tokens", "embed_in", "wte"}
 
 
 class TextDomain(GivenAnswers):
@@ -79,28 +76,10 @@ class TextDomain(GivenAnswers):
         self.folder = find_model(need)
         self.model = self._read_model()
         self.tokenizer = self.model.tokenizer
-        self._check()
+        check_settings(config, self.model.config)
 
     def _read_model(self) -> LanguageModel:
         return LanguageModel(self.folder, self.config.model, self.config.chat)
-
-    def _check(self) -> None:
-        """Raises ConfigError where the settings do not fit the model."""
-        config = self.config
-        longest = config.rollout.max_new_tokens
-        longest = max(longest, config.evaluation.max_new_tokens) + config.chat.max_prompt_tokens
-        limit = getattr(self.model.config, "max_position_embeddings", None)
-        if limit is not None and longest > limit:
-            raise ConfigError(
-                f"domain.chat.max_prompt_tokens + max_new_tokens = {longest}, but {config.model} "
-                f"takes {limit} tokens: lower one of them"
-            )
-        targets = config.lora.targets if config.lora is not None else []
-        if OUTER & {target.rpartition(".")[2] for target in targets}:
-            raise ConfigError(
-                f"domain.lora.targets = {targets}: adapters on the output layer or the embeddings "
-                "are not supported; name linear layers of the blocks"
-            )
 
     def rules(self) -> dict[str, Any]:
         return self.model.rules()
@@ -158,7 +137,7 @@ class TextDomain(GivenAnswers):
         self.device, self.dtype = device, dtype
         self._prepare_prompts(prompts)
         self._greedy = self.config.evaluation.model_copy(update={"temperature": 0.0})
-        self._in_process = InProcess(self.model.ends, self.model.pad)
+        self._in_process = InProcess(self.model.ends, self.model.pad, self.config.decoding)
         self._logprobs_checked = self._backend_checked = False
 
     def _prepare_prompts(self, prompts: Sequence[Prompt]) -> None:

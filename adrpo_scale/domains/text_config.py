@@ -39,6 +39,14 @@ class TextConfig(DomainConfig):
     attention: Literal["sdpa", "eager", "flash_attention_2"] = setting(
         "sdpa", "implementation of attention", effect="rounding"
     )
+    decoding: Literal["eager", "graph"] = setting(
+        "eager",
+        "how a token's pass runs in this program. graph: launched as one CUDA graph, several times "
+        "faster where launches bound it; needs sdpa and full attention in every layer. On a CPU "
+        "the same passes, one by one",
+        effect="rounding",
+        before="eager",
+    )
     backend: Literal["in_process", "vllm", "process"] = setting(
         "in_process",
         "the program that draws rollouts: the policy; vllm, not reproducible to the bit; or a copy "
@@ -70,6 +78,11 @@ class TextConfig(DomainConfig):
                 'backend = "process" with train = "lora": merged adapters round otherwise, so the '
                 'tokens would not be the policy\'s; set backend = "in_process", or "vllm", which '
                 "corrects the loss"
+            )
+        if self.decoding == "graph" and self.attention != "sdpa":
+            raise ValueError(
+                f'decoding = "graph" with attention = "{self.attention}": its masks are those of '
+                'sdpa; set attention = "sdpa", or decoding = "eager"'
             )
         if self.rollout.temperature == 0:
             raise ValueError(

@@ -84,6 +84,7 @@ def tokens_workload(
                 partial(_decode, length=prompt + new),
                 new,
                 has_cache=True,
+                is_captured=config.decoding == "graph",
                 found=partial(full_cache, length=prompt + new - 1),
             ),
         ),
@@ -112,7 +113,7 @@ def _beside(model: Any, tokens: int, spec: ModelSpec) -> Beside:
 
 
 def _prefill(model: Any, rows: int, length: int, inputs: Inputs) -> Any:
-    """As `decoding._prefill`: each different prompt once."""
+    """As `decoding.prefill`: each different prompt once."""
     from transformers import DynamicCache
 
     return model(

@@ -62,7 +62,8 @@ class Step:
     """One kind of forward pass of a rollout.
 
     times: passes for each chunk of samples. per_group: its rows are the chunk's different prompts.
-    has_cache: its call returns a cache that grows with the sample. found: makes what a pass finds
+    has_cache: its call returns a cache that grows with the sample. is_captured: its kernels are
+    launched as one graph. found: makes what a pass finds
     there already, with the same arguments; the work of it is not the pass's.
     """
 
@@ -71,6 +72,7 @@ class Step:
     times: int
     per_group: bool = False
     has_cache: bool = False
+    is_captured: bool = False
     found: Call | None = None
 
 

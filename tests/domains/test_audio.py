@@ -171,7 +171,7 @@ def test_equal_tokens_with_another_clip_are_another_prompt(parts):
     assert not torch.allclose(*audio_of)
     uniforms = torch.zeros(2, 1)
     ids = [parts.domain._tokens(p.id) for p in (first, third)]
-    logits = decoding._prefill(parts.policy.eval(), ids, 1, 0, uniforms.device, audio_of)[0]
+    logits = decoding.prefill(parts.policy.eval(), ids, 1, 0, uniforms.device, audio_of)[0]
     parts.policy.train()
     assert not torch.allclose(logits[0], logits[1], atol=1e-3)
 

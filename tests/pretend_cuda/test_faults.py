@@ -260,7 +260,7 @@ def places(name, old):
 
 @pytest.mark.parametrize(
     ("name", "occurrence"),
-    [(n, k) for n in ("generate", "_prefill") for k in places(n, ", device=device")],
+    [(n, k) for n in ("generate", "prefill") for k in places(n, ", device=device")],
 )
 def test_any_tensor_of_the_decoding_made_without_its_device_is_caught(
     name, occurrence, monkeypatch

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from adrpo_scale.core.errors import WeightsError
-from adrpo_scale.domains.decoding import SamplingConfig, generate
+from adrpo_scale.domains.backends import DECODERS
+from adrpo_scale.domains.decoding import SamplingConfig
 from adrpo_scale.domains.generation.generator import Generator
 from adrpo_scale.domains.language_model import WEIGHTS, language_model_spec, read_config
 from adrpo_scale.engines.base import OptimizerConfig
@@ -29,6 +30,7 @@ class Own(Generator):
         engine = Fsdp2Engine(Fsdp2Config(**settings["engine"]), OptimizerConfig(), 0)
         self._device, self._model = engine.device, engine.build_frozen(spec)
         self._ends, self._pad = settings["ends"], settings["pad"]
+        self._decode = DECODERS[settings["decoding"]]
 
     @torch.no_grad()
     def load(self, weights: Iterator[tuple[str, Tensor]]) -> None:
@@ -53,7 +55,8 @@ class Own(Generator):
     ) -> dict[str, Tensor]:
         sampling = SamplingConfig(**request["sampling"])
         uniforms = tensors["uniforms"].to(self._device)
-        made = generate(self._model, request["prompts"], uniforms, sampling, self._ends, self._pad)
+        prompts, ends, pad = request["prompts"], self._ends, self._pad
+        made = self._decode(self._model, prompts, uniforms, sampling, ends, pad)
         return {
             "tokens": made.tokens_NT.cpu(),
             "lengths": made.lengths_N.cpu(),

@@ -161,22 +161,34 @@ def _graph(case: Case, trainer: Trainer, rows: int, eager: float) -> dict[str, A
     }
 
 
+def decoded_by(trainer: Trainer, how: str) -> None:
+    """Makes the trainer's domain draw by another `domain.decoding`."""
+    domain: Any = trainer.domain
+    domain.config = domain.config.model_copy(update={"decoding": how})
+    domain.__dict__.pop("_backend", None)  # made at the first rollout
+
+
 def by_rows(case: Case, trainer: Trainer) -> None:
-    """Notes what more rows in one pass cost: where the host bounds a token, next to nothing."""
-    few, many, all_rows = case.size((8, 24, (8, 32, 128, 512)), (1, 3, (4, 8)))
-    found: dict[int, dict[str, float]] = {}
-    for rows in all_rows:
-        _sampled(trainer, few, rows)
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
-        token = _per_token(trainer, few, many, rows)
-        found[rows] = {"ms_a_token": token, "tokens_per_second": 1e3 * rows / token}
-        if torch.cuda.is_available():
-            found[rows]["peak_gb"] = torch.cuda.max_memory_allocated() / 1e9
-        case.note(rows=found)
-    first, last = (found[rows]["tokens_per_second"] for rows in (all_rows[0], all_rows[-1]))
-    # On a CPU of a dry run a token of more rows may cost as much more.
-    case.check("more rows a pass give more tokens a second", last > first or case.is_dry, last)
+    """Notes what more rows in one pass cost, eagerly and by CUDA graphs."""
+    few, many, all_rows = case.size((12, 28, (8, 32, 128, 512)), (1, 3, (4, 8)))
+    rates: dict[str, list[float]] = {}
+    for how in ("eager", "graph"):
+        decoded_by(trainer, how)
+        found: dict[int, dict[str, float]] = {}
+        for rows in all_rows:
+            _sampled(trainer, few, rows)
+            if torch.cuda.is_available():
+                torch.cuda.reset_peak_memory_stats()
+            token = _per_token(trainer, few, many, rows)
+            found[rows] = {"ms_a_token": token, "tokens_per_second": 1e3 * rows / token}
+            if torch.cuda.is_available():
+                found[rows]["peak_gb"] = torch.cuda.max_memory_allocated() / 1e9
+            case.note(**{how: found})
+        rates[how] = [one["tokens_per_second"] for one in found.values()]
+        good = rates[how][-1] > rates[how][0] or case.is_dry  # a CPU may need as much more time
+        case.check(f"{how}: more rows a pass give more tokens a second", good, rates[how])
+    faster = [graph / eager for eager, graph in zip(*rates.values(), strict=True)]
+    case.check("graphs are faster", min(faster) > 1 or case.is_dry, faster)
 
 
 def adapters(case: Case, trainer: Trainer) -> None:

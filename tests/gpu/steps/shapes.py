@@ -76,6 +76,10 @@ def sd3(case: Case) -> None:
     _measured(case, config)
 
 
+def _with(config: RunConfig, **domain: Any) -> RunConfig:
+    return config.model_copy(update={"domain": config.domain.model_copy(update=domain)})
+
+
 def _omni(case: Case) -> RunConfig:
     layers, vocabulary, seconds = case.size((28, 152064, 10.0), (2, 8192, 2.0))
     return omni_config(case.models / "omni", layers, vocabulary, seconds)
@@ -97,6 +101,11 @@ def omni(case: Case) -> None:
     place = case.models / OMNI_PLAN
     plan = pickle.loads(place.read_bytes()) if place.exists() else None
     _measured(case, _omni(case), decoding.adapters, plan)
+
+
+def omni_graph(case: Case) -> None:
+    """The same two iterations, decoded by CUDA graphs."""
+    _measured(case, _with(_omni(case), decoding="graph"))
 
 
 def _qwen3(case: Case) -> RunConfig:
@@ -125,3 +134,8 @@ def qwen3_rows(case: Case) -> None:
 
 def qwen3(case: Case) -> None:
     _measured(case, _qwen3(case))
+
+
+def qwen3_graph(case: Case) -> None:
+    """The same two iterations, decoded by CUDA graphs."""
+    _measured(case, _with(_qwen3(case), decoding="graph"))

@@ -38,6 +38,8 @@ ONE_GPU = (
     Step("resume_image", "bit-exact resume in bf16", "resume:run", 150, ("image",)),
     Step("resume_text", "bit-exact resume in bf16", "resume:run", 150, ("text",)),
     Step("resume_audio", "bit-exact resume in bf16", "resume:run", 150, ("audio",)),
+    Step("graphs_text", "CUDA graphs draw the same tokens", "graphs:run", 120, ("text",)),
+    Step("graphs_audio", "CUDA graphs draw the same tokens", "graphs:run", 120, ("audio",)),
     Step(
         "resume_average",
         "the same with a moving average as the reference",
@@ -65,7 +67,9 @@ ONE_GPU = (
     Step("qwen3_rows", "Qwen3-0.6B's shape: rows a pass", "shapes:qwen3_rows", 90, alone=True),
     Step("sd3", "SD3-medium's shape in 44.7 GiB", "shapes:sd3", 90, alone=True),
     Step("omni", "the 7B thinker's shape in 44.7 GiB", "shapes:omni", 150, alone=True),
+    Step("omni_graph", "the same by CUDA graphs", "shapes:omni_graph", 150, alone=True),
     Step("qwen3", "Qwen3-0.6B's shape: two iterations", "shapes:qwen3", 150, alone=True),
+    Step("qwen3_graph", "the same by CUDA graphs", "shapes:qwen3_graph", 150, alone=True),
     Step("dice", "the dice demo, whole", "dice:run", 150, alone=True),
     Step("pytest", "tests/gpu as pytest runs it", "machine:pytest", 120, alone=True),
 )
