@@ -13,7 +13,7 @@ over masked columns too. A CPU computes the same passes one by one.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -74,7 +74,7 @@ class Batch:
     first_n: Tensor
     step: Tensor
     place: Tensor
-    layers: Sequence[FixedLayer]
+    layers: list[FixedLayer]
     ending: Tensor
     pad: int
 
@@ -105,24 +105,24 @@ class Batch:
         self.step.add_(1)
         self.place.add_(1)
 
-    def of_rows(self, kept: Tensor, columns: int) -> Batch:
-        """The rows `kept` (int64, in order), with so many columns of cache."""
+    def moved(self, kept: Tensor, columns: int) -> Batch:
+        """The rows `kept` (int64, in order), with so many columns of cache. This batch loses its
+        layers one by one, so that the cache is never there twice."""
         whole = ("logits_nV", "uniforms_nT", "tokens_nT", "lengths_n", "finished_n", "first_n")
         tensors = {name: getattr(self, name)[kept] for name in whole}
-        layers = [
-            FixedLayer(
-                grown(layer.keys, kept, columns), grown(layer.values, kept, columns), self.place
-            )
-            for layer in self.layers
-        ]
-        return Batch(
-            **tensors,
-            step=self.step,
-            place=self.place,
-            layers=layers,
-            ending=self.ending,
-            pad=self.pad,
-        )
+        layers: list[FixedLayer] = []
+        while self.layers:
+            old = self.layers.pop(0)
+            keys, values = (grown(states, kept, columns) for states in (old.keys, old.values))
+            layers.append(FixedLayer(keys, values, self.place))
+        return replace(self, layers=layers, **tensors)
+
+
+def given_up(layer: Any) -> tuple[Tensor, Tensor]:
+    """Keys and values of a layer of another cache, which no longer holds them."""
+    states = layer.keys, layer.values
+    layer.keys = layer.values = None
+    return states
 
 
 def grown(states: Tensor, kept: Tensor, columns: int) -> Tensor:
@@ -158,18 +158,17 @@ def generate(
         first_n=width - lengths,
         step=torch.zeros(1, dtype=torch.int64, device=device),
         place=place,
-        layers=[FixedLayer(layer.keys, layer.values, place) for layer in cache.layers],
+        layers=[FixedLayer(*given_up(layer), place) for layer in cache.layers],
         ending=torch.tensor(list(ends), dtype=torch.int64, device=device),
         pad=pad,
     )
-    del cache
     made = Generated(batch.tokens_nT.clone(), batch.lengths_n.clone(), batch.finished_n.clone())
     here = kept = torch.arange(rows, device=device)  # the rows of the batch; places in it
     passes = steps - 1  # after the last token there is none
     for begin in range(0, max(passes, 1), GRAPH_TOKENS):
         end = min(begin + GRAPH_TOKENS, passes)
         columns = -(-(width + end) // ALIGNED) * ALIGNED
-        batch, here = batch.of_rows(kept, columns), here[kept]
+        batch, here = batch.moved(kept, columns), here[kept]
         left = run(batch, model, sampling, end - begin)
         if left and end == passes:
             batch.choose(sampling)

@@ -35,9 +35,10 @@ _NO_KERNEL = {
 
 class Live(TorchDispatchMode):
     """Counts inside a `with` block. now, peak: bytes of living storages that were made inside, and
-    their maximum, with what cuDNN copies for a convolution (8.59 GB for a decode of SD3's VAE, as
-    measured on an H100; 6.44 without the copies). operators: calls that launch a kernel. flops: by
-    torch's own formulas."""
+    their maximum, with what cuDNN may copy for a convolution: 10.20 GB for a decode of SD3's VAE,
+    where 10.21 were measured without TF32 and 8.59 with it, for which cuDNN has a kernel more that
+    copies nothing (H100 and H200). operators: calls that launch a kernel. flops: by torch's own
+    formulas."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -72,7 +73,7 @@ class Live(TorchDispatchMode):
             if storage._cdata not in given or storage._cdata in self._sizes:
                 self._track(storage, storage.nbytes())
         if operator is torch.ops.aten.convolution:
-            # cuDNN computes with channels last, in copies of input and result that it frees again.
+            # cuDNN mostly computes with channels last, in copies of input and result that it frees again.
             copies = (
                 args[0].numel() * args[0].element_size() + result.numel() * result.element_size()
             )

@@ -105,8 +105,12 @@ def run(case: Case) -> None:
     planned = rehearsal.frozen_cost(config, vae, vae.rows).at(vae.rows).peak
     case.note(decode_planned=planned)
     _transformer(case, config, work)
-    measured = case.findings.figures["decode"]["as the run"]["bytes"]
-    case.check("the decode is within a tenth of plan", abs(planned / measured - 1) < 0.1, measured)
+    decode = case.findings.figures["decode"]
+    most, run = decode["without TF32"]["bytes"], decode["as the run"]["bytes"]
+    near = abs(planned / most - 1) < 0.1
+    case.check("the decode without TF32 is within a tenth of plan", near, most)
+    # With TF32 cuDNN has kernels more, of which some copy nothing.
+    case.check("the decode of the run is no larger than plan", run < 1.1 * planned, run)
 
 
 def _decode(case: Case, model: nn.Module, decode: Call, rows: int) -> None:
