@@ -73,7 +73,7 @@ class Live(TorchDispatchMode):
             if storage._cdata not in given or storage._cdata in self._sizes:
                 self._track(storage, storage.nbytes())
         if operator is torch.ops.aten.convolution:
-            # cuDNN mostly computes with channels last, in copies of input and result that it frees again.
+            # cuDNN mostly computes with channels last, in copies of input and result.
             copies = (
                 args[0].numel() * args[0].element_size() + result.numel() * result.element_size()
             )
