@@ -32,8 +32,8 @@ def evaluation_rows(path: Path) -> list[Row]:
 
 def prompt_rows(path: Path) -> list[Row]:
     """One row a split and evaluation, by iteration: `iteration`, `split`, `weights`, `prompts` [P]
-    (texts), and `metrics`, by name a `mean` [P], and `std` [P] where there is one; of numbers and
-    None. [] in a folder of before."""
+    (texts), and `metrics`, by name a `mean` [P], `n` [P], and `std` [P] where there is one; of
+    numbers and None. [] in a folder of before."""
     return _unique(path, _has_prompts, lambda row: str([row["iteration"], row["split"]]))
 
 
@@ -51,10 +51,10 @@ def _has_prompts(row: Mapping[str, Any]) -> bool:
 
 
 def _are_columns(columns: Any, length: int) -> bool:
-    """Whether `mean`, and `std` where it is there, are lists of so many numbers."""
+    """Whether `mean` and `n`, and `std` where it is there, are lists of so many numbers."""
     if not isinstance(columns, dict):
         return False
-    lists = [columns.get("mean"), *([columns["std"]] if "std" in columns else [])]
+    lists = [columns.get("mean"), columns.get("n"), columns.get("std", columns.get("mean"))]
     return all(
         isinstance(values, list) and len(values) == length and all(map(_is_number, values))
         for values in lists

@@ -45,7 +45,8 @@ Metric = tuple[str, str, float | None, float | None]
 class Provenance:
     """The facts that a checkpoint and its run's folder hold. settings: all, by dotted path.
     evaluated: the iteration of `metrics`; None without any. rewards: name → count, mean, m2 (sum of
-    squared deviations), min, max. origin: the iteration and run that training started from."""
+    squared deviations), min, max. origin: the iteration and run that training started from.
+    prompts: the evaluated ones, with a hash; "" where they were not kept."""
 
     run: str
     iteration: int
@@ -57,6 +58,7 @@ class Provenance:
     evaluated: int | None
     rewards: Mapping[str, Mapping[str, float]]
     origin: str | None
+    prompts: str = ""
 
 
 @dataclass(frozen=True)
@@ -216,9 +218,9 @@ def _results(source: Provenance) -> str:
         for metric, split, before, after in source.metrics
     ]
     header = ["metric", "prompts", "base model", f"iteration {source.evaluated}"]
-    return f"{text}\n\nEvaluation on fixed prompts with a fixed seed, of {which}:\n\n" + table(
-        [header, *rows]
-    )
+    found = f"{text}\n\nEvaluation on fixed prompts with a fixed seed, of {which}:\n\n"
+    under = f"\n\nPrompts of {inline(source.prompts)}." if source.prompts else ""
+    return found + table([header, *rows]) + under
 
 
 def _std(reward: Mapping[str, float]) -> float:

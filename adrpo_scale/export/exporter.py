@@ -41,6 +41,7 @@ from adrpo_scale.run.build import build_domain, specs_of
 from adrpo_scale.run.compare import base_fault
 from adrpo_scale.run.config import RunConfig
 from adrpo_scale.run.load import overridden, parse_config
+from adrpo_scale.run.prompt_sets import sets_text
 from adrpo_scale.run.tables import metric_order
 
 _SLACK = 4 << 20  # bytes of configs, card and folders
@@ -277,6 +278,7 @@ def _provenance(material: Material, request: Request) -> Provenance:
         evaluated=evaluated,
         rewards=document["rewards"],
         origin=origin and f"iteration {origin['iteration']} of {Path(origin['run']).name}",
+        prompts=sets_text(material.reader.folder.parent.parent) if evaluated is not None else "",
     )
 
 

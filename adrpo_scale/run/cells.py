@@ -15,7 +15,6 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -146,9 +145,9 @@ class Cell:
         means = self.mean_P
         return None if means is None else bootstrap_interval(means[np.isfinite(means)].tolist())
 
-    def of_seeds(self, seeds: Sequence[Any]) -> Cell:
+    def of_seeds(self, seeds: Sequence[str]) -> Cell:
         """The cell of some of its seeds, in their order."""
-        by_seed = {number.run.seed: number for number in self.numbers}
+        by_seed = {number.run.seed_text: number for number in self.numbers}
         return replace(self, numbers=tuple(by_seed[seed] for seed in seeds))
 
 
@@ -176,8 +175,8 @@ def difference(one: Cell, other: Cell) -> Difference:
     """one − other. Of two trained rows the seeds that both have are compared; a row that nobody
     trained is the same for every seed."""
     if one.is_trained and other.is_trained:
-        seeds = [n.run.seed for n in one.numbers]
-        common = [s for s in seeds if s in {n.run.seed for n in other.numbers}]
+        seeds = [n.run.seed_text for n in one.numbers]
+        common = [s for s in seeds if s in {n.run.seed_text for n in other.numbers}]
         if common:
             one, other = one.of_seeds(common), other.of_seeds(common)
         pairs = [a.value - b.value for a, b in zip(one.numbers, other.numbers, strict=False)]

@@ -15,13 +15,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from adrpo_scale.run.cells import Cell, Column, Number, difference, number
-from adrpo_scale.run.evaluated import MEASURES, TASKS, Evaluated, Settings
+from adrpo_scale.run.evaluated import TASKS, Evaluated, Settings
 from adrpo_scale.run.tables import COLUMNS
 
 _SECTION = re.compile(r"(algorithm|domain|engine|rewards\.\d+)\.")  # of a component
 _ABSENT = object()
 _MOST_DIGITS = 6
-BENCHMARK = tuple((f"mmau:{task}", metric) for metric in MEASURES for task in (*TASKS, "total"))
+BENCHMARK = tuple(
+    (f"mmau:{task}", metric) for metric in ("strict", "benchmark") for task in (*TASKS, "total")
+)
 # Of these more is not better.
 _UNRANKED = ("w2_sum", "kl", "entropy", "completion_tokens", "truncated", "unheard")
 
@@ -45,7 +47,7 @@ def table_lines(runs: Sequence[Evaluated]) -> list[Line]:
     groups = by_seed(runs)
     lines = _bases(runs, shown)
     for label, group in zip(labels(groups), groups, strict=True):
-        kept = list({json.dumps(run.seed): run for run in reversed(group)}.values())[::-1]
+        kept = list({run.seed_text: run for run in reversed(group)}.values())[::-1]
         repeated = tuple(run for run in group if not any(run is other for other in kept))
         label = label if len(kept) == len(group) else _relabelled(label, len(group), len(kept))
         is_trained = all(run.is_trained for run in kept)

@@ -9,6 +9,7 @@ the file unchanged.
 from __future__ import annotations
 
 import contextlib
+import json
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -48,6 +49,11 @@ class Evaluated:
     @property
     def seed(self) -> Any:
         return self.settings.get("seed")
+
+    @property
+    def seed_text(self) -> str:
+        """The seed as JSON: a damaged config.json may hold anything."""
+        return json.dumps(self.seed)
 
     @property
     def is_trained(self) -> bool:

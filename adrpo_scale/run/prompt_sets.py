@@ -13,6 +13,7 @@ from pathlib import Path
 from adrpo_scale.core.console import say
 from adrpo_scale.core.errors import AdrpoError
 from adrpo_scale.core.files import replace_json
+from adrpo_scale.core.run_rows import PROMPTS, prompt_rows
 from adrpo_scale.core.types import Prompt
 from adrpo_scale.data.prompt_sets import key_of, overlap, set_hash
 from adrpo_scale.data.prompts import PromptsConfig, build_prompts
@@ -38,6 +39,14 @@ def report_sets(train: Sequence[Prompt], held_out: Sequence[Prompt], run: Path) 
         replace_json(run / FILE, {**sets, "overlap": found.as_json()})
     except OSError as error:
         log.warning("%s cannot be written: %s", run / FILE, error)
+
+
+def sets_text(folder: Path) -> str:
+    """The evaluated prompts of a run, for the line under a table: "train: 12 prompts, set 3f0c…;
+    held_out: …". "" where they were not kept."""
+    last = {row["split"]: row["prompts"] for row in prompt_rows(folder / PROMPTS)}
+    texts = [f"{split}: {len(keys)} prompts, set {set_hash(keys)}" for split, keys in last.items()]
+    return "; ".join(texts)
 
 
 def overlap_text(config: PromptsConfig, tested: Sequence[Prompt]) -> str:

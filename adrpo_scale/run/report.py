@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Iterable, Sequence
 
 from adrpo_scale.core.json_files import read_object
 from adrpo_scale.core.markdown import table
+from adrpo_scale.core.printable import one_line
 from adrpo_scale.data.prompt_sets import set_hash
 from adrpo_scale.run.cells import Cell, Column, Difference, difference
 from adrpo_scale.run.comparison import (
@@ -56,7 +56,7 @@ def report_text(runs: Sequence[Evaluated]) -> str:
     parts = [table(comparison(runs))]
     if lines and shown:
         parts += [table(_errors(lines, shown)), "\n".join(LEGEND)]
-        parts.append("\n".join(f"* {note}" for note in notes(lines, shown)))
+        parts.append("\n".join(f"* {one_line(note)}" for note in notes(lines, shown)))
     return "\n\n".join(parts)
 
 
@@ -130,22 +130,18 @@ def notes(lines: Sequence[Line], shown: Sequence[Column]) -> list[str]:
 def _seeds(lines: Sequence[Line]) -> list[str]:
     found = []
     trained = [line for line in lines if line.is_trained]
-    every = {json.dumps(run.seed): run.seed for line in trained for run in line.runs}
+    every = dict.fromkeys(run.seed_text for line in trained for run in line.runs)
     for line in trained:
-        missing = [seed for key, seed in every.items() if key not in _keys(line)]
+        own = [run.seed_text for run in line.runs]
+        missing = [seed for seed in every if seed not in own]
         if missing:
-            has = ", ".join(str(run.seed) for run in line.runs)
-            lacks = ", ".join(map(str, missing))
+            has, lacks = ", ".join(own), ", ".join(missing)
             found.append(f"unequal seeds: {line.label} has {has} and lacks {lacks}")
         for run in line.repeated:
             found.append(
                 f"seed {run.seed} of {line.label} is there twice: {run.folder.name} is left out"
             )
     return found
-
-
-def _keys(line: Line) -> set[str]:
-    return {json.dumps(run.seed) for run in line.runs}
 
 
 def _prompts(lines: Sequence[Line], shown: Sequence[Column]) -> list[str]:

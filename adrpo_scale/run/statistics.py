@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -50,11 +51,15 @@ def t_interval(values: Sequence[float]) -> Interval | None:
 def bootstrap_interval(values_P: Sequence[float], resamples: int = RESAMPLES) -> Interval | None:
     """Percentile interval of the mean over prompts that are drawn again with replacement; of paired
     differences the paired interval. None for fewer than two values."""
-    values, n = np.asarray(values_P, dtype=np.float64), len(values_P)
-    if n < 2:
-        return None
+    values = tuple(float(value) for value in values_P)
+    return _bootstrap(values, resamples, _AT_ONCE) if len(values) > 1 else None
+
+
+@lru_cache(maxsize=4096)  # a table asks twice: for its marks, and for its errors
+def _bootstrap(values_P: tuple[float, ...], resamples: int, at_once: int) -> Interval:
+    values, n = np.array(values_P), len(values_P)
     draws, means = np.random.default_rng(SEED), []
-    step = max(1, _AT_ONCE // n)
+    step = max(1, at_once // n)
     for start in range(0, resamples, step):
         chosen = draws.integers(0, n, (min(step, resamples - start), n))
         means.append(values[chosen].mean(axis=-1))

@@ -11,6 +11,7 @@ from rich.table import Table
 from adrpo_scale.core.console import say, show
 from adrpo_scale.core.run_rows import EVALUATIONS, Row, evaluation_rows
 from adrpo_scale.run import figures, tables
+from adrpo_scale.run.prompt_sets import sets_text
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +27,9 @@ def summarise(run: Path, lost: str = "") -> None:
             table.add_row(metric, split, _number(before), _number(after), _number(change, "+"))
         show(table)
         say(f"after: mean of the last {tables.LAST} evaluations")
+        sets = sets_text(run)
+        if sets:
+            say(f"prompts: {sets}")
         _draw(rows, run / "curves.png")
     if (run / "samples").is_dir():
         say(f"samples:      {run / 'samples'}")

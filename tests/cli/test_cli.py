@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -133,6 +134,10 @@ def test_train_says_where_the_run_is_first_and_what_came_of_it_last(started):
     assert printed.splitlines()[0] == f"run folder: {run}"
     for text in ("iteration 2/2", "before and after", "curves.png", "tensorboard --logdir"):
         assert text in printed
+    assert re.search(
+        r"prompts: train: 2 prompts, set \w{12}; held_out: 2 prompts, set \w{12}\n", printed
+    )
+    assert "held-out prompts: none of the" in printed  # is among those trained on
     assert "Traceback" not in printed
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import threading
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from adrpo_scale.evaluation.mmau.base import (
 )
 from adrpo_scale.evaluation.mmau.tables import NO_PAPER
 from adrpo_scale.run import train as running
+from adrpo_scale.run.evaluated import read_runs
 from adrpo_scale.run.load import LoadedConfig
 from adrpo_scale.run.registry import DOMAINS
 from tests.support.mmau import (
@@ -333,7 +335,7 @@ def on_ranks(rank, world, run, data, to):
     evaluate.evaluate(of_model(run, Path(data), Path(to)))
 
 
-def test_a_runs_checkpoint_answers_the_same_on_two_processes(tmp_path, monkeypatch):
+def test_a_runs_checkpoint_answers_the_same_on_two_processes(tmp_path, monkeypatch, capsys):
     run, data = tmp_path / "run", small_data(tmp_path / "data")
     config = audio_config(tmp_path / "model", ["iterations=1"])
     running.train(LoadedConfig("small", config, {}), running.TrainOptions(run))
@@ -342,6 +344,14 @@ def test_a_runs_checkpoint_answers_the_same_on_two_processes(tmp_path, monkeypat
     row = rows_of(here / "eval.jsonl")[0]
     assert (row["run"], row["algorithm"], row["iteration"]) == ("run", "adrpo", 1)
     assert "# MMAU test-mini, revision v05.15.25: run@1" in (here / "table.md").read_text()
+    assert re.search(
+        r"questions: (none|\d+) of (the )?\d+ (is|are) among the", capsys.readouterr().out
+    )
+    evaluate.evaluate(of_model(f"{run}@*", data, None))
+    assert "4 answered already" in capsys.readouterr().out  # the same folder; one has no clip
+    (judged,) = read_runs(str(here))  # as `report` takes it: the run, whose prompts are questions
+    assert judged.is_trained and judged.seed == 0 and judged.weights == "raw"
+    assert len(judged.by_prompt[-1]["prompts"]) == len(answers_in(here))
     run_ranks(on_ranks, 2, f"{run}@1", str(data), str(tmp_path / "two"))
     assert answers_in(tmp_path / "two") == answers_in(here)
 

@@ -21,13 +21,15 @@ from adrpo_scale.cluster.status.read import read as read_status
 from adrpo_scale.cluster.status.state import judge
 from adrpo_scale.core.errors import AdrpoError
 from adrpo_scale.core.folder_lock import holder_of
+from adrpo_scale.core.types import Prompt
 from adrpo_scale.run import starts
 from adrpo_scale.run.api import open_run
 from adrpo_scale.run.compare import check_settings
-from adrpo_scale.run.comparison import comparison
 from adrpo_scale.run.cut_prompts import cut_text
 from adrpo_scale.run.evaluated import read_run
 from adrpo_scale.run.folder import cut_back, left_behind
+from adrpo_scale.run.prompt_sets import report_sets
+from adrpo_scale.run.report import report_text, trace
 from adrpo_scale.training.state import Counters, RewardStatistics
 from tests.run.test_find_start import config_of
 from tests.run.test_old_runs import GOLDEN
@@ -35,11 +37,12 @@ from tests.run.test_old_runs import GOLDEN
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 ATTEMPTS = 200
 FILES = ("metrics.jsonl", "eval.jsonl", "lives/01.json", "lock.json", "cut_prompts.json")
-FILES += ("config.json",)
+FILES += ("config.json", "eval_prompts.jsonl", "prompt_sets.json")
 ODD = (None, True, 0, -1, 2**62, 2**70, 1.5, float("nan"), "", "x", "[/x]", "\ud800", "\x1b[2J")
 ODD += ("a" * 5000, [], [None], [[]], {}, {"a": {}}, {"": None})
 BYTES = (b"\n", b"{}", b"[]", b"null", b"NaN", b'"', bytes(30), b"1e999", b"\\ud800", b"9" * 5000)
 CUT = {"model": {"prompts": 3, "encoders": {"a": {"cut": [1]}}, "alike": [[1, 2]]}}
+METRICS = {"reward": {"mean": [1.0, 2.0], "n": [3, 3], "std": [0.5, 0.25]}}
 OWNER = {"token": "x", "host": "a", "pid": 1, "heartbeat_seconds": 10.0, "machine": "m"}
 
 
@@ -54,6 +57,19 @@ def run(tmp_path):
     (older / MANIFEST).write_text(sealed(body))
     (to / "lock.json").write_text(json.dumps(OWNER))
     (to / "cut_prompts.json").write_text(json.dumps(CUT))
+    report_sets([Prompt(0, "a red ring")], [Prompt(1, "A red ring!")], to)
+    lines = [
+        {
+            "iteration": k,
+            "split": split,
+            "weights": "raw",
+            "prompts": ["a", "b"],
+            "metrics": METRICS,
+        }
+        for k in (0, 2)
+        for split in ("train", "held_out")
+    ]
+    (to / "eval_prompts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return to
 
 
@@ -160,11 +176,16 @@ def test_damaged_lines_and_records_are_left_out_by_every_reader(run, seed):
     rng, counts = random.Random(seed), Counter()
     whole = {name: (run / name).read_bytes() for name in FILES}
     record = json.loads(whole["lives/01.json"])
+    by_prompt = [json.loads(line) for line in whole["eval_prompts.jsonl"].splitlines()]
     for _ in range(ATTEMPTS):
         for name, content in whole.items():
             (run / name).write_bytes(noisy(rng, content) if rng.random() < 0.6 else content)
         if rng.random() < 0.5:
             (run / "lives/01.json").write_text(json.dumps(mutated(rng, record)))
+        if rng.random() < 0.5:
+            lines = [mutated(rng, line) for line in by_prompt]
+            written = "".join(json.dumps(line) + "\n" for line in lines)
+            (run / "eval_prompts.jsonl").write_text(written)
         for number, reader in enumerate(readers(run)):
             try:
                 reader()
@@ -182,7 +203,7 @@ def readers(run):
     before = starts.previous_start(run) or {}
     return (
         lambda: open_run(run).config,
-        lambda: comparison([read_run(run)]),
+        lambda: (report_text([read_run(run)]), trace([read_run(run)])),
         lambda: judge(read_status(run)),
         lambda: json.dumps(open_run(run).metrics(), allow_nan=False),
         lambda: open_run(run).starts(),
