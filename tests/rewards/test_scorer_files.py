@@ -13,14 +13,16 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from adrpo_scale.cluster.plan.planner import plan_of
 from adrpo_scale.cluster.plan.rehearsal import frozen_bytes, frozen_cost
 from adrpo_scale.cluster.plan.workload import not_counted, workload_of
 from adrpo_scale.core.errors import ModelNotFoundError, WeightsError
 from adrpo_scale.core.types import Prompt
 from adrpo_scale.rewards.apart import apart
 from adrpo_scale.rewards.calls import rewards_of
+from adrpo_scale.rewards.scorers.base import PRECISIONS
 from adrpo_scale.run.registry import REWARDS
-from tests.support.plans import config_of
+from tests.support.plans import config_of, hardware
 from tests.support.tiny import demo_config, demo_trainer, records
 from tests.support.tiny_scorers import (
     CPU,
@@ -196,6 +198,19 @@ def test_plan_counts_published_scorers_without_their_files(kind):
     held = frozen_bytes(config, model)
     assert abs(held - 2 * PARAMETERS[kind]) < 100_000  # buffers
     assert frozen_cost(config, model, 4).at(4).flops > 4 * 50e9
+
+
+@pytest.mark.slow
+def test_a_whole_plan_has_scorers_in_every_precision(folder):
+    places = f'kind="image_reward", model="{folder / "reward"}", tokenizer="{folder / "bert"}"'
+    sections = [
+        f'{{{places}, dtype="{dtype}", name="{dtype}"}}'
+        for dtype in ("float32", "bfloat16", "float16")
+    ]
+    plan = plan_of(demo_config("adrpo", [f"rewards=[{', '.join(sections)}]"]), hardware())
+    items = {item.name: item.bytes for item in plan.items}
+    whole, *halves = (items[f"reward {dtype}: whole"] for dtype in PRECISIONS)
+    assert halves[0] == halves[1] and 0.45 < halves[0] / whole < 0.6  # ids of positions are whole
 
 
 def test_plan_counts_small_scorers_from_their_files(folder):

@@ -22,9 +22,9 @@ def _gpu(
     name: str, gib: float, bf16: float, fp32: float, hbm_gb: float, link_gb: float, share: float
 ) -> Gpu:
     """gib: total memory that torch reports. bf16, fp32: dense TFLOP/s (fp32 without TF32, torch's
-    default). hbm_gb, link_gb: GB/s; the link's rate is that of large collectives. share: the
-    assumed efficiency."""
-    flops = {"bfloat16": bf16 * 1e12, "float32": fp32 * 1e12}
+    default; float16 has the rate of bfloat16). hbm_gb, link_gb: GB/s; the link's rate is that of
+    large collectives. share: the assumed efficiency."""
+    flops = {"bfloat16": bf16 * 1e12, "float16": bf16 * 1e12, "float32": fp32 * 1e12}
     return Gpu(name, int(gib * GIB), flops, hbm_gb * 1e9, link_gb * 1e9, share, OVERHEAD)
 
 
