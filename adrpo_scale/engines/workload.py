@@ -32,6 +32,7 @@ class Frozen:
     rows: largest number of rows of one call.
     per_clip: its rows are clips, each encoded once on every rank that samples or trains on it.
     host_seconds: CPU seconds of one core to prepare a row for the model.
+    in_training: False for a reward's that evaluations alone call.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Frozen:
     call: Call
     per_clip: bool = False
     host_seconds: float = 0.0
+    in_training: bool = True
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from adrpo_scale.cluster.plan.hardware import GPUS
 from adrpo_scale.cluster.plan.planner import plan_of
 from adrpo_scale.cluster.plan.rehearsal import frozen_bytes, frozen_cost
 from adrpo_scale.cluster.plan.workload import not_counted, workload_of
@@ -200,14 +201,27 @@ def test_plan_counts_published_scorers_without_their_files(kind):
     assert frozen_cost(config, model, 4).at(4).flops > 4 * 50e9
 
 
+def test_plan_knows_the_rate_of_every_precision():
+    assert all(PRECISIONS.keys() <= gpu.flops.keys() for gpu in GPUS.values())
+
+
 @pytest.mark.slow
-def test_a_whole_plan_has_scorers_in_every_precision(folder):
+def test_a_whole_plan_has_scorers_in_every_precision_and_use(folder):
     places = f'kind="image_reward", model="{folder / "reward"}", tokenizer="{folder / "bert"}"'
-    sections = [
-        f'{{{places}, dtype="{dtype}", name="{dtype}"}}'
-        for dtype in ("float32", "bfloat16", "float16")
-    ]
-    plan = plan_of(demo_config("adrpo", [f"rewards=[{', '.join(sections)}]"]), hardware())
+
+    def planned(use):
+        sections = [
+            f'{{{places}, dtype="{dtype}", name="{dtype}", use="{use if place else "training"}"}}'
+            for place, dtype in enumerate(PRECISIONS)
+        ]
+        settings = [f"rewards=[{', '.join(sections)}]", "evaluation.every=10"]
+        return plan_of(demo_config("adrpo", settings), hardware())
+
+    plan, judged = planned("training"), planned("evaluation")
+    # A scorer that evaluations alone ask costs no time in rollouts, and the same in evaluations.
+    seconds = [{time.phase: time.compute for time in each.times} for each in (plan, judged)]
+    assert seconds[1]["reward"] == pytest.approx(seconds[0]["reward"] / 3, rel=0.2)
+    assert seconds[1]["evaluation"] == seconds[0]["evaluation"]
     items = {item.name: item.bytes for item in plan.items}
     whole, *halves = (items[f"reward {dtype}: whole"] for dtype in PRECISIONS)
     assert halves[0] == halves[1] and 0.45 < halves[0] / whole < 0.6  # ids of positions are whole

@@ -8,6 +8,8 @@ rollout precede it.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from adrpo_scale.cluster.plan import rehearsal
 from adrpo_scale.cluster.plan.base import Hardware, PhaseTime, Traffic
 from adrpo_scale.cluster.plan.dealing import (
@@ -44,7 +46,7 @@ def times_of(
     compute: dict[Phase, float] = {
         "load": _load(config, hardware, work, what),
         "rollout": _samples(config, hardware, work, load, what),
-        "reward": _reward(config, hardware, work, judged, load.chunk),
+        "reward": _reward(config, hardware, _in_training(work), judged, load.chunk),
         "update": _update(config, hardware, load, what)
         + _encoding(config, hardware, work, load.received),
     }
@@ -122,6 +124,11 @@ def _reward(
 ) -> float:
     models = [m for m in work.frozen if m.phase == "reward"]
     return sum(_all(config, hardware, m, samples, min(m.rows, chunk)) for m in models)
+
+
+def _in_training(work: Workload) -> Workload:
+    """The workload without the models that evaluations alone call."""
+    return replace(work, frozen=tuple(m for m in work.frozen if m.in_training))
 
 
 def _all(config: RunConfig, hardware: Hardware, model: Frozen, samples: int, rows: int) -> float:

@@ -52,4 +52,8 @@ def _models(config: RunConfig, tokens: int) -> Iterator[tuple[str, list[Frozen] 
     dtype = DTYPES[config.engine.dtype]
     for number, reward in enumerate(config.rewards):
         held = REWARDS[reward.kind].models(reward, f"rewards.{number}", dtype, tokens)
-        yield reward.label, None if held is None else list(held)
+        trains = reward.use != "evaluation"
+        yield (
+            reward.label,
+            None if held is None else [replace(each, in_training=trains) for each in held],
+        )
