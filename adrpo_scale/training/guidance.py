@@ -29,7 +29,10 @@ MORE_DRAWS = "raise optimizer.draws_per_sample"
 FINER_REWARD = (
     "give a graded reward, partial credit instead of yes or no (glyph_checker: graded = true)"
 )
-SLOWER = "lower optimizer.learning_rate, or raise algorithm.beta0 (beta, where that is its name)"
+SLOWER = (
+    "lower optimizer.learning_rate, or raise algorithm.beta0 (beta, where that is its name; "
+    "regulariser.beta0 of raft; where beta0 is steered, lower regulariser.controller.target)"
+)
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,16 @@ def test_the_old_policy_is_passed_once_for_each_row_or_for_each_of_its_draws(pat
     assert old_passes(once, load_of(once, hardware(4, 2))) == 0
 
 
+def test_the_time_of_these_passes_is_counted():
+    held = [*AWM, "reference.base_coefficient=0.003"]
+    once, often = (
+        plan_of(demo_config(overrides=[*held, f"optimizer.updates={n}"]), hardware())
+        for n in (1, 3)
+    )
+    assert often.seconds_of("rollout") > once.seconds_of("rollout")
+    assert often.seconds_of("update") == pytest.approx(3 * once.seconds_of("update"))
+
+
 def test_a_second_penalty_needs_the_base_of_every_algorithm():
     assert needs_reference(demo_config("raft", ["reference.base_coefficient=0.1"]))
     assert not needs_reference(demo_config("raft", [*EMA, "reference.base_coefficient=0.1"]))
