@@ -54,7 +54,12 @@ def plan(
     from adrpo_scale.cluster.plan.advice import cheapest_change, refusal
     from adrpo_scale.cluster.plan.calibrate import read_trial
     from adrpo_scale.cluster.plan.hardware import build_hardware
-    from adrpo_scale.cluster.plan.planner import check_time_limit, plan_of, with_time_limit
+    from adrpo_scale.cluster.plan.planner import (
+        check_time_limit,
+        plan_of,
+        with_cache,
+        with_time_limit,
+    )
     from adrpo_scale.cluster.preflight.cache import cache_need
     from adrpo_scale.core.console import console
     from adrpo_scale.run.load import load_config
@@ -68,10 +73,9 @@ def plan(
     def planner(changed: RunConfig, machine: Hardware) -> Plan:
         return plan_of(changed, machine, measured, loaded.name)
 
-    found = replace(planner(loaded.config, hardware), cache_bytes=cache_need(loaded.config).bytes)
+    found = with_cache(planner(loaded.config, hardware), cache_need(loaded.config).bytes)
     if found.fits:
-        grace_seconds = loaded.config.checkpoint.grace_seconds
-        _show(with_time_limit(found, time_limit, grace_seconds), as_json)
+        _show(with_time_limit(found, time_limit, loaded.config.checkpoint.grace_seconds), as_json)
         return
     if not as_json:
         _show(found, as_json)

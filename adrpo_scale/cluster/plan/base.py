@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from adrpo_scale.cluster.plan.host import HostItem
 from adrpo_scale.core.errors import ConfigError
 from adrpo_scale.engines.planning import Phase
 
@@ -113,8 +114,8 @@ class Plan:
     run, which chooses it on such a machine.
     rows: samples that the fullest rank generates in an iteration. micro_batches: those of one
     optimizer step. cache_bytes: what the first start adds to the cache on disk;
-    None: nothing, or not known here. disk_bytes: of the checkpoints that the run keeps. unit: rows
-    that stay together, the least micro-batch.
+    None: nothing, or not known here. disk_bytes: of the checkpoints that the run keeps. host: host
+    memory of a node. unit: rows that stay together, the least micro-batch.
     not_counted: parts of the run whose memory and time are in none of the figures.
     """
 
@@ -145,6 +146,7 @@ class Plan:
     change: Change | None = None
     cache_bytes: int | None = None
     disk_bytes: int | None = None
+    host: Sequence[HostItem] = ()
     not_counted: Sequence[str] = ()
     warnings: Sequence[str] = ()
     assumptions: Sequence[str] = field(default=())

@@ -228,6 +228,12 @@ def peaks(items: Sequence[MemoryItem], config: RunConfig, work: Workload) -> lis
     return found
 
 
+def encoders_of(config: RunConfig, work: Workload) -> int:
+    """Bytes of the models that a rank holds only while prompts are embedded."""
+    loading = [model for model in work.frozen if model.placement == "at loading"]
+    return sum(rehearsal.frozen_bytes(config, model) for model in loading)
+
+
 def at_work(work: Workload, *, per_clip: bool) -> tuple[str, ...]:
     """Names of items: models that run before the samples are generated (per_clip), or after."""
     models = [m for m in work.frozen if m.phase == "rollout" and m.per_clip == per_clip]

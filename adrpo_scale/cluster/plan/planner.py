@@ -11,19 +11,21 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from adrpo_scale.cluster.plan import memory, rehearsal
+from adrpo_scale.cluster.plan import memory
 from adrpo_scale.cluster.plan.base import Hardware, MemoryItem, Plan
 from adrpo_scale.cluster.plan.calibrate import calibrated, trial_run
 from adrpo_scale.cluster.plan.chunks import in_force
 from adrpo_scale.cluster.plan.communication import traffic_of
 from adrpo_scale.cluster.plan.dealing import RankLoad, load_of, warnings_of
 from adrpo_scale.cluster.plan.disk import checkpoints_bytes
-from adrpo_scale.cluster.plan.memory import Held
+from adrpo_scale.cluster.plan.host import ENCODERS, HostItem, host_items
+from adrpo_scale.cluster.plan.memory import Held, encoders_of
 from adrpo_scale.cluster.plan.times import BANDWIDTH, DISK, times_of
 from adrpo_scale.cluster.plan.workload import not_counted, workload_of
 from adrpo_scale.core.errors import ConfigError
 from adrpo_scale.domains.base import AUTO
 from adrpo_scale.domains.embedding_ranks import memory_line
+from adrpo_scale.engines.spec import DTYPES
 from adrpo_scale.engines.workload import Workload
 from adrpo_scale.run.config import RunConfig
 
@@ -80,11 +82,18 @@ def _predicted(config: RunConfig, hardware: Hardware, name: str) -> Plan:
         rollout_chunk=config.domain.chunk,
         chunk_is_auto=is_auto,
         disk_bytes=checkpoints_bytes(config, what.policy.trained),
+        host=_host(config, hardware, work, what),
         not_counted=not_counted(config, work),
         warnings=warnings_of(config, hardware, load),
         assumptions=_assumptions(config, hardware, work, load),
     )
     return replace(plan, largest_micro_batch=_largest_micro_batch(config, plan, what, load))
+
+
+def _host(config: RunConfig, hardware: Hardware, work: Workload, what: Held) -> list[HostItem]:
+    ranks, policy = (hardware.world, hardware.gpus_per_node), what.policy
+    elements = policy.whole // DTYPES[config.engine.dtype].itemsize
+    return host_items(config, ranks, encoders_of(config, work), policy.trained, elements)
 
 
 def _trained(config: RunConfig) -> str:
@@ -108,9 +117,9 @@ def _assumptions(
         f"{memory.FRAGMENTATION:.0%} for fragmentation",
     ]
     found += work.assumptions
-    loading = [model for model in work.frozen if model.placement == "at loading"]
-    if loading:
-        found.append(memory_line(sum(rehearsal.frozen_bytes(config, model) for model in loading)))
+    encoders = encoders_of(config, work)
+    if encoders:
+        found.append(memory_line(encoders))
     if work.clips is not None:
         host = sum(model.host_seconds for model in work.frozen)
         found.append(
@@ -147,6 +156,12 @@ def _largest_micro_batch(config: RunConfig, plan: Plan, what: Held, load: RankLo
     most = -(-max(most, unit) // unit) * unit
     largest = min(fitting // unit * unit, most)
     return largest if largest >= unit else None
+
+
+def with_cache(plan: Plan, bytes_to_add: int | None) -> Plan:
+    """Adds what the first start adds to the cache; where that is nothing, no encoder is loaded."""
+    host = [item for item in plan.host if bytes_to_add != 0 or item.name != ENCODERS]
+    return replace(plan, cache_bytes=bytes_to_add, host=host)
 
 
 def check_time_limit(hours: float | None) -> None:

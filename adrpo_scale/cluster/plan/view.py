@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from adrpo_scale.cluster.plan.base import GIB, PhaseMemory, Plan
+from adrpo_scale.cluster.plan.host import host_line, peak_of
 from adrpo_scale.core.console import console
 from adrpo_scale.core.disk_space import size_text
 from adrpo_scale.engines.planning import EVERY
@@ -23,6 +24,7 @@ def facts(plan: Plan) -> dict[str, Any]:
         "iteration_seconds": plan.iteration_seconds,
         "days": plan.days,
         "gpu_hours": plan.gpu_hours,
+        "host_bytes": peak_of(plan.host),
     }
 
 
@@ -35,6 +37,7 @@ def show(plan: Plan) -> None:
     console.print(phase_table(plan))
     _print(_limits(plan))
     _print(_total(plan))
+    _print(f"host memory of a node, beside its processes: {host_line(plan.host)}")
     if plan.cache_bytes:
         _print(
             f"disk: the first start adds {size_text(plan.cache_bytes)} of prompt embeddings to the "

@@ -95,7 +95,8 @@ class GpuFacts:
 @dataclass(frozen=True)
 class NodeFacts:
     """The facts of a node, from its local rank 0. scratch: (folder of temporary files, bytes
-    free). cache: its view of the cache, where the run uses it."""
+    free). cache: its view of the cache, where the run uses it. memory: free bytes of the host's;
+    None where the system does not say."""
 
     environment: Mapping[str, Any]
     folder: FolderFacts | None = None
@@ -104,6 +105,7 @@ class NodeFacts:
     limits: Limits | None = None
     cuda: CudaFacts | None = None
     cache: FolderFacts | None = None
+    memory: int | None = None
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,7 @@ SKIPPABLE = (
     "space",
     "prompts",
     "cache",
+    "memory",
     "scratch",
     "versions",
     "gpus",
@@ -196,7 +197,7 @@ class _Leader:
             return
         needs = config.needs_from_hub()
         self.cache = CacheNeed(None)
-        if self._wants("prompts") or self._wants("cache"):
+        if any(map(self._wants, ("prompts", "cache", "memory"))):
             self.cache = cache_need(config)
         nodes = self._survey(nearest(run), config.engine.device, needs)
         if nodes is None:
@@ -246,6 +247,7 @@ class _Leader:
     def _judge(self, nodes: list[Node], config: Any, run: Path, models: int) -> None:
         from adrpo_scale.cluster.preflight.cache import check_cache, check_prompts
         from adrpo_scale.cluster.preflight.estimate import space_check
+        from adrpo_scale.cluster.preflight.host import check_host
         from adrpo_scale.cluster.preflight.rewards import rewards_check
 
         device = config.engine.device
@@ -258,6 +260,7 @@ class _Leader:
             "space": lambda: space_check(config, run, world),
             "prompts": lambda: check_prompts(self.cache),
             "cache": lambda: check_cache(nodes, self.cache, self._beside(config, run)),
+            "memory": lambda: check_host(nodes, config, self._ranks, self.cache.bytes),
             "scratch": lambda: checks.check_scratch(nodes),
             "versions": lambda: checks.check_versions(nodes),
             "gpus": lambda: gpu_checks.check_gpus(nodes, device),
@@ -265,6 +268,10 @@ class _Leader:
             "clocks": lambda: checks.check_clocks(nodes, self._clock_offsets(nodes)),
         }
         self.checks += [judge() for name, judge in judges.items() if self._wants(name)]
+
+    @property
+    def _ranks(self) -> tuple[int, int]:
+        return self.place.world, self.place.local_world
 
     def _models(self, nodes: list[Node], config: Any, run: Path, number: int) -> Check:
         """Also asks this node, as `train` does, once the models are there: a look-up of one that

@@ -36,6 +36,7 @@ from adrpo_scale.core.caches import cache_root, why_unwritable
 from adrpo_scale.core.disk_space import disk_space
 from adrpo_scale.core.errors import AdrpoError
 from adrpo_scale.core.files import write_new
+from adrpo_scale.core.host_memory import free_host_memory
 from adrpo_scale.core.numbers import natural
 from adrpo_scale.hub.lock import check, damaged, fingerprint
 from adrpo_scale.hub.needs import HubNeed
@@ -67,6 +68,7 @@ def _node_facts(request: Request, place: Place, deadline: float) -> NodeFacts:
         folder=folder_facts(request, place, deadline) if wanted("folder") else None,
         models=_models(needs) if wanted("models") else None,
         scratch=_scratch() if wanted("scratch") else None,
+        memory=free_host_memory() if wanted("memory") else None,
         limits=_limits() if wanted("limits") else None,
         cuda=cuda_facts() if wanted("gpus") and request.device != "cpu" else None,
     )
