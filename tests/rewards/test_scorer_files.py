@@ -167,11 +167,13 @@ def test_weights_of_another_model_are_named(folder, tmp_path, weights, message):
 
 
 def test_a_folder_without_the_weights_is_named(folder, tmp_path):
-    with pytest.raises(ModelNotFoundError, match=r"no weights under other names than ImageReward"):
+    with pytest.raises(
+        ModelNotFoundError, match=r"no ImageReward or model \(.+, and no safetensors"
+    ):
         image_reward(folder, model=str(tmp_path))
     for name in ("a", "b"):
         save_file({"w": torch.ones(1)}, tmp_path / f"{name}.safetensors")
-    with pytest.raises(ModelNotFoundError, match="holds 2 safetensors files"):
+    with pytest.raises(ModelNotFoundError, match="and 2 safetensors files of other names"):
         image_reward(folder, model=str(tmp_path))
 
 

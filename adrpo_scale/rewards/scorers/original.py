@@ -30,11 +30,10 @@ def weights_file(folder: Path, stems: Sequence[str], what: str) -> Path:
     others = sorted(folder.glob("*.safetensors"))
     if len(others) == 1:
         return others[0]
-    there = f"{len(others)} safetensors files" if others else "no weights"
+    there = f"{len(others)} safetensors files of other names" if others else "no safetensors"
     raise ModelNotFoundError(
-        f"{what}: {folder} holds {there} under other names than {' or '.join(stems)} "
-        f"({', '.join(_SUFFIXES)}): put that file there alone, or bring the published model with "
-        "`adrpo-scale prefetch CONFIG`"
+        f"{what}: {folder} has no {' or '.join(stems)} ({', '.join(_SUFFIXES)}), and {there}: put "
+        "that file there, or bring the published model with `adrpo-scale prefetch CONFIG`"
     )
 
 
