@@ -205,9 +205,18 @@ def run(batch: Batch, model: Any, sampling: SamplingConfig, passes: int) -> int:
 
 
 def captured(work: Callable[[], None]) -> Callable[[], None]:
-    """Launches all kernels of `work` at once. Capturing runs none of them."""
+    """Launches all kernels of `work` at once. Capturing runs none of them. Raises RuntimeError
+    where a model does something on the way that a graph cannot hold."""
     graph = torch.cuda.CUDAGraph()
-    # Other threads copy weights for a checkpoint meanwhile, or watch NCCL.
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        work()
+    try:
+        # Other threads copy weights for a checkpoint meanwhile, or watch NCCL.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            work()
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"a token's pass cannot be captured in a CUDA graph ({error}); set "
+            'domain.decoding = "eager"'
+        ) from error
     return graph.replay
