@@ -3,9 +3,9 @@
     python -m benchmarks.five_algorithms [--runs runs/five] [--jobs 1]
 
 Runs `configs/demo/image_*.toml` with three seeds, in one process each, and prints a Markdown table:
-values are means of the last three evaluations (iterations 50, 55, 60), averaged over seeds, ± half
-their range. CPU-seconds are the median over iterations, without evaluations. Finished runs in the
-folder are not repeated.
+values are means of the last three evaluations (iterations 50, 55, 60), averaged over seeds, ± their
+standard error. CPU-seconds are the median over iterations, without evaluations. Finished runs in
+the folder are not repeated.
 """
 
 from __future__ import annotations

@@ -64,7 +64,8 @@ def report(
         print(f"\n{told}")
     if trace is not None:
         make_output_folder(trace.parent)
-        replace_file(trace, trace_text(found).encode(), durable=False)
+        content = trace_text(found).encode("utf-8", "backslashreplace")
+        replace_file(trace, content, durable=False)
     if curves is not None:
         figures.curves([run.rows for run in found], curves)
 

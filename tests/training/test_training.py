@@ -11,6 +11,7 @@ import torch
 
 from adrpo_scale.core import dist
 from adrpo_scale.core.errors import AdrpoError, LimitReached, NonFiniteError
+from adrpo_scale.core.run_rows import PROMPTS, prompt_rows
 from adrpo_scale.core.seeding import Purpose, normal
 from adrpo_scale.core.types import DrawKey
 from adrpo_scale.training.metrics import setup_logging
@@ -236,6 +237,14 @@ def test_evaluation_uses_the_average_and_training_gets_its_weights_back(tmp_path
     rows = records(tmp_path / "run", "eval.jsonl")
     assert {row["iteration"] for row in rows} == {0, 1, 2}
     assert {row["split"] for row in rows} == {"train", "held_out"}
+    assert {row["weights"] for row in rows} == {"ema"}
+    prompts = {(r["iteration"], r["split"]): r for r in prompt_rows(tmp_path / "run" / PROMPTS)}
+    assert len(prompts) == 6 and {r["weights"] for r in prompts.values()} == {"ema"}
+    for row in rows:  # the same numbers, prompt by prompt
+        columns = prompts[row["iteration"], row["split"]]["metrics"][row["metric"]]
+        assert sum(columns["n"]) == row["n"] and len(set(columns["n"])) == 1
+        mean = sum(columns["mean"]) / len(columns["mean"])
+        assert mean == pytest.approx(row["value"], rel=1e-6, abs=1e-9)  # written with seven digits
 
 
 def trains_on_rollout_noise(rank, world, folder):
@@ -276,6 +285,7 @@ def test_two_runs_of_one_config_are_equal_to_the_bit(tmp_path):
     assert records(tmp_path / "0", "eval.jsonl") == [
         row | {"run": "0"} for row in records(tmp_path / "1", "eval.jsonl")
     ]
+    assert records(tmp_path / "0", PROMPTS) == records(tmp_path / "1", PROMPTS) != []
 
 
 def timeless(line):

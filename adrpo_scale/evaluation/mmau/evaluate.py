@@ -316,7 +316,9 @@ def _write(
     parts = zip(questions, answered, judgements, strict=True)
     predictions.write_lines(to / QUESTIONS, [predictions.question_row(*part) for part in parts])
     replace_json(to / "predictions.json", predictions.submission(questions, answers))
-    predictions.write_lines(to / "eval.jsonl", predictions.eval_rows(found, subject.row))
+    weights = {} if subject.row["seed"] is None else {"weights": subject.weights}
+    rows = predictions.eval_rows(found, {**subject.row, **weights})
+    predictions.write_lines(to / "eval.jsonl", rows)
     title = f"MMAU test-mini, revision {benchmark.revision}: {subject.name}"
     notes = [
         f"{len(questions)} of {len(benchmark.questions)} questions, asked as "
