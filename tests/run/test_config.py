@@ -84,17 +84,6 @@ def test_the_configs_of_one_family_differ_in_the_algorithm_alone(path):
     assert other <= FAMILIES[family(path)][1]
 
 
-def test_the_ablation_of_the_clip_range_is_as_the_config_writes_it():
-    """Table 3 of the paper: clip ranges of 0.5, 1 and 2 times beta0."""
-    path = CONFIGS / "omni" / "avqa_adrpo.toml"
-    lines = re.findall(r"^#   (--set .*)$", path.read_text(), re.MULTILINE)
-    found = [load_config(path, line.split("--set ")[1:]).config.algorithm for line in lines]
-    assert [(a.beta0, a.advantage_min, a.advantage_max) for a in found] == [
-        (0.04, -times * 0.04, times * 0.04) for times in (0.5, 1, 2)
-    ]
-    assert found[1] == load_config(path).config.algorithm
-
-
 # ---- messages --------------------------------------------------------------------------------
 
 
