@@ -140,29 +140,42 @@ def comparison(runs: Sequence[Evaluated]) -> list[list[str]]:
     lines = table_lines(runs)
     shown = columns([run for run in runs if run.rows])
     marked = {column: marks(lines, column) for column in shown}
+    finest = {column: _finest(lines, column) for column in shown}
     table = [["", *(f"{metric} ({split})" for split, metric in shown)]]
     for place, line in enumerate(lines):
         cells = []
         for column in shown:
             cell, mark = line.cells.get(column), marked[column].get(place)
             star = {"best": "**", "second": "*"}.get(mark or "", "")
-            text = "–" if cell is None else with_error(cell.mean, cell.seed_error, scale(column))
-            cells.append(f"{star}{text}{star}")
+            cells.append(f"{star}{_text_of(cell, scale(column), finest[column])}{star}")
         table.append([line.label, *cells])
     return table
+
+
+def _finest(lines: Sequence[Line], column: Column) -> int:
+    """The most digits that a row with an error has: a row without one is read beside it."""
+    factor, cells = scale(column), [line.cells.get(column) for line in lines]
+    found = [
+        digits(factor * cell.mean, factor * error)
+        for cell in cells
+        if cell is not None and (error := cell.seed_error) is not None
+    ]
+    return max(found, default=0)
+
+
+def _text_of(cell: Cell | None, factor: float, finest: int) -> str:
+    if cell is None:
+        return "–"
+    value, error = factor * cell.mean, cell.seed_error
+    if error is None:
+        return f"{value:.{max(digits(value), finest)}f}"
+    count = digits(value, factor * error)
+    return f"{value:.{count}f} ± {factor * error:.{count}f}"  # two digits of the error
 
 
 def scale(column: Column) -> float:
     """The factor of the unit that is shown: percent for a benchmark."""
     return 100.0 if column in BENCHMARK else 1.0
-
-
-def with_error(value: float, error: float | None, factor: float = 1.0) -> str:
-    """`1.24 ± 0.03`, with two digits of the error."""
-    value, error = factor * value, None if error is None else factor * error
-    count = digits(value, error)
-    text = f"{value:.{count}f}"
-    return text if error is None else f"{text} ± {error:.{count}f}"
 
 
 def digits(value: float, error: float | None = None) -> int:
