@@ -85,7 +85,7 @@ def test_errors_over_seeds_of_sampling_and_over_prompts_are_kept_apart(tmp_path)
 def test_a_row_without_an_error_has_the_digits_of_those_beside_it(tmp_path):
     names = [made(tmp_path, "a", seed, [gain]) for seed, gain in enumerate((1.0, 1.02))]
     base, trained = (line[1] for line in comparison(read(*names))[1:])
-    assert (base, trained) == ("1.375", "2.739 ± 0.014")  # half of 1.35 · 0.02 is the error
+    assert (base, trained) == ("1.375", "**2.739 ± 0.014**")  # half of 1.35 · 0.02 is the error
 
 
 def test_the_mean_of_the_last_three_evaluations_is_that_of_each_prompt_too(tmp_path):
