@@ -10,7 +10,7 @@ import typer
 
 from adrpo_scale.cli.plan import GbitOption
 from adrpo_scale.cli.preflight import preflight_apart
-from adrpo_scale.core.errors import AdrpoError, ConfigError, exit_code
+from adrpo_scale.core.errors import AdrpoError, ConfigError, StopRequested, exit_code
 
 if TYPE_CHECKING:
     from adrpo_scale.cluster.sweep.state import ElementState
@@ -145,6 +145,7 @@ def _train(sweep: Sweep, number: int, preflight: bool) -> None:
     """One element, in this process and in those that the launcher started beside it."""
     from adrpo_scale.cluster.plan.choice import choose_apart
     from adrpo_scale.cluster.sweep.work import end_with_sweep
+    from adrpo_scale.core import failure
     from adrpo_scale.core.dist import rank_facts
     from adrpo_scale.run import train as running
     from adrpo_scale.run.sweep_record import forget_error, note_error
@@ -161,11 +162,15 @@ def _train(sweep: Sweep, number: int, preflight: bool) -> None:
         if preflight:
             preflight_apart(Path(element.base), element.overrides, found.folder)
         running.train(found.loaded, running.TrainOptions(found.folder, choose=choose_apart))
+    except typer.Exit as end:
+        code, why = end.exit_code, f"preflight ended with exit code {end.exit_code}"
+        raise
     except AdrpoError as error:
         code, why = exit_code(error), str(error)
         raise
-    except typer.Exit as end:
-        code, why = end.exit_code, f"preflight ended with exit code {end.exit_code}"
+    except Exception as error:
+        if not isinstance(error, StopRequested) and not failure.is_lost(error):
+            code, why = 1, f"{type(error).__name__}: {error}"
         raise
     finally:
         if is_main and 0 < code < 85:
@@ -203,6 +208,7 @@ def _work(
         worker.work(waiting)
     print(view.line(states()))
     code = work.exit_code_of(worker.codes, bool(worker.signals))
-    if code:
+    if work.is_accident(code):
         print(f"exit code {code}: the same command goes on", file=sys.stderr)
+    if code:
         raise typer.Exit(code)

@@ -144,7 +144,9 @@ def _axes(name: str, table: Any) -> tuple[dict[str, Axis], list[str]]:
     if not isinstance(table, dict):
         return {}, [f"{name} = {shown(table)}: a table is expected, [{name}]"]
     lists = dict(_lists(table))
-    faults = [fault for key, values in lists.items() if (fault := _fault(f"{name}.{key}", values))]
+    faults = [f for k, values in lists.items() if (f := _fault(f"{name}.{k}", values))]
+    if name == "grid":  # side by side, one list may say a thing twice
+        faults += [f for k, values in lists.items() if (f := _repeated(f"grid.{k}", values))]
     if faults or not lists:
         return {}, faults
     if name == "grid":
@@ -169,13 +171,17 @@ def _lists(table: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]
 def _fault(key: str, values: Any) -> str | None:
     if not isinstance(values, list) or not values:
         return f"{key} = {shown(values)}: a list of values is expected, e.g. [1, 2]"
-    texts = [_text(value) for value in values]
-    twice = next((t for n, t in enumerate(texts) if t in texts[:n]), None)
-    if twice is not None:
-        return f"{key}: {shown(twice, quote=False)} is there twice; give each value once"
     if any(isinstance(value, date | time) for value in _inside(values)):
         return f"{key}: a date is no setting; write it in quotes"
     return None
+
+
+def _repeated(key: str, values: Any) -> str | None:
+    texts = [_text(value) for value in values] if isinstance(values, list) else []
+    twice = next((t for n, t in enumerate(texts) if t in texts[:n]), None)
+    if twice is None:
+        return None
+    return f"{key}: {shown(twice, quote=False)} is there twice; give each value once"
 
 
 def _inside(value: Any) -> Iterator[Any]:

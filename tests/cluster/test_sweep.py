@@ -167,7 +167,7 @@ def test_codes_logs_and_accidents(tmp_path):
 
 @pytest.mark.parametrize(
     ("codes", "was_stopped", "expected"),
-    [([0, 0], False, 0), ([0, 3, 2], False, 2), ([0, 137], False, 85), ([0, 2, 85], True, 85)],
+    [([0, 0], False, 0), ([0, 3, 2], False, 2), ([0, 137], False, 86), ([0, 2, 85], True, 85)],
 )
 def test_the_exit_code_of_all(codes, was_stopped, expected):
     assert work.exit_code_of(dict(enumerate(codes)), was_stopped) == expected

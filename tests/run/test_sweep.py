@@ -55,6 +55,17 @@ def test_the_first_axis_of_the_file_changes_slowest(tmp_path):
     assert config.engine.shard == 1
 
 
+def test_side_by_side_a_list_may_say_a_thing_twice(tmp_path):
+    text = BASE + "[zip]\nseed = [0, 1, 2]\niterations = [9, 9, 5]\n"
+    found = sweep_of(tmp_path, text)
+    assert [one.label for one in found.elements][1:] == [
+        "seed=1 iterations=9",
+        "seed=2 iterations=5",
+    ]
+    with pytest.raises(ConfigError, match="#0 and #1 are one run"):
+        runs_of(sweep_of(tmp_path, BASE + "[zip]\nseed = [1, 1]\niterations = [9, 9]\n"))
+
+
 def test_several_configs_are_the_slowest_axis(tmp_path):
     text = f'base = ["{DEMO}/image_adrpo.toml", "{DEMO}/image_grpo.toml"]\n[grid]\nseed = [4, 5]\n'
     found = sweep_of(tmp_path, text)

@@ -38,6 +38,8 @@ def show(plan: Plan) -> None:
     _print(_limits(plan))
     _print(_total(plan))
     _print(f"host memory of a node, beside its processes: {host_line(plan.host)}")
+    if plan.disk_bytes:
+        _print(f"disk: checkpoints take up to {size_text(plan.disk_bytes)}")
     if plan.cache_bytes:
         _print(
             f"disk: the first start adds {size_text(plan.cache_bytes)} of prompt embeddings to the "

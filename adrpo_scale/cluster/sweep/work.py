@@ -149,13 +149,13 @@ def is_accident(code: int) -> bool:
 
 
 def exit_code_of(codes: Mapping[int, int], was_stopped: bool) -> int:
-    """The exit code of the whole: of an element that failed by itself, the lowest, before that of a
-    stop; 0 where all are done."""
+    """The exit code of the whole: that of a stop, or the lowest of elements that failed by
+    themselves, or that of a lost process where others ended by accident; 0 where all are done."""
     bad = sorted(code for code in codes.values() if code)
     own_faults = [code for code in bad if not is_accident(code)]
-    if was_stopped or not own_faults:
-        return STOPPED if was_stopped or bad else 0
-    return own_faults[0]
+    if was_stopped:
+        return STOPPED
+    return own_faults[0] if own_faults else LOST if bad else 0
 
 
 def environment(env: Mapping[str, str]) -> dict[str, str]:
