@@ -190,7 +190,9 @@ def _work(
     worker = work.Worker(at_once, work.visible_gpus(), lambda line: print(line, flush=True))
 
     def states() -> list[ElementState]:
-        return [one for one in state.states_of(sweep) if one.element.number in numbers]
+        # Not from the queue, in which this job itself still runs.
+        found = state.states_of(sweep, ask_queue=False)
+        return [one for one in found if one.element.number in numbers]
 
     def jobs() -> list[work.Job]:
         waiting = [one.element for one in state.to_do(states(), again)]
