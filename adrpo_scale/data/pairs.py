@@ -7,7 +7,7 @@ pictures both are names of image files.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,18 +26,19 @@ COLUMNS = ("chosen", "rejected")
 T = TypeVar("T")
 
 
-def each_pair(prompts: Sequence[Prompt], read: Callable[[Prompt], T]) -> dict[int, T]:
+def each_pair(prompts: Iterable[Prompt], read: Callable[[Prompt], T]) -> dict[int, T]:
     """What `read` gives of each prompt, by its id. Raises PromptError that names all prompts for
     which `read` raises one."""
-    read_of, faults = {}, []
+    by_id, faults, count = {}, [], 0
     for prompt in prompts:
+        count += 1
         try:
-            read_of[prompt.id] = read(prompt)
+            by_id[prompt.id] = read(prompt)
         except PromptError as fault:
             faults.append(fault)
     if faults:
-        raise all_refused(faults, len(prompts), what="pairs")
-    return read_of
+        raise all_refused(faults, count, what="pairs")
+    return by_id
 
 
 def texts_of(prompt: Prompt) -> tuple[str, str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ class GivenAnswers(Domain):
         read = functools.partial(
             self._pair, end=end_of(self.tokenizer, self.model.ends, self.config.chat)
         )
-        self._pairs = each_pair([*tokenizing(prompts)], read)
+        self._pairs = each_pair(tokenizing(prompts), read)
         kept = [prompt for prompt in prompts if self._pairs[prompt.id]]
         most = self.config.rollout.max_new_tokens
         if prompts and not kept:
@@ -92,8 +93,9 @@ class GivenAnswers(Domain):
     def check_policy(self, policy: nn.Module) -> None:
         self._check_logprobs(policy)
 
+    @abstractmethod
     def _check_logprobs(self, policy: nn.Module) -> None:
-        raise NotImplementedError
+        """Compares log-probabilities with the model's own logits."""
 
     def given(self, prompts_N: Sequence[Prompt], sample_ids_N: Tensor) -> Rows:
         width = self.config.rollout.max_new_tokens

@@ -46,7 +46,7 @@ class GivenPictures(Domain):
             for key, path in zip(COLUMNS, self._pairs[prompt.id], strict=True):
                 check_file(prompt, key, path)
 
-        each_pair([*paced(prompts, "looking at pictures", "pairs")], check)
+        each_pair(paced(prompts, "looking at pictures", "pairs"), check)
 
     def pair_files(self) -> list[Path]:
         return sorted({path for pair in self._pairs.values() for path in pair})
