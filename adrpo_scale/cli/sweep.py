@@ -11,6 +11,7 @@ import typer
 from adrpo_scale.cli.plan import GbitOption
 from adrpo_scale.cli.preflight import preflight_apart
 from adrpo_scale.core.errors import AdrpoError, ConfigError, StopRequested, exit_code
+from adrpo_scale.run.sweep import MOST
 
 if TYPE_CHECKING:
     from adrpo_scale.cluster.sweep.state import ElementState
@@ -18,6 +19,12 @@ if TYPE_CHECKING:
 
 SweepPath = Annotated[
     Path, typer.Argument(help="TOML file of the sweep, e.g. configs/sweeps/clip_range.toml.")
+]
+ElementOption = Annotated[
+    int | None,
+    typer.Option(
+        help="Train this element here; with --per-node, this block of them.", min=0, max=MOST - 1
+    ),
 ]
 
 
@@ -29,10 +36,7 @@ def sweep(
     run: Annotated[
         bool, typer.Option("--run", help="Work through the sweep on this machine.")
     ] = False,
-    element: Annotated[
-        int | None,
-        typer.Option(help="Train this element here; with --per-node, this block of them.", min=0),
-    ] = None,
+    element: ElementOption = None,
     again: Annotated[
         list[str],
         typer.Option(help="State whose elements are trained again: failed or limit; repeatable."),

@@ -86,6 +86,7 @@ def test_a_run_that_has_begun_is_warned(pipeline, tmp_path, capsys):
     trainer = demo_trainer(tmp_path / "run", demo_config(overrides=[f"domain.model={pipeline}"]))
     trainer.saver.save_now()
     trainer.saver.close()
+    capsys.readouterr()  # the run says whether it trains on its held-out prompts
     encoder = pipeline / "text_encoder"
     file = encoder / "model-00001-of-00001.safetensors"
     tensors = load_file(encoder / "model.safetensors")
