@@ -115,7 +115,8 @@ DICE_PART = Part(
     (
         ("moving average, A within ± .45", ("ema-c.45",)),
         ("the base, A within ± .45", ("base-c.45",)),
-        ("other references and ranges", ("ema-c1", "ema-up", "base-c1", "base-.2", "snapshot")),
+        ("moving references, other ranges", ("ema-c1", "ema-up", "snapshot")),
+        ("the base, other ranges", ("base-c1", "base-.2")),
     ),
 )
 

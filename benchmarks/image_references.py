@@ -163,8 +163,8 @@ def draw(shelf: Shelf, part: Part, cells: Sequence[Cell], to: Path) -> None:
             for axis, label in zip(axes_C, labels, strict=True):
                 axis.set(xlabel="w2_sum to the base", ylabel=label, title=title)
                 axis.grid(alpha=0.3)
-            if names:
-                axes_C[0].legend(fontsize=7)
+            if names:  # where nothing lies: diversity falls
+                axes_C[2].legend(fontsize=6, loc="upper right")
 
 
 def trace(axis: Any, records: Sequence[Record], metric: str, colour: str, name: str) -> None:
