@@ -114,7 +114,8 @@ def test_a_scorer_in_a_process_of_its_own_gives_the_same(folder):
     settings = {"model": str(folder / "reward"), "tokenizer": str(folder / "bert")}
     config = kind.Config(kind="image_reward", time_limit=120.0, **settings)
     found = rewards_of(apart(kind, config, CPU), IMAGES, PROMPTS)
-    assert found.tolist() == image_reward(folder)(IMAGES, PROMPTS).double().tolist()
+    expected = image_reward(folder)(IMAGES, PROMPTS).double()
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)  # its threads may be fewer
 
 
 # ---- files -----------------------------------------------------------------------------------

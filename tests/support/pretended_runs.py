@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from adrpo_scale.cluster.plan.choice import choose_apart
 from adrpo_scale.domains import decoding
 from adrpo_scale.run.load import load_config
@@ -48,6 +50,7 @@ def trained(rank: int, world: int, task: str, device: str, run: Path, *settings:
     path = CONFIGS / "demo" / f"{task}_adrpo.toml"
     if device == "cpu":
         return _train(path, run, [*CUT[task], *settings, "engine.device=cpu"])
+    torch.set_num_threads(1)  # as an engine on a CPU does: sums of more threads round otherwise
     with pretend_cuda(devices=int(os.environ["LOCAL_WORLD_SIZE"])) as seen:
         _train(path, run, [*CUT[task], *settings, "engine.device=cuda"])
     return seen.summary()
