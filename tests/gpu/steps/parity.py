@@ -108,9 +108,8 @@ def _update(trainer: Trainer, batch: Any, credit: Credit, prompts_P: Any) -> Mea
         mock.patch.object(trainer.domain, "terms", watched_terms),
         mock.patch.object(trainer.engine, "step", watched_step),
     ):
-        key = DrawKey(trainer.seed, 0)
         measured = trainer._measured(credit, 0)
-        trainer._update(batch, key, measured, tally, prompts_P, nothing)
+        trainer._update(batch, 0, measured, tally, prompts_P, nothing)
     seen.loss = tally.record()["loss"]
     seen.weights = {n: t.cpu().clone() for n, t in trainer.engine.trained_slices().items()}
     return seen
