@@ -1,5 +1,5 @@
-"""How a token is decoded: kernels, host time, what the GPU is busy with; and two experiments, a
-CUDA graph over a static cache and merged adapters. An experiment that fails is noted, no more."""
+"""How a token is decoded, eagerly and by CUDA graphs: kernels, host time, when the GPU is busy;
+and an experiment, merged adapters. An experiment that fails is noted, no more."""
 
 from __future__ import annotations
 
@@ -9,12 +9,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from adrpo_scale.core.types import DrawKey
-from adrpo_scale.domains.backends import evaluating
 from adrpo_scale.training.rollout import sample_block
 from adrpo_scale.training.trainer import Trainer
 from tests.gpu.steps.base import Case
@@ -54,8 +52,8 @@ def _per_token(trainer: Trainer, few: int, many: int, rows: int) -> float:
 
 
 def profiled(case: Case, trainer: Trainer) -> None:
-    """Notes how a text domain's policy decodes, each figure as it is there, and the experiment with
-    a CUDA graph."""
+    """Notes how a text domain's policy decodes eagerly, each figure as it is there."""
+    decoded_by(trainer, "eager")
     few, many, rows = case.size((4, 12, 32), (2, 6, 4))
     case.note(first_rollout_seconds=_sampled(trainer, few, rows))
     counts, busy = zip(*(_kernels(trainer, t, rows) for t in (few, many)), strict=True)
@@ -70,7 +68,6 @@ def profiled(case: Case, trainer: Trainer) -> None:
     )
     eager = _per_token(trainer, *case.size((8, 32), (2, 6)), rows)
     case.note(ms_a_token=eager, gpu_busy_share=busy_ms / eager if eager > 0 else None)
-    _tried(case, "cuda_graph", lambda: _graph(case, trainer, rows, eager))
 
 
 def _kernels(trainer: Trainer, tokens: int, rows: int) -> tuple[Counter[str], float]:
@@ -94,71 +91,6 @@ def _tried(case: Case, name: str, experiment: Callable[[], dict[str, Any]]) -> N
         case.note(**{name: experiment()})
     except Exception as error:
         case.note(**{name: f"{type(error).__name__}: {str(error)[:300]}"})
-
-
-@torch.no_grad()
-def _graph(case: Case, trainer: Trainer, rows: int, eager: float) -> dict[str, Any]:
-    """The pass over one token with a static cache: by hand, and captured in a CUDA graph."""
-    from transformers import StaticCache
-
-    model: Any = trainer.policy
-    device, length, prompt = trainer.engine.device, *case.size((128, 64), (16, 8))
-    cache = StaticCache(config=model.config, max_cache_len=length)
-    columns = torch.arange(length, device=device)
-    ids = torch.randint(3, model.config.vocab_size, (rows, prompt), device=device)
-    tokens = torch.zeros(rows, 1, dtype=torch.int64, device=device)
-    positions = torch.full((rows, 1), prompt, device=device)
-
-    def forward(tokens: Tensor, places: Tensor) -> Tensor:
-        mask = columns[None, None, None] <= places[:, None, :, None]
-        return model(
-            input_ids=tokens,
-            attention_mask={"full_attention": mask},
-            position_ids=places,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits[:, -1]
-
-    def step() -> None:
-        tokens.copy_(forward(tokens, positions).argmax(-1, keepdim=True))
-        positions.add_(1)
-
-    def begin() -> Tensor:
-        for layer in cache.layers:
-            layer.cumulative_length.zero_()
-        places = torch.arange(prompt, device=device).expand(rows, prompt)
-        tokens.copy_(forward(ids, places).argmax(-1, keepdim=True))
-        positions.fill_(prompt)
-        return tokens
-
-    def decoded(run: Callable[[], object], count: int) -> tuple[Tensor, float]:
-        made = [begin().clone()]
-        _wait()
-        start = time.perf_counter()
-        for _ in range(count):
-            run()
-            made.append(tokens.clone())
-        _wait()
-        return torch.cat(made, 1), 1e3 * (time.perf_counter() - start) / count
-
-    count = min(case.size(40, 4), length - prompt - 4)
-    with evaluating(model):
-        decoded(step, 2)
-        expected, by_hand = decoded(step, count)
-        if not torch.cuda.is_available():
-            return {"static_cache_ms_a_token": by_hand, "graph": "no CUDA device"}
-        begin()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            step()
-        found, replayed = decoded(graph.replay, count)
-    return {
-        "static_cache_ms_a_token": by_hand,
-        "graph_ms_a_token": replayed,
-        "times_faster_than_eager": eager / replayed,
-        "equal_tokens": float((found == expected).double().mean()),
-    }
 
 
 def decoded_by(trainer: Trainer, how: str) -> None:

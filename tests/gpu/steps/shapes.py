@@ -100,7 +100,7 @@ def omni_model(case: Case) -> None:
 def omni(case: Case) -> None:
     place = case.models / OMNI_PLAN
     plan = pickle.loads(place.read_bytes()) if place.exists() else None
-    _measured(case, _omni(case), decoding.adapters, plan)
+    _measured(case, _with(_omni(case), decoding="eager"), decoding.adapters, plan)
 
 
 def omni_graph(case: Case) -> None:
@@ -133,7 +133,7 @@ def qwen3_rows(case: Case) -> None:
 
 
 def qwen3(case: Case) -> None:
-    _measured(case, _qwen3(case))
+    _measured(case, _with(_qwen3(case), decoding="eager"))
 
 
 def qwen3_graph(case: Case) -> None:
