@@ -20,9 +20,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from adrpo_scale.core.markdown import table
+from adrpo_scale.evaluation.report.comparison import comparison
+from adrpo_scale.evaluation.report.evaluated import read_run
 from adrpo_scale.run import figures, tables
-from adrpo_scale.run.comparison import comparison
-from adrpo_scale.run.evaluated import read_run
 
 ALGORITHMS = ("adrpo", "grpo", "orw_cfm_w2", "raft", "dpo")
 SEEDS = (0, 1, 2)

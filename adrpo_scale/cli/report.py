@@ -41,10 +41,10 @@ def report(
     from adrpo_scale.checkpoint.named import named, parse_weights
     from adrpo_scale.core.files import replace_file
     from adrpo_scale.core.paths import make_output_folder
+    from adrpo_scale.evaluation.report.evaluated import read_runs, unevaluated
+    from adrpo_scale.evaluation.report.text import report_text
+    from adrpo_scale.evaluation.report.text import trace as trace_text
     from adrpo_scale.run import figures
-    from adrpo_scale.run.evaluated import read_runs, unevaluated
-    from adrpo_scale.run.report import report_text
-    from adrpo_scale.run.report import trace as trace_text
 
     word = parse_weights(weights)
     runs, told = [*runs], ""

@@ -20,8 +20,8 @@ from adrpo_scale.evaluation.mmau.base import (
     MmauConfig,
 )
 from adrpo_scale.evaluation.mmau.tables import NO_PAPER
+from adrpo_scale.evaluation.report.evaluated import read_runs
 from adrpo_scale.run import train as running
-from adrpo_scale.run.evaluated import read_runs
 from adrpo_scale.run.load import LoadedConfig
 from adrpo_scale.run.registry import DOMAINS
 from tests.support.mmau import (

@@ -14,10 +14,10 @@ from adrpo_scale.cli import main as cli
 from adrpo_scale.cluster.status.read import read as read_status
 from adrpo_scale.cluster.status.state import judge
 from adrpo_scale.core.errors import RunFolderError
+from adrpo_scale.evaluation.report.comparison import comparison
+from adrpo_scale.evaluation.report.evaluated import read_run
 from adrpo_scale.run import starts
 from adrpo_scale.run.api import open_run
-from adrpo_scale.run.comparison import comparison
-from adrpo_scale.run.evaluated import read_run
 from adrpo_scale.run.figures import curves
 from adrpo_scale.run.folder import cut_back, left_behind
 from adrpo_scale.run.summary import summarise

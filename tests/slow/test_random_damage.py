@@ -22,14 +22,14 @@ from adrpo_scale.cluster.status.state import judge
 from adrpo_scale.core.errors import AdrpoError
 from adrpo_scale.core.folder_lock import holder_of
 from adrpo_scale.core.types import Prompt
+from adrpo_scale.evaluation.report.evaluated import read_run
+from adrpo_scale.evaluation.report.text import report_text, trace
 from adrpo_scale.run import starts
 from adrpo_scale.run.api import open_run
 from adrpo_scale.run.compare import check_settings
 from adrpo_scale.run.cut_prompts import cut_text
-from adrpo_scale.run.evaluated import read_run
 from adrpo_scale.run.folder import cut_back, left_behind
 from adrpo_scale.run.prompt_sets import report_sets
-from adrpo_scale.run.report import report_text, trace
 from adrpo_scale.training.state import Counters, RewardStatistics
 from tests.run.test_find_start import config_of
 from tests.run.test_old_runs import GOLDEN

@@ -22,7 +22,7 @@ from adrpo_scale.core.tensor_files import file_sha256
 from adrpo_scale.core.types import Prompt
 from adrpo_scale.data.foreign_rows import stays_in
 from adrpo_scale.data.prompts import load_prompts
-from adrpo_scale.run.evaluated import TASKS
+from adrpo_scale.evaluation.report.evaluated import TASKS
 
 QUESTIONS, RECORD = "mmau.jsonl", "report.json"
 ORIGINAL = "original"  # key of a row: the benchmark's own row, for the submission

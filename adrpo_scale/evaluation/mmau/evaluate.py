@@ -42,8 +42,8 @@ from adrpo_scale.evaluation.mmau.base import (
 )
 from adrpo_scale.evaluation.mmau.endpoint import Endpoint, check_writes
 from adrpo_scale.evaluation.mmau.judging import judge, tallies
+from adrpo_scale.evaluation.report.evaluated import QUESTIONS
 from adrpo_scale.evaluation.sample import Source, require_whole_source
-from adrpo_scale.run.evaluated import QUESTIONS
 from adrpo_scale.run.load import assign, parse_override
 from adrpo_scale.run.prompt_sets import overlap_text
 

@@ -23,9 +23,9 @@ from dataclasses import dataclass
 
 from adrpo_scale.core.chat_endpoint import Answer
 from adrpo_scale.evaluation.mmau.base import TASKS, Question
+from adrpo_scale.evaluation.report.evaluated import MEASURES as MEASURES
 from adrpo_scale.rewards.audio import chosen, option_text
 from adrpo_scale.rewards.text import extract_answer
-from adrpo_scale.run.evaluated import MEASURES as MEASURES
 
 TOTAL = "total"
 _WORD = re.compile(r"\b\w+\b")

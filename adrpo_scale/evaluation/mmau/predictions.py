@@ -26,7 +26,7 @@ from adrpo_scale.core.files import own, replace_file, replace_json, write_all
 from adrpo_scale.core.json_files import json_line, parse_object, read_lines, read_regular
 from adrpo_scale.evaluation.mmau.base import Question
 from adrpo_scale.evaluation.mmau.judging import Judgement, Tally, submitted
-from adrpo_scale.run.evaluated import IDENTITY
+from adrpo_scale.evaluation.report.evaluated import IDENTITY
 
 ANSWERS = "answers.jsonl"
 _OF_RANKS = "answers-[0-9]*.jsonl"

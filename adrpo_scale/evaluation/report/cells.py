@@ -18,8 +18,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from adrpo_scale.run.evaluated import Evaluated
-from adrpo_scale.run.statistics import (
+from adrpo_scale.evaluation.report.evaluated import Evaluated
+from adrpo_scale.evaluation.report.statistics import (
     Interval,
     bootstrap_interval,
     sampling_error,

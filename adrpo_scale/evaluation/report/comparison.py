@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from adrpo_scale.run.cells import Cell, Column, Number, difference, number
-from adrpo_scale.run.evaluated import TASKS, Evaluated, Settings
+from adrpo_scale.evaluation.report.cells import Cell, Column, Number, difference, number
+from adrpo_scale.evaluation.report.evaluated import TASKS, Evaluated, Settings
 from adrpo_scale.run.tables import COLUMNS
 
 _SECTION = re.compile(r"(algorithm|domain|engine|rewards\.\d+)\.")  # of a component

@@ -12,7 +12,7 @@ import statistics
 import numpy as np
 import pytest
 
-from adrpo_scale.run.statistics import (
+from adrpo_scale.evaluation.report.statistics import (
     RESAMPLES,
     Interval,
     bootstrap_interval,
@@ -90,7 +90,7 @@ def test_scipy_itself_where_it_is_installed():
 
 def test_pieces_of_the_bootstrap_are_one_stream(monkeypatch):
     whole = bootstrap_interval(GAPS)
-    monkeypatch.setattr("adrpo_scale.run.statistics._AT_ONCE", 7 * len(GAPS))
+    monkeypatch.setattr("adrpo_scale.evaluation.report.statistics._AT_ONCE", 7 * len(GAPS))
     assert bootstrap_interval(GAPS) == whole
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from adrpo_scale.core.errors import CheckpointError, RunFolderError
-from adrpo_scale.run.comparison import comparison, marks, table_lines
-from adrpo_scale.run.evaluated import read_runs
+from adrpo_scale.evaluation.report.comparison import comparison, marks, table_lines
+from adrpo_scale.evaluation.report.evaluated import read_runs
+from adrpo_scale.evaluation.report.statistics import bootstrap_interval, sampling_error, t_interval
+from adrpo_scale.evaluation.report.text import HEADER, report_text, trace
 from adrpo_scale.run.load import load_config
-from adrpo_scale.run.report import HEADER, report_text, trace
-from adrpo_scale.run.statistics import bootstrap_interval, sampling_error, t_interval
 from tests.support.tiny import CONFIGS
 
 OLD = Path(__file__).parents[1] / "golden" / "runs"

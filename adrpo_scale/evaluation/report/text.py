@@ -13,8 +13,8 @@ from adrpo_scale.core.json_files import read_object
 from adrpo_scale.core.markdown import table
 from adrpo_scale.core.printable import one_line
 from adrpo_scale.data.prompt_sets import set_hash
-from adrpo_scale.run.cells import Cell, Column, Difference, difference
-from adrpo_scale.run.comparison import (
+from adrpo_scale.evaluation.report.cells import Cell, Column, Difference, difference
+from adrpo_scale.evaluation.report.comparison import (
     Line,
     columns,
     comparison,
@@ -23,9 +23,9 @@ from adrpo_scale.run.comparison import (
     scale,
     table_lines,
 )
-from adrpo_scale.run.evaluated import Evaluated
+from adrpo_scale.evaluation.report.evaluated import Evaluated
+from adrpo_scale.evaluation.report.statistics import LEVEL, Interval
 from adrpo_scale.run.prompt_sets import FILE
-from adrpo_scale.run.statistics import LEVEL, Interval
 
 _PERCENT = f"{100 * LEVEL:.0f} %"
 HEADER = (

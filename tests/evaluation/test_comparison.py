@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from adrpo_scale.core.errors import RunFolderError
-from adrpo_scale.run.comparison import by_seed, comparison, labels
-from adrpo_scale.run.evaluated import read_run, unevaluated
+from adrpo_scale.evaluation.report.comparison import by_seed, comparison, labels
+from adrpo_scale.evaluation.report.evaluated import read_run, unevaluated
 from adrpo_scale.run.load import load_config, parse_config
 from adrpo_scale.run.tables import read_rows
 from tests.support.tiny import CONFIGS

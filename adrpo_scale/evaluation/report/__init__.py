@@ -1,0 +1,1 @@
+"""Finished runs and evaluations in tables and figures, from their folders alone."""
