@@ -6,6 +6,7 @@ on; the rules by which settings are chosen and compared stand in `token_tables`.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from itertools import combinations, cycle, permutations
 
@@ -41,6 +42,10 @@ class Setting:
         names = [self.shape] if self.shape == "constant" else [self.shape, self.sign]
         names += ["controller"] if self.target is not None else []
         return "-".join([*names, self.estimator])
+
+    @property
+    def is_constant(self) -> bool:
+        return self.shape == "constant" and self.target is None
 
     @property
     def strength(self) -> float:
@@ -110,8 +115,8 @@ class Cell:
 
 
 def cells() -> list[Cell]:
-    """All runs: 45 settings × 2 stages × 5 seeds, those that a choice is from also in `choose`, and
-    the base of each stage."""
+    """All runs that there can be: 45 settings × 2 stages × 5 seeds, those that a choice is from
+    also in `choose`, and the base of each stage."""
     found = [Cell(stage, None, seeds[0]) for stage, seeds in SEEDS.items()]
     # Seeds outside, so that what is there of an interrupted sweep has every setting.
     for place in range(5):
@@ -119,6 +124,25 @@ def cells() -> list[Cell]:
             some = [s for s in SETTINGS if s.is_choice or stage != "choose"]
             found += [Cell(stage, setting, seeds[place]) for setting in some]
     return found
+
+
+def first_round(is_why: bool) -> list[Cell]:
+    """What needs no choice: bases, the stage `choose`, and the constants of fronts. is_why: of k2
+    and the exact KL, which are asked only if an opposite sign is better under k3."""
+    return [
+        cell
+        for cell in cells()
+        if cell.setting is None
+        or (
+            (cell.setting.estimator != "k3") == is_why
+            and (cell.stage == "choose" or cell.setting.is_constant)
+        )
+    ]
+
+
+def second_round(chosen: Collection[Setting]) -> list[Cell]:
+    """The chosen settings, on other seeds and prompts and on both reward models."""
+    return [cell for cell in cells() if cell.stage != "choose" and cell.setting in chosen]
 
 
 def prompts_of(stage: str) -> list[str]:

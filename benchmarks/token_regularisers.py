@@ -1,6 +1,6 @@
 """Regularisers on a reward model that can be hacked: docs/results/token-regularisers.md.
 
-    python -m benchmarks.token_regularisers --to runs/tokens [--at-once 2] [--part 1/4]
+    python -m benchmarks.token_regularisers --to runs/tokens [--at-once 2] [--part 1/4] [--why]
     python -m benchmarks.token_regularisers --list [--cells "choose.tanh-*"]
     python -m benchmarks.token_regularisers --to runs/tokens --table
 
@@ -15,7 +15,9 @@ choice leak into a report:
     report   the demo's reward model 5 to 9   B
     second   another reward model    5 to 9   B
 
-Constants that are points of a front alone leave `choose` out. The other reward model is built by
+First run `choose` and the constants of both reports, which are the front; then of each family the
+setting that `choose` has chosen. `--why` does the same for k2 and the exact KL. Constants that are
+points of the front alone leave `choose` out. The other reward model is built by
 the demo's builder from seed 1, over the same base, once in the folder. A and B have 256 prompts
 each; neither shares a thing with a set of aspects with the other, or with the prompts of training.
 `--to` keeps a file for each run: a finished run is read, not repeated. `--part i/n` takes every
@@ -34,7 +36,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from fnmatch import fnmatch
 from pathlib import Path
@@ -55,7 +57,9 @@ from benchmarks.token_cells import (
     SETTINGS,
     Cell,
     cells,
+    first_round,
     prompts_of,
+    second_round,
 )
 
 
@@ -187,6 +191,23 @@ def prepare(to: Path) -> None:
         built(Cell("second", SETTINGS[0], 5), to, Path(folder))
 
 
+def rounds(arguments: argparse.Namespace) -> Iterator[list[Cell]]:
+    """The runs that need no choice; then, when those are there, the chosen settings."""
+    if arguments.cells:
+        yield [c for c in cells() if any(fnmatch(c.name, form) for form in arguments.cells)]
+        return
+    first = first_round(arguments.why)
+    yield first
+    if missing := [cell.name for cell in first if not file_of(cell, arguments.to).is_file()]:
+        sys.exit(
+            f"{len(missing)} runs of other parts are missing, {missing[0]} among them: copy them"
+        )
+    from benchmarks.token_tables import chosen, read, runs_of
+
+    found = chosen(runs_of(read(arguments.to))).values()
+    yield second_round([s for s in found if (s.estimator != "k3") == arguments.why])
+
+
 def stopped(*_: object) -> None:
     sys.exit(143)
 
@@ -196,17 +217,13 @@ def main() -> None:
     parser.add_argument("--to", type=Path, default=Path("runs/token-regularisers"))
     parser.add_argument("--at-once", type=int, default=1, help="runs at a time, a thread each")
     parser.add_argument("--part", default="1/1", help="i/n: every n-th run from the i-th on")
-    parser.add_argument(
-        "--cells", nargs="*", default=["*"], help="only runs whose name matches one"
-    )
-    parser.add_argument("--list", action="store_true", help="print the runs and end")
+    parser.add_argument("--cells", nargs="*", help="these runs alone, by patterns of their names")
+    parser.add_argument("--why", action="store_true", help="the runs of k2 and of the exact KL")
+    parser.add_argument("--list", action="store_true", help="print all runs there can be, and end")
     parser.add_argument("--table", action="store_true", help="print the tables and end")
     arguments = parser.parse_args()
-    first, parts = map(int, arguments.part.split("/"))
-    some = cells()[first - 1 :: parts]
-    some = [c for c in some if any(fnmatch(c.name, form) for form in arguments.cells)]
     if arguments.list:
-        print("\n".join(cell.name for cell in some))
+        print("\n".join(cell.name for cell in cells()))
         return
     if arguments.table:
         from benchmarks.token_tables import write_all
@@ -216,11 +233,14 @@ def main() -> None:
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
     signal.signal(signal.SIGTERM, stopped)
-    todo = [cell for cell in some if not file_of(cell, arguments.to).is_file()]
-    print(f"{len(some)} runs, {len(some) - len(todo)} of them there", flush=True)
-    prepare(arguments.to)
-    if failed := run_all(todo, arguments.at_once, arguments.to):
-        sys.exit(f"{len(failed)} failed, their logs lie in {arguments.to / 'cells'}")
+    for some in rounds(arguments):
+        first, parts = map(int, arguments.part.split("/"))
+        mine = some[first - 1 :: parts]
+        todo = [cell for cell in mine if not file_of(cell, arguments.to).is_file()]
+        print(f"{len(mine)} runs, {len(mine) - len(todo)} of them there", flush=True)
+        prepare(arguments.to)
+        if failed := run_all(todo, arguments.at_once, arguments.to):
+            sys.exit(f"{len(failed)} failed, their logs lie in {arguments.to / 'cells'}")
 
 
 if __name__ == "__main__":

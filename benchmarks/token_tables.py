@@ -158,7 +158,7 @@ def stage_table(runs: Runs, stage: str, settings: Sequence[Setting], best: Setti
         if not values_of(runs, stage, setting, "kl"):
             continue
         line = [label(setting), *(shown(values_of(runs, stage, setting, m)) for m in METRICS[:4])]
-        is_front = setting.family.startswith("constant") and setting.target is None
+        is_front = setting.is_constant
         for metric in ("gold", "reward"):
             found = differences(runs, stage, setting, metric)
             line.append("" if is_front else difference(found))

@@ -9,7 +9,17 @@ import pytest
 
 from adrpo_scale.demo.text import rm_task
 from benchmarks.cells import interval
-from benchmarks.token_cells import PROMPTS, SEEDS, SETTINGS, Cell, Setting, cells, prompts_of
+from benchmarks.token_cells import (
+    PROMPTS,
+    SEEDS,
+    SETTINGS,
+    Cell,
+    Setting,
+    cells,
+    first_round,
+    prompts_of,
+    second_round,
+)
 from benchmarks.token_figure import draw
 from benchmarks.token_regularisers import config_of
 from benchmarks.token_tables import chosen, differences, on_front, report, runs_of
@@ -34,6 +44,18 @@ def test_every_run_has_a_name_and_seeds_of_its_own_in_choice_and_report():
     assert len(set(names)) == len(names)
     assert not set(SEEDS["choose"]) & set(SEEDS["report"])
     assert all(len(seeds) == 5 for seeds in SEEDS.values())
+
+
+def test_only_chosen_settings_and_the_front_are_reported():
+    main, why = first_round(is_why=False), first_round(is_why=True)
+    assert {c.setting.estimator for c in main if c.setting} == {"k3"}
+    assert {c.setting.estimator for c in why if c.setting} == {"k2", "exact"}
+    assert all(c.setting.is_constant for c in main if c.setting and c.stage != "choose")
+    picked = [s for s in SETTINGS if s.name in ("tanh-opposite-k3-0.4", "constant-k3-0.4")]
+    found = second_round(picked)
+    assert len(found) == 2 * 2 * 5 and {c.stage for c in found} == {"report", "second"}
+    there = [c.name for c in main]
+    assert sum(c.name not in there for c in found) == 2 * 5
 
 
 def test_runs_state_what_their_names_say(tmp_path):
