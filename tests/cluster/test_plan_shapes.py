@@ -9,7 +9,7 @@ from adrpo_scale.cluster.plan.workload import workload_of
 from adrpo_scale.core.errors import ConfigError, ModelNotFoundError
 from adrpo_scale.hub.shapes import config_folder
 from tests.support.plans import config_of
-from tests.support.tiny import CONFIGS
+from tests.support.shipped import RUNS
 
 PARAMETERS = {  # as published
     "configs/sd3/adrpo.toml": {
@@ -45,9 +45,6 @@ def test_shapes_have_the_published_number_of_parameters(path):
     found = {"policy": parameters(work.spec)}
     found |= {model.name: parameters(model.spec) for model in work.frozen}
     assert {name: found[name] for name in PARAMETERS[path]} == PARAMETERS[path]
-
-
-RUNS = sorted(path for path in CONFIGS.rglob("*.toml") if "[domain]" in path.read_text())
 
 
 @pytest.mark.parametrize("path", RUNS, ids=lambda p: p.stem)

@@ -17,6 +17,7 @@ from adrpo_scale.core.settings import walk
 from adrpo_scale.run.load import load_config
 from docs import generate
 from tests.support.pages import ROOT, pages
+from tests.support.shipped import RUNS, name_of
 from tests.test_layers import FOLDERS
 
 
@@ -42,13 +43,8 @@ def test_every_command_and_option_is_there():
             assert generate.escaped(parameter.help) in section
 
 
-CONFIGS = sorted(p for p in (ROOT / "configs").rglob("*.toml") if p.parent.name != "sweeps")
-
-
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", RUNS, ids=name_of)
 def test_every_setting_of_a_shipped_config_is_there(path):
-    if path.stem == "mmau":
-        return
     page = generate.settings()
     for leaf in walk(load_config(path).config):
         section, _, inner = leaf.path.partition(".")

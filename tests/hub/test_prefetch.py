@@ -28,7 +28,7 @@ from adrpo_scale.run.load import load_config
 from tests.rewards.test_rewards import write_open_clip
 from tests.support.hub import TOKEN
 from tests.support.published import POLICY, PROMPTS, REWARD, bring, bring_of, config
-from tests.support.tiny import CONFIGS
+from tests.support.shipped import RUNS, name_of
 
 
 def refusal(*settings, **options):
@@ -157,15 +157,7 @@ def test_open_clip_reads_the_pinned_revision(hub, tmp_path):
     assert read_lock()["model", "own/clip"].revision == revision
 
 
-# mmau.toml is no run's, and a sweep is of several.
-RUNS = [
-    path
-    for path in CONFIGS.glob("*/*.toml")
-    if path.stem != "mmau" and path.parent.name != "sweeps"
-]
-
-
-@pytest.mark.parametrize("path", sorted(RUNS))
+@pytest.mark.parametrize("path", RUNS, ids=name_of)
 def test_every_shipped_config_says_what_it_reads(path):
     """A component that loads a model and does not declare it would be missed by prefetch."""
     needs = joined(load_config(path).config.needs_from_hub())

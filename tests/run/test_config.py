@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from pathlib import Path
 
 import pytest
 
@@ -12,13 +11,8 @@ from adrpo_scale.core.errors import ConfigError
 from adrpo_scale.run.config import RunConfig
 from adrpo_scale.run.config_view import differences, entries, schema
 from adrpo_scale.run.load import assign, load_config, parse_config, parse_override
+from tests.support.shipped import CONFIGS, RUNS, name_of
 
-CONFIGS = Path(__file__).parents[2] / "configs"
-# mmau.toml is of `evaluate`, not of a run; tests/evaluation/test_mmau.py reads it. Sweeps are read
-# by test_sweep.py.
-SHIPPED = sorted(
-    path for path in CONFIGS.rglob("*.toml") if path.stem != "mmau" and path.parent.name != "sweeps"
-)
 ADRPO, DPO = CONFIGS / "demo" / "image_adrpo.toml", CONFIGS / "demo" / "image_dpo.toml"
 # What the configs of one task may differ in beside [algorithm]: DPO and RAFT collapse at the
 # others' rate.
@@ -41,13 +35,9 @@ FAMILIES = {
 
 def family(path):
     """demo/image of demo/image_adrpo.toml, sd3 of sd3/adrpo.toml."""
-    name = path.relative_to(CONFIGS).with_suffix("").as_posix()
+    name = name_of(path.with_suffix(""))
     algorithm = next(a for a in SEVEN if name.endswith(a))
     return name.removesuffix(algorithm).rstrip("_/")
-
-
-def names(paths):
-    return [path.relative_to(CONFIGS).as_posix() for path in paths]
 
 
 def message(path=ADRPO, *overrides):
@@ -59,7 +49,7 @@ def message(path=ADRPO, *overrides):
 # ---- what ships ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", SHIPPED, ids=names(SHIPPED))
+@pytest.mark.parametrize("path", RUNS, ids=name_of)
 def test_every_shipped_config_parses_and_survives_its_resolved_form(path):
     loaded = load_config(path)
     resolved = json.loads(json.dumps(loaded.config.resolved()))
@@ -69,16 +59,16 @@ def test_every_shipped_config_parses_and_survives_its_resolved_form(path):
 
 def test_the_algorithms_of_each_family_ship():
     found = {}
-    for path in SHIPPED:
+    for path in RUNS:
         found.setdefault(family(path), []).append(load_config(path).config.algorithm.name)
     assert {name: sorted(algorithms) for name, algorithms in found.items()} == {
         name: algorithms for name, (algorithms, _) in FAMILIES.items()
     }
 
 
-@pytest.mark.parametrize("path", SHIPPED, ids=names(SHIPPED))
+@pytest.mark.parametrize("path", RUNS, ids=name_of)
 def test_the_configs_of_one_family_differ_in_the_algorithm_alone(path):
-    first = min(other for other in SHIPPED if family(other) == family(path))
+    first = min(other for other in RUNS if family(other) == family(path))
     different = {key for key, _, _ in differences(load_config(first), load_config(path))}
     other = {key for key in different if not key.startswith("algorithm.")}
     assert other <= FAMILIES[family(path)][1]

@@ -15,12 +15,11 @@ from adrpo_scale.run.load import load_config, parse_override
 from adrpo_scale.run.sweep import family, read_sweep, toml
 from adrpo_scale.run.sweep_record import error_of, folder_of, forget_error, note_error, read_record
 from adrpo_scale.run.sweep_runs import begun, checked, element_run, runs_of
-from tests.support.tiny import CONFIGS
+from tests.support.shipped import CONFIGS, SWEEPS, name_of
 
 DEMO = CONFIGS / "demo"
 BASE = f'base = "{DEMO}/image_adrpo.toml"\n'
 GRID = BASE + "[grid]\nseed = [0, 1]\nalgorithm.beta0 = [0.5, 2]\n"
-SHIPPED = sorted((CONFIGS / "sweeps").glob("*.toml"))
 
 
 @pytest.fixture(autouse=True)
@@ -119,7 +118,7 @@ def test_a_value_reaches_the_config_as_it_is_in_the_file(value):
     assert parse_override(f"key={toml(value)}") == ("key", value)
 
 
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", SWEEPS, ids=name_of)
 def test_every_shipped_sweep_has_runs(path, monkeypatch):
     monkeypatch.chdir(CONFIGS.parent)
     found = runs_of(read_sweep(path))
