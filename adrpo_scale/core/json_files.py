@@ -124,3 +124,15 @@ def number_of(record: dict[str, Any], name: str) -> float:
     """A number of a record; 0 where the record has none of this name."""
     value = record.get(name)
     return float(value) if isinstance(value, int | float) else 0.0
+
+
+def section_of(record: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A table of a record; {} where the record has none of this name."""
+    found = record.get(name)
+    return found if isinstance(found, dict) else {}
+
+
+def number_in(value: Any, kind: type) -> Any:
+    """`value` as int or float; None unless it is a number."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return kind(value) if is_number else None

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from adrpo_scale.core.files import replace_json
-from adrpo_scale.core.json_files import read_object
+from adrpo_scale.core.json_files import read_object, section_of
 from adrpo_scale.core.numbers import natural
 
 log = logging.getLogger(__name__)
@@ -276,17 +276,11 @@ def _listed(hosts: list[str]) -> str:
 def _facts(record: Mapping[str, Any]) -> dict[str, str]:
     """The facts to compare, by the name that is shown; unknown ones are left out."""
     facts = {"commit": _short_commit(record.get("commit"))}
-    facts |= _section(record, "versions")
+    facts |= section_of(record, "versions")
     facts |= {name: record.get(name) for name in ("cuda", "driver", "hosts", "world_size")}
-    gpus = _section(record, "gpus")
+    gpus = section_of(record, "gpus")
     facts["gpus"] = ", ".join(f"{count} × {name}" for name, count in sorted(gpus.items()))
     return {name: str(value) for name, value in facts.items() if value}
-
-
-def _section(record: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """A table of a record, which a hand may have edited; {} where there is none."""
-    found = record.get(name)
-    return found if isinstance(found, Mapping) else {}
 
 
 def _short_commit(commit: Any) -> str | None:

@@ -30,9 +30,7 @@ from adrpo_scale.cluster.status.base import (
     STARTING,
     STOPPED,
     Evaluation,
-    Found,
     Holder,
-    PastStart,
     QueueEntry,
     Row,
     RunFacts,
@@ -43,6 +41,7 @@ from adrpo_scale.cluster.status.view import duration
 from adrpo_scale.core.errors import STOPPED as REQUEUE
 from adrpo_scale.core.errors import RunFolderError
 from adrpo_scale.core.folder_lock import RunLock
+from adrpo_scale.run.past_starts import Found, PastStart
 from tests.support import starts
 from tests.support.faults import DieAt
 

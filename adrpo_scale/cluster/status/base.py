@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from adrpo_scale.run.past_starts import PastStart
+
 RUNNING, STARTING, QUEUED, STOPPED = "running", "starting", "queued", "stopped"
 DONE, FAILED, KILLED, NEW = "done", "failed", "killed", "new"
 
@@ -37,35 +39,6 @@ class Evaluation:
     split: str
     before: float | None
     now: float | None
-
-
-@dataclass(frozen=True)
-class Found:
-    """Work of the previous start after its last checkpoint, which a start repeats. last_line: time
-    of its last line in metrics.jsonl; None without any."""
-
-    iterations: int
-    seconds: float
-    last_line: float | None
-
-
-@dataclass(frozen=True)
-class PastStart:
-    """One record lives/NN.json. resumed_from: None for a start at iteration 0. ended, outcome,
-    exit_code, iteration: None where no end was recorded; iteration: -1 where the start ended before
-    it trained."""
-
-    number: int
-    began: float
-    world: int
-    gpus: int = 0
-    job: str | None = None
-    resumed_from: int | None = None
-    found: Found | None = None
-    ended: float | None = None
-    outcome: str | None = None
-    exit_code: int | None = None
-    iteration: int | None = None
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,12 @@ from adrpo_scale.cluster.status.base import (
     RUNNING,
     STARTING,
     STOPPED,
-    PastStart,
     RunFacts,
     Status,
 )
 from adrpo_scale.core.errors import DONE_BUT, LOST
 from adrpo_scale.core.errors import STOPPED as REQUEUE
+from adrpo_scale.run.past_starts import PastStart, end_of
 
 RECENT = 10  # iterations in the mean reward
 ENOUGH = 3  # iterations that suffice for the speed of a start
@@ -147,21 +147,13 @@ def _lost(facts: RunFacts, rate: float | None) -> tuple[int, float]:
     return iterations, seconds
 
 
-def _end(start: PastStart, after: PastStart) -> float:
-    """Time of the end of a start with a successor; for a killed one, of its last line."""
-    if start.ended is not None:
-        return start.ended
-    last = after.found.last_line if after.found else None
-    return min(max(start.began, last or start.began), after.began)
-
-
 def _between(facts: RunFacts) -> float:
-    gaps = (after.began - _end(start, after) for start, after in pairwise(facts.starts))
+    gaps = (after.began - end_of(start, after) for start, after in pairwise(facts.starts))
     return sum(max(0.0, gap) for gap in gaps)
 
 
 def _hours(facts: RunFacts, state: str) -> float:
-    ends = [(start, _end(start, after)) for start, after in pairwise(facts.starts)]
+    ends = [(start, end_of(start, after)) for start, after in pairwise(facts.starts)]
     if facts.starts:
         ends.append((facts.starts[-1], _last_end(facts, state)))
     return sum(start.world * max(0.0, end - start.began) for start, end in ends) / 3600

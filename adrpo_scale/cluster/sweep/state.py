@@ -19,9 +19,10 @@ from itertools import pairwise
 from pathlib import Path
 
 from adrpo_scale.cluster.status import base, view
-from adrpo_scale.cluster.status.base import PastStart, RunFacts
+from adrpo_scale.cluster.status.base import RunFacts
 from adrpo_scale.cluster.status.state import judge
 from adrpo_scale.core.errors import LOST, LimitReached, exit_code
+from adrpo_scale.run.past_starts import PastStart
 from adrpo_scale.run.sweep import Element, Sweep
 from adrpo_scale.run.sweep_record import error_of, read_record, runs_folder
 
