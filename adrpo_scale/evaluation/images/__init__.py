@@ -1,0 +1,1 @@
+"""An evaluation of pictures: the models that paint them, and how they are judged."""
