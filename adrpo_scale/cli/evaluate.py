@@ -58,10 +58,15 @@ def evaluate(
         adrpo-scale evaluate configs/omni/mmau.toml --model runs/avqa --data data/mmau
     """
     from adrpo_scale.checkpoint.named import parse_weights
-    from adrpo_scale.evaluation.mmau import evaluate as evaluating
+    from adrpo_scale.core.errors import ConfigError
+    from adrpo_scale.evaluation.file import load_evaluation
+    from adrpo_scale.evaluation.mmau import evaluate as mmau
+    from adrpo_scale.evaluation.mmau.base import MmauConfig
 
-    evaluating.evaluate(
-        evaluating.EvaluateOptions(
-            config, model, endpoint, data, to, limit, dry_run, set_, parse_weights(weights)
-        )
+    word = parse_weights(weights)
+    asked = load_evaluation(config, set_, data)
+    if not isinstance(asked, MmauConfig):
+        raise ConfigError(f"{config}: pictures and completions are not judged by it yet")
+    mmau.evaluate(
+        mmau.EvaluateOptions(config, model, endpoint, data, to, limit, dry_run, set_, word), asked
     )

@@ -65,6 +65,12 @@ def parse_config(data: Mapping[str, Any]) -> RunConfig:
 def parsed(kind: type[S], data: Mapping[str, Any]) -> S:
     """A config of the class `kind` from plain data, as in `parse_config`."""
     data, _ = modern(data)
+    return checked(kind, data)
+
+
+def checked(kind: type[S], data: Mapping[str, Any]) -> S:
+    """A config of the class `kind` from plain data with names of today. Raises ConfigError, one
+    line per fault."""
     try:
         return kind.model_validate(data)
     except ValidationError as error:

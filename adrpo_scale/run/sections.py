@@ -25,7 +25,8 @@ def section_at(
     field: FieldInfo | None = None
     for part in location:
         data = _inside(data, part)
-        field = model.model_fields[part] if isinstance(part, str) else field
+        # The keys of a table of sections, as [models.NAME], are no fields.
+        field = model.model_fields.get(part, field) if isinstance(part, str) else field
         model = class_of(field, data) or model
     return model
 

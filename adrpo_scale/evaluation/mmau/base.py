@@ -12,9 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from pydantic import ValidationError
+
 from adrpo_scale.core.bounds import COUNT, NUMBER, TOKENS
 from adrpo_scale.core.chat_endpoint import Answer, Omissible
-from adrpo_scale.core.errors import PromptError
+from adrpo_scale.core.errors import ConfigError, PromptError
 from adrpo_scale.core.json_files import parse_object, read_regular
 from adrpo_scale.core.posting import RequestsConfig
 from adrpo_scale.core.settings import REQUIRED, Section, setting
@@ -112,6 +114,16 @@ class MmauConfig(Section):
     published: dict[str, PublishedRow] = setting(
         {}, "published accuracies by model, shown below ours"
     )
+
+
+def parse_settings(document: Mapping[str, Any]) -> MmauConfig:
+    """The settings in plain data. Raises ConfigError with a line for each fault."""
+    try:
+        return MmauConfig.model_validate(document)
+    except ValidationError as error:
+        known = ", ".join(MmauConfig.model_fields)
+        faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()]
+        raise ConfigError("\n".join([*faults, f"settings of evaluate: {known}"])) from error
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from adrpo_scale.checkpoint.locate import every_checkpoint
 from adrpo_scale.checkpoint.named import EVALUATED, RAW, weights_of
 from adrpo_scale.checkpoint.shelf import CHECKPOINTS, TRAJECTORY
@@ -28,8 +26,8 @@ from adrpo_scale.core.files import replace_file, replace_json
 from adrpo_scale.core.folder_lock import RunLock
 from adrpo_scale.core.paths import resolve_path
 from adrpo_scale.core.secrets import read_key
-from adrpo_scale.core.toml_text import read_toml
 from adrpo_scale.data.clip_headers import clip_faults
+from adrpo_scale.evaluation.file import load_evaluation
 from adrpo_scale.evaluation.mmau import local, predictions, tables
 from adrpo_scale.evaluation.mmau.base import (
     Benchmark,
@@ -44,7 +42,6 @@ from adrpo_scale.evaluation.mmau.endpoint import Endpoint, check_writes
 from adrpo_scale.evaluation.mmau.judging import judge, tallies
 from adrpo_scale.evaluation.report.evaluated import QUESTIONS
 from adrpo_scale.evaluation.sample import Source, require_whole_source
-from adrpo_scale.run.load import assign, parse_override
 from adrpo_scale.run.prompt_sets import overlap_text
 
 _LINES = 20  # about so many lines of progress
@@ -80,26 +77,19 @@ class Subject:
 
 def load_settings(path: Path, overrides: Sequence[str], data: Path | None) -> MmauConfig:
     """Reads and checks a TOML file. Raises ConfigError with a line for each fault."""
-    document = read_toml(path, "configs/omni/mmau.toml is the shipped one")
-    for override in overrides:
-        assign(document, *parse_override(override))
-    if data is not None:
-        document["data"] = str(data)
-    try:
-        return MmauConfig.model_validate(document)
-    except ValidationError as error:
-        known = ", ".join(MmauConfig.model_fields)
-        faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()]
-        raise ConfigError("\n".join([*faults, f"settings of evaluate: {known}"])) from error
+    config = load_evaluation(path, overrides, data)
+    if not isinstance(config, MmauConfig):
+        raise ConfigError(f'{path} asks for another benchmark; expected benchmark = "mmau"')
+    return config
 
 
-def evaluate(options: EvaluateOptions) -> None:
-    """Runs the command."""
+def evaluate(options: EvaluateOptions, config: MmauConfig | None = None) -> None:
+    """Runs the command. config: of the file that `options` names, where that has been read."""
     if (options.model is None) == (options.endpoint is None):
         raise ConfigError("name one of --model FOLDER_OR_RUN and --endpoint MODEL_NAME")
     if options.dry_run and options.endpoint is None:
         raise ConfigError("--dry-run measures the requests to an endpoint: name --endpoint")
-    config = load_settings(options.config, options.overrides, options.data)
+    config = config or load_settings(options.config, options.overrides, options.data)
     folder = resolve_path(config.data)
     benchmark = load_benchmark(folder, config.variant)
     if options.endpoint is not None:

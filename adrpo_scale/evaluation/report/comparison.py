@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from adrpo_scale.evaluation.report.cells import Cell, Column, Number, difference, number
-from adrpo_scale.evaluation.report.evaluated import TASKS, Evaluated, Settings
+from adrpo_scale.evaluation.report.evaluated import ROW, TASKS, Evaluated, Settings
 from adrpo_scale.run.tables import COLUMNS
 
 _SECTION = re.compile(r"(algorithm|domain|engine|rewards\.\d+)\.")  # of a component
@@ -87,11 +87,15 @@ def _cells(
 
 def columns(runs: Sequence[Evaluated]) -> list[Column]:
     """(split, metric) of the columns: the usual ones that were measured, then rewards that judge
-    alone, then those of the benchmark."""
+    alone, then those of evaluations, in the order of their files."""
     known = {(row["split"], row["metric"]): None for run in runs for row in run.rows}
+    rows = [row for run in runs if ROW in run.settings for row in run.rows]
+    asked = dict.fromkeys((row["split"], row["metric"]) for row in rows)
     judges = {name for run in runs for name in _judges(run.settings)}
     more = [c for c in known if c[1].removesuffix("_sampled") in judges and c not in COLUMNS]
-    return [c for c in (*COLUMNS, *sorted(more), *BENCHMARK) if c in known]
+    more = [c for c in more if c not in asked]
+    found = [c for c in (*COLUMNS, *sorted(more), *BENCHMARK) if c in known]
+    return [*found, *(c for c in asked if c not in found)]
 
 
 def _judges(settings: Settings) -> list[str]:
@@ -187,20 +191,27 @@ def digits(value: float, error: float | None = None) -> int:
 
 
 def by_seed(runs: Sequence[Evaluated]) -> list[list[Evaluated]]:
-    """Groups of runs that differ only in their seed, by algorithm and then in the given order."""
+    """Groups of runs that differ only in their seed: those of evaluations in the given order, then
+    runs by algorithm and in the given order."""
     groups: dict[str, list[Evaluated]] = {}
     for run in runs:
         others = {path: value for path, value in run.settings.items() if path != "seed"}
         groups.setdefault(json.dumps([others, run.which], sort_keys=True), []).append(run)
-    return sorted(groups.values(), key=lambda group: str(group[0].settings.get("algorithm.name")))
+    return sorted(groups.values(), key=lambda group: _place(group[0].settings))
+
+
+def _place(settings: Settings) -> tuple[bool, str]:
+    is_run = ROW not in settings
+    return is_run, str(settings.get("algorithm.name")) if is_run else ""
 
 
 def labels(groups: Sequence[Sequence[Evaluated]]) -> list[str]:
-    """One label per group: its algorithm, its size, and `key = value` of each setting that differs
-    in another group.
+    """One label per group: its algorithm, or its name in an evaluation's file; its size; and
+    `key = value` of each setting that differs in another group.
 
-    A component's own settings are compared only between groups with that component. A key is
-    shortened to its last part where no other key of the labels has the same one.
+    A component's own settings are compared only between groups with that component, and those of an
+    evaluation between groups of one name. A key is shortened to its last part where no other key of
+    the labels has the same one.
     """
     lines = [group[0].settings for group in groups]
     found = [{path: line[path] for path in line if _differs(path, line, lines)} for line in lines]
@@ -208,10 +219,16 @@ def labels(groups: Sequence[Sequence[Evaluated]]) -> list[str]:
     uses = Counter(ends.values())
     short = {path: end if uses[end] == 1 else path for path, end in ends.items()}
     return [
-        f"{line.get('algorithm.name')} ×{len(group)}{_at(group[0].which)}"
+        f"{line.get(ROW, line.get('algorithm.name'))}{_count(group)}{_at(group[0].which)}"
         + "".join(f", {short[path]} = {_text(value)}" for path, value in differing.items())
         for group, line, differing in zip(groups, lines, found, strict=True)
     ]
+
+
+def _count(group: Sequence[Evaluated]) -> str:
+    """How many runs a row has; a model that nobody trained here is none."""
+    is_published = ROW in group[0].settings and not group[0].is_trained
+    return "" if is_published else f" ×{len(group)}"
 
 
 def _at(which: int | str | None) -> str:
@@ -219,13 +236,15 @@ def _at(which: int | str | None) -> str:
 
 
 def _differs(path: str, line: Settings, lines: Sequence[Settings]) -> bool:
-    if path in ("seed", "algorithm.name"):
+    if path in ("seed", ROW) or (path == "algorithm.name" and ROW not in line):
         return False
     tag = _tag(path)
     peers = [
         other
         for other in lines
-        if ("run" in other) == ("run" in line) and (tag is None or other.get(tag) == line.get(tag))
+        if ("run" in other) == ("run" in line)
+        and other.get(ROW) == line.get(ROW)
+        and (tag is None or other.get(tag) == line.get(tag))
     ]
     return any(other.get(path, _ABSENT) != line[path] for other in peers)
 

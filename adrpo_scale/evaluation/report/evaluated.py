@@ -21,12 +21,19 @@ from adrpo_scale.core.errors import ConfigError, RunFolderError
 from adrpo_scale.core.json_files import read_lines, read_object
 from adrpo_scale.core.run_rows import PROMPTS, prompt_rows
 from adrpo_scale.core.settings import leaves
+from adrpo_scale.evaluation.row_folder import (
+    IDENTITY,
+    is_evaluation,
+    is_row,
+    row_folders,
+)
 from adrpo_scale.run.folder import read_settings
 from adrpo_scale.run.load import parse_config
 from adrpo_scale.run.tables import Row, read_rows
 
 Settings = Mapping[str, Any]  # dotted path → value
-IDENTITY, QUESTIONS = "evaluation.json", "questions.jsonl"  # of a folder that `evaluate` wrote
+QUESTIONS = "questions.jsonl"  # of MMAU's folder
+ROW, MODEL = "row", "model"  # settings of an evaluation's row: its name, and how it was sampled
 MEASURES = ("strict", "strict_untagged", "benchmark")
 TASKS = ("sound", "music", "speech")
 _ASKED = ("benchmark", "variant", "max_new_tokens", "domain", "iteration", "set")
@@ -76,9 +83,11 @@ def unevaluated(folders: Sequence[Path]) -> list[Path]:
 
 def read_runs(name: str, weights: str = EVALUATED) -> list[Evaluated]:
     """What RUN, RUN@120, RUN@last, RUN@best or RUN@* names: one run, or of @* one for each of its
-    evaluations after training began. weights: a word of `named.WEIGHTS`. Raises RunFolderError for
-    a run without such an evaluation."""
+    evaluations after training began; all rows of an evaluation's folder. weights: a word of
+    `named.WEIGHTS`. Raises RunFolderError for a run without such an evaluation."""
     found = named(name)
+    if is_evaluation(found.folder):
+        return [read_run(folder, weights) for folder in row_folders(found.folder)]
     run, which = read_run(found.folder, weights), found.which
     there = sorted({row["iteration"] for row in run.rows if row["iteration"] > 0})
     if which == BEST:
@@ -96,6 +105,8 @@ def read_run(folder: Path, weights: str = EVALUATED) -> Evaluated:
     """The run in a folder. RunFolderError without evaluations of these weights, or where
     config.json is not JSON."""
     rows = read_rows(folder)
+    if is_row(folder):
+        return _row(folder, rows)
     if (folder / IDENTITY).is_file() and (folder / QUESTIONS).is_file():
         return _benchmark(folder, rows)
     config = folder / "config.json"
@@ -129,6 +140,22 @@ def _settings(document: Mapping[str, Any]) -> Settings:
         with contextlib.suppress(ConfigError):
             document = parse_config(document).resolved()
     return dict(leaves(document))
+
+
+def _row(folder: Path, rows: Sequence[Row]) -> Evaluated:
+    """A judged model: the settings of its run, if it is one, and how its samples were made."""
+    identity = read_object(folder / IDENTITY) or {}
+    settings: Settings = {"algorithm.name": identity.get("algorithm"), "run": identity.get("row")}
+    if (folder / "config.json").is_file():
+        settings = _settings(read_settings(folder))
+    stated = identity.get("model")
+    model = dict(stated) if isinstance(stated, Mapping) else {}
+    weights = str(model.get("weights", RAW))
+    of_run = ("run", "path")  # runs of seeds differ in their names
+    asked = dict(leaves({MODEL: {k: v for k, v in model.items() if k not in of_run}}))
+    key = str(identity.get("row", folder.name)).partition(",")[0]
+    by_prompt = prompt_rows(folder / PROMPTS)
+    return Evaluated({**settings, **asked, ROW: key}, rows, folder, by_prompt, weights, None, True)
 
 
 def _benchmark(folder: Path, rows: Sequence[Row]) -> Evaluated:

@@ -1,0 +1,59 @@
+"""The samples of an evaluation: their numbers, their noise, and the batches that they are made in.
+
+Samples are numbered over prompt sets, prompts, sampling seeds and samples of a prompt, in this
+order. A batch is a run of numbers of one length whatever the number of processes; the last one is
+filled up with its own last sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from adrpo_scale.core.types import DrawKey, Prompt
+from adrpo_scale.evaluation.asked import SamplingConfig
+
+EVALUATION = -1  # the iteration in the seed of draws, as in a run's own evaluation
+
+
+@dataclass(frozen=True)
+class NamedSet:
+    """A prompt set of an evaluation."""
+
+    name: str
+    prompts: tuple[Prompt, ...]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A sample to be made. seed: the sampling seed; member: its number among those of its prompt
+    and seed."""
+
+    number: int
+    set: str
+    prompt: Prompt
+    seed: int
+    member: int
+
+    @property
+    def key(self) -> DrawKey:
+        """The key of its noise: (sampling seed, prompt, number of the sample) alone."""
+        return DrawKey(self.seed, EVALUATION, self.prompt.id, self.member)
+
+
+def planned(sets: Sequence[NamedSet], sampling: SamplingConfig) -> list[Sample]:
+    """Every sample, in the order of its number."""
+    places = [
+        (one.name, prompt, seed, member)
+        for one in sets
+        for prompt in one.prompts
+        for seed in sampling.seeds
+        for member in range(sampling.per_prompt)
+    ]
+    return [Sample(number, *place) for number, place in enumerate(places)]
+
+
+def batches(samples: Sequence[Sample], size: int) -> list[list[Sample]]:
+    """The samples cut by their numbers, all of one length."""
+    cut = [list(samples[k : k + size]) for k in range(0, len(samples), size)]
+    return [batch + [batch[-1]] * (size - len(batch)) for batch in cut]
