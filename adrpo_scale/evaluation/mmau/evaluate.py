@@ -28,6 +28,7 @@ from adrpo_scale.core.paths import resolve_path
 from adrpo_scale.core.secrets import read_key
 from adrpo_scale.data.clip_headers import clip_faults
 from adrpo_scale.evaluation.file import load_evaluation
+from adrpo_scale.evaluation.fingerprint import fingerprint
 from adrpo_scale.evaluation.mmau import local, predictions, tables
 from adrpo_scale.evaluation.mmau.base import (
     Benchmark,
@@ -226,7 +227,7 @@ def _identity(config: MmauConfig, benchmark: Benchmark, subject: Subject) -> dic
         asked |= {"extra": config.endpoint.extra, "without": config.endpoint.without}
     else:
         asked = {"domain": config.domain, "engine": config.engine}
-        asked |= {"weights": local.fingerprint(subject.source)}
+        asked |= {"weights": fingerprint(subject.source)}
         # Folders of before name no set: they are of the trained weights.
         asked |= {} if subject.weights == RAW else {"set": subject.weights}
     return {

@@ -30,7 +30,6 @@ from adrpo_scale.evaluation.sample import (
     sampling_engine,
     stands_for,
 )
-from adrpo_scale.hub.weights import combined_sha256
 from adrpo_scale.run.build import build_domain
 from adrpo_scale.run.config import SampleConfig
 from adrpo_scale.run.load import changed
@@ -80,16 +79,6 @@ def with_settings(sampling: SampleConfig, config: MmauConfig) -> SampleConfig:
     }
     own = {"domain": config.domain, "engine": config.engine}
     return changed(sampling, [*leaves(given), *leaves(own)])
-
-
-def fingerprint(source: Source) -> str:
-    """A hash of the weights: a folder may hold another export later. Reads all weights of a
-    published model once."""
-    if source.reader is not None:
-        return source.reader.sha256  # of files that `evaluate` has compared with their hashes
-    domain = build_domain(source.config)
-    spec = domain.reference_spec() or domain.policy_spec()
-    return f"{spec.weights.sha256()} {combined_sha256(domain.frozen_files(), domain.folder)}"
 
 
 class Local:

@@ -1,0 +1,1 @@
+"""An evaluation of completions: the models that write them."""
