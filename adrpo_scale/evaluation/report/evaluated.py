@@ -21,6 +21,7 @@ from adrpo_scale.core.errors import ConfigError, RunFolderError
 from adrpo_scale.core.json_files import read_lines, read_object
 from adrpo_scale.core.run_rows import PROMPTS, prompt_rows
 from adrpo_scale.core.settings import leaves
+from adrpo_scale.evaluation.report.homes import without_home
 from adrpo_scale.evaluation.row_folder import (
     IDENTITY,
     is_evaluation,
@@ -43,7 +44,8 @@ _ASKED = ("benchmark", "variant", "max_new_tokens", "domain", "iteration", "set"
 class Evaluated:
     """A run with its evaluations. rows: of `eval.jsonl`, and by_prompt: of `eval_prompts.jsonl`,
     those of `weights` and of iteration 0. which: an iteration, LAST, or None for the last few.
-    is_benchmark: from a folder that `evaluate` wrote."""
+    is_benchmark: from a folder that `evaluate` wrote. given: the folder's path as tables show it,
+    where that is another one: on the machine that made a bundle."""
 
     settings: Settings
     rows: Sequence[Row]
@@ -52,6 +54,12 @@ class Evaluated:
     weights: str = RAW
     which: int | str | None = None
     is_benchmark: bool = False
+    given: str | None = None
+
+    @property
+    def path(self) -> str:
+        """The folder's path, for tables."""
+        return without_home(str(self.folder)) if self.given is None else self.given
 
     @property
     def seed(self) -> Any:
@@ -139,12 +147,12 @@ def _settings(document: Mapping[str, Any]) -> Settings:
         # A user's component may not be importable here, and a setting may be refused by now.
         with contextlib.suppress(ConfigError):
             document = parse_config(document).resolved()
-    return dict(leaves(document))
+    return dict(leaves(without_home(document)))
 
 
 def _row(folder: Path, rows: Sequence[Row]) -> Evaluated:
     """A judged model: the settings of its run, if it is one, and how its samples were made."""
-    identity = read_object(folder / IDENTITY) or {}
+    identity = without_home(read_object(folder / IDENTITY) or {})
     settings: Settings = {"algorithm.name": identity.get("algorithm"), "run": identity.get("row")}
     if (folder / "config.json").is_file():
         settings = _settings(read_settings(folder))
@@ -159,7 +167,7 @@ def _row(folder: Path, rows: Sequence[Row]) -> Evaluated:
 
 
 def _benchmark(folder: Path, rows: Sequence[Row]) -> Evaluated:
-    identity = read_object(folder / IDENTITY) or {}
+    identity = without_home(read_object(folder / IDENTITY) or {})
     asked = {f"mmau.{key}": identity[key] for key in _ASKED if key in identity}
     run = folder.resolve().parent
     if (run / "config.json").is_file() and identity.get("run") == run.name:

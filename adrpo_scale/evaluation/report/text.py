@@ -218,7 +218,7 @@ def trace(runs: Sequence[Evaluated]) -> str:
                 out.writerow(
                     [
                         *(line.label, *column, cell.mean, cell.seed_error, cell.sampling_error),
-                        *(number.run.folder.name, number.run.folder, number.run.seed),
+                        *(number.run.folder.name, number.run.path, number.run.seed),
                         " ".join(map(str, number.iterations)),
                         *(number.run.weights, number.value),
                         "" if keys is None else len(keys),
