@@ -13,12 +13,13 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from adrpo_scale.core.bounds import COUNT, NUMBER, REPEATS, SAMPLES, SIDE
+from adrpo_scale.core.bounds import COUNT, NUMBER, REPEATS, SAMPLES, SIDE, TOKENS
 from adrpo_scale.core.components import OneOf
 from adrpo_scale.core.settings import REQUIRED, Effect, Section, setting
 from adrpo_scale.data.prompt_files import needs_from_hub
 from adrpo_scale.data.prompts import Format
 from adrpo_scale.data.rows import Form, Reading
+from adrpo_scale.domains.decoding import SamplingConfig as TokenSampling
 from adrpo_scale.hub.needs import HubNeed
 from adrpo_scale.rewards.base import RewardConfig
 from adrpo_scale.run.registry import REWARDS
@@ -80,6 +81,35 @@ class SamplingConfig(Section):
         if len(set(seeds)) < len(seeds):
             raise ValueError(f"seeds {seeds} name one twice: give each once")
         return seeds
+
+
+class TextSampling(SamplingConfig):
+    """How many completions are made of each prompt, and the distribution of their tokens."""
+
+    max_new_tokens: int = setting(512, "largest number of tokens of a completion", ge=1, le=TOKENS)
+    temperature: float = setting(
+        1.0, "logits are divided by it; 0: greedy, one sample a prompt", ge=0, le=NUMBER
+    )
+    top_p: float = setting(
+        1.0, "draw from the smallest set of tokens with this probability; 1: all", gt=0, le=1
+    )
+    top_k: int = setting(0, "draw from the k likeliest tokens; 0: all", ge=0, le=COUNT)
+
+    @model_validator(mode="after")
+    def _greedy_is_one_sample(self) -> TextSampling:
+        if self.temperature == 0 and (self.per_prompt > 1 or len(self.seeds) > 1):
+            raise ValueError(
+                f"temperature = 0 is greedy, so that {self.per_prompt} samples a prompt and "
+                f"{len(self.seeds)} sampling seeds would all be the same: set per_prompt = 1 and one "
+                "seed, or a temperature above 0"
+            )
+        return self
+
+    @property
+    def tokens(self) -> TokenSampling:
+        """The distribution of tokens."""
+        own = {name: getattr(self, name) for name in TokenSampling.model_fields}
+        return TokenSampling(**own)
 
 
 class AskedModel(Section):
@@ -146,10 +176,14 @@ class ImageModel(AskedModel):
 
 
 class TextModel(AskedModel):
-    """A language model. What it does not set is the run's, or the domain's default."""
+    """A language model. All models of a file share the distribution of tokens, in [sampling]."""
 
-    max_new_tokens: int | None = setting(None, "longest completion, in tokens", ge=1, le=COUNT)
-    temperature: float | None = setting(None, "sampling temperature; 0: greedy", ge=0, le=NUMBER)
+    dtype: Literal["float32", "bfloat16"] | None = setting(
+        None, "precision; by default the run's own, or float32 of a published model"
+    )
+    chat: dict[str, Any] = setting(
+        {}, "settings of [domain.chat] in place of the run's or the domain's, e.g. thinking = false"
+    )
 
 
 class AskedConfig(Section):
@@ -223,6 +257,7 @@ class TextConfig(AskedConfig):
     MEDIUM: ClassVar[str] = "completions"
 
     benchmark: Literal["text"] = setting("text", "which benchmark")
+    sampling: TextSampling = setting(TextSampling(), "the samples of each prompt")
     models: dict[str, TextModel] = setting(REQUIRED, "the judged models, by the rows' names")
 
     @property

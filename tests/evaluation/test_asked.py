@@ -58,10 +58,19 @@ def test_several_sets_and_a_file_of_text(tmp_path):
     assert [one.label for one in read(tmp_path, text).prompts] == ["drawbench", "b"]
     text = FILE.partition("[[scorers]]")[0].replace("images", "text")
     text += (
-        '[[scorers]]\nkind = "exact_answer"\n[models.qwen]\npipeline = "a/b"\nmax_new_tokens = 9'
+        '[[scorers]]\nkind = "exact_answer"\n'
+        '[models.qwen]\npipeline = "a/b"\nchat = { thinking = false }'
     )
-    config = read(tmp_path, text)
-    assert config.models["qwen"].given == {"max_new_tokens": 9}
+    config = read(tmp_path, text, "sampling.max_new_tokens=9", "sampling.top_k=5")
+    assert config.models["qwen"].given == {"chat": {"thinking": False}}
+    tokens = config.sampling.tokens
+    assert (tokens.max_new_tokens, tokens.temperature, tokens.top_k) == (9, 1.0, 5)
+    greedy = ["sampling.temperature=0", "sampling.seeds=[0]", "sampling.per_prompt=1"]
+    assert read(tmp_path, text, *greedy).sampling.tokens.temperature == 0
+    with pytest.raises(ConfigError, match="temperature = 0 is greedy, so that 2 samples a prompt"):
+        read(tmp_path, text, "sampling.temperature=0")
+    with pytest.raises(ConfigError, match="'float16': Input should be 'float32' or"):
+        read(tmp_path, text, "models.qwen.dtype=float16")
 
 
 def test_the_benchmark_decides_and_mmau_is_what_it_was(tmp_path):

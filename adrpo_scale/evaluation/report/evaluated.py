@@ -159,7 +159,7 @@ def _row(folder: Path, rows: Sequence[Row]) -> Evaluated:
     stated = identity.get("model")
     model = dict(stated) if isinstance(stated, Mapping) else {}
     weights = str(model.get("weights", RAW))
-    of_run = ("run", "path")  # runs of seeds differ in their names
+    of_run = ("run", "path", "sha256")  # runs of seeds differ in their names and weights
     asked = dict(leaves({MODEL: {k: v for k, v in model.items() if k not in of_run}}))
     key = str(identity.get("row", folder.name)).partition(",")[0]
     by_prompt = prompt_rows(folder / PROMPTS)
