@@ -100,8 +100,8 @@ class TextSampling(SamplingConfig):
         if self.temperature == 0 and (self.per_prompt > 1 or len(self.seeds) > 1):
             raise ValueError(
                 f"temperature = 0 is greedy, so that {self.per_prompt} samples a prompt and "
-                f"{len(self.seeds)} sampling seeds would all be the same: set per_prompt = 1 and one "
-                "seed, or a temperature above 0"
+                f"{len(self.seeds)} sampling seeds would all be the same: set per_prompt = 1 and "
+                "one seed, or a temperature above 0"
             )
         return self
 
