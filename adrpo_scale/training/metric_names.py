@@ -27,6 +27,7 @@ class Metric:
         )
 
 
+HISTOGRAMS = "every `logging.histograms_every` iterations"
 SEVERAL = "several rewards"
 TOKENS = "tokens"
 GATED = 'a reward with `use = "gate"`'
@@ -47,6 +48,12 @@ ITERATION = (
     Metric("beta_mean", "mean coefficient of the divergence over samples"),
     Metric("beta_min", "the smallest of them"),
     Metric("beta_max", "the largest of them"),
+    Metric(
+        "beta_histogram",
+        "how many samples have which coefficient: bin first + k, of k = 0, 1, …, has counts[k] of "
+        "the coefficients from (first + k) · width on; width is a power of two",
+        HISTOGRAMS,
+    ),
     Metric("beta0", "the base coefficient that the controller chose for the iteration", STEERED),
     Metric("masked", "samples without a reward: one failed, or all abstained; left out everywhere"),
     Metric("degenerate_groups", "share of the groups with equal rewards or fewer than two samples"),

@@ -19,6 +19,7 @@ import torch
 from adrpo_scale.algorithms.base import Algorithm
 from adrpo_scale.core import dist, watchdog
 from adrpo_scale.core.errors import NothingLearned
+from adrpo_scale.core.histogram import histogram
 from adrpo_scale.core.preempt import Stop
 from adrpo_scale.core.types import Credit, DrawKey, Prompt, Rows
 from adrpo_scale.engines.base import OptimizerConfig
@@ -298,6 +299,8 @@ class Trainer:
         if is_due(self.logging.histograms_every, done):
             kept = credit.include > 0
             histograms = {"advantage": credit.advantage[kept], "beta_sample": credit.beta[kept]}
+            betas = histogram(credit.beta[kept].numpy())
+            record["beta_histogram"] = None if betas is None else betas.as_json()
         self.saver.check_owner()
         self.log.iteration(record, {n: v.numpy() for n, v in histograms.items() if len(v)})
         self._show(rewarded, credit, tally)
