@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -30,7 +30,9 @@ def evaluate(
     ] = None,
     to: Annotated[
         Path | None,
-        typer.Option(help="Folder of the results; default: one in the run, or in runs/."),
+        typer.Option(
+            help="Folder of the results; default: the file's, one in the run, or in runs/."
+        ),
     ] = None,
     limit: Annotated[
         int | None,
@@ -45,28 +47,52 @@ def evaluate(
     weights: WeightsOption = "evaluated",
     set_: SetOption = [],  # noqa: B006 (typer copies it)
 ) -> None:
-    """Judge an audio model on the benchmark MMAU test-mini.
+    """Judge models on prompt sets by scorers, or an audio model on the benchmark MMAU test-mini.
 
-    The tables show strict exact match, the benchmark's own scorer, and how many answers name no
-    option. The same command resumes: it asks the questions that have no answer yet. It runs in
-    one process, or in as many as torchrun or srun start.
+    A file with `benchmark = "images"` or "text" names prompt sets, sampling, scorers and models:
+    runs, globs over runs, sweeps, exports and published models. Every model gets the same noise.
+    Samples are kept with a manifest: another scorer needs no new ones. With `benchmark = "mmau"`,
+    one model is named by --model or --endpoint.
 
-    A run is judged by the weights that its own evaluation measures. An endpoint does not tell which
-    weights it serves: for other weights at the same address, choose another --to.
+    The same command resumes after any stop. It runs in one process, or in as many as torchrun or
+    srun start. A run is judged by the weights that its own evaluation measures. An endpoint does
+    not tell which weights it serves: for others at the same address, choose another --to.
 
     Example:
         adrpo-scale evaluate configs/omni/mmau.toml --model runs/avqa --data data/mmau
     """
     from adrpo_scale.checkpoint.named import parse_weights
-    from adrpo_scale.core.errors import ConfigError
     from adrpo_scale.evaluation.file import load_evaluation
     from adrpo_scale.evaluation.mmau import evaluate as mmau
-    from adrpo_scale.evaluation.mmau.base import MmauConfig
 
     word = parse_weights(weights)
     asked = load_evaluation(config, set_, data)
-    if not isinstance(asked, MmauConfig):
-        raise ConfigError(f"{config}: pictures and completions are not judged by it yet")
-    mmau.evaluate(
-        mmau.EvaluateOptions(config, model, endpoint, data, to, limit, dry_run, set_, word), asked
-    )
+    options = mmau.EvaluateOptions(config, model, endpoint, data, to, limit, dry_run, set_, word)
+    _evaluate(asked, options)
+
+
+def _evaluate(asked: Any, options: Any) -> None:
+    """Runs the benchmark of a file."""
+    from adrpo_scale.core.errors import ConfigError
+    from adrpo_scale.evaluation.asked import AskedConfig
+    from adrpo_scale.evaluation.evaluate import evaluate as judge
+    from adrpo_scale.evaluation.file import results_folder
+    from adrpo_scale.evaluation.mmau import evaluate as mmau
+
+    if not isinstance(asked, AskedConfig):
+        mmau.evaluate(options, asked)
+        return
+    given = {
+        "--model": options.model,
+        "--endpoint": options.endpoint,
+        "--limit": options.limit,
+        "--dry-run": options.dry_run or None,
+        "--weights": None if options.weights == "evaluated" else options.weights,
+    }
+    wrong = [name for name, value in given.items() if value is not None]
+    if wrong:
+        raise ConfigError(
+            f'{" and ".join(wrong)} goes with benchmark = "mmau"; the models of {options.config} '
+            "are its [models.NAME]"
+        )
+    judge(asked, options.to or results_folder(asked, options.config))

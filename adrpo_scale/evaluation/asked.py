@@ -174,6 +174,12 @@ class ImageModel(AskedModel):
     guidance: float | None = setting(None, "scale of guidance", ge=0, le=NUMBER)
     size: int | None = setting(None, "side of the square picture, in pixels", ge=1, le=SIDE)
 
+    @model_validator(mode="after")
+    def _run_has_a_precision(self) -> ImageModel:
+        if self.pipeline is None and self.dtype is not None:
+            raise ValueError("dtype goes with pipeline: a run has the precision of its engine")
+        return self
+
 
 class TextModel(AskedModel):
     """A language model. All models of a file share the distribution of tokens, in [sampling]."""

@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from adrpo_scale.core.types import DrawKey, Prompt
 from adrpo_scale.evaluation.asked import SamplingConfig
 
-EVALUATION = -1  # the iteration in the seed of draws, as in a run's own evaluation
-
 
 @dataclass(frozen=True)
 class NamedSet:
@@ -38,7 +36,7 @@ class Sample:
     @property
     def key(self) -> DrawKey:
         """The key of its noise: (sampling seed, prompt, number of the sample) alone."""
-        return DrawKey(self.seed, EVALUATION, self.prompt.id, self.member)
+        return DrawKey(self.seed, self.prompt.id, 0, self.member)
 
 
 def planned(sets: Sequence[NamedSet], sampling: SamplingConfig) -> list[Sample]:

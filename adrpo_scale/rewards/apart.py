@@ -75,6 +75,10 @@ class Apart(Reward):
         except CallFailed as error:
             return tried_in_vain(self.label, str(error))
 
+    def forget(self) -> None:
+        if self._child is not None and self.kind.forget is not Reward.forget:
+            self._ask(self._child, "forget", (), None)
+
     def _limited(self, name: str, arguments: Any) -> Any:
         """A call within the time limit. Raises CallFailed where it exceeds it."""
         child = self._child or self._begun(with_check=not self.kind.check_keeps_nothing)
@@ -200,6 +204,8 @@ def _do(reward: Any, name: str, arguments: Any) -> Any:
         return tried(reward, *arguments)
     if name == "reads":
         return reward.reads(*arguments)
+    if name == "forget":
+        return reward.forget()
     if name == "embed":
         return reward.embed(*arguments).numpy()
     scores = checked(reward, *arguments)

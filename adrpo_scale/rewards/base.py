@@ -120,6 +120,11 @@ class Reward(ABC):
         """Takes over the model that the engine built from `model_spec`."""
         self.sharded = model
 
+    def forget(self) -> None:
+        """Drops what earlier calls have left, for who needs numbers that depend on a call's samples
+        alone, to the bit: a text's embedding differs by the texts that are encoded beside it."""
+        return None
+
     @abstractmethod
     def __call__(self, artifacts: Sequence[Any], prompts: Sequence[Prompt]) -> Any:
         """One number per sample, N ≥ 1: a tensor or an array [N], or a list, in which None abstains

@@ -160,6 +160,9 @@ class ClipReward(Reward, Embedding):
         reader = self._encoder.reader()
         return None if reader is None else read_prompts(f"reward {self.label}", [reader], prompts)
 
+    def forget(self) -> None:
+        self._text_cache.clear()
+
     @torch.no_grad()
     def embed(self, artifacts: Sequence[np.ndarray]) -> Tensor:
         """Unnormalised image embeddings, float32 [N, D] on the CPU."""

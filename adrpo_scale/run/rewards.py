@@ -92,6 +92,21 @@ def build_rewards(
     return rewards
 
 
+def build_judge(
+    section: RewardConfig, engine: Engine, prompts: Sequence[Prompt], record: Path | None = None
+) -> Reward:
+    """A reward that judges outside of a run, loaded. prompts: all that it will judge. record: see
+    `Reward.record`. Collective. Raises RewardError as `build_rewards` does."""
+    kind = REWARDS[section.kind]
+    with kept(f"reward {section.label}"):
+        reward = _build(kind, section, engine.device, 0.0, record)
+        reward.check(own_prompts(prompts) if is_own_code(kind) else prompts)
+    spec = reward.model_spec()
+    if spec is not None:
+        reward.use(engine.build_frozen(spec))
+    return reward
+
+
 def _build(
     kind: type[Reward],
     section: RewardConfig,

@@ -29,6 +29,7 @@ from adrpo_scale.core.secrets import read_key
 from adrpo_scale.data.clip_headers import clip_faults
 from adrpo_scale.evaluation.file import load_evaluation
 from adrpo_scale.evaluation.fingerprint import fingerprint
+from adrpo_scale.evaluation.held import held
 from adrpo_scale.evaluation.mmau import local, predictions, tables
 from adrpo_scale.evaluation.mmau.base import (
     Benchmark,
@@ -107,7 +108,7 @@ def evaluate(options: EvaluateOptions, config: MmauConfig | None = None) -> None
     with dist.process_group(device, seconds):
         for subject in subjects:
             to = options.to or subject.folder
-            with _held(to) as lock:
+            with held(to) as lock:
                 _evaluate(config, benchmark, questions, subject, to, lock)
 
 
@@ -158,20 +159,6 @@ def _row(name: str) -> dict[str, Any]:
 def _folder_of(name: str) -> Path:
     words = re.sub(r"[^\w.-]+", "-", name).strip("-.")
     return Path(os.environ.get("ADRPO_RUNS", "runs")) / f"mmau-{words}"
-
-
-@contextmanager
-def _held(folder: Path) -> Iterator[RunLock]:
-    """Holds the folder's lock on rank 0: of two evaluations in one folder, each would remove the
-    other's latest answers. Collective."""
-    lock = RunLock(folder)
-    dist.run_on_main(lambda: predictions.make_folder(folder))
-    lock.join(dist.run_on_main(lock.acquire))
-    try:
-        yield lock
-    finally:
-        if dist.is_main():
-            lock.release()
 
 
 def _evaluate(

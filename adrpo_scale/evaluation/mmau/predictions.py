@@ -32,14 +32,6 @@ ANSWERS = "answers.jsonl"
 _OF_RANKS = "answers-[0-9]*.jsonl"
 
 
-def make_folder(folder: Path) -> None:
-    """Makes the folder. Raises RunFolderError where that fails."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunFolderError(f"{folder} cannot be made ({error}); choose another --to") from error
-
-
 def begin(folder: Path, identity: Mapping[str, Any]) -> dict[str, Answer]:
     """The answers of earlier starts, by question id; on rank 0 alone. The folder must exist. Raises
     RunFolderError if they are those of another model, other questions or other settings."""

@@ -84,6 +84,9 @@ class CosineScorer(PictureScorer):
         super().__init__(config, device)
         self._known: dict[str, Tensor] = {}
 
+    def forget(self) -> None:
+        self._known.clear()
+
     @abstractmethod
     def embed_pixels(self, pixels: Tensor) -> Tensor:
         """[N, D] of preprocessed pictures."""
