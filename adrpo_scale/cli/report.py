@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
 
 from adrpo_scale.cli.options import SweepOption, WeightsOption
+from adrpo_scale.core.disk_space import size_text
 from adrpo_scale.core.errors import ConfigError
+from adrpo_scale.core.printable import one_line
 
 
 def report(
+    context: typer.Context,
     runs: Annotated[
         list[str],
         typer.Argument(
-            help="Runs: RUN, RUN@120, RUN@last, RUN@best or RUN@* (every evaluation a row); or "
-            "folders that `evaluate` wrote."
+            help="Runs: RUN, RUN@120, RUN@last, RUN@best or RUN@* (every evaluation a row); "
+            "folders that `evaluate` wrote; or what --bundle wrote."
         ),
     ] = [],  # noqa: B006
     sweep: SweepOption = None,
@@ -27,6 +31,13 @@ def report(
         Path | None,
         typer.Option(help="CSV file: run, iterations and weights behind each cell of the table."),
     ] = None,
+    bundle: Annotated[
+        Path | None,
+        typer.Option(help="Tar file: all that these tables are made from, without weights."),
+    ] = None,
+    images: Annotated[
+        int, typer.Option(min=0, max=10_000, help="Pictures of each row in the bundle, at most.")
+    ] = 8,
 ) -> None:
     """Compare runs in a Markdown table of their last evaluations.
 
@@ -36,45 +47,51 @@ def report(
 
     Example:
         adrpo-scale report runs/image_adrpo-* runs/image_grpo-* --curves curves.png
-        adrpo-scale report --sweep configs/sweeps/image_seeds.toml
+        adrpo-scale report --sweep configs/sweeps/image_seeds.toml --bundle seeds.tar
+        adrpo-scale report seeds.tar
     """
-    from adrpo_scale.checkpoint.named import named, parse_weights
+    from adrpo_scale.checkpoint.named import parse_weights
     from adrpo_scale.core.files import replace_file
     from adrpo_scale.core.paths import make_output_folder
-    from adrpo_scale.evaluation.report.evaluated import read_runs, unevaluated
+    from adrpo_scale.evaluation.report.bundle import write_bundle
+    from adrpo_scale.evaluation.report.given import read_given
     from adrpo_scale.evaluation.report.text import report_text
     from adrpo_scale.evaluation.report.text import trace as trace_text
     from adrpo_scale.run import figures
 
     word = parse_weights(weights)
-    runs, told = [*runs], ""
+    names, told = [*runs], ""
     if sweep is not None:
         begun, told = _of_sweep(sweep)
-        runs += begun
-    if not runs:
+        names += begun
+    if not names:
         raise ConfigError("report without a run: name folders of runs, or --sweep FILE")
-    folders = {name: named(name).folder for name in runs}
-    left_out = unevaluated(list(folders.values()))
-    for run in left_out:
+
+    def new_folder() -> Path:
+        return Path(context.with_resource(TemporaryDirectory(prefix="adrpo-bundle-")))
+
+    given = read_given(names, word, new_folder, told)
+    for run in given.left_out:
         print(f"note: {run} has no evaluation yet, or is a trial: left out", file=sys.stderr)
-    names = [name for name in runs if folders[name] not in left_out]
-    found = [run for name in names for run in read_runs(name, word)]
+    found = given.runs
     print(report_text(found))
-    if told:
-        print(f"\n{told}")
+    if given.line:
+        print(f"\n{one_line(given.line)}")
     if trace is not None:
         make_output_folder(trace.parent)
         content = trace_text(found).encode("utf-8", "backslashreplace")
         replace_file(trace, content, durable=False)
     if curves is not None:
         figures.curves([run.rows for run in found], curves)
+    if bundle is not None:
+        files, size = write_bundle(bundle, given, pictures=images)
+        print(f"{bundle}: {files} files, {size_text(size)}", file=sys.stderr)
 
 
 def _of_sweep(file: Path) -> tuple[list[str], str]:
     """(folders of the runs that have begun, a line about all elements) of a sweep."""
     from adrpo_scale.cluster.sweep import view
     from adrpo_scale.cluster.sweep.state import states_of
-    from adrpo_scale.core.printable import one_line
     from adrpo_scale.run.sweep import read_sweep
 
     states = states_of(read_sweep(file))
