@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,30 +14,40 @@ from adrpo_scale.core.disk_space import size_text
 from adrpo_scale.core.errors import ConfigError
 from adrpo_scale.core.printable import one_line
 
+if TYPE_CHECKING:
+    from adrpo_scale.evaluation.report.given import Given
+
+
+Runs = Annotated[
+    list[str],
+    typer.Argument(
+        help="Runs: RUN, RUN@120, RUN@last, RUN@best or RUN@* (every evaluation a row); folders "
+        "that `evaluate` wrote; or what --bundle wrote."
+    ),
+]
+Curves = Annotated[Path | None, typer.Option(help="PNG file to draw the curves into.")]
+Trace = Annotated[
+    Path | None,
+    typer.Option(help="CSV file: run, iterations and weights behind each cell of the table."),
+]
+Bundle = Annotated[
+    Path | None,
+    typer.Option(help="Tar file: all that these tables are made from, without weights."),
+]
+Images = Annotated[
+    int, typer.Option(min=0, max=10_000, help="Pictures of each row in the bundle, at most.")
+]
+
 
 def report(
     context: typer.Context,
-    runs: Annotated[
-        list[str],
-        typer.Argument(
-            help="Runs: RUN, RUN@120, RUN@last, RUN@best or RUN@* (every evaluation a row); "
-            "folders that `evaluate` wrote; or what --bundle wrote."
-        ),
-    ] = [],  # noqa: B006
+    runs: Runs = [],  # noqa: B006
     sweep: SweepOption = None,
     weights: WeightsOption = "evaluated",
-    curves: Annotated[Path | None, typer.Option(help="PNG file to draw the curves into.")] = None,
-    trace: Annotated[
-        Path | None,
-        typer.Option(help="CSV file: run, iterations and weights behind each cell of the table."),
-    ] = None,
-    bundle: Annotated[
-        Path | None,
-        typer.Option(help="Tar file: all that these tables are made from, without weights."),
-    ] = None,
-    images: Annotated[
-        int, typer.Option(min=0, max=10_000, help="Pictures of each row in the bundle, at most.")
-    ] = 8,
+    curves: Curves = None,
+    trace: Trace = None,
+    bundle: Bundle = None,
+    images: Images = 8,
 ) -> None:
     """Compare runs in a Markdown table of their last evaluations.
 
@@ -50,14 +60,33 @@ def report(
         adrpo-scale report --sweep configs/sweeps/image_seeds.toml --bundle seeds.tar
         adrpo-scale report seeds.tar
     """
-    from adrpo_scale.checkpoint.named import parse_weights
     from adrpo_scale.core.files import replace_file
     from adrpo_scale.core.paths import make_output_folder
     from adrpo_scale.evaluation.report.bundle import write_bundle
-    from adrpo_scale.evaluation.report.given import read_given
     from adrpo_scale.evaluation.report.text import report_text
     from adrpo_scale.evaluation.report.text import trace as trace_text
     from adrpo_scale.run import figures
+
+    given = _given(context, runs, sweep, weights)
+    found, told = given.runs, given.line
+    print(report_text(found))
+    for line in filter(None, told.split("\n")):
+        print(f"\n{one_line(line)}")
+    if trace is not None:
+        make_output_folder(trace.parent)
+        content = trace_text(found).encode("utf-8", "backslashreplace")
+        replace_file(trace, content, durable=False)
+    if curves is not None:
+        figures.curves([run.rows for run in found], curves)
+    if bundle is not None:
+        files, size = write_bundle(bundle, given, pictures=images)
+        print(f"{bundle}: {files} files, {size_text(size)}", file=sys.stderr)
+
+
+def _given(context: typer.Context, runs: list[str], sweep: Path | None, weights: str) -> Given:
+    """The runs to compare. What bundles hold is unpacked until the command ends."""
+    from adrpo_scale.checkpoint.named import parse_weights
+    from adrpo_scale.evaluation.report.given import read_given
 
     word = parse_weights(weights)
     names, told = [*runs], ""
@@ -73,19 +102,7 @@ def report(
     given = read_given(names, word, new_folder, told)
     for run in given.left_out:
         print(f"note: {run} has no evaluation yet, or is a trial: left out", file=sys.stderr)
-    found = given.runs
-    print(report_text(found))
-    if given.line:
-        print(f"\n{one_line(given.line)}")
-    if trace is not None:
-        make_output_folder(trace.parent)
-        content = trace_text(found).encode("utf-8", "backslashreplace")
-        replace_file(trace, content, durable=False)
-    if curves is not None:
-        figures.curves([run.rows for run in found], curves)
-    if bundle is not None:
-        files, size = write_bundle(bundle, given, pictures=images)
-        print(f"{bundle}: {files} files, {size_text(size)}", file=sys.stderr)
+    return given
 
 
 def _of_sweep(file: Path) -> tuple[list[str], str]:
