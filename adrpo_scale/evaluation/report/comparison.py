@@ -213,16 +213,21 @@ def labels(groups: Sequence[Sequence[Evaluated]]) -> list[str]:
     evaluation between groups of one name. A key is shortened to its last part where no other key of
     the labels has the same one.
     """
-    lines = [group[0].settings for group in groups]
-    found = [{path: line[path] for path in line if _differs(path, line, lines)} for line in lines]
-    ends = {path: path.rpartition(".")[2] for differing in found for path in differing}
+    lines, found = [group[0].settings for group in groups], differing(groups)
+    ends = {path: path.rpartition(".")[2] for settings in found for path in settings}
     uses = Counter(ends.values())
     short = {path: end if uses[end] == 1 else path for path, end in ends.items()}
     return [
         f"{line.get(ROW, line.get('algorithm.name'))}{_count(group)}{_at(group[0].which)}"
-        + "".join(f", {short[path]} = {_text(value)}" for path, value in differing.items())
-        for group, line, differing in zip(groups, lines, found, strict=True)
+        + "".join(f", {short[path]} = {_text(value)}" for path, value in settings.items())
+        for group, line, settings in zip(groups, lines, found, strict=True)
     ]
+
+
+def differing(groups: Sequence[Sequence[Evaluated]]) -> list[dict[str, Any]]:
+    """Of each group the settings that its label names, by their whole paths."""
+    lines = [group[0].settings for group in groups]
+    return [{path: line[path] for path in line if _differs(path, line, lines)} for line in lines]
 
 
 def _count(group: Sequence[Evaluated]) -> str:

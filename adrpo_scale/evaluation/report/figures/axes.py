@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from matplotlib.figure import Figure as Canvas
 
 from adrpo_scale.evaluation.report.cells import Column
 from adrpo_scale.evaluation.report.comparison import scale
-from adrpo_scale.evaluation.report.figures.style import label
+from adrpo_scale.evaluation.report.figures.style import WIDTH, canvas, label
 
 _UNITS = {
     "w2_sum": "Σ (v − v base)², latent units",
@@ -35,6 +37,84 @@ def axis_label(column: Column) -> str:
 def title_of(column: Column) -> str:
     """The metric and its prompts, as in the table."""
     return "\n".join(textwrap.wrap(label(f"{column[1]} ({column[0]})"), _ACROSS))
+
+
+def panels_of(count: int) -> tuple[Canvas, list[Any]]:
+    """A picture with so many panels, two side by side."""
+    across = min(2, count)
+    down = -(-count // across)
+    picture = canvas(WIDTH if across > 1 else 0.62 * WIDTH, 2.6 * down)
+    panels = list(picture.subplots(down, across, squeeze=False).flat)
+    for panel in panels[count:]:
+        panel.remove()
+    return picture, panels[:count]
+
+
+@dataclass(frozen=True)
+class Tag:
+    """The name of a point, beside it. at, others: in units of the axes; others are not covered."""
+
+    at: tuple[float, float]
+    text: str
+    colour: str
+    others: Sequence[tuple[float, float]] = ()
+
+
+_AROUND = [  # points of 1/72 inch, and the side of the text that is near
+    *((9, 0, "left", "center"), (-9, 0, "right", "center")),
+    *((0, 9, "center", "bottom"), (0, -9, "center", "top")),
+    *((7, 7, "left", "bottom"), (-7, 7, "right", "bottom")),
+    *((7, -7, "left", "top"), (-7, -7, "right", "top")),
+    *((0, 19, "center", "bottom"), (0, -19, "center", "top")),
+    *((16, 14, "left", "bottom"), (16, -14, "left", "top")),
+    *((-16, 14, "right", "bottom"), (-16, -14, "right", "top")),
+]
+
+
+def place_tags(picture: Canvas, tags: Sequence[tuple[Any, Sequence[Tag]]]) -> None:
+    """Writes the tags of each panel where they cover least: of other tags, of points, and of what
+    lies outside the panel. The rest of the picture must be drawn."""
+    picture.draw_without_rendering()
+    for panel, own in tags:
+        frame: Any = panel.get_window_extent()
+        taken: list[Any] = []
+        points = [panel.transData.transform(p) for tag in own for p in (tag.at, *tag.others)]
+        for tag in own:
+            choices: list[Any] = []
+            for x, y, h, v in _AROUND:
+                text = panel.annotate(
+                    label(tag.text),
+                    tag.at,
+                    (x, y),
+                    textcoords="offset points",
+                    ha=h,
+                    va=v,
+                    color=tag.colour,
+                    fontsize=7.5,
+                    zorder=5,
+                )
+                text.set_in_layout(False)
+                box = text.get_window_extent(picture.canvas.get_renderer())  # type: ignore[attr-defined]
+                choices.append((_covered(box, taken, points, frame), len(choices), text, box))
+            *_, best, box = min(choices, key=lambda choice: choice[:2])
+            for *_, text, _ in choices:
+                if text is not best:
+                    text.remove()
+            taken.append(box)
+
+
+def _covered(box: Any, taken: Sequence[Any], points: Sequence[Any], frame: Any) -> float:
+    """A cost: characters' areas that overlap, points under the text, and pixels outside."""
+    cost = 0.0
+    for other in taken:
+        wide = min(box.x1, other.x1) - max(box.x0, other.x0)
+        high = min(box.y1, other.y1) - max(box.y0, other.y0)
+        cost += 10 + wide * high if wide > 0 and high > 0 else 0
+    for x, y in points:
+        cost += 40.0 if box.x0 - 2 < x < box.x1 + 2 and box.y0 - 2 < y < box.y1 + 2 else 0
+    outside = max(0.0, frame.x0 - box.x0) + max(0.0, box.x1 - frame.x1)
+    outside += max(0.0, frame.y0 - box.y0) + max(0.0, box.y1 - frame.y1)
+    return cost + 100 * outside
 
 
 def legend_above(picture: Canvas, panel: Any) -> None:

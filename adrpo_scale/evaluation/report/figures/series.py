@@ -6,7 +6,6 @@ too, each at the iteration of the weights that it judged.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,11 +13,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from adrpo_scale.evaluation.report.cells import Column
-from adrpo_scale.evaluation.report.comparison import columns, labels, scale
+from adrpo_scale.evaluation.report.comparison import by_seed, columns, labels, scale
 from adrpo_scale.evaluation.report.evaluated import Evaluated
 from adrpo_scale.evaluation.report.statistics import standard_error
 
-_OF_ONE_EVALUATION = ("seed", "iteration")  # do not tell rows apart
+_OF_ONE_EVALUATION = ("model.iteration", "mmau.iteration")
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Series:
-    """A row. runs: one a seed. given: the same runs, with each folder of an evaluation."""
+    """A row. runs: one a seed; of several folders of evaluations the first."""
 
     label: str
     runs: tuple[Evaluated, ...]
@@ -44,35 +43,31 @@ class Series:
         return len(self.runs)
 
 
-def series_of(runs: Sequence[Evaluated]) -> list[Series]:
-    """The rows, by algorithm and then in the given order. An iteration counts where every seed of
-    the row was evaluated after it."""
-    runs = [run for run in runs if run.rows and run.is_trained]
-    shown = columns(runs)
-    rows: dict[str, dict[str, list[Evaluated]]] = {}
-    for run in runs:
-        others = {k: v for k, v in run.settings.items() if k not in _OF_ONE_EVALUATION}
-        of = json.dumps([others, run.is_benchmark], sort_keys=True)
-        rows.setdefault(of, {}).setdefault(run.seed_text, []).append(run)
-    ordered = sorted(
-        rows.values(), key=lambda seeds: str(next(iter(seeds.values()))[0].settings.get(_NAME))
-    )
-    heads = [[replace(parts[0], which=None) for parts in seeds.values()] for seeds in ordered]
+def series_of(runs: Sequence[Evaluated], wanted: Sequence[Column] | None = None) -> list[Series]:
+    """The rows, in the order of the table. An iteration counts where every seed of the row was
+    evaluated after it. wanted: default: the table's columns."""
+    runs = [replace(_undated(run), which=None) for run in runs if run.rows and run.is_trained]
+    shown = columns(runs) if wanted is None else wanted
+    groups = by_seed(runs)
+    seeds = [list(_of_seed(group).values()) for group in groups]
+    heads = [[parts[0] for parts in each] for each in seeds]
     return [
-        Series(label, tuple(head), {c: _points(seeds.values(), c) for c in shown})
-        for label, head, seeds in zip(labels(_plain(heads)), heads, ordered, strict=True)
+        Series(label, tuple(head), {c: _points(each, c) for c in shown})
+        for label, head, each in zip(labels(heads), heads, seeds, strict=True)
     ]
 
 
-_NAME = "algorithm.name"
+def _undated(run: Evaluated) -> Evaluated:
+    """Without the settings that only say which evaluation of the run it was."""
+    kept = {path: value for path, value in run.settings.items() if path not in _OF_ONE_EVALUATION}
+    return replace(run, settings=kept)
 
 
-def _plain(groups: Sequence[Sequence[Evaluated]]) -> list[list[Evaluated]]:
-    """The groups without the settings that only say which evaluation it was."""
-    return [
-        [replace(r, settings={k: v for k, v in r.settings.items() if k != "iteration"}) for r in g]
-        for g in groups
-    ]
+def _of_seed(group: Sequence[Evaluated]) -> dict[str, list[Evaluated]]:
+    found: dict[str, list[Evaluated]] = {}
+    for run in group:
+        found.setdefault(run.seed_text, []).append(run)
+    return found
 
 
 def _points(seeds: Iterable[Sequence[Evaluated]], column: Column) -> tuple[Point, ...]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Canvas
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
@@ -98,7 +99,9 @@ def drawing() -> Iterator[None]:
 def canvas(width: float, height: float) -> Canvas:
     """An empty picture, in inches, whose parts make room for each other."""
     space = ConstrainedLayoutEngine(w_pad=0.05, h_pad=0.05, wspace=0.04, hspace=0.06)
-    return Canvas(figsize=(width, height), layout=space, facecolor="white")
+    found = Canvas(figsize=(width, height), layout=space, facecolor="white")
+    FigureCanvasAgg(found)  # measures texts
+    return found
 
 
 def finished(picture: Canvas, name: str, title: str, caption: str) -> Figure:
