@@ -17,7 +17,6 @@ from adrpo_scale.core.printable import one_line
 if TYPE_CHECKING:
     from adrpo_scale.evaluation.report.given import Given
 
-
 Runs = Annotated[
     list[str],
     typer.Argument(
@@ -37,13 +36,19 @@ Bundle = Annotated[
 Images = Annotated[
     int, typer.Option(min=0, max=10_000, help="Pictures of each row in the bundle, at most.")
 ]
-
+To = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder for the tables, in Markdown, LaTeX and CSV, and figures, in SVG and PNG."
+    ),
+]
 
 def report(
     context: typer.Context,
     runs: Runs = [],  # noqa: B006
     sweep: SweepOption = None,
     weights: WeightsOption = "evaluated",
+    to: To = None,
     curves: Curves = None,
     trace: Trace = None,
     bundle: Bundle = None,
@@ -57,6 +62,7 @@ def report(
 
     Example:
         adrpo-scale report runs/image_adrpo-* runs/image_grpo-* --curves curves.png
+        adrpo-scale report --sweep configs/sweeps/image_seeds.toml --to reports/image_seeds
         adrpo-scale report --sweep configs/sweeps/image_seeds.toml --bundle seeds.tar
         adrpo-scale report seeds.tar
     """
@@ -72,6 +78,8 @@ def report(
     print(report_text(found))
     for line in filter(None, told.split("\n")):
         print(f"\n{one_line(line)}")
+    if to is not None:
+        _write(given, to)
     if trace is not None:
         make_output_folder(trace.parent)
         content = trace_text(found).encode("utf-8", "backslashreplace")
@@ -103,6 +111,16 @@ def _given(context: typer.Context, runs: list[str], sweep: Path | None, weights:
     for run in given.left_out:
         print(f"note: {run} has no evaluation yet, or is a trial: left out", file=sys.stderr)
     return given
+
+
+def _write(given: Given, to: Path) -> None:
+    from adrpo_scale.evaluation.report.folder import report_files, write_report
+
+    files, left_out = report_files(given.runs, given.line)
+    write_report(files, to)
+    for each in left_out:
+        print(one_line(f"note: no figure {each.name}: {each.reason}"), file=sys.stderr)
+    print(f"{to}: {len(files)} files", file=sys.stderr)
 
 
 def _of_sweep(file: Path) -> tuple[list[str], str]:

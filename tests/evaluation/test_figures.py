@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
+import numpy as np
 import pytest
 
 from adrpo_scale.core.errors import ConfigError
-from adrpo_scale.evaluation.report.figures.base import Figure
+from adrpo_scale.core.histogram import histogram
+from adrpo_scale.evaluation.report.figures.base import Figure, LeftOut
+from adrpo_scale.evaluation.report.figures.betas import beta_histograms, betas_of
 from adrpo_scale.evaluation.report.figures.catalogue import FIGURES, figures_of
+from adrpo_scale.evaluation.report.figures.fronts import families, fronts
 from adrpo_scale.evaluation.report.figures.series import series_of
-from tests.evaluation.test_report import COLUMN, made, read
+from adrpo_scale.evaluation.report.figures.trajectories import reward_divergence
+from tests.evaluation.test_report import COLUMN, made, read, written
 
 
 def test_a_series_is_the_mean_and_standard_error_over_seeds_at_common_iterations(tmp_path):
@@ -40,3 +48,88 @@ def test_an_unknown_figure_is_refused_with_those_there_are():
 def test_without_data_each_figure_says_what_is_absent():
     figures, left_out = figures_of([])
     assert figures == [] and [each.name for each in left_out] == list(FIGURES)
+
+
+def with_metrics(name, betas):
+    """The run with a metrics.jsonl whose iterations 1, 2, … had these coefficients."""
+    lines = [
+        {
+            "iteration": k,
+            "beta_mean": sum(values) / len(values),
+            "beta_histogram": histogram(np.array(values)).as_json(),
+        }
+        for k, values in enumerate(betas, 1)
+    ]
+    written(Path(name) / "metrics.jsonl", lines)
+    return name
+
+
+def test_shares_of_betas_are_those_of_the_samples_over_seeds(tmp_path):
+    names = [made(tmp_path, "a", seed, [1.0]) for seed in (0, 1)]
+    with_metrics(names[0], [[0.0, 2.0], [1.0, 2.0]])
+    with_metrics(names[1], [[0.0, 0.0], [1.0, 1.0]])
+    (row,) = betas_of(read(*names))
+    lows = row.edges_B[:-1]
+    assert row.label == "a ×2" and row.edges_T.tolist() == [0.5, 1.5, 2.5]
+    assert row.shares_BT.sum(axis=0).tolist() == [1.0, 1.0] and row.mean == {1: 0.5, 2: 1.25}
+    assert row.shares_BT[lows == 0.0].tolist() == [[0.75, 0.0]]
+    assert row.shares_BT[lows == 2.0].tolist() == [[0.25, 0.25]]
+    assert isinstance(beta_histograms(read(*names)), Figure)
+
+
+@pytest.mark.parametrize("line", ["", '{"iteration": 1}', '{"iteration": 1, "beta_histogram": 3}'])
+def test_runs_without_histograms_have_no_figure_of_them(tmp_path, line):
+    name = made(tmp_path, "a", 0, [1.0])
+    (Path(name) / "metrics.jsonl").write_text(f"{line}\n")
+    assert "logging.histograms_every" in beta_histograms(read(name)).reason
+    with_metrics(name, [[0.0, 0.0]])
+    assert isinstance(beta_histograms(read(name)), LeftOut)  # an algorithm without a coefficient
+
+
+def diverging(name, by):
+    """The run with a `w2_sum` of `by` · iteration beside each reward."""
+    path = Path(name) / "eval.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    more = [row | {"metric": "w2_sum", "value": by * row["iteration"]} for row in rows]
+    written(path, [*rows, *more])
+    return name
+
+
+def test_a_family_of_a_front_differs_in_numbers_alone_and_is_ordered_by_them(tmp_path):
+    names = [
+        diverging(made(tmp_path, "adrpo", 0, [1.0], overrides=[f"optimizer.{o}"]), 0.5)
+        for o in ("learning_rate=0.5", "learning_rate=0.25", "schedule=linear")
+    ]
+    one, other = families(read(*names))
+    assert one.label == "adrpo, schedule = constant" and other.label == "adrpo, schedule = linear"
+    assert [s.tag for s in one.settings] == ["learning_rate = 0.25", "learning_rate = 0.5"]
+    assert len(other.settings) == 1
+    assert isinstance(fronts(read(*names)), Figure)
+    assert isinstance(fronts(read(names[0])), LeftOut)  # one point is no front
+
+
+def test_points_of_a_trajectory_are_in_the_picture_where_the_rows_say(tmp_path):
+    """Two runs whose numbers are the same give the same picture, another number another one."""
+    one = diverging(made(tmp_path, "a", 0, [1.0, 2.0]), 0.5)
+    figure = reward_divergence(read(one))
+    assert isinstance(figure, Figure)
+    (tmp_path / "more").mkdir()
+    same = diverging(made(tmp_path / "more", "a", 0, [1.0, 2.0]), 0.5)
+    assert reward_divergence(read(same)).svg == figure.svg
+    path = Path(same) / "eval.jsonl"
+    path.write_text(path.read_text().replace('"value": 1.0', '"value": 1.25'))
+    assert reward_divergence(read(same)).svg != figure.svg
+
+
+def test_numbers_that_are_not_finite_are_left_out(tmp_path):
+    name = diverging(made(tmp_path, "a", 0, [1.0, 2.0, 3.0]), 0.5)
+    path = Path(name) / "eval.jsonl"
+    lines = path.read_text().splitlines()
+    for place, value in ((2, "null"), (3, "NaN")):
+        row = json.loads(lines[place]) | {"value": None}
+        lines[place] = json.dumps(row).replace("null", value)
+    path.write_text("\n".join(lines) + "\n")
+    (row,) = series_of(read(name))
+    assert [point.iteration for point in row.points[COLUMN]] == [0, 1]
+    figures, _ = figures_of(read(name))
+    assert figures and not any("nan" in figure.svg for figure in figures)

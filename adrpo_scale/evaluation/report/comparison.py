@@ -143,17 +143,25 @@ def comparison(runs: Sequence[Evaluated]) -> list[list[str]]:
     error over training seeds; **best** and *second best* as `marks` says."""
     lines = table_lines(runs)
     shown = columns([run for run in runs if run.rows])
+    table = [["", *(f"{metric} ({split})" for split, metric in shown)]]
+    stars = {"best": "**", "second": "*"}
+    for line, cells in zip(lines, marked_cells(lines, shown), strict=True):
+        texts = [f"{stars.get(mark, '')}{text}{stars.get(mark, '')}" for text, mark in cells]
+        table.append([line.label, *texts])
+    return table
+
+
+def marked_cells(lines: Sequence[Line], shown: Sequence[Column]) -> list[list[tuple[str, str]]]:
+    """Of each row the texts of its cells, each with its mark: "best", "second" or "" for none."""
     marked = {column: marks(lines, column) for column in shown}
     finest = {column: _finest(lines, column) for column in shown}
-    table = [["", *(f"{metric} ({split})" for split, metric in shown)]]
-    for place, line in enumerate(lines):
-        cells = []
-        for column in shown:
-            cell, mark = line.cells.get(column), marked[column].get(place)
-            star = {"best": "**", "second": "*"}.get(mark or "", "")
-            cells.append(f"{star}{_text_of(cell, scale(column), finest[column])}{star}")
-        table.append([line.label, *cells])
-    return table
+    return [
+        [
+            (_text_of(line.cells.get(c), scale(c), finest[c]), marked[c].get(place, ""))
+            for c in shown
+        ]
+        for place, line in enumerate(lines)
+    ]
 
 
 def _finest(lines: Sequence[Line], column: Column) -> int:

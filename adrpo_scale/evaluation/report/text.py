@@ -55,7 +55,7 @@ def report_text(runs: Sequence[Evaluated]) -> str:
     lines, shown = table_lines(runs), columns([run for run in runs if run.rows])
     parts = [table(comparison(runs))]
     if lines and shown:
-        parts += [table(_errors(lines, shown)), "\n".join(LEGEND)]
+        parts += [table(errors(lines, shown)), "\n".join(LEGEND)]
         parts.append("\n".join(f"* {one_line(note)}" for note in notes(lines, shown)))
     return "\n\n".join(parts)
 
@@ -63,7 +63,8 @@ def report_text(runs: Sequence[Evaluated]) -> str:
 # --- errors ---------------------------------------------------------------------------------------
 
 
-def _errors(lines: Sequence[Line], shown: Sequence[Column]) -> list[list[str]]:
+def errors(lines: Sequence[Line], shown: Sequence[Column]) -> list[list[str]]:
+    """The lines of the second table: HEADER, then each metric's rows in the order of the first."""
     found = [[*HEADER]]
     for column in shown:
         order = ranking(lines, column)

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 
 from adrpo_scale.core.errors import ConfigError
 from adrpo_scale.evaluation.report.evaluated import Evaluated
-from adrpo_scale.evaluation.report.figures import fronts, learning_curves, trajectories
+from adrpo_scale.evaluation.report.figures import betas, fronts, learning_curves, trajectories
 from adrpo_scale.evaluation.report.figures.base import Figure, LeftOut, Maker
 
 FIGURES: dict[str, Maker] = {
     learning_curves.NAME: learning_curves.learning_curves,
     trajectories.OF_DIVERSITY: trajectories.reward_diversity,
     trajectories.OF_DIVERGENCE: trajectories.reward_divergence,
+    betas.NAME: betas.beta_histograms,
     fronts.NAME: fronts.fronts,
 }
 

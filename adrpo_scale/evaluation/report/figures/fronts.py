@@ -9,7 +9,13 @@ from typing import Any
 from adrpo_scale.evaluation.report.cells import Cell, Column, number
 from adrpo_scale.evaluation.report.comparison import by_seed, differing, scale
 from adrpo_scale.evaluation.report.evaluated import ROW, Evaluated
-from adrpo_scale.evaluation.report.figures.axes import Tag, axis_label, panels_of, place_tags
+from adrpo_scale.evaluation.report.figures.axes import (
+    Tag,
+    axis_label,
+    error_bars,
+    panels_of,
+    place_tags,
+)
 from adrpo_scale.evaluation.report.figures.base import Figure, LeftOut
 from adrpo_scale.evaluation.report.figures.chosen import DIVERGENCE, gains_against
 from adrpo_scale.evaluation.report.figures.style import GREY, drawing, finished, look
@@ -77,10 +83,9 @@ def fronts(runs: Sequence[Evaluated]) -> Figure | LeftOut:
         picture, panels = panels_of(len(drawn))
         tags = []
         for panel, pair in zip(panels, drawn, strict=True):
-            tags.append((panel, _draw(panel, every, pair)))
-            _base(panel, runs, pair)
-            panel.set_xlabel(axis_label(pair[0]))
-            panel.set_ylabel(f"{axis_label(pair[1])} ({pair[1][0]})")
+            tags.append((panel, [*_draw(panel, every, pair), *_base(panel, runs, pair)]))
+            panel.set_xlabel(axis_label(pair[0], 40))
+            panel.set_ylabel(f"{axis_label(pair[1], 40)} ({pair[1][0]})")
             panel.margins(0.14)
         place_tags(picture, tags)
         return finished(picture, NAME, TITLE, _CAPTION)
@@ -122,15 +127,18 @@ def _draw(panel: Any, every: Sequence[Family], pair: tuple[Column, Column]) -> l
             errors = [f * (c.seed_error or 0.0) for f, c in zip(factors, (x, y), strict=True)]
             bars = {"ecolor": style.colour, "elinewidth": 0.7, "capsize": 1.5, "fmt": "none"}
             panel.errorbar(*at, xerr=errors[0], yerr=errors[1], **bars, zorder=2)
+            lines = [places, *error_bars(at, *errors)]
             text = ", ".join(part for part in (family.label, setting.tag) if part)
             is_named = setting is ends[-1][0] or len(ends) == 1
-            tags.append(Tag(at, text if is_named else setting.tag, style.colour, places))
+            tags.append(Tag(at, text if is_named else setting.tag, style.colour, lines))
     return tags
 
 
-def _base(panel: Any, runs: Sequence[Evaluated], pair: tuple[Column, Column]) -> None:
+def _base(panel: Any, runs: Sequence[Evaluated], pair: tuple[Column, Column]) -> list[Tag]:
     own = [run for run in runs if not run.is_benchmark]
     x, y = (_cell(own, column, base=True) for column in pair)
-    if x is not None and y is not None:
-        at = scale(pair[0]) * x.mean, scale(pair[1]) * y.mean
-        panel.plot(*at, marker="x", color=GREY, markersize=5, linestyle="none", zorder=2)
+    if x is None or y is None:
+        return []
+    at = scale(pair[0]) * x.mean, scale(pair[1]) * y.mean
+    panel.plot(*at, marker="x", color=GREY, markersize=5, linestyle="none", zorder=2)
+    return [Tag(at, "base", GREY)]

@@ -11,7 +11,13 @@ from matplotlib.colors import to_rgba
 
 from adrpo_scale.evaluation.report.cells import Column
 from adrpo_scale.evaluation.report.evaluated import Evaluated
-from adrpo_scale.evaluation.report.figures.axes import Tag, axis_label, panels_of, place_tags
+from adrpo_scale.evaluation.report.figures.axes import (
+    Tag,
+    axis_label,
+    error_bars,
+    panels_of,
+    place_tags,
+)
 from adrpo_scale.evaluation.report.figures.base import Figure, LeftOut
 from adrpo_scale.evaluation.report.figures.chosen import DIVERGENCE, DIVERSITY, gains_against
 from adrpo_scale.evaluation.report.figures.series import Point, Series, series_of
@@ -45,8 +51,8 @@ def _trajectories(
     with drawing():
         picture, panels = panels_of(len(drawn))
         for panel, pair in zip(panels, drawn, strict=True):
-            panel.set_xlabel(axis_label(pair[0]))
-            panel.set_ylabel(f"{axis_label(pair[1])} ({pair[1][0]})")
+            panel.set_xlabel(axis_label(pair[0], 40))
+            panel.set_ylabel(f"{axis_label(pair[1], 40)} ({pair[1][0]})")
             panel.margins(0.12)
         tags = [
             [_path(panel, _joined(row, pair), row, place) for place, row in enumerate(rows)]
@@ -88,4 +94,4 @@ def _path(panel: Any, points: list[tuple[Point, Point]], row: Series, place: int
     panel.errorbar(*end, **bars, fmt="none", capsize=2, zorder=3)
     star = {"color": style.colour, "markeredgecolor": "white", "markeredgewidth": 0.6}
     panel.plot(*end, marker="*", markersize=STAR, linestyle="none", zorder=4, **star)
-    return Tag(end, row.label, style.colour, places)
+    return Tag(end, row.label, style.colour, [places, *error_bars(end, x.error, y.error)])
