@@ -43,6 +43,7 @@ To = Annotated[
     ),
 ]
 
+
 def report(
     context: typer.Context,
     runs: Runs = [],  # noqa: B006
