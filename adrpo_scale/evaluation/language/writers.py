@@ -28,6 +28,7 @@ from adrpo_scale.core.seeding import derive_seed
 from adrpo_scale.core.types import Completion, DrawKey, Prompt
 from adrpo_scale.data.prompt_sets import key_of
 from adrpo_scale.domains.decoding import SamplingConfig
+from adrpo_scale.domains.language_model import FILES
 from adrpo_scale.domains.text_config import TextConfig
 from adrpo_scale.engines.base import Engine
 from adrpo_scale.evaluation.fingerprint import fingerprint
@@ -43,7 +44,8 @@ from adrpo_scale.evaluation.sample import (
     stands_for,
 )
 from adrpo_scale.hub.foreign import read_json
-from adrpo_scale.hub.weights import find_model
+from adrpo_scale.hub.needs import HubNeed
+from adrpo_scale.hub.weights import find_model, find_revision, revision_of
 from adrpo_scale.run.config import SampleConfig
 from adrpo_scale.run.load import changed
 from adrpo_scale.run.registry import DOMAINS
@@ -55,14 +57,16 @@ _PLACE = DrawKey(0, 0)  # the sample's own key becomes its id
 @dataclass(frozen=True)
 class WriterModel:
     """A model by its names: one of run and pipeline. run: RUN, RUN@120, RUN@last, RUN@best.
-    weights: of a run, a word of `named.WEIGHTS`. pipeline: a folder or hub id. lora: a peft folder
-    or hub id, on the pipeline. dtype: float32 or bfloat16; None: the run's, or that of the engine's
-    defaults. chat: settings of [domain.chat] in place of the run's."""
+    weights: of a run, a word of `named.WEIGHTS`. pipeline: a folder or hub id. revision: of the
+    pipeline on the hub. lora: a peft folder or hub id, on the pipeline. dtype: float32 or bfloat16;
+    None: the run's, or that of the engine's defaults. chat: settings of [domain.chat] in place of
+    the run's."""
 
     run: str | None = None
     pipeline: str | None = None
     weights: str = EVALUATED
     lora: str | None = None
+    revision: str | None = None
     dtype: str | None = None
     chat: Mapping[str, Any] | None = None
 
@@ -74,7 +78,8 @@ class WriterModel:
 class Writer(Protocol):
     """A model that writes. `prepare` and `close` are collective; `write` is not.
 
-    identity: everything that its completions depend on, except prompt and key, as JSON.
+    identity: everything that its completions depend on, except prompt, key and the evaluation's
+    distribution of tokens, as JSON; collective.
     """
 
     @property
@@ -117,18 +122,19 @@ class DomainWriter:
         config, reader = self._source.config, self._source.reader
         asked = {
             "domain": config.domain.name,
-            "sampling": config.domain.evaluation.model_dump(mode="json"),
             "chat": config.domain.chat.model_dump(mode="json"),
             "dtype": config.engine.dtype,
             "attention": config.domain.attention,
-            "sha256": fingerprint(self._source),
+            "sha256": dist.run_on_main(lambda: fingerprint(self._source)),
         }
         if reader is not None:
             run = reader.folder.resolve().parents[1].name
             named = {"run": run, "iteration": reader.iteration}
             return {**named, "weights": weights_of(reader, self._model.weights), **asked}
-        on = {} if self._adapters is None else {"lora": self._adapters.sha256()}
-        return {"pipeline": self._model.pipeline, **asked, **on}
+        found = {"pipeline": self._model.pipeline, "revision": revision_of(self._domain.folder)}
+        if self._adapters is not None:
+            found["lora"] = self._adapters.sha256()
+        return {**found, **asked}
 
     def prepare(self, prompts: Sequence[Prompt]) -> None:
         require_whole_source(self._source)
@@ -175,7 +181,8 @@ def _source(
     if model.pipeline is None:
         source = run_source(open_checkpoint(str(model.run)))
     else:
-        source = model_source(model.pipeline, _domain_of(model.pipeline))
+        folder = _folder(model)
+        source = model_source(folder, _domain_of(folder))
     name, config = source.config.domain.name, source.config
     if not isinstance(config.domain, TextConfig):
         what = f'{DOMAINS[name].medium}: judge it in a file with benchmark = "images"'
@@ -202,6 +209,19 @@ def _source(
     if model.dtype is not None:
         values["engine.dtype"] = model.dtype
     return replace(source, config=changed(config, values.items()))
+
+
+def _folder(model: WriterModel) -> str:
+    """The name of a published model's folder, or its hub id where no revision is stated."""
+    name = str(model.pipeline)
+    if model.revision is None:
+        return name
+    if not HubNeed(name).is_hub_id:
+        raise ConfigError(
+            f"revision = {model.revision!r} goes with a hub id, and pipeline = {name!r} is none: "
+            "leave it out"
+        )
+    return str(find_revision(HubNeed(name, "pipeline", FILES, raw=True), model.revision))
 
 
 def _domain_of(name: str) -> str:
