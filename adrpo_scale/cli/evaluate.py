@@ -37,7 +37,9 @@ def evaluate(
     limit: Annotated[
         int | None,
         typer.Option(
-            help="Number of questions to ask, spread evenly; default: all.", min=1, max=2**31 - 1
+            help="Questions to ask, or prompts of each set, spread evenly; default: all.",
+            min=1,
+            max=2**31 - 1,
         ),
     ] = None,
     dry_run: Annotated[
@@ -85,7 +87,6 @@ def _evaluate(asked: Any, options: Any) -> None:
     given = {
         "--model": options.model,
         "--endpoint": options.endpoint,
-        "--limit": options.limit,
         "--dry-run": options.dry_run or None,
         "--weights": None if options.weights == "evaluated" else options.weights,
     }
@@ -95,4 +96,4 @@ def _evaluate(asked: Any, options: Any) -> None:
             f'{" and ".join(wrong)} goes with benchmark = "mmau"; the models of {options.config} '
             "are its [models.NAME]"
         )
-    judge(asked, options.to or results_folder(asked, options.config))
+    judge(asked, options.to or results_folder(asked, options.config), options.limit)

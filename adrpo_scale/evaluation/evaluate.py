@@ -28,6 +28,7 @@ from adrpo_scale.evaluation import parts, scoring
 from adrpo_scale.evaluation.asked import MOST, AskedConfig
 from adrpo_scale.evaluation.held import held
 from adrpo_scale.evaluation.images.making import Images
+from adrpo_scale.evaluation.language.making import Completions
 from adrpo_scale.evaluation.making import Kind, made, make_missing
 from adrpo_scale.evaluation.report.evaluated import read_runs
 from adrpo_scale.evaluation.report.text import report_text
@@ -42,13 +43,13 @@ from adrpo_scale.evaluation.row_identity import begin_row, identity_of, refuse_a
 from adrpo_scale.evaluation.row_numbers import read_scores, write_numbers
 from adrpo_scale.evaluation.rows import Row, rows_of
 from adrpo_scale.evaluation.sample import sampling_engine
-from adrpo_scale.evaluation.samples import NamedSet, Sample, planned
+from adrpo_scale.evaluation.samples import NamedSet, Sample, evenly, planned
 from adrpo_scale.rewards.base import Embedding, RewardConfig
 from adrpo_scale.run.config import SampleConfig
 from adrpo_scale.run.registry import REWARDS
 from adrpo_scale.run.starts import environment
 
-KINDS: Mapping[str, Callable[[], Kind]] = {"images": Images}
+KINDS: Mapping[str, Callable[[], Kind]] = {"images": Images, "text": Completions}
 
 
 @dataclass(frozen=True)
@@ -66,15 +67,16 @@ class Asked:
         return self.to / ROWS / row.name
 
 
-def evaluate(config: AskedConfig, to: Path) -> None:
-    """Runs the command; prints the table of `report`. to: the folder of the results."""
+def evaluate(config: AskedConfig, to: Path, limit: int | None = None) -> None:
+    """Runs the command; prints the table of `report`. to: the folder of the results. limit: prompts
+    of each set, spread evenly; None: all."""
     benchmark = str(config.resolved()["benchmark"])
     if benchmark not in KINDS:
         raise ConfigError(f"benchmark = {benchmark!r} cannot be run yet")
     began = time.monotonic()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with dist.process_group(device, 3600.0):
-        asked = _asked(config, to, KINDS[benchmark]())
+        asked = _asked(config, to, KINDS[benchmark](), limit)
         rows = _rows(config)
         _say(
             f"{len(rows)} rows of {len(asked.samples):,} samples: {config.sampling.per_prompt} of "
@@ -88,9 +90,9 @@ def evaluate(config: AskedConfig, to: Path) -> None:
             dist.run_on_main(lambda: _finish(asked, rows, began, samples, scores))
 
 
-def _asked(config: AskedConfig, to: Path, kind: Kind) -> Asked:
+def _asked(config: AskedConfig, to: Path, kind: Kind, limit: int | None) -> Asked:
     """Reads the prompts, and refuses scorers that cannot judge them. Collective."""
-    sets = _sets(config)
+    sets = _sets(config, limit)
     samples = tuple(planned(sets, config.sampling))
     if len(samples) > MOST:
         raise ConfigError(f"a row would have {len(samples):,} samples, and at most {MOST:,} go")
@@ -100,12 +102,12 @@ def _asked(config: AskedConfig, to: Path, kind: Kind) -> Asked:
     return Asked(config, to, kind, sets, samples, engine)
 
 
-def _sets(config: AskedConfig) -> tuple[NamedSet, ...]:
+def _sets(config: AskedConfig, limit: int | None) -> tuple[NamedSet, ...]:
     calls = [
         lambda one=one: load_prompts(one.file, one.format, one.reading) for one in config.prompts
     ]
     return tuple(
-        NamedSet(one.label, tuple(prompts))
+        NamedSet(one.label, tuple(evenly(prompts, limit)))
         for one, prompts in zip(config.prompts, together(*calls), strict=True)
     )
 
@@ -220,8 +222,9 @@ def _finish(
     names += [DIVERSITY] if _embedding(asked.config) is not None else []
     for row in rows:
         folder = asked.folder(row)
-        asked.kind.finish(folder, parts.merged(folder / MANIFEST))
-        given = {name: read_scores(folder, name) for name in names}
+        lines = parts.merged(folder / MANIFEST)
+        asked.kind.finish(folder, lines)
+        given = {name: read_scores(folder, name) for name in names} | asked.kind.measures(lines)
         write_numbers(folder, row.of, asked.sets, asked.samples, given)
     spent = round(time.monotonic() - began, 1)
     past = (read_object(asked.to / TIMING) or {}).get("starts", [])

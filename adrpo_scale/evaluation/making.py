@@ -60,6 +60,9 @@ class Kind(Protocol):
     def finish(self, folder: Path, lines: Mapping[int, parts.Line]) -> None:
         """Writes what follows from all lines. On rank 0 alone."""
 
+    def measures(self, lines: Mapping[int, parts.Line]) -> dict[str, dict[int, float | None]]:
+        """Numbers of the samples that need no scorer, by name and number of the sample."""
+
 
 def line_of(sample: Sample, of_artifact: Mapping[str, Any]) -> dict[str, Any]:
     """A sample's line of the manifest."""

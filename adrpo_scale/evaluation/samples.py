@@ -9,9 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from adrpo_scale.core.types import DrawKey, Prompt
 from adrpo_scale.evaluation.asked import SamplingConfig
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,12 @@ class Sample:
     def key(self) -> DrawKey:
         """The key of its noise: (sampling seed, prompt, number of the sample) alone."""
         return DrawKey(self.seed, self.prompt.id, 0, self.member)
+
+
+def evenly(items: Sequence[T], limit: int | None) -> list[T]:
+    """`limit` of the items (None: all), spread evenly: files are ordered by task or category."""
+    count = len(items) if limit is None else min(limit, len(items))
+    return [items[k * len(items) // count] for k in range(count)]
 
 
 def planned(sets: Sequence[NamedSet], sampling: SamplingConfig) -> list[Sample]:

@@ -16,11 +16,11 @@ from adrpo_scale.evaluation.mmau import evaluate, predictions
 from adrpo_scale.evaluation.mmau.base import (
     PAPER,
     PublishedRow,
-    evenly,
     load_benchmark,
 )
 from adrpo_scale.evaluation.mmau.judging import benchmark_match, judge, submitted, tallies
 from adrpo_scale.evaluation.mmau.tables import NO_PAPER, main_table, page, question_error
+from adrpo_scale.evaluation.samples import evenly
 from tests.support.mmau import ANIMALS, CONFIG, make_data, question, rewrite
 from tests.support.tiny_audio import save_clip
 

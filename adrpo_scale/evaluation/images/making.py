@@ -89,3 +89,6 @@ class Images:
 
     def finish(self, folder: Path, lines: Mapping[int, Line]) -> None:
         return None
+
+    def measures(self, lines: Mapping[int, Line]) -> dict[str, dict[int, float | None]]:
+        return {}

@@ -193,9 +193,3 @@ def _question(prompt: Prompt, path: Path) -> Question:
         prompt=prompt,
         original=row[ORIGINAL],
     )
-
-
-def evenly(questions: Sequence[Question], limit: int | None) -> list[Question]:
-    """`limit` of the questions (None: all), spread evenly: the file is ordered by task."""
-    count = len(questions) if limit is None else min(limit, len(questions))
-    return [questions[k * len(questions) // count] for k in range(count)]

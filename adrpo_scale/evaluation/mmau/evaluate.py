@@ -37,13 +37,13 @@ from adrpo_scale.evaluation.mmau.base import (
     Model,
     Question,
     check_sent,
-    evenly,
     load_benchmark,
 )
 from adrpo_scale.evaluation.mmau.endpoint import Endpoint, check_writes
 from adrpo_scale.evaluation.mmau.judging import judge, tallies
 from adrpo_scale.evaluation.report.evaluated import QUESTIONS
 from adrpo_scale.evaluation.sample import Source, require_whole_source
+from adrpo_scale.evaluation.samples import evenly
 from adrpo_scale.run.prompt_sets import overlap_text
 
 _LINES = 20  # about so many lines of progress
