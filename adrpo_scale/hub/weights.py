@@ -227,17 +227,16 @@ def find_revision(need: HubNeed, revision: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    patterns = {"allow_patterns": list(need.allow), "ignore_patterns": list(need.ignore) or None}
     try:
-        return Path(
-            snapshot_download(
-                need.name,
-                repo_type=need.type,
-                revision=revision,
-                local_files_only=True,
-                **patterns,
-            )
+        folder = snapshot_download(
+            need.name,
+            repo_type=need.type,
+            revision=revision,
+            allow_patterns=list(need.allow),
+            ignore_patterns=list(need.ignore) or None,
+            local_files_only=True,
         )
+        return Path(folder)
     except LocalEntryNotFoundError:
         where = f"{need.type} {need.name!r} at revision {revision!r} is not in the cache"
         return _download(need, NotCachedError(where), revision)
