@@ -9,6 +9,7 @@ import pytest
 from adrpo_scale.core.errors import ConfigError
 from adrpo_scale.evaluation.file import load_evaluation, results_folder
 from adrpo_scale.evaluation.mmau.base import MmauConfig
+from tests.support.shipped import EVALUATIONS, name_of
 from tests.support.tiny import CONFIGS
 
 FILE = """
@@ -71,6 +72,11 @@ def test_several_sets_and_a_file_of_text(tmp_path):
         read(tmp_path, text, "sampling.temperature=0")
     with pytest.raises(ConfigError, match="'float16': Input should be 'float32' or"):
         read(tmp_path, text, "models.qwen.dtype=float16")
+
+
+@pytest.mark.parametrize("path", EVALUATIONS, ids=name_of)
+def test_every_shipped_file_is_read(path):
+    assert load_evaluation(path).model_dump(mode="json")["benchmark"] in ("mmau", "images", "text")
 
 
 def test_the_benchmark_decides_and_mmau_is_what_it_was(tmp_path):
