@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
@@ -43,6 +44,14 @@ To = Annotated[
     ),
 ]
 
+Html = Annotated[
+    Path | None,
+    typer.Option(help="HTML file: tables, figures, samples and settings on one page."),
+]
+HtmlMegabytes = Annotated[
+    int, typer.Option(min=0, max=2000, help="Room for full pictures in the HTML file.")
+]
+
 
 def report(
     context: typer.Context,
@@ -50,6 +59,8 @@ def report(
     sweep: SweepOption = None,
     weights: WeightsOption = "evaluated",
     to: To = None,
+    html: Html = None,
+    html_megabytes: HtmlMegabytes = 32,
     curves: Curves = None,
     trace: Trace = None,
     bundle: Bundle = None,
@@ -63,12 +74,11 @@ def report(
 
     Example:
         adrpo-scale report runs/image_adrpo-* runs/image_grpo-* --curves curves.png
-        adrpo-scale report --sweep configs/sweeps/image_seeds.toml --to reports/image_seeds
+        adrpo-scale report runs/image_adrpo-* runs/image_grpo-* --html report.html
+        adrpo-scale report --sweep configs/sweeps/image_seeds.toml --to reports
         adrpo-scale report --sweep configs/sweeps/image_seeds.toml --bundle seeds.tar
         adrpo-scale report seeds.tar
     """
-    from adrpo_scale.core.files import replace_file
-    from adrpo_scale.core.paths import make_output_folder
     from adrpo_scale.evaluation.report.bundle import write_bundle
     from adrpo_scale.evaluation.report.text import report_text
     from adrpo_scale.evaluation.report.text import trace as trace_text
@@ -81,10 +91,11 @@ def report(
         print(f"\n{one_line(line)}")
     if to is not None:
         _write(given, to)
+    if html is not None:
+        words = runs if sweep is None else [*runs, "--sweep", str(sweep)]
+        _write_page(given, words, html, html_megabytes)
     if trace is not None:
-        make_output_folder(trace.parent)
-        content = trace_text(found).encode("utf-8", "backslashreplace")
-        replace_file(trace, content, durable=False)
+        _write_file(trace, trace_text(found).encode("utf-8", "backslashreplace"))
     if curves is not None:
         figures.curves([run.rows for run in found], curves)
     if bundle is not None:
@@ -122,6 +133,24 @@ def _write(given: Given, to: Path) -> None:
     for each in left_out:
         print(one_line(f"note: no figure {each.name}: {each.reason}"), file=sys.stderr)
     print(f"{to}: {len(files)} files", file=sys.stderr)
+
+
+def _write_file(to: Path, content: bytes) -> None:
+    from adrpo_scale.core.files import replace_file
+    from adrpo_scale.core.paths import make_output_folder
+
+    make_output_folder(to.parent)
+    replace_file(to, content, durable=False)
+
+
+def _write_page(given: Given, words: Sequence[str], to: Path, megabytes: int) -> None:
+    from adrpo_scale.evaluation.report.figures.catalogue import figures_of
+    from adrpo_scale.evaluation.report.page import report_page
+
+    drawn, left_out = figures_of(given.runs)
+    page = report_page(given.runs, words, drawn, left_out, given.line, megabytes)
+    _write_file(to, page)
+    print(f"{to}: {size_text(len(page))}", file=sys.stderr)
 
 
 def _of_sweep(file: Path) -> tuple[list[str], str]:

@@ -12,8 +12,10 @@ import logging
 import os
 import platform
 import re
+import shlex
 import socket
 import subprocess
+import sys
 import tomllib
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -26,6 +28,7 @@ import torch
 from adrpo_scale.core.files import replace_json
 from adrpo_scale.core.json_files import read_object, section_of
 from adrpo_scale.core.numbers import natural
+from adrpo_scale.core.secrets import masked
 
 log = logging.getLogger(__name__)
 
@@ -149,6 +152,7 @@ class StartRecord:
             "resumed_from": resumed_from,
             "found": dict(found) if found else None,
             "changed_settings": list(changed_settings),
+            "command": command_line(sys.argv),
         }
         try:
             return cls(_write_next(run / "lives", content), content)
@@ -222,6 +226,20 @@ def records(run: Path) -> list[Path]:
 def previous_start(run: Path) -> dict[str, Any] | None:
     """The newest readable record: before `begin`, that of the previous start. None without one."""
     return next((found for path in reversed(records(run)) if (found := read_object(path))), None)
+
+
+def command_line(argv: Sequence[str]) -> str | None:
+    """The command of this process, as a shell takes it, without what started several processes and
+    with secrets masked. None where Python code has called the package."""
+    first = Path(argv[0]) if argv else Path()
+    ours = first.name == "adrpo-scale" or (first.name, first.parent.name) == ("__main__.py", NAME)
+    return masked(shlex.join(["adrpo-scale", *argv[1:]])) if ours else None
+
+
+def last_command(run: Path) -> str | None:
+    """The command of the run's newest start; None in a run of before, and where none is known."""
+    command = (previous_start(run) or {}).get("command")
+    return command if isinstance(command, str) else None
 
 
 def stalled_starts(run: Path, job: str | None, iteration: int | None) -> list[dict[str, Any]]:

@@ -11,14 +11,17 @@ from importlib.metadata import version
 import pytest
 import torch
 
+from adrpo_scale.core import secrets
 from adrpo_scale.run.starts import (
     PACKAGES,
     StartRecord,
     changes,
     code_commit,
+    command_line,
     disagreements,
     driver_version,
     environment,
+    last_command,
     previous_start,
     records,
 )
@@ -226,3 +229,17 @@ def test_ranks_that_disagree_are_named_by_host_and_value():
         f"commit: 0123456789ab on b, 59503a935fc7 on {others}",
         f"torch: 2.15.0 on b, c, 2.11.0 on {others}",
     ]
+
+
+def test_a_record_has_the_command_that_a_shell_takes(tmp_path, monkeypatch):
+    for name in ("_bare", "_forms"):
+        monkeypatch.setattr(secrets, name, [])
+    secret = secrets.keep("a-secret-of-many-letters")
+    monkeypatch.setattr("sys.argv", ["/x/adrpo-scale", "train", "my runs/a.toml", secret])
+    begin(tmp_path)
+    assert last_command(tmp_path) == "adrpo-scale train 'my runs/a.toml' ***"
+    started_by_torchrun = ["/x/adrpo_scale/__main__.py", "train", "a.toml"]
+    assert command_line(started_by_torchrun) == "adrpo-scale train a.toml"
+    assert command_line(["/x/pytest/__main__.py", "train"]) is command_line([]) is None
+    (tmp_path / "lives" / "01.json").write_text("{}")  # of before
+    assert last_command(tmp_path) is None
