@@ -1,6 +1,6 @@
-# The body of a job that trains: runs `adrpo-scale "$@" --preflight` on the nodes of the job, and requeues
-# the job after time limits, preemption and dead nodes. Sourced by train.sbatch and sweep.sbatch,
-# whose trap sets `stopping`; they say what may be set.
+# The body of a job that goes on where it was stopped: runs `adrpo-scale "$@"` on the nodes of the job,
+# and requeues the job after time limits, preemption and dead nodes. Sourced by train.sbatch,
+# sweep.sbatch, evaluate.sbatch and prepare.sbatch, whose trap sets `stopping`.
 # shellcheck shell=bash
 
 : "${stopping:=0}"
@@ -65,7 +65,7 @@ unset SLURM_GPUS_PER_NODE
 patience=${ADRPO_PATIENCE:-60}
 everywhere=(--nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1)
 srun "${everywhere[@]}" --cpus-per-task="$cpus" --kill-on-bad-exit=0 --wait=$((patience + 600)) \
-    launchers/node.sh -m adrpo_scale "${arguments[@]}" --preflight &
+    launchers/node.sh -m adrpo_scale "${arguments[@]}" &
 step=$! beat=0
 while kill -0 "$step" 2>/dev/null; do
     # Repeated, because srun forwards no signal while it is starting its tasks.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from adrpo_scale.cli.options import SetOption, WeightsOption
+from adrpo_scale.cli.preflight import preflight_apart
 
 
 def evaluate(
@@ -47,6 +49,10 @@ def evaluate(
         typer.Option("--dry-run", help="With --endpoint: measure the requests; send nothing."),
     ] = False,
     weights: WeightsOption = "evaluated",
+    preflight: Annotated[
+        bool,
+        typer.Option("--preflight", help="Check all nodes first, as the command preflight does."),
+    ] = False,
     set_: SetOption = [],  # noqa: B006 (typer copies it)
 ) -> None:
     """Judge models on prompt sets by scorers, or an audio model on the benchmark MMAU test-mini.
@@ -56,21 +62,29 @@ def evaluate(
     Samples are kept with a manifest: another scorer needs no new ones. With `benchmark = "mmau"`,
     one model is named by --model or --endpoint.
 
-    The same command resumes after any stop. It runs in one process, or in as many as torchrun or
-    srun start. A run is judged by the weights that its own evaluation measures. An endpoint does
+    The same command resumes after any stop; exit code 85: a signal stopped it, and what it has made
+    is kept. It runs in one process, or in as many as torchrun or srun start. A run is judged by the weights that its own evaluation measures. An endpoint does
     not tell which weights it serves: for others at the same address, choose another --to.
 
     Example:
         adrpo-scale evaluate configs/omni/mmau.toml --model runs/avqa --data data/mmau
     """
     from adrpo_scale.checkpoint.named import parse_weights
+    from adrpo_scale.core.signals import Signals, stoppable
     from adrpo_scale.evaluation.file import load_evaluation
     from adrpo_scale.evaluation.mmau import evaluate as mmau
 
-    word = parse_weights(weights)
-    asked = load_evaluation(config, set_, data)
-    options = mmau.EvaluateOptions(config, model, endpoint, data, to, limit, dry_run, set_, word)
-    _evaluate(asked, options)
+    with Signals(), stoppable():
+        if preflight:
+            given = [f"data={json.dumps(str(data))}"] if data is not None else []
+            asked_model = ["--model", model] if model is not None else []
+            preflight_apart(config, [*set_, *given], to, asked_model)
+        word = parse_weights(weights)
+        asked = load_evaluation(config, set_, data)
+        options = mmau.EvaluateOptions(
+            config, model, endpoint, data, to, limit, dry_run, set_, word
+        )
+        _evaluate(asked, options)
 
 
 def _evaluate(asked: Any, options: Any) -> None:

@@ -10,6 +10,11 @@ import typer
 ConfigPath = Annotated[
     Path, typer.Argument(help="TOML file of the run, e.g. configs/sd3/adrpo.toml.")
 ]
+AnyPath = Annotated[Path, typer.Argument(help="TOML file of a run, a sweep or an evaluation.")]
+ModelOption = Annotated[
+    str | None,
+    typer.Option(help="Of an evaluation of MMAU: the model that it asks, as in `evaluate`."),
+]
 SetOption = Annotated[
     list[str], typer.Option("--set", help="Override a setting: section.key=value; repeatable.")
 ]

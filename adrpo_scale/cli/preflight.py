@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from adrpo_scale.cli.options import ConfigPath, JsonOption, SetOption
+from adrpo_scale.cli.options import AnyPath, JsonOption, ModelOption, SetOption
 
 
 def preflight(
-    config: ConfigPath,
+    config: AnyPath,
     set_: SetOption = [],  # noqa: B006
-    run_dir: Annotated[Path | None, typer.Option(help="Run folder, as in `train`.")] = None,
+    run_dir: Annotated[
+        Path | None,
+        typer.Option(help="Run folder, as in `train`, or folder of results, as in `evaluate`."),
+    ] = None,
     as_json: JsonOption = False,
     seconds: Annotated[
         float, typer.Option(help="Time to wait for all processes of all nodes.", min=1, max=86_400)
     ] = 120.0,
     skip: Annotated[list[str], typer.Option(help="Name of a check to leave out; repeatable.")] = [],  # noqa: B006
+    model: ModelOption = None,
 ) -> None:
     """Check nodes, run folder, models, rewards, disk space, versions, GPUs and network.
 
-    Start it in the same way as the run; on one machine it may also run in one process. Exit codes:
+    Of a sweep it checks all runs, of an evaluation its files, models and scorers. Start it in the
+    same way as the run; on one machine it may also run in one process. Exit codes:
     0, the nodes are fit; 4, the named nodes are unfit and must be excluded; 2, a fault that no
     other node would fix.
 
@@ -37,7 +43,7 @@ def preflight(
     from adrpo_scale.core.dist import rank_facts
 
     code = run.preflight(
-        run.PreflightOptions(config, set_, run_dir, as_json, seconds, frozenset(skip))
+        run.PreflightOptions(config, set_, run_dir, as_json, seconds, frozenset(skip), model)
     )
     sys.stdout.flush()
     if rank_facts().world > 1:
@@ -47,9 +53,12 @@ def preflight(
     raise typer.Exit(code)
 
 
-def preflight_apart(config: Path, overrides: list[str], run_dir: Path | None) -> None:
+def preflight_apart(
+    config: Path, overrides: list[str], run_dir: Path | None, more: Sequence[str] = ()
+) -> None:
     """Runs `preflight` in a subprocess, before this process joins the others: the process groups,
-    threads and GPU memory of the checks end with it. Exits with its code if that is not 0."""
+    threads and GPU memory of the checks end with it. Exits with its code if that is not 0. more:
+    further options."""
     import os
     import subprocess
     import sys
@@ -60,6 +69,7 @@ def preflight_apart(config: Path, overrides: list[str], run_dir: Path | None) ->
     # 80 processes that import at once from a shared filesystem take minutes.
     command += ["--seconds", "300", *(word for text in overrides for word in ("--set", text))]
     command += ["--run-dir", str(run_dir)] if run_dir is not None else []
+    command += more
     env = dict(os.environ)
     port = natural(env.get("MASTER_PORT", ""))
     if port is not None and "TORCHELASTIC_USE_AGENT_STORE" not in env:

@@ -40,16 +40,18 @@ def avqa(
 ) -> None:
     """Extract the sound of AVQA's videos, and write the questions about it.
 
-    The clips are 16 kHz mono, in a few tar files. The same command resumes after a stop. The file
-    skipped.jsonl names missing and broken videos.
+    The clips are 16 kHz mono, in a few tar files. The same command resumes after a stop; exit code
+    85: a signal stopped it. The file skipped.jsonl names missing and broken videos.
 
     Example:
         adrpo-scale prepare avqa --videos videos --rows train_qa.json \\
             --to data/avqa --workers 16
     """
+    from adrpo_scale.core.signals import stopping_at_once
     from adrpo_scale.data.prepare.avqa import AvqaOptions, prepare_avqa
 
-    prepare_avqa(AvqaOptions(rows, to, videos, audio, shard_megabytes, workers or _cores()))
+    with stopping_at_once():
+        prepare_avqa(AvqaOptions(rows, to, videos, audio, shard_megabytes, workers or _cores()))
 
 
 @app.add

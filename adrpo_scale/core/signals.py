@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+from adrpo_scale.core.errors import StopRequested
+
 SIGNALS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -72,3 +74,35 @@ def may_stop() -> bool:
 def heard() -> bool:
     """Whether a signal came that may stop what is under way."""
     return may_stop() and _caught[-1].at is not None
+
+
+def stop_if_heard() -> None:
+    """Raises StopRequested, saveable, where a signal came that may stop what is under way."""
+    if heard():
+        raise StopRequested(saveable=True)
+
+
+class Signalled(BaseException):
+    """Raised by a signal at any moment: libraries that are being imported then wrap an Exception
+    into one of their own."""
+
+
+@contextmanager
+def stopping_at_once() -> Iterator[None]:
+    """A block that goes on wherever it was ended: SIGTERM and SIGUSR1 end it with StopRequested, so
+    that its `finally` clauses run. Slurm repeats its signals; those after the first are ignored."""
+    caught = (signal.SIGTERM, signal.SIGUSR1)
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        for each in caught:
+            signal.signal(each, signal.SIG_IGN)
+        raise Signalled
+
+    before = {number: signal.signal(number, stop) for number in caught}
+    try:
+        yield
+    except Signalled:
+        raise StopRequested(saveable=False) from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -22,6 +22,7 @@ from adrpo_scale.core.python_warnings import SettingsWarning
 from adrpo_scale.core.settings import Leaf, Section, leaves, notes_of
 from adrpo_scale.core.toml_text import DEEPEST, check_values, read_toml
 from adrpo_scale.run.config import RunConfig
+from adrpo_scale.run.file_kinds import require_kind
 from adrpo_scale.run.override_values import value_of
 from adrpo_scale.run.sections import current_key, modern, section_at
 
@@ -45,7 +46,9 @@ class LoadedConfig:
 def load_config(path: Path, overrides: Sequence[str] = ()) -> LoadedConfig:
     """Reads and checks a TOML file. overrides: "section.key=value", see `override_values`. Raises
     ConfigError, which lists all faults."""
-    data, renamed = modern(read_toml(path, "see configs/ for the shipped ones"))
+    data = read_toml(path, "see configs/ for the shipped ones")
+    require_kind(path, data, "run")
+    data, renamed = modern(data)
     given = {leaf: "file" for leaf, _ in leaves(data)}
     for key, value, old in _set_all(data, overrides):
         given |= {f"{key}.{leaf}" if leaf else key: "--set" for leaf, _ in leaves(value)}

@@ -32,6 +32,7 @@ from typing import Any
 from adrpo_scale.core.errors import ConfigError
 from adrpo_scale.core.printable import shown
 from adrpo_scale.core.toml_text import read_toml
+from adrpo_scale.run.file_kinds import require_kind
 
 MOST = 10_000  # elements; Slurm's largest array has fewer, as a rule
 _KNOWN = ("base", "grid", "zip")
@@ -92,6 +93,7 @@ class Sweep:
 def read_sweep(file: Path) -> Sweep:
     """The sweep in a file. Raises ConfigError, which lists all faults; the configs are not read."""
     data = read_toml(file, "name a sweep's file, e.g. configs/sweeps/clip_range.toml")
+    require_kind(file, data, "sweep")
     faults = [*_unknown(data), *_faults_of_base(data)]
     axes: dict[str, Axis] = {}
     for name in data:

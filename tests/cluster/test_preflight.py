@@ -34,10 +34,10 @@ from adrpo_scale.cluster.preflight.node import (
     to_request,
     to_survey,
 )
-from adrpo_scale.cluster.preflight.run import _signals_raised
 from adrpo_scale.core.disk_space import Space
 from adrpo_scale.core.errors import DiskSpaceError, NodeError, StopRequested
 from adrpo_scale.core.errors import exit_code as code_of
+from adrpo_scale.core.signals import stopping_at_once
 from adrpo_scale.hub.needs import HubNeed
 from tests.support.survey import CUDA, ENVIRONMENT, GPU, node, nodes_with, outcome
 from tests.support.tiny import FULL, demo_config, demo_trainer
@@ -260,7 +260,7 @@ def test_limits_are_warnings():
 
 
 def test_a_signal_inside_an_import_stops_although_libraries_wrap_what_is_raised_there():
-    with pytest.raises(StopRequested), _signals_raised():
+    with pytest.raises(StopRequested), stopping_at_once():
         try:
             signal.raise_signal(signal.SIGTERM)
         except Exception as error:  # as diffusers' and transformers' lazy modules do

@@ -201,18 +201,36 @@ def committed(to: Path) -> int:
     return journal.read_bytes().count(b"\n") if journal.exists() else 0
 
 
-# The command, ended by SIGKILL before its third commit: it alone, the process of its pool must end
-# by itself.
-DIES = """if True:
+# The command, ended before its third commit: killed it alone, as the process of its pool must end
+# by itself; or signalled with all of its processes, as Slurm does.
+KILLED = """if True:
     from pathlib import Path
     from adrpo_scale.cli.main import main
     from tests.support.faults import DieAt
 
     DieAt("adrpo_scale.data.prepare.shards:Shards._commit", 3, Path("/"))(0)
     main()"""
+SIGNALLED = """if True:
+    import os, signal
+    from adrpo_scale.cli.main import main
+    from adrpo_scale.data.prepare.shards import Shards
+
+    commit, calls = Shards._commit, []
+    def third(self, *given):
+        calls.append(self)
+        if len(calls) == 3:
+            os.killpg(0, signal.SIGUSR1)
+        commit(self, *given)
+    Shards._commit = third
+    main()"""
 
 
-def test_a_kill_in_mid_run_and_a_new_start_leave_the_same_bytes(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("script", "code"), [(KILLED, -signal.SIGKILL), (SIGNALLED, 85)], ids=["killed", "signalled"]
+)
+def test_an_end_in_mid_run_and_a_new_start_leave_the_same_bytes(
+    tmp_path: Path, script: str, code: int
+) -> None:
     count, wavs = 10 * COMMIT_EVERY, tmp_path / "wavs"
     for n in range(count):
         write_audio(wavs / f"v{n}.wav", 200 + 3 * n, 1.0, 24000)
@@ -222,9 +240,9 @@ def test_a_kill_in_mid_run_and_a_new_start_leave_the_same_bytes(tmp_path: Path) 
 
     words = ["prepare", "avqa", "--rows", rows, "--audio", wavs, "--to", killed, "--workers", "1"]
     process = subprocess.Popen(
-        [sys.executable, "-c", DIES, *map(str, words)], start_new_session=True
+        [sys.executable, "-c", script, *map(str, words)], start_new_session=True
     )
-    assert process.wait() == -signal.SIGKILL
+    assert process.wait() == code
     kept = committed(killed)
     assert 0 < kept < count
     wait_for_the_end_of_session(process.pid)

@@ -1,6 +1,6 @@
 """The command `preflight`: checks of a job before it loads a model.
 
-Rank 0 alone reads the config; it orders the surveys and judges them. Cheap checks with precise
+Rank 0 alone reads the file; it orders the surveys and judges them. Cheap checks with precise
 blame come first, because later ones rely on them: presence; folders, models, rewards, versions,
 GPUs; and, only where these are fine, the network.
 """
@@ -8,15 +8,13 @@ GPUs; and, only where these are fine, the network.
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from adrpo_scale.cluster.preflight import bandwidth, checks, gpu_checks, network_checks, view
 from adrpo_scale.cluster.preflight.base import (
@@ -47,15 +45,15 @@ from adrpo_scale.core.errors import (
 )
 from adrpo_scale.core.errors import exit_code as code_of
 from adrpo_scale.core.files import own
+from adrpo_scale.core.signals import Signalled, stopping_at_once
 
+if TYPE_CHECKING:
+    from adrpo_scale.cluster.preflight.target import Target
+
+OWN = ("models", "rewards", "space", "prompts", "cache", "memory")  # what they judge is the file's
 SKIPPABLE = (
     "folder",
-    "models",
-    "rewards",
-    "space",
-    "prompts",
-    "cache",
-    "memory",
+    *OWN,
     "scratch",
     "versions",
     "gpus",
@@ -67,7 +65,8 @@ SKIPPABLE = (
 
 @dataclass(frozen=True)
 class PreflightOptions:
-    """The command line. seconds: how long to wait for every process. skipped: names of checks."""
+    """The command line. seconds: how long to wait for every process. skipped: names of checks.
+    model: of an evaluation of MMAU."""
 
     config: Path
     overrides: Sequence[str] = ()
@@ -75,6 +74,7 @@ class PreflightOptions:
     as_json: bool = False
     seconds: float = 120.0
     skipped: frozenset[str] = frozenset()
+    model: str | None = None
 
 
 def preflight(options: PreflightOptions) -> int:
@@ -90,7 +90,7 @@ def preflight(options: PreflightOptions) -> int:
         known = ", ".join(SKIPPABLE)
         raise ConfigError(f"--skip {', '.join(sorted(unknown))}: no such check; known: {known}")
     place = find_place()
-    with _signals_raised():
+    with stopping_at_once():
         meeting = _meet(place, options)
         meeting.hello()
 
@@ -102,7 +102,7 @@ def preflight(options: PreflightOptions) -> int:
         code = 1  # for the others, in case of a bug here
         try:
             code = _Leader(options, meeting, obey, begin).decide()
-        except (_Signalled, StopRequested):
+        except (Signalled, StopRequested):
             code = STOPPED
             raise
         except AdrpoError as error:
@@ -120,29 +120,6 @@ def _meet(place: Place, options: PreflightOptions) -> Meeting:
         if place.rank == 0:  # its port is taken, or its name leads to another machine
             write_bad_nodes([place.name])
         raise
-
-
-class _Signalled(BaseException):
-    """Raised by a signal at any moment: libraries that are being imported then wrap an Exception
-    into one of their own."""
-
-
-@contextmanager
-def _signals_raised() -> Iterator[None]:
-    """Turns Slurm's signals into StopRequested, so that no file stays in the run folder."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise _Signalled
-
-    caught = (signal.SIGTERM, signal.SIGUSR1)
-    before = {number: signal.signal(number, stop) for number in caught}
-    try:
-        yield
-    except _Signalled:
-        raise StopRequested(saveable=False) from None
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _obey(order: Order, store: Any, place: Place) -> Any:
@@ -183,33 +160,29 @@ class _Leader:
 
     def _check(self) -> None:
         # Imported here: meanwhile the other processes start.
-        from adrpo_scale.cluster.preflight.cache import CacheNeed, cache_need
-        from adrpo_scale.run.folder import default_folder
-        from adrpo_scale.run.load import load_config
+        from adrpo_scale.cluster.preflight.cache import CacheNeed
+        from adrpo_scale.cluster.preflight.target import find_target
 
-        loaded = load_config(self.options.config, self.options.overrides)
-        config = loaded.config
-        run = (self.options.run_dir or default_folder(loaded.name, config.digest())).absolute()
-        self.title += f", run folder {run}"
+        asked = self.options
+        target = find_target(asked.config, asked.overrides, asked.run_dir, asked.model)
+        self.title += f", {target.title}"
         absent = self.meeting.absent()
         self.checks.append(checks.check_present(self.place, absent, self.meeting.seconds, "answer"))
         if absent:
             return
-        needs = config.needs_from_hub()
-        self.cache = CacheNeed(None)
-        if any(map(self._wants, ("prompts", "cache", "memory"))):
-            self.cache = cache_need(config)
-        nodes = self._survey(nearest(run), config.engine.device, needs)
+        uses_cache = any(map(self._wants, ("prompts", "cache", "memory")))
+        self.cache = target.cache() if uses_cache else CacheNeed(None)
+        nodes = self._survey(nearest(target.folder), target)
         if nodes is None:
             return
-        self._judge(nodes, config, run, len(needs))
+        self._judge(nodes, target)
         if self._wants("all-reduce") and exit_code(self.checks) == 0:
-            self._measure(nodes, gpu_checks.uses_cuda(nodes, config.engine.device))
+            self._measure(nodes, gpu_checks.uses_cuda(nodes, target.device))
 
     def _wants(self, name: str) -> bool:
         return name not in self.options.skipped
 
-    def _survey(self, folder: Path, device: str, needs: Sequence[Any]) -> list[Node] | None:
+    def _survey(self, folder: Path, target: Target) -> list[Node] | None:
         """The surveyed nodes; None where a process did not answer."""
         config = str(self.options.config.absolute())
         cache = self.cache.folder if self.cache.bytes is not None and self._wants("cache") else None
@@ -220,9 +193,9 @@ class _Leader:
             request = Request(
                 str(folder),
                 token,
-                device,
+                target.device,
                 config,
-                tuple(needs),
+                tuple(target.needs),
                 self.options.skipped,
                 cache is not None,
                 other,
@@ -244,23 +217,14 @@ class _Leader:
             return None
         return to_nodes([to_survey(answer["answer"]) for answer in answers.values()])
 
-    def _judge(self, nodes: list[Node], config: Any, run: Path, models: int) -> None:
-        from adrpo_scale.cluster.preflight.cache import check_cache, check_prompts
-        from adrpo_scale.cluster.preflight.estimate import space_check
-        from adrpo_scale.cluster.preflight.host import check_host
-        from adrpo_scale.cluster.preflight.rewards import rewards_check
-
-        device = config.engine.device
+    def _judge(self, nodes: list[Node], target: Target) -> None:
+        device, world = target.device, self.place.world
         is_cuda = gpu_checks.uses_cuda(nodes, device)
-        world = self.place.world
+        ranks = (world, self.place.local_world)
+        own = target.judges(nodes, self.cache, ranks, self.options.seconds)
         judges = {
-            "folder": lambda: checks.check_folder(nodes, str(nearest(run))),
-            "models": lambda: self._models(nodes, config, run, models),
-            "rewards": lambda: rewards_check(config, run, self.options.seconds),
-            "space": lambda: space_check(config, run, world),
-            "prompts": lambda: check_prompts(self.cache),
-            "cache": lambda: check_cache(nodes, self.cache, self._beside(config, run)),
-            "memory": lambda: check_host(nodes, config, self._ranks, self.cache.bytes),
+            "folder": lambda: checks.check_folder(nodes, str(nearest(target.folder))),
+            **{name: own[name] for name in OWN},
             "scratch": lambda: checks.check_scratch(nodes),
             "versions": lambda: checks.check_versions(nodes),
             "gpus": lambda: gpu_checks.check_gpus(nodes, device),
@@ -268,25 +232,6 @@ class _Leader:
             "clocks": lambda: checks.check_clocks(nodes, self._clock_offsets(nodes)),
         }
         self.checks += [judge() for name, judge in judges.items() if self._wants(name)]
-
-    @property
-    def _ranks(self) -> tuple[int, int]:
-        return self.place.world, self.place.local_world
-
-    def _models(self, nodes: list[Node], config: Any, run: Path, number: int) -> Check:
-        """Also asks this node, as `train` does, once the models are there: a look-up of one that
-        is not would download it."""
-        from adrpo_scale.cluster.preflight.models import model_findings
-
-        check = checks.check_models(nodes, number)
-        if check.findings:
-            return check
-        return checks.check_models(nodes, number, model_findings(config, run))
-
-    def _beside(self, config: Any, run: Path) -> int:
-        from adrpo_scale.cluster.preflight.estimate import bytes_beside
-
-        return bytes_beside(config, run, self.cache.folder)
 
     def _clock_offsets(self, nodes: Sequence[Node]) -> dict[int, float]:
         """Seconds that each node's clock is ahead of this one, up to the network's latency: all

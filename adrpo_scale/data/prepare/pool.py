@@ -93,9 +93,10 @@ def _pool(workers: int) -> ProcessPoolExecutor:
 
 
 def _end_with_parent() -> None:
-    """Ends this process of a pool when its parent ends: it would wait for tasks for ever. Ctrl-C is
-    left to the parent."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Ends this process of a pool when its parent ends: it would wait for tasks for ever. Ctrl-C and
+    Slurm's USR1, which every process of a job gets, are left to the parent."""
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
     parent = parent_process()
     if parent is not None:
         threading.Thread(target=_wait_and_end, args=(parent.sentinel,), daemon=True).start()

@@ -21,11 +21,12 @@ from adrpo_scale.checkpoint.shelf import CHECKPOINTS, TRAJECTORY
 from adrpo_scale.core import dist
 from adrpo_scale.core.chat_endpoint import KEY, Answer, base_url
 from adrpo_scale.core.console import console
-from adrpo_scale.core.errors import AdrpoError, ConfigError, agreed
+from adrpo_scale.core.errors import AdrpoError, ConfigError, StopRequested, agreed
 from adrpo_scale.core.files import replace_file, replace_json
 from adrpo_scale.core.folder_lock import RunLock
 from adrpo_scale.core.paths import resolve_path
 from adrpo_scale.core.secrets import read_key
+from adrpo_scale.core.signals import stop_if_heard
 from adrpo_scale.data.clip_headers import clip_faults
 from adrpo_scale.evaluation.file import load_evaluation
 from adrpo_scale.evaluation.fingerprint import fingerprint
@@ -186,22 +187,22 @@ def _evaluate(
     if not pending:
         _say("nothing to ask: every question has its answer; to ask again, choose another --to")
     mine: dict[str, Answer] = {}
-    error: AdrpoError | None = None
+    error: AdrpoError | StopRequested | None = None
     heard = _heard(pending) if pending else []
     if heard:
         with _model(config, subject, heard) as (model, size):
             try:
                 for part in _ask(model, heard, size, to, done, lock.check):
                     mine |= part
-            except AdrpoError as caught:
+            except (AdrpoError, StopRequested) as caught:
                 error = caught  # raised below: the other ranks are still asking
     parts = dist.gather_objects((mine, error))
     fresh = {id: answer for answers, _ in parts for id, answer in answers.items()}
     dist.run_on_main(lock.check)
     dist.run_on_main(lambda: _write(config, benchmark, questions, subject, to, fresh))
-    for _, found in parts:
-        if found is not None:
-            raise agreed(found)
+    failed = [found for _, found in parts if found is not None]
+    for found in sorted(failed, key=lambda found: isinstance(found, StopRequested)):
+        raise agreed(found) if isinstance(found, AdrpoError) else found
 
 
 def _identity(config: MmauConfig, benchmark: Benchmark, subject: Subject) -> dict[str, Any]:
@@ -264,6 +265,7 @@ def _ask(
     step = max(1, len(mine) // _LINES)
     answered = list(known.values())
     for start in range(0, len(mine), size):
+        stop_if_heard()
         part = mine[start : start + size]
         pairs = zip(part, model.answers(part), strict=True)
         answers = {question.id: answer for question, answer in pairs if answer is not None}

@@ -43,6 +43,13 @@ _KEY = DrawKey(0, 0)  # a placeholder: greedy decoding draws no random numbers
 def find_local(name: str, config: MmauConfig) -> Source:
     """The source of RUN, RUN@…, a checkpoint, a model's folder or a hub id. Raises
     ConfigError where the model does not hear."""
+    source = hearing_source(name, config)
+    build_domain(source.config)  # checks the model before anything is written
+    return source
+
+
+def hearing_source(name: str, config: MmauConfig) -> Source:
+    """As `find_local`, for a model that need not be here yet."""
     hearing = [domain for domain in DOMAINS if DOMAINS[domain].hears]
     if not hearing:
         raise ConfigError(
@@ -64,9 +71,7 @@ def find_local(name: str, config: MmauConfig) -> Source:
             f"--model {name} is of the domain {domain!r}, which hears nothing; expected a run of "
             f"{hearing[0]!r} or a Qwen2.5-Omni model"
         )
-    source = replace(source, config=with_settings(source.config, config))
-    build_domain(source.config)  # checks the model before anything is written
-    return source
+    return replace(source, config=with_settings(source.config, config))
 
 
 def with_settings(sampling: SampleConfig, config: MmauConfig) -> SampleConfig:

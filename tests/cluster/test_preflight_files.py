@@ -1,0 +1,92 @@
+"""Preflight of evaluation files and of sweeps."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from adrpo_scale.cluster.preflight.run import SKIPPABLE, PreflightOptions, preflight
+from adrpo_scale.core.errors import ConfigError
+from tests.support.mmau import CONFIG, make_data, rewrite
+from tests.support.tiny import CONFIGS, SMALL
+from tests.support.tiny_audio import save_thinker
+
+
+@pytest.fixture(autouse=True)
+def places(tmp_path, monkeypatch):
+    monkeypatch.setenv("ADRPO_RUNS", str(tmp_path / "runs"))
+
+
+def checked(capsys, file, *overrides, skipped=(), **options):
+    """(exit code, the checks by name)."""
+    code = preflight(
+        PreflightOptions(file, overrides, as_json=True, skipped=frozenset(skipped), **options)
+    )
+    text = capsys.readouterr().out
+    found = json.loads(text[text.index("{") :])
+    return code, {check["name"]: check for check in found["checks"]}, found["title"]
+
+
+def told(check):
+    return " ".join(finding["value"] for finding in check["findings"])
+
+
+def test_an_evaluation_of_questions(tmp_path, capsys):
+    data, to = make_data(tmp_path / "data", count=3), tmp_path / "out"
+    rewrite(data, 2, audio="gone.wav")
+    model = save_thinker(tmp_path / "model")
+    override = f"data={json.dumps(str(data))}"
+    code, checks, title = checked(capsys, CONFIG, override, run_dir=to, model=str(model))
+    assert code == 0 and title.endswith(f"results in {to}")
+    assert checks["models"]["state"] == "fine"
+    assert checks["prompts"]["state"] == "warning"
+    assert "1 of 3 clips cannot be read" in told(checks["prompts"]) and "gone.wav" in told(
+        checks["prompts"]
+    )
+    assert "3 questions of revision v05.15.25" in checks["prompts"]["stated"]
+    assert "8 files of results" in checks["space"]["stated"]
+    assert not to.exists()
+
+
+def test_an_evaluation_without_its_questions_or_its_model(tmp_path, capsys):
+    skipped = set(SKIPPABLE) - {"models", "prompts"}
+    missing = f"data={json.dumps(str(tmp_path / 'none'))}"
+    gone = str(tmp_path / "gone" / "model")
+    code, checks, _ = checked(capsys, CONFIG, missing, skipped=skipped, model=gone)
+    assert code == 2
+    assert "prepare mmau" in told(checks["prompts"]) and gone in told(checks["models"])
+
+
+def sweep_of(folder, tables):
+    settings = dict(text.partition("=")[::2] for text in SMALL)
+    once = "".join(f"{json.dumps(key)} = [{value}]\n" for key, value in settings.items())
+    base = json.dumps(str(CONFIGS / "demo/image_adrpo.toml"))
+    (folder / "mine.toml").write_text(f"base = {base}\n[grid]\n{once}{tables}")
+    return folder / "mine.toml"
+
+
+def test_a_sweep_is_checked_for_all_of_its_runs(tmp_path, capsys):
+    skipped = set(SKIPPABLE) - {"folder", "models", "rewards", "prompts"}
+    code, checks, title = checked(capsys, sweep_of(tmp_path, "seed = [0, 1]\n"), skipped=skipped)
+    assert code == 0 and f"2 runs in {tmp_path}/runs" in title
+    assert checks["rewards"]["stated"].startswith("2 rewards")  # one kind of run
+    values = ["tests.slurm.rewards:bright", "no.such:thing"]
+    lists = ", ".join(f'[{{kind = "function", path = "{path}"}}]' for path in values)
+    file = sweep_of(tmp_path, f"rewards = [{lists}]\nseed = [0, 1]\n")
+    code, checks, _ = checked(capsys, file, skipped=skipped)
+    assert code == 2 and "no.such" in told(checks["rewards"])
+    assert checks["models"]["stated"].startswith("each of 2 kinds of run: ")
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"overrides": ["seed=3"]}, "--set seed=3 with the sweep .*: the file alone says"),
+        ({"model": "x"}, "--model x goes with an evaluation, and .* is none"),
+    ],
+)
+def test_options_that_mean_nothing_with_a_sweep(tmp_path, options, expected):
+    file = sweep_of(tmp_path, "seed = [0, 1]\n")
+    with pytest.raises(ConfigError, match=expected):
+        preflight(PreflightOptions(file, **options))
