@@ -36,9 +36,11 @@ def test_an_evaluation_of_questions(tmp_path, capsys):
     data, to = make_data(tmp_path / "data", count=3), tmp_path / "out"
     rewrite(data, 2, audio="gone.wav")
     model = save_thinker(tmp_path / "model")
-    override = f"data={json.dumps(str(data))}"
-    code, checks, title = checked(capsys, CONFIG, override, run_dir=to, model=str(model))
-    assert code == 0 and title.endswith(f"results in {to}")
+    fits = ["max_new_tokens=8", "domain.chat.max_prompt_tokens=120"]
+    given = [f"data={json.dumps(str(data))}", *fits]
+    code, checks, title = checked(capsys, CONFIG, *given, run_dir=to, model=str(model))
+    assert code == 0, checks
+    assert title.endswith(f"results in {to}")
     assert checks["models"]["state"] == "fine"
     assert checks["prompts"]["state"] == "warning"
     assert "1 of 3 clips cannot be read" in told(checks["prompts"]) and "gone.wav" in told(
@@ -51,6 +53,9 @@ def test_an_evaluation_of_questions(tmp_path, capsys):
 
 def test_an_evaluation_without_its_questions_or_its_model(tmp_path, capsys):
     skipped = set(SKIPPABLE) - {"models", "prompts"}
+    model = save_thinker(tmp_path / "model")  # of 256 tokens
+    code, checks, _ = checked(capsys, CONFIG, skipped=skipped - {"prompts"}, model=str(model))
+    assert code == 2 and "takes 256 tokens: lower one of them" in told(checks["models"])
     missing = f"data={json.dumps(str(tmp_path / 'none'))}"
     gone = str(tmp_path / "gone" / "model")
     code, checks, _ = checked(capsys, CONFIG, missing, skipped=skipped, model=gone)

@@ -15,12 +15,13 @@ from adrpo_scale.cluster.preflight.judging import alike, by_value, found
 from adrpo_scale.cluster.preflight.node import Node
 from adrpo_scale.cluster.preflight.target import Judges, Target
 from adrpo_scale.core.disk_space import free_space, shortage, size_text
-from adrpo_scale.core.errors import AdrpoError
+from adrpo_scale.core.errors import AdrpoError, ConfigError
 from adrpo_scale.core.paths import resolve_path
 from adrpo_scale.data.clip_headers import clip_faults
+from adrpo_scale.evaluation.file import load_evaluation
 from adrpo_scale.evaluation.mmau import local
-from adrpo_scale.evaluation.mmau.base import MmauConfig, load_benchmark
-from adrpo_scale.evaluation.mmau.evaluate import EvaluateOptions, find_subject, load_settings
+from adrpo_scale.evaluation.mmau.base import Benchmark, MmauConfig, load_benchmark
+from adrpo_scale.evaluation.mmau.evaluate import EvaluateOptions, find_subject
 from adrpo_scale.evaluation.needs import bytes_here
 from adrpo_scale.evaluation.sample import Source
 from adrpo_scale.hub.needs import HubNeed
@@ -34,7 +35,9 @@ def evaluation_target(
     file: Path, overrides: Sequence[str], folder: Path | None, model: str | None
 ) -> Target:
     """The target of an evaluation file. model: of `--model`. Raises ConfigError."""
-    config = load_settings(file, overrides, None)
+    config = load_evaluation(file, overrides)
+    if not isinstance(config, MmauConfig):
+        raise ConfigError(f"{file}: of evaluations, those of MMAU alone are checked")
     if model is None:
         return MmauTarget(config, (folder or runs_folder()).absolute(), None, None)
     name = every_checkpoint(model)[-1]
@@ -90,11 +93,12 @@ class MmauTarget:
     @property
     def _count(self) -> int:
         try:
-            return len(
-                load_benchmark(resolve_path(self.config.data), self.config.variant).questions
-            )
+            return len(self._benchmark().questions)
         except AdrpoError:
             return 0
+
+    def _benchmark(self) -> Benchmark:
+        return load_benchmark(resolve_path(self.config.data), self.config.variant)
 
     def _fault_of_model(self) -> str | None:
         if self.model is None:
@@ -107,7 +111,7 @@ class MmauTarget:
 
     def _questions(self) -> Check:
         try:
-            benchmark = load_benchmark(resolve_path(self.config.data), self.config.variant)
+            benchmark = self._benchmark()
             prompts = [question.prompt for question in benchmark.questions]
             faults = clip_faults(prompts)
         except AdrpoError as error:

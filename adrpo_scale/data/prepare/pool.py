@@ -93,8 +93,8 @@ def _pool(workers: int) -> ProcessPoolExecutor:
 
 
 def _end_with_parent() -> None:
-    """Ends this process of a pool when its parent ends: it would wait for tasks for ever. Ctrl-C and
-    Slurm's USR1, which every process of a job gets, are left to the parent."""
+    """Ends this process of a pool when its parent ends: it would wait for tasks for ever. Ctrl-C
+    and Slurm's USR1, which every process of a job gets, are left to the parent."""
     for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     parent = parent_process()
