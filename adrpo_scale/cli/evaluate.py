@@ -63,8 +63,9 @@ def evaluate(
     one model is named by --model or --endpoint.
 
     The same command resumes after any stop; exit code 85: a signal stopped it, and what it has made
-    is kept. It runs in one process, or in as many as torchrun or srun start. A run is judged by the weights that its own evaluation measures. An endpoint does
-    not tell which weights it serves: for others at the same address, choose another --to.
+    is kept. It runs in one process, or in as many as torchrun or srun start. A run is judged by the
+    weights that its own evaluation measures. An endpoint does not tell which weights it serves: for
+    others at the same address, choose another --to.
 
     Example:
         adrpo-scale evaluate configs/omni/mmau.toml --model runs/avqa --data data/mmau

@@ -21,7 +21,6 @@ from adrpo_scale.core.console import console
 from adrpo_scale.core.errors import ConfigError, together
 from adrpo_scale.core.files import replace_json
 from adrpo_scale.core.json_files import read_object
-from adrpo_scale.data.prompt_files import load_prompts
 from adrpo_scale.data.prompt_sets import key_of, set_hash
 from adrpo_scale.engines.base import Engine
 from adrpo_scale.evaluation import parts, scoring
@@ -43,7 +42,8 @@ from adrpo_scale.evaluation.row_identity import begin_row, identity_of, refuse_a
 from adrpo_scale.evaluation.row_numbers import read_scores, write_numbers
 from adrpo_scale.evaluation.rows import Row, rows_of
 from adrpo_scale.evaluation.sample import sampling_engine
-from adrpo_scale.evaluation.samples import NamedSet, Sample, evenly, planned
+from adrpo_scale.evaluation.samples import NamedSet, Sample, planned
+from adrpo_scale.evaluation.size import sets_of
 from adrpo_scale.rewards.base import Embedding, RewardConfig
 from adrpo_scale.run.config import SampleConfig
 from adrpo_scale.run.registry import REWARDS
@@ -92,7 +92,7 @@ def evaluate(config: AskedConfig, to: Path, limit: int | None = None) -> None:
 
 def _asked(config: AskedConfig, to: Path, kind: Kind, limit: int | None) -> Asked:
     """Reads the prompts, and refuses scorers that cannot judge them. Collective."""
-    sets = _sets(config, limit)
+    sets = sets_of(config, limit)
     samples = tuple(planned(sets, config.sampling))
     if len(samples) > MOST:
         raise ConfigError(f"a row would have {len(samples):,} samples, and at most {MOST:,} go")
@@ -100,16 +100,6 @@ def _asked(config: AskedConfig, to: Path, kind: Kind, limit: int | None) -> Aske
     prompts = [prompt for one in sets for prompt in one.prompts]
     dist.run_on_main(lambda: scoring.check_scorers(config.scorers, engine, prompts))
     return Asked(config, to, kind, sets, samples, engine)
-
-
-def _sets(config: AskedConfig, limit: int | None) -> tuple[NamedSet, ...]:
-    calls = [
-        lambda one=one: load_prompts(one.file, one.format, one.reading) for one in config.prompts
-    ]
-    return tuple(
-        NamedSet(one.label, tuple(evenly(prompts, limit)))
-        for one, prompts in zip(config.prompts, together(*calls), strict=True)
-    )
 
 
 def _engine(config: AskedConfig) -> Engine:

@@ -15,6 +15,7 @@ import torch
 
 from adrpo_scale.core import dist
 from adrpo_scale.core.pace import Pace
+from adrpo_scale.core.signals import heard
 from adrpo_scale.core.types import Prompt
 from adrpo_scale.data.prompt_sets import key_of
 from adrpo_scale.evaluation import parts
@@ -22,6 +23,7 @@ from adrpo_scale.evaluation.asked import AskedConfig
 from adrpo_scale.evaluation.row_folder import MANIFEST
 from adrpo_scale.evaluation.rows import Row
 from adrpo_scale.evaluation.samples import Sample, batches
+from adrpo_scale.evaluation.sharing import merge_all
 from adrpo_scale.training.prompt_values import category_of
 
 
@@ -106,6 +108,8 @@ def make_missing(
         for b in wanted:
             if b % dist.world_size() != dist.rank():
                 continue
+            if heard():
+                break
             artifacts = maker.make(cut[b])
             pairs = {s.number: (s, a) for s, a in zip(cut[b], artifacts, strict=True)}
             check()
@@ -119,7 +123,4 @@ def make_missing(
             pace.step(dist.world_size())
     finally:
         maker.close()
-    told = dist.gather_objects([*fresh])
-    whole = [line for lines in told for line in lines]
-    dist.run_on_main(lambda: parts.merged(folder / MANIFEST, whole) and None)
-    return len(whole)
+    return merge_all(folder / MANIFEST, fresh)

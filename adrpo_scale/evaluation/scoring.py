@@ -23,12 +23,14 @@ from adrpo_scale.core.files import replace_json
 from adrpo_scale.core.json_files import read_object
 from adrpo_scale.core.pace import Pace
 from adrpo_scale.core.settings import walk
+from adrpo_scale.core.signals import heard
 from adrpo_scale.core.types import Prompt
 from adrpo_scale.engines.base import Engine
 from adrpo_scale.evaluation import parts
 from adrpo_scale.evaluation.making import Kind
 from adrpo_scale.evaluation.row_folder import DIVERSITY, SCORES, scores_file
 from adrpo_scale.evaluation.samples import Sample, batches
+from adrpo_scale.evaluation.sharing import merge_all
 from adrpo_scale.rewards.base import Embedding, Reward, RewardConfig, sharded_models
 from adrpo_scale.rewards.calls import ABSTAINED, embeddings_of, rewards_of
 from adrpo_scale.run.registry import REWARDS
@@ -176,6 +178,8 @@ class _Judging:
         """Scores the wanted batches; returns the number of scores of all ranks. Collective."""
         path, fresh = self._row.folder / scores_file(self._reward.label), []
         for batch, artifacts in self._batches(wanted, self._reward.label):
+            if heard():
+                break
             self._reward.forget()
             values = rewards_of(self._reward, artifacts, [s.prompt for s in batch]).tolist()
             by_number = {s.number: v for s, v in zip(batch, values, strict=True)}
@@ -187,9 +191,7 @@ class _Judging:
             ]
             parts.append(path, dist.rank(), lines)
             fresh += lines
-        whole = [line for lines in dist.gather_objects(fresh) for line in lines]
-        dist.run_on_main(lambda: parts.merged(path, whole) and None)
-        return len(whole)
+        return merge_all(path, fresh)
 
     def diversity(self) -> None:
         """Writes the mean distance of each sample's embedding to those of the other samples of its

@@ -97,13 +97,24 @@ def build_judge(
 ) -> Reward:
     """A reward that judges outside of a run, loaded. prompts: all that it will judge. record: see
     `Reward.record`. Collective. Raises RewardError as `build_rewards` does."""
-    kind = REWARDS[section.kind]
-    with kept(f"reward {section.label}"):
-        reward = _build(kind, section, engine.device, 0.0, record)
-        reward.check(own_prompts(prompts) if is_own_code(kind) else prompts)
+    reward = checked_judge(section, engine.device, prompts, record)
     spec = reward.model_spec()
     if spec is not None:
         reward.use(engine.build_frozen(spec))
+    return reward
+
+
+def checked_judge(
+    section: RewardConfig,
+    device: torch.device,
+    prompts: Sequence[Prompt],
+    record: Path | None = None,
+) -> Reward:
+    """As `build_judge`, without a model that an engine shards. Not collective."""
+    kind = REWARDS[section.kind]
+    with kept(f"reward {section.label}"):
+        reward = _build(kind, section, device, 0.0, record)
+        reward.check(own_prompts(prompts) if is_own_code(kind) else prompts)
     return reward
 
 
@@ -229,11 +240,19 @@ def try_rewards(
     medium = DOMAINS[config.domain.name].medium
     if not own or not prompts or medium not in MEDIA:
         return []
-    chosen = [prompts[place % len(prompts)] for place in range(trial.SAMPLES)]
     height, width = (getattr(config.domain, side, None) or SIDE for side in ("height", "width"))
+    return try_on(own, medium, (height, width), prompts)
+
+
+def try_on(
+    rewards: Sequence[Reward], medium: str, size: tuple[int, int], prompts: Sequence[Prompt]
+) -> list[str]:
+    """Calls rewards on made-up samples of a medium for the first prompts, at least one; returns
+    warnings as `try_rewards`. size: height and width of pictures."""
+    chosen = [prompts[place % len(prompts)] for place in range(trial.SAMPLES)]
     warnings = []
-    for reward in own:
-        samples = trial.made_up(medium, chosen, (height, width))
+    for reward in rewards:
+        samples = trial.made_up(medium, chosen, size)
         with watchdog.phase(f"trial of reward {reward.label}"):
             if isinstance(reward, Apart):
                 warnings.append(reward.tried(samples, chosen))

@@ -1,4 +1,4 @@
-"""Evaluations as targets of a preflight: their files, models, scorers, and room for the results."""
+"""An evaluation of MMAU as the target of a preflight; what it shares with other evaluations."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from adrpo_scale.core.disk_space import free_space, shortage, size_text
 from adrpo_scale.core.errors import AdrpoError, ConfigError
 from adrpo_scale.core.paths import resolve_path
 from adrpo_scale.data.clip_headers import clip_faults
-from adrpo_scale.evaluation.file import load_evaluation
+from adrpo_scale.evaluation.file import load_evaluation, results_folder
 from adrpo_scale.evaluation.mmau import local
 from adrpo_scale.evaluation.mmau.base import Benchmark, MmauConfig, load_benchmark
 from adrpo_scale.evaluation.mmau.evaluate import EvaluateOptions, find_subject
@@ -37,7 +37,11 @@ def evaluation_target(
     """The target of an evaluation file. model: of `--model`. Raises ConfigError."""
     config = load_evaluation(file, overrides)
     if not isinstance(config, MmauConfig):
-        raise ConfigError(f"{file}: of evaluations, those of MMAU alone are checked")
+        if model is not None:
+            raise ConfigError(f"--model {model}: the models of {file} are its [models.NAME]")
+        from adrpo_scale.cluster.preflight.asked import AskedTarget
+
+        return AskedTarget(config, (folder or results_folder(config, file)).absolute())
     if model is None:
         return MmauTarget(config, (folder or runs_folder()).absolute(), None, None)
     name = every_checkpoint(model)[-1]

@@ -1,0 +1,23 @@
+"""What the ranks of an evaluation tell each other after their batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from adrpo_scale.core import dist
+from adrpo_scale.core.errors import StopRequested
+from adrpo_scale.core.signals import heard
+from adrpo_scale.evaluation import parts
+
+
+def merge_all(path: Path, lines: Sequence[parts.Line]) -> int:
+    """Merges the lines of all ranks into the file; returns their number. Where a rank has heard a
+    signal, and so may have left out batches, every rank raises StopRequested afterwards.
+    Collective."""
+    told = dist.gather_objects((list(lines), heard()))
+    whole = [line for own, _ in told for line in own]
+    dist.run_on_main(lambda: parts.merged(path, whole) and None)
+    if any(has_heard for _, has_heard in told):
+        raise StopRequested(saveable=True)
+    return len(whole)
