@@ -11,39 +11,44 @@ import typer
 from adrpo_scale.cli.options import SetOption, WeightsOption
 from adrpo_scale.cli.preflight import preflight_apart
 
+FilePath = Annotated[
+    Path, typer.Argument(help="TOML file of the evaluation, e.g. configs/omni/mmau.toml.")
+]
+ModelName = Annotated[
+    str | None,
+    typer.Option(
+        help="RUN, RUN@iteration, RUN@last, RUN@best, RUN@* (one after the other), a "
+        "checkpoint, a model's folder or a hub id."
+    ),
+]
+EndpointName = Annotated[
+    str | None,
+    typer.Option(help="Name of a model at OPENAI_BASE_URL; the key is OPENAI_API_KEY."),
+]
+DataFolder = Annotated[
+    Path | None, typer.Option(help="Folder that `prepare mmau` wrote; default: the config's.")
+]
+ResultsFolder = Annotated[
+    Path | None,
+    typer.Option(help="Folder of the results; default: the file's, one in the run, or in runs/."),
+]
+Limit = Annotated[
+    int | None,
+    typer.Option(
+        help="Questions to ask, or prompts of each set, spread evenly; default: all.",
+        min=1,
+        max=2**31 - 1,
+    ),
+]
+
 
 def evaluate(
-    config: Annotated[
-        Path, typer.Argument(help="TOML file of the evaluation, e.g. configs/omni/mmau.toml.")
-    ],
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="RUN, RUN@iteration, RUN@last, RUN@best, RUN@* (one after the other), a "
-            "checkpoint, a model's folder or a hub id."
-        ),
-    ] = None,
-    endpoint: Annotated[
-        str | None,
-        typer.Option(help="Name of a model at OPENAI_BASE_URL; the key is OPENAI_API_KEY."),
-    ] = None,
-    data: Annotated[
-        Path | None, typer.Option(help="Folder that `prepare mmau` wrote; default: the config's.")
-    ] = None,
-    to: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder of the results; default: the file's, one in the run, or in runs/."
-        ),
-    ] = None,
-    limit: Annotated[
-        int | None,
-        typer.Option(
-            help="Questions to ask, or prompts of each set, spread evenly; default: all.",
-            min=1,
-            max=2**31 - 1,
-        ),
-    ] = None,
+    config: FilePath,
+    model: ModelName = None,
+    endpoint: EndpointName = None,
+    data: DataFolder = None,
+    to: ResultsFolder = None,
+    limit: Limit = None,
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="With --endpoint: measure the requests; send nothing."),

@@ -11,13 +11,13 @@ import torch
 
 from adrpo_scale.cluster.preflight.base import Check, Finding, counted
 from adrpo_scale.cluster.preflight.cache import CacheNeed, check_cache
-from adrpo_scale.cluster.preflight.evaluations import (
+from adrpo_scale.cluster.preflight.node import Node
+from adrpo_scale.cluster.preflight.result_checks import (
     memory_check,
     models_check,
     prompts_fault,
     space_check,
 )
-from adrpo_scale.cluster.preflight.node import Node
 from adrpo_scale.cluster.preflight.target import Judges
 from adrpo_scale.core.caches import cache_root
 from adrpo_scale.core.errors import AdrpoError, together

@@ -161,7 +161,7 @@ class _Leader:
     def _check(self) -> None:
         # Imported here: meanwhile the other processes start.
         from adrpo_scale.cluster.preflight.cache import CacheNeed
-        from adrpo_scale.cluster.preflight.target import find_target
+        from adrpo_scale.cluster.preflight.find_target import find_target
 
         asked = self.options
         target = find_target(asked.config, asked.overrides, asked.run_dir, asked.model)
