@@ -117,6 +117,7 @@ class Domain(ABC):
     folder: Path  # of the base model
     medium: ClassVar[Literal["pictures", "completions"]]  # a key of `training.media.MEDIA`
     evaluations: tuple[Mode, ...] = ("evaluation",)  # the modes of an evaluation's samples
+    shares_prompts: bool = False  # True where rows of one prompt side by side cost a pass less
 
     @classmethod
     def recognises(cls, model: Published) -> bool:

@@ -5,7 +5,7 @@ before its first step and under the reference, and the policy's entropy; `Likeli
 formulas of the losses. All are of the tempered distribution (logits / temperature) before top-p and
 top-k. A completion includes the token that ends it. Rollouts are padded on the left (`decoding`).
 The pass of training is padded on the right, where a causal model needs no mask and its positions
-are those of generation.
+are those of generation; or completions share their prompt's pass (`shared_prefix`).
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from adrpo_scale.domains.export_target import ExportTarget
 from adrpo_scale.domains.given_answers import GivenAnswers
 from adrpo_scale.domains.language_model import LINEAR, WEIGHTS, LanguageModel
 from adrpo_scale.domains.logprobs_check import check_drawn, check_logprobs
+from adrpo_scale.domains.shared_prefix import fits, shared
 from adrpo_scale.domains.text_checks import check_settings
 from adrpo_scale.domains.text_config import TextConfig
 from adrpo_scale.domains.text_export import chat_target, generate_arguments
@@ -77,6 +78,8 @@ class TextDomain(GivenAnswers):
         self.model = self._read_model()
         self.tokenizer = self.model.tokenizer
         check_settings(config, self.model.config)
+        # Other layers than full attention take the plain pass.
+        self.shares_prompts = config.shared_prefix and fits(config.attention, self.model.config)
 
     def _read_model(self) -> LanguageModel:
         return LanguageModel(self.folder, self.config.model, self.config.chat)
@@ -274,7 +277,7 @@ class TextDomain(GivenAnswers):
             return self._measured(model, rows, made)[0]
 
         def states(model: nn.Module) -> logprobs.Beside:
-            places = (made.segment_K, made.before_K)
+            places = (made.row_K, made.before_K)
             asked = logprobs.States(*places, with_layer=model is not policy)
             return logprobs.Beside(*self._called(model, rows, made, asked))
 
@@ -306,6 +309,8 @@ class TextDomain(GivenAnswers):
 
     def _packed(self, rows: Rows) -> Packed:
         prompts = [self._tokens(i) for i in rows.prompt_ids_N.tolist()]
+        if self.shares_prompts:
+            return shared(prompts, rows, self.model.pad, self.model.config.hidden_size)
         return packed(prompts, rows, self.model.pad)
 
     def _measured(
@@ -313,7 +318,7 @@ class TextDomain(GivenAnswers):
     ) -> Sequence[Tensor]:
         """(logp_K, entropy_K) of the completions' tokens, and (kl_K, logp_ref_K) with `beside`."""
         targets = logprobs.Targets(
-            made.segment_K,
+            made.row_K,
             made.before_K,
             made.tokens_K,
             self.config.rollout.temperature,
@@ -323,8 +328,9 @@ class TextDomain(GivenAnswers):
         return self._called(model, rows, made, targets)
 
     def _called(self, model: nn.Module, rows: Rows, made: Packed, targets: Any) -> Any:
-        more = audio_inputs(self._audio(rows.prompt_ids_N.tolist()))
-        return model(input_ids=made.ids_NT, targets=targets, **more)
+        heard = [int(rows.prompt_ids_N[sample]) for sample in made.spoken]
+        more = audio_inputs(self._audio(heard))
+        return model(input_ids=made.ids_GT, targets=targets, **made.inputs, **more)
 
     def divergence_metrics(self, terms: Terms) -> dict[str, Tensor]:
         """`kl`: mean of k3 over a completion's tokens; `entropy`: mean over them, in nats."""

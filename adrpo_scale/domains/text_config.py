@@ -39,6 +39,13 @@ class TextConfig(DomainConfig):
     attention: Literal["sdpa", "eager", "flash_attention_2"] = setting(
         "sdpa", "implementation of attention", effect="rounding"
     )
+    shared_prefix: bool = setting(
+        False,
+        "completions of one prompt in a micro-batch share its pass in an update; needs sdpa. A "
+        "model with layers of another attention than full takes the plain pass",
+        effect="rounding",
+        before=False,
+    )
     decoding: Literal["eager", "graph"] = setting(
         "eager",
         "how a token's pass runs in this program. graph: launched as one CUDA graph, several times "
@@ -78,6 +85,11 @@ class TextConfig(DomainConfig):
                 'backend = "process" with train = "lora": merged adapters round otherwise, so the '
                 'tokens would not be the policy\'s; set backend = "in_process", or "vllm", which '
                 "corrects the loss"
+            )
+        if self.shared_prefix and self.attention != "sdpa":
+            raise ValueError(
+                f'shared_prefix = true with attention = "{self.attention}": its masks are those of '
+                'sdpa; set attention = "sdpa", or shared_prefix = false'
             )
         if self.decoding == "graph" and self.attention != "sdpa":
             raise ValueError(

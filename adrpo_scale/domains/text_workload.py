@@ -27,6 +27,9 @@ from adrpo_scale.engines.workload import (
 )
 from adrpo_scale.hub.shapes import config_folder
 
+_SHARED = (
+    "completions that share their prompt's pass are counted as passes of their own: an upper bound"
+)
 _TWICE = (
     'backend = "process": the process of rollouts holds the weights and the caches of a rollout a '
     "second time, which is not counted"
@@ -98,6 +101,7 @@ def tokens_workload(
             f"every prompt has {prompt} tokens and every completion {new}: the most that the "
             f"config allows; logits of {config.head_chunk} tokens at once, "
             f"{4 * config.head_chunk * vocabulary / 2**30:.2f} GiB",
+            *([_SHARED] if config.shared_prefix else []),
             *([_TWICE] if config.backend == "process" else []),
         ),
     )

@@ -62,18 +62,21 @@ def build_minibatches(
     minibatches: int,
     micro_batch: int,
     sizes_S: Tensor | None = None,
+    is_by_prompt: bool = False,
 ) -> list[Minibatch]:
     """Moves the chosen samples to the ranks that train on them. Collective.
 
     rows: this rank's block of the S samples. chosen: int64 [M] sample ids, the same on every rank,
     the rows of a unit adjacent. credit, prompt_ids_S: of all S samples. sizes_S: the cost of a pass
-    over each; rows of similar size then share a micro-batch. Minibatches without a unit are left
-    out.
+    over each; rows of similar size then share a micro-batch. is_by_prompt: those of one prompt are
+    side by side on their rank. Minibatches without a unit are left out.
     """
     units = chosen.view(-1, rows_per_unit)
     parts = [units[k::minibatches] for k in range(minibatches)]
     if sizes_S is not None:
         parts = [by_size(part, sizes_S, dist.world_size()) for part in parts]
+    if is_by_prompt:
+        parts = [by_prompt(part, prompt_ids_S, dist.world_size()) for part in parts]
     micro_units = max(1, micro_batch // rows_per_unit)
     plans = [(part, deal(len(part), dist.world_size(), micro_units)) for part in parts if len(part)]
     if not plans:
@@ -121,6 +124,20 @@ def by_size(units: Tensor, sizes_S: Tensor, world: int) -> Tensor:
         largest_first
     ]
     return ordered
+
+
+def by_prompt(units: Tensor, prompt_ids_S: Tensor, world: int) -> Tensor:
+    """units [U, k], each rank's block reordered so that those of one prompt are side by side: the
+    prompt of its first unit first, units of a prompt in the order that they had."""
+    prompt_ids = prompt_ids_S[units[:, 0]].tolist()
+    places: list[int] = []
+    for rank in range(world):
+        block = dist.block(len(units), rank, world)
+        first: dict[int, int] = {}
+        for place in block:
+            first.setdefault(prompt_ids[place], place)
+        places += sorted(block, key=lambda place: first[prompt_ids[place]])
+    return units[torch.tensor(places, dtype=torch.int64)]
 
 
 def _micro_batch(rows: Rows, credit: Credit, counts_N: Tensor) -> MicroBatch:

@@ -205,6 +205,7 @@ class Trainer:
             minibatches=self.optimizer.minibatches,
             micro_batch=self.optimizer.micro_batch,
             sizes_S=gather_sizes(self.domain, rewarded.rows),
+            is_by_prompt=self.domain.shares_prompts,
         )
         return receive(self.domain, minibatches)
 
