@@ -4,8 +4,8 @@
 
 Forward and backward of one micro-batch on tensors without storage, by torch's counter of operations
 (matrix products and attention; attention counts every pair of a line and a column, masked or not).
-Completions have lengths spread evenly from a quarter of `max_new_tokens` to all of it; `groups` says
-how many different prompts the rows have. Which rows meet in a micro-batch is a matter of
+Completions have lengths spread evenly from a quarter of `max_new_tokens` to all of it; `groups`
+says how many different prompts the rows have. Which rows meet in a micro-batch is a matter of
 `prompts.group_size`, `optimizer.micro_batch` and the number of GPUs: with 80, a rank often has no
 two rows of one prompt.
 """
