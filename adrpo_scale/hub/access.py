@@ -15,7 +15,7 @@ from typing import Any
 from adrpo_scale.core.errors import ModelNotFoundError
 from adrpo_scale.core.secrets import check_sendable, keep
 from adrpo_scale.hub.inside import is_inside
-from adrpo_scale.hub.lock import LockedRepo, size_of
+from adrpo_scale.hub.lock import LockedRepo, check_revision, size_of
 from adrpo_scale.hub.needs import (
     HubNeed,
     cache_folder,
@@ -89,6 +89,8 @@ def ask(need: HubNeed, locked: LockedRepo | None) -> RepoPlan:
     HubUnreachableError where it does not answer.
     """
     _check_token()
+    if locked is not None:
+        check_revision(need, locked)
     try:
         info = _info(need, locked)
     except Exception as error:
@@ -150,7 +152,7 @@ def _info(need: HubNeed, locked: LockedRepo | None) -> Any:
     info = api.repo_info(
         need.name,
         repo_type=need.type,
-        revision=locked.revision if locked is not None else None,
+        revision=locked.revision if locked is not None else need.revision,
         files_metadata=True,
         timeout=SECONDS,
     )

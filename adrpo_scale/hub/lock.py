@@ -181,6 +181,7 @@ def check_locked(need: HubNeed, locked: LockedRepo) -> None:
     """Raises PinnedError unless every file that the need covers is there with its pinned size."""
     where = f"{need.type} {need.name!r}"
     pinned = f"{lock_path()} at revision {locked.revision[:12]}"
+    check_revision(need, locked)
     if not (set(need.allow) <= set(locked.allow) and set(locked.ignore) <= set(need.ignore)):
         raise PinnedError(
             f"{where} is in {pinned}, but was prefetched for other settings, which read other files"
@@ -197,6 +198,16 @@ def check_locked(need: HubNeed, locked: LockedRepo) -> None:
     if faults:
         shown = "; ".join(faults[:4]) + (f"; and {len(faults) - 4} more" if faults[4:] else "")
         raise PinnedError(f"{where} is in {pinned}, but incomplete in {locked.folder}: {shown}")
+
+
+def check_revision(need: HubNeed, locked: LockedRepo) -> None:
+    """Raises PinnedError where the need names another commit than the lock."""
+    if need.revision not in (None, locked.revision):
+        raise PinnedError(
+            f"{need.type} {need.name!r} is in {lock_path()} at revision {locked.revision[:12]}, "
+            f"and revision {need.revision} is asked for: take that one with `adrpo-scale prefetch "
+            "--upgrade`, or keep it in a lock of its own (ADRPO_PREFETCH_LOCK)"
+        )
 
 
 def size_of(path: Path) -> int | None:
@@ -216,6 +227,7 @@ def _find_cached(need: HubNeed) -> Path:
         found = snapshot_download(
             need.name,
             repo_type=need.type,
+            revision=need.revision,
             allow_patterns=list(need.allow),
             ignore_patterns=list(need.ignore) or None,
             local_files_only=True,

@@ -12,6 +12,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal
 
+from adrpo_scale.core.errors import ConfigError
 from adrpo_scale.core.paths import DEMO_PREFIX, usual_path
 
 CONVERTED = "adrpo_scale"  # the folder of converted weights, inside the hub's cache
@@ -25,7 +26,8 @@ class HubNeed:
 
     what: the setting that names it. allow, ignore: patterns of its files, as `snapshot_download`
     takes them; the default is everything. raw: its weights are read here alone, without what its
-    library would add to them (adapters beside them, quantisation).
+    library would add to them (adapters beside them, quantisation). revision: a commit, where
+    another than the lock's or the newest is meant.
     """
 
     name: str
@@ -34,6 +36,7 @@ class HubNeed:
     ignore: tuple[str, ...] = ()
     type: RepoType = "model"
     raw: bool = False
+    revision: str | None = None
 
     @property
     def key(self) -> Key:
@@ -66,13 +69,23 @@ class HubNeed:
         return picked and not any(fnmatchcase(file, _whole(pattern)) for pattern in self.ignore)
 
 
+def _one_revision(a: HubNeed, b: HubNeed) -> str | None:
+    if a.revision and b.revision and a.revision != b.revision:
+        raise ConfigError(
+            f"{a.type} {a.name!r} is needed at the revisions {a.revision[:12]} and "
+            f"{b.revision[:12]}, and a lock holds one: name the folder of a copy for the other"
+        )
+    return a.revision or b.revision
+
+
 def _whole(pattern: str) -> str:
     """A pattern that names a folder, "vae/", matches the folder's files."""
     return pattern + "*" if pattern.endswith("/") else pattern
 
 
 def joined(needs: Iterable[HubNeed]) -> list[HubNeed]:
-    """One need per repository, which covers the files of all its needs; in the order given."""
+    """One need per repository, which covers the files of all its needs; in the order given. Raises
+    ConfigError for a repository that is needed at two revisions."""
     found: dict[Key, HubNeed] = {}
     for need in needs:
         other = found.get(need.key)
@@ -81,6 +94,7 @@ def joined(needs: Iterable[HubNeed]) -> list[HubNeed]:
         else:
             found[need.key] = replace(
                 other,
+                revision=_one_revision(other, need),
                 what=", ".join(dict.fromkeys([*other.what.split(", "), need.what])),
                 allow=tuple(dict.fromkeys([*other.allow, *need.allow])),
                 ignore=tuple(pattern for pattern in other.ignore if pattern in need.ignore),

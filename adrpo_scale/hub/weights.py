@@ -252,7 +252,7 @@ def _download(need: HubNeed, reason: NotCachedError, revision: str | None = None
             lambda: snapshot_download(
                 need.name,
                 repo_type=need.type,
-                revision=revision,
+                revision=revision or need.revision,
                 allow_patterns=list(need.allow),
                 ignore_patterns=list(need.ignore) or None,
             )
@@ -268,7 +268,9 @@ def _download(need: HubNeed, reason: NotCachedError, revision: str | None = None
 
 def hf_command(need: HubNeed) -> str:
     """The hub's own command that downloads a need."""
-    return f"`hf download {need.name}{' --repo-type dataset' * (need.type == 'dataset')}`"
+    more = " --repo-type dataset" if need.type == "dataset" else ""
+    more += f" --revision {need.revision}" if need.revision else ""
+    return f"`hf download {need.name}{more}`"
 
 
 def combined_sha256(paths: Sequence[Path], root: Path) -> str:

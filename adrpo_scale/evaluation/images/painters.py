@@ -8,9 +8,9 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from adrpo_scale.core.errors import ConfigError
 from adrpo_scale.core.types import DrawKey
 from adrpo_scale.evaluation.images.models import Model, RunModel
+from adrpo_scale.evaluation.images.pipeline_painter import PipelinePainter
 from adrpo_scale.evaluation.images.run_painter import RunPainter
 
 
@@ -44,4 +44,4 @@ def painter_of(model: Model, device: torch.device) -> Painter:
     """
     if isinstance(model, RunModel):
         return RunPainter(model, device)
-    raise ConfigError(f"pipeline = {model.pipeline!r}: expected a run, as run = …")
+    return PipelinePainter(model, device)
