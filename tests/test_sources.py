@@ -35,6 +35,7 @@ DOORS = {
         "get_tokenizer",
         "load_checkpoint",
     },
+    "evaluation/images/adapters.py": {"load_lora_weights"},
     "export/load_check.py": {"from_pretrained", "load_lora_weights"},
     "export/merged_base.py": {"from_pretrained"},  # of peft, once its safetensors are there
     "export/tensor_check.py": {"from_pretrained"},
@@ -75,6 +76,8 @@ def test_what_a_loader_is_told():
     settings, weights = (keywords for _, _, keywords in loaders(PACKAGE / "hub/loaders.py"))
     assert settings["trust_remote_code"] == "False" and weights["use_safetensors"] == "True"
     assert settings["local_files_only"] == weights["local_files_only"] == "True"
+    ((_, _, adapters),) = loaders(PACKAGE / "evaluation/images/adapters.py")
+    assert adapters["local_files_only"] == adapters["use_safetensors"] == "True"
     for whose, _, keywords in loaders(PACKAGE / "hub/pickles.py"):
         assert (whose, keywords["weights_only"]) == ("torch", "True")
     for path in FILES:

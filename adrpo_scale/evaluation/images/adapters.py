@@ -6,6 +6,7 @@ and shapes are compared with the base's before its weights are read.
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -17,14 +18,15 @@ from torch import Tensor, nn
 
 from adrpo_scale.core.errors import ConfigError, WeightsError
 from adrpo_scale.core.paths import usual_path
-from adrpo_scale.export.diffusers_layout import LORA_FILE
-from adrpo_scale.export.peft_folder import PEFT_FILE, PEFT_PREFIX
+from adrpo_scale.evaluation.peft_adapters import FILE as PEFT_FILE
 from adrpo_scale.hub.foreign import read_json
 from adrpo_scale.hub.needs import HubNeed
 from adrpo_scale.hub.soundness import loading
 from adrpo_scale.hub.weight_files import ADAPTER
 from adrpo_scale.hub.weights import combined_sha256, find_model, revision_of
 
+LORA_FILE = "pytorch_lora_weights.safetensors"
+_PEFT_PREFIX = "base_model.model."
 # "transformer.blocks.0.attn.to_q.lora_A.weight", "unet.….lora.down.weight"
 _LAYER = re.compile(r"(?P<layer>.+?)\.(?:lora_(?P<AB>[AB])|lora[_.](?P<way>down|up))\b.*")
 _KINDS = {"A": "A", "down": "A", "B": "B", "up": "B"}
@@ -75,6 +77,8 @@ def check_adapters(adapters: Adapters, skeleton: Any) -> None:
     the pipeline without weights; adapters of its text encoders are left to the loader."""
     with loading(adapters.file.parent, "adapters"):
         tensors = _tensors(adapters, skeleton)
+    if adapters.is_peft:
+        _peft_settings(adapters)
     encoders = [name for name in tensors if name.startswith("text_encoder")]
     prefix = f"{adapters.body}."
     mine = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
@@ -101,14 +105,14 @@ def check_adapters(adapters: Adapters, skeleton: Any) -> None:
 def add_adapters(adapters: Adapters, pipeline: Any) -> None:
     """Loads the adapters onto a pipeline with its weights. Raises WeightsError where no layer of
     any of its models has got one."""
-    from peft import PeftConfig
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     folder, model = adapters.file.parent, getattr(pipeline, adapters.body)
     with loading(folder, "adapters"):
         if adapters.is_peft:
-            settings = PeftConfig.from_pretrained(str(folder)).to_dict()
-            model.load_lora_adapter(_peft_tensors(adapters), prefix=None, metadata=settings)
+            model.load_lora_adapter(
+                _peft_tensors(adapters), prefix=None, metadata=_peft_settings(adapters)
+            )
         else:
             pipeline.load_lora_weights(
                 folder,
@@ -146,14 +150,27 @@ def _tensors(adapters: Adapters, skeleton: Any) -> Mapping[str, Tensor]:
 
 
 def _peft_tensors(adapters: Adapters) -> dict[str, Tensor]:
-    """The tensors of peft's file by their names in the model. Raises WeightsError for adapters of
-    another kind than LoRA."""
-    kind = read_json(adapters.file.parent / ADAPTER).get("peft_type")
+    """The tensors of peft's file by their names in the model."""
+    return {n.removeprefix(_PEFT_PREFIX): t for n, t in load_file(adapters.file).items()}
+
+
+def _peft_settings(adapters: Adapters) -> dict[str, Any]:
+    """The settings of peft's adapters. Raises WeightsError for adapters of another kind than LoRA,
+    and for a setting that the installed peft does not know and that changes something."""
+    from peft import LoraConfig
+
+    stated = read_json(adapters.file.parent / ADAPTER)
+    kind, where = stated.pop("peft_type", None), f"lora = {adapters.name!r}: {ADAPTER} states"
     if kind != "LORA":
-        raise WeightsError(
-            f"lora = {adapters.name!r}: {ADAPTER} states peft_type = {kind!r}; expected LORA"
-        )
-    return {n.removeprefix(PEFT_PREFIX): t for n, t in load_file(adapters.file).items()}
+        raise WeightsError(f"{where} peft_type = {kind!r}; expected LORA")
+    known = inspect.signature(LoraConfig).parameters
+    for key, value in stated.items():
+        if key not in known and value not in (None, False, [], {}):
+            raise WeightsError(
+                f"{where} {key} = {value!r}, which the installed peft does not know: install the "
+                f"version that wrote it ({stated.get('peft_version', 'a newer one')})"
+            )
+    return {key: value for key, value in stated.items() if key in known}
 
 
 def _unlike_shapes(

@@ -129,8 +129,14 @@ def test_a_folder_without_one_lora_is_refused(pipelines, tmp_path):
     refused(pipelines, "sd35", tmp_path / "one.safetensors", WeightsError, said)
 
 
-def test_adapters_of_peft_that_are_no_lora_are_refused(pipelines, tmp_path):
-    save_for_peft({"x.lora_A.weight": torch.zeros(2, 2)}, tmp_path)
+def test_adapters_that_peft_would_compute_otherwise_are_refused(pipelines, tmp_path):
+    layer = "transformer_blocks.0.attn.to_q.lora_A.weight"
+    save_for_peft({layer: torch.zeros(2, 32)}, tmp_path)
     file = tmp_path / "adapter_config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"peft_type": "LOHA"}))
-    refused(pipelines, "flux", tmp_path, WeightsError, "peft_type = 'LOHA'; expected LORA")
+    stated = json.loads(file.read_text())
+    for changed, said in [
+        ({"peft_type": "LOHA"}, "peft_type = 'LOHA'; expected LORA"),
+        ({"use_tomorrow": 1}, "use_tomorrow = 1, which the installed peft does not know"),
+    ]:
+        file.write_text(json.dumps(stated | changed))
+        refused(pipelines, "flux", tmp_path, WeightsError, said)
