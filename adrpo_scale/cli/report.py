@@ -34,6 +34,13 @@ Bundle = Annotated[
     Path | None,
     typer.Option(help="Tar file: all that these tables are made from, without weights."),
 ]
+Statement = Annotated[
+    Path | None,
+    typer.Option(
+        help="FILE.md or FILE.tex: settings, hardware, hours, revisions, seeds, runs not shown, "
+        "and what is not recorded."
+    ),
+]
 Images = Annotated[
     int, typer.Option(min=0, max=10_000, help="Pictures of each row in the bundle, at most.")
 ]
@@ -65,6 +72,7 @@ def report(
     trace: Trace = None,
     bundle: Bundle = None,
     images: Images = 8,
+    statement: Statement = None,
 ) -> None:
     """Compare runs in a Markdown table of their last evaluations.
 
@@ -77,9 +85,8 @@ def report(
         adrpo-scale report runs/image_adrpo-* runs/image_grpo-* --html report.html
         adrpo-scale report --sweep configs/sweeps/image_seeds.toml --to reports
         adrpo-scale report --sweep configs/sweeps/image_seeds.toml --bundle seeds.tar
-        adrpo-scale report seeds.tar
+        adrpo-scale report seeds.tar --statement seeds.md
     """
-    from adrpo_scale.evaluation.report.bundle import write_bundle
     from adrpo_scale.evaluation.report.text import report_text
     from adrpo_scale.evaluation.report.text import trace as trace_text
     from adrpo_scale.run import figures
@@ -98,9 +105,22 @@ def report(
         _write_file(trace, trace_text(found).encode("utf-8", "backslashreplace"))
     if curves is not None:
         figures.curves([run.rows for run in found], curves)
+    if bundle is not None or statement is not None:
+        _write_whole(given, bundle, images, statement)
+
+
+def _write_whole(given: Given, bundle: Path | None, images: int, statement: Path | None) -> None:
+    """The bundle and the statement, which also name the runs that are not shown."""
+    from adrpo_scale.evaluation.report.bundle import write_bundle
+    from adrpo_scale.evaluation.report.statement import write_statement
+    from adrpo_scale.evaluation.report.tried import with_tried
+
+    given = with_tried(given)
     if bundle is not None:
         files, size = write_bundle(bundle, given, pictures=images)
         print(f"{bundle}: {files} files, {size_text(size)}", file=sys.stderr)
+    if statement is not None:
+        write_statement(statement, given)
 
 
 def _given(context: typer.Context, runs: list[str], sweep: Path | None, weights: str) -> Given:
