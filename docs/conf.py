@@ -8,7 +8,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
-from docs import generate  # noqa: E402 (needs the path)
+from docs import generate, generate_paper  # noqa: E402 (needs the path)
 
 project = "adrpo_scale"
 author = "the authors of adrpo_scale"
@@ -30,3 +30,4 @@ html_copy_source = False
 html_show_sphinx = False
 
 generate.write(HERE / "reference")
+generate.write(HERE / "paper", generate_paper.PAGES)

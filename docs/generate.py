@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
@@ -42,14 +42,15 @@ COMPONENTS: dict[str, tuple[str, Table[Any]]] = {
 """The sections of a run that are one of several classes: their head in TOML, and their table."""
 
 
-def write(folder: Path) -> None:
-    """Writes every page of the reference that is not what lies there, so that Sphinx reads again
-    only those that have changed."""
+def write(folder: Path, pages: Mapping[str, Callable[[], str]] | None = None) -> None:
+    """Writes every page that is not what lies there, so that Sphinx reads again only those that
+    have changed. pages: by file name; those of the reference by default."""
+    pages = PAGES if pages is None else pages
     folder.mkdir(exist_ok=True)
     for path in folder.glob("*.md"):
-        if path.name not in PAGES:  # of another version, and in no table of contents
+        if path.name not in pages:  # of another version, and in no table of contents
             path.unlink()
-    for name, page in PAGES.items():
+    for name, page in pages.items():
         text, path = page(), folder / name
         if not path.is_file() or path.read_text() != text:
             whole = path.with_suffix(f".{os.getpid()}")

@@ -14,7 +14,7 @@ from torch.distributed.run import get_args_parser
 
 from adrpo_scale.cli.main import app
 from adrpo_scale.core.errors import AdrpoError
-from adrpo_scale.evaluation.mmau.evaluate import load_settings
+from adrpo_scale.evaluation.file import load_evaluation
 from adrpo_scale.run.load import load_config
 from adrpo_scale.run.sweep import read_sweep
 from adrpo_scale.run.sweep_runs import runs_of
@@ -119,7 +119,7 @@ def check_command(words: list[str]) -> None:
             runs_of(read_sweep(ROOT / path))
     for path in shipped:
         if command.name == "evaluate":
-            load_settings(ROOT / path, overrides, Path("data"))
+            load_evaluation(ROOT / path, overrides, values.get("data"))
         else:
             load_config(ROOT / path, overrides if path != values.get("diff") else [])
 

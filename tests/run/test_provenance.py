@@ -17,6 +17,7 @@ import pytest
 
 from adrpo_scale.core.settings import Section
 from adrpo_scale.run.load import load_config
+from docs.marks import marked
 from tests.support.shipped import EVALUATIONS, PAPER, RUNS, name_of
 
 FILES = [Path(__file__).parents[1] / "golden", Path(__file__).parent]
@@ -24,30 +25,6 @@ GOLDEN = dict(
     row for f in FILES for row in tomllib.loads((f / "provenance.toml").read_text()).items()
 )
 SHIPPED = sorted({*RUNS, *EVALUATIONS, *PAPER})  # other sweeps have values of ours alone
-VALUE = r'"[^"]*"|\[[^#]*?\]|[^#"]*?'
-LINE = re.compile(rf"(?P<key>[\w.]+) = (?P<value>{VALUE})\s*(?:# (?P<comment>.*))?")
-
-
-def commented(path: Path) -> dict[str, str]:
-    """`section.key = value` → the comment behind it, of every line with a value and a comment."""
-    found, section, counts = {}, "", {}
-    for line in path.read_text().splitlines():
-        if heading := re.match(r"(\[+)([\w.]+)\]", line):
-            section = f"{heading[2]}."
-            if heading[1] == "[[":
-                counts[section] = counts.get(section, -1) + 1
-                section += f"{counts[section]}."
-        elif (row := LINE.fullmatch(line)) and row["comment"]:
-            found[f"{section}{row['key']} = {row['value']}"] = row["comment"]
-    return found
-
-
-def marked(path: Path) -> dict[str, str]:
-    return {
-        row: text
-        for row, text in commented(path).items()
-        if re.match("paper|inferred|released", text)
-    }
 
 
 def sections(base: type[Section] = Section) -> list[type[Section]]:

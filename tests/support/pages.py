@@ -27,7 +27,7 @@ OUTSIDE = (
     "tests/README.md",
     "tests/gpu/README.md",
 )
-MADE = {"slurm/site.env", "docs/reference/"}  # by a command that the pages show
+MADE = {"slurm/site.env", "docs/reference/", "docs/paper/"}  # by a command that the pages show
 SEPARATORS = {"&&", "||", "|", ";"}
 
 
