@@ -109,11 +109,12 @@ def test_a_row_keeps_its_completions_with_their_ends_and_scores(whole):
     assert len({(whole / "rows" / row / "completions.jsonl").read_bytes() for row in rows}) == 3
 
 
-@pytest.mark.slow  # 17 processor seconds: two starts of three processes
+@pytest.mark.slow  # 17 processor seconds: three starts of three processes
 def test_three_processes_and_kills_give_the_same_bytes(root, whole, tmp_path):
     to = tmp_path / "to"
-    with pytest.raises(RankError):
-        run_ranks(asked, 3, root, to, None, 1, grouped=False)
+    for dies_at in (1, 3):  # while completions are written; while they are scored
+        with pytest.raises(RankError):
+            run_ranks(asked, 3, root, to, None, dies_at, grouped=False)
     assert len(contents(to)) < len(contents(whole))
     run_ranks(asked, 3, root, to, grouped=False)
     assert contents(to) == contents(whole)
