@@ -34,15 +34,15 @@ def test_two_completions_share_their_prompt_and_noise(tmp_path):
         {0: 0.25, 1: 0.5, 2: 0.5},
     )
     pairs = paired_completions(one, other)
-    assert [(p.set, p.seed, p.one.text, p.other.text) for p in pairs] == [
+    assert [(p.asked.set, p.noise.seed, p.one.text, p.other.text) for p in pairs] == [
         ("a", 0, "one", "I"),
         ("a", 1, "two", "II"),
         ("b", 0, "three", "III"),
     ]
     assert [pair.gap("judge") for pair in pairs] == [1.5, None, 0.75]
-    assert pairs[0].gap("nobody") is None and pairs[0].category == "maths"
+    assert pairs[0].gap("nobody") is None and pairs[0].asked.category == "maths"
     assert [(p.one.finished, p.one.length) for p in pairs] == [(True, 2), (False, 3), (True, 4)]
-    assert [p.set for p in paired_completions(one, other, set="b")] == ["b"]
+    assert [p.asked.set for p in paired_completions(one, other, set="b")] == ["b"]
     assert paired_completions(one, other, prompt="q") == []
 
 
@@ -50,6 +50,6 @@ def test_a_sample_that_one_row_lacks_is_in_no_pair(tmp_path):
     one = row(tmp_path / "one", {("a", "p", 0, 0): "x", ("a", "q", 0, 0): "y"}, {})
     other = row(tmp_path / "other", {("a", "q", 0, 0): "z"}, {})
     (pair,) = paired_completions(one, other)
-    assert (pair.prompt, pair.one.number, pair.other.number) == ("q", 1, 0)
+    assert (pair.asked.prompt, pair.one.text, pair.other.text) == ("q", "y", "z")
     with pytest.raises(RunFolderError, match="has no completions: name a row"):
         paired_completions(one, tmp_path)

@@ -159,7 +159,7 @@ def test_another_scorer_needs_no_new_completions_and_a_judge_that_fails_is_count
 
 def test_two_rows_are_compared_completion_by_completion(whole):
     pairs = paired_completions(whole / "rows" / "base", whole / "rows" / "trained,rm-0")
-    assert len(pairs) == 12 and pairs[0].category == "a"
+    assert len(pairs) == 12 and pairs[0].asked.category == "a"
     assert all({*pair.one.scores} == {"reward_model", "demo_gold"} for pair in pairs)
     assert any(pair.one.text != pair.other.text for pair in pairs)
 

@@ -41,44 +41,56 @@ class Noise:
 
 @dataclass(frozen=True)
 class Kept:
-    """file: a picture inside the row's folder; text: a completion. scores: by name of the
-    scorer."""
+    """file: a picture inside the row's folder; text: a completion, length: its tokens, finished:
+    False where it was cut off; None where a file does not say it. scores: by name of the scorer.
+    """
 
     asked: Asked
     noise: Noise
     file: Path | None
     text: str | None
     scores: Mapping[str, float]
+    length: int | None = None
+    finished: bool | None = None
 
 
 def read_samples(folder: Path) -> list[Kept]:
     """The samples of a row's folder, in the order of the manifest; [] where it kept none."""
     scores = _scores(folder)
     lines = read_lines(folder / MANIFEST) or read_lines(folder / COMPLETIONS)
-    texts = {_id(line): line.get("text") for line in read_lines(folder / COMPLETIONS)}
+    written = {_id(line): line for line in read_lines(folder / COMPLETIONS)}
     found: dict[tuple[Asked, Noise], Kept] = {}
     for line in lines:
-        sample = _sample(line, folder, texts.get(_id(line)), scores.get(_id(line), {}))
+        sample = _sample(line, folder, written.get(_id(line), {}), scores.get(_id(line), {}))
         if sample is not None:
             found[sample.asked, sample.noise] = sample
     return [*found.values()]
 
 
 def _sample(
-    line: Mapping[str, Any], folder: Path, text: Any, scores: Mapping[str, float]
+    line: Mapping[str, Any], folder: Path, written: Mapping[str, Any], scores: Mapping[str, float]
 ) -> Kept | None:
     prompt, seed, number = (line.get(name) for name in ("prompt", "seed", "sample"))
     if not isinstance(prompt, str) or type(seed) is not int or type(number) is not int:
         return None
     name = line.get("file")
     file = _inside(folder, name) if isinstance(name, str) else None
+    text, length, finished = (written.get(name) for name in ("text", "length", "finished"))
     text = text if isinstance(text, str) else None
     if file is None and text is None:
         return None
     number_of = line.get("prompt_id")
     key = number_of if type(number_of) is int else None
     asked = Asked(_text(line.get("set")), prompt, _text(line.get("category")), key)
-    return Kept(asked, Noise(seed, number), file, text, scores)
+    return Kept(
+        asked,
+        Noise(seed, number),
+        file,
+        text,
+        scores,
+        length if type(length) is int else None,
+        finished if isinstance(finished, bool) else None,
+    )
 
 
 def _text(value: Any) -> str:
