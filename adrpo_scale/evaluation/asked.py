@@ -131,7 +131,9 @@ class AskedModel(Section):
         None, "adapters on top of pipeline, in the layout of PEFT or diffusers", min_length=1
     )
     revision: str | None = setting(
-        None, "revision of the pipeline on the hub; by default the locked one", min_length=1
+        None,
+        "commit of the pipeline on the hub, 40 hexadecimal digits; by default the locked one",
+        pattern=r"^[0-9a-f]{40}$",
     )
     dtype: Literal["float32", "bfloat16", "float16"] | None = setting(
         None, "precision; by default the run's own, or float32 on a CPU and bfloat16 on a GPU"

@@ -221,28 +221,7 @@ def find_model(need: HubNeed | str) -> Path:
         return _download(need, error)
 
 
-def find_revision(need: HubNeed, revision: str) -> Path:
-    """The cached folder of a hub id at a commit, branch or tag, whatever the lock names; downloaded
-    if it is not there and the hub answers. Raises ModelNotFoundError."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        folder = snapshot_download(
-            need.name,
-            repo_type=need.type,
-            revision=revision,
-            allow_patterns=list(need.allow),
-            ignore_patterns=list(need.ignore) or None,
-            local_files_only=True,
-        )
-        return Path(folder)
-    except LocalEntryNotFoundError:
-        where = f"{need.type} {need.name!r} at revision {revision!r} is not in the cache"
-        return _download(need, NotCachedError(where), revision)
-
-
-def _download(need: HubNeed, reason: NotCachedError, revision: str | None = None) -> Path:
+def _download(need: HubNeed, reason: NotCachedError) -> Path:
     """Downloads a need into the cache. reason: the error of the look-up there."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
@@ -252,7 +231,7 @@ def _download(need: HubNeed, reason: NotCachedError, revision: str | None = None
             lambda: snapshot_download(
                 need.name,
                 repo_type=need.type,
-                revision=revision or need.revision,
+                revision=need.revision,
                 allow_patterns=list(need.allow),
                 ignore_patterns=list(need.ignore) or None,
             )

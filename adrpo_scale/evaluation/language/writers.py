@@ -45,7 +45,7 @@ from adrpo_scale.evaluation.sample import (
 )
 from adrpo_scale.hub.foreign import read_json
 from adrpo_scale.hub.needs import HubNeed
-from adrpo_scale.hub.weights import find_model, find_revision, revision_of
+from adrpo_scale.hub.weights import find_model, revision_of
 from adrpo_scale.run.config import SampleConfig
 from adrpo_scale.run.load import changed
 from adrpo_scale.run.registry import DOMAINS
@@ -221,7 +221,8 @@ def _folder(model: WriterModel) -> str:
             f"revision = {model.revision!r} goes with a hub id, and pipeline = {name!r} is none: "
             "leave it out"
         )
-    return str(find_revision(HubNeed(name, "pipeline", FILES, raw=True), model.revision))
+    need = HubNeed(name, "pipeline", FILES, raw=True, revision=model.revision)
+    return str(find_model(need))
 
 
 def _domain_of(name: str) -> str:
