@@ -42,10 +42,11 @@ def needs_of_row(config: AskedConfig, row: Row) -> list[HubNeed]:
         return [replace(need, what=f"{what}: {need.what}") for need in needs]
     name = given(row.model.pipeline)
     if config.MEDIUM == "pictures":
-        found = [HubNeed(name, f"{what}.pipeline", _PICTURES, UNREAD)]
+        found = [HubNeed(name, f"{what}.pipeline", _PICTURES, UNREAD, revision=row.model.revision)]
     else:
         needs = model_source(name, "text").config.domain.needs_from_hub()
-        found = [replace(need, what=f"{what}.pipeline") for need in needs]
+        stated = {"what": f"{what}.pipeline", "revision": row.model.revision}
+        found = [replace(need, **stated) for need in needs]
     lora = row.model.lora
     return found if lora is None else [*found, adapters_need(lora, f"{what}.lora")]
 
