@@ -20,6 +20,7 @@ from adrpo_scale.core import errors as named_errors
 from adrpo_scale.core.components import Table
 from adrpo_scale.core.errors import AdrpoError, exit_code
 from adrpo_scale.core.settings import Effect, Section, notes_of
+from adrpo_scale.evaluation.asked import ImageModel, PromptSet, TextModel, TextSampling
 from adrpo_scale.evaluation.mmau.base import MmauConfig
 from adrpo_scale.run.config import RunConfig
 from adrpo_scale.run.registry import ALGORITHMS, DOMAINS, ENGINES, REWARDS
@@ -38,6 +39,12 @@ COMPONENTS: dict[str, tuple[str, Table[Any]]] = {
     "algorithm": ("[algorithm]", ALGORITHMS),
     "rewards": ("[[rewards]]", REWARDS),
     "engine": ("[engine]", ENGINES),
+}
+EVALUATIONS: dict[str, type[Section]] = {
+    "[prompts] or [[prompts]]": PromptSet,
+    "[sampling]": TextSampling,
+    "[models.NAME] of pictures": ImageModel,
+    "[models.NAME] of completions": TextModel,
 }
 """The sections of a run that are one of several classes: their head in TOML, and their table."""
 
@@ -159,6 +166,13 @@ def settings() -> str:
         "## A benchmark's file\n\n`adrpo-scale evaluate` reads a TOML file of its own, such as "
         "`configs/omni/mmau.toml`.\n\n" + settings_table(MmauConfig, "evaluate")
     )
+    parts.append(
+        '## An evaluation\'s file\n\nWith `benchmark = "images"` or `"text"`, that file has `to`, '
+        "the sections below, and `[[scorers]]`, each as a `[[rewards]]` entry above.\n"
+    )
+    for head, section in EVALUATIONS.items():
+        place = re.sub(r"\W+", "-", head).strip("-")
+        parts.append(f"### {head}\n\n{settings_table(section, f'evaluation-{place}')}")
     return "\n".join(parts)
 
 
@@ -206,7 +220,8 @@ def setting_rows(
             meaning += f" (the paper's default: {notes['paper']})"
         if "formerly" in notes:
             meaning += f" (also accepted: {', '.join(notes['formerly'])})"
-        shown = EFFECTS[effect or section.EFFECT] if section is not MmauConfig else ""
+        is_run = section not in (MmauConfig, *EVALUATIONS.values())
+        shown = EFFECTS[effect or section.EFFECT] if is_run else ""
         yield f"{prefix}{name}", _type(info), _default_of(info), meaning, shown
 
 

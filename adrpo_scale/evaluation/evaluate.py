@@ -118,10 +118,10 @@ def _rows(config: AskedConfig) -> list[Row]:
         for name in names:
             if names.count(name) > 1:
                 raise ConfigError(f"two models make the row {name!r}: rename one")
-        return [(r.name, r.key, r.run, dict(r.of), r.config) for r in rows]
+        return [(r.name, r.key, r.run, dict(r.of), r.config, r.sha256) for r in rows]
 
     told = dist.run_on_main(found)
-    return [Row(name, key, config.rows[key], run, of, c) for name, key, run, of, c in told]
+    return [Row(name, key, config.rows[key], *more) for name, key, *more in told]
 
 
 def _identity(asked: Asked, row: Row) -> dict[str, Any]:

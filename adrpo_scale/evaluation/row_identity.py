@@ -36,6 +36,7 @@ def identity_of(
         "algorithm": row.of["algorithm"],
         "seed": row.of["seed"],
         "published": row.is_published,
+        "checkpoint": row.sha256,
         "model": plain,
         "sampling": document["sampling"],
         "prompt_sets": {
@@ -76,6 +77,8 @@ def begin_row(folder: Path, row: Row, identity: Mapping[str, Any], sets: Sequenc
     """Writes the files that say what a row is of, where they are not there; returns what is known
     of its prompts and those that its run trained on, "" for a published model."""
     folder.mkdir(parents=True, exist_ok=True)
+    for cut_short in folder.rglob("*.tmp"):  # what a kill has left of a file
+        cut_short.unlink()
     if row.config is not None and not (folder / CONFIG).is_file():
         replace_json(folder / CONFIG, dict(row.config))
     text = ""

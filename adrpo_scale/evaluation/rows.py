@@ -32,7 +32,7 @@ _PATTERN = re.compile(r"[*?\[]")
 class Row:
     """A row. name: of its folder; key: of its model in the file. run: the checkpoint as
     RUN@iteration, None for a pipeline. of: run, algorithm, seed, iteration and weights, as rows of
-    eval.jsonl have them. config: of the run, as plain data."""
+    eval.jsonl have them. config: of the run, as plain data; sha256: of its checkpoint."""
 
     name: str
     key: str
@@ -40,6 +40,7 @@ class Row:
     run: str | None
     of: Mapping[str, Any]
     config: Mapping[str, Any] | None = None
+    sha256: str = ""
 
     @property
     def is_published(self) -> bool:
@@ -92,7 +93,7 @@ def _run_row(key: str, model: AskedModel, name: str, is_several: bool) -> Row:
     stated = named(name).which
     at = reader.iteration if type(stated) is int else None
     full = row_name(key, str(of["run"]), at) if is_several else key
-    return Row(full, key, model, _pinned(reader, run, is_in_run), of, config)
+    return Row(full, key, model, _pinned(reader, run, is_in_run), of, config, reader.sha256)
 
 
 def _pinned(reader: Reader, run: Path, is_in_run: bool) -> str:

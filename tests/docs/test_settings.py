@@ -9,6 +9,7 @@ import tomllib
 import pytest
 
 from adrpo_scale.core.settings import leaves
+from adrpo_scale.evaluation.file import parse_evaluation
 from adrpo_scale.run.config import RunConfig
 from adrpo_scale.run.load import parse_config
 from docs.generate import COMPONENTS, section_of, setting_rows
@@ -57,6 +58,9 @@ def test_a_page_s_toml_is_accepted(page):
         data = tomllib.loads(block.text)
         if data.keys() >= WHOLE:
             parse_config(data)
+            continue
+        if data.get("benchmark") in ("images", "text"):
+            parse_evaluation(data)
             continue
         if "base" in data:  # a sweep
             data = {**data.get("grid", {}), **data.get("zip", {})}
