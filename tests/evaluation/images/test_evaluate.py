@@ -183,8 +183,8 @@ def test_faults_are_found_before_anything_is_written(models, tmp_path, change):
 
 def test_options_of_the_benchmark_are_refused(models, tmp_path):
     path = evaluation_file(tmp_path, models)
-    found = CliRunner().invoke(app, ["evaluate", str(path), "--model", "x", "--limit", "3"])
-    assert "--model and --limit goes with benchmark" in str(found.exception)
+    found = CliRunner().invoke(app, ["evaluate", str(path), "--model", "x", "--weights", "raw"])
+    assert "--model and --weights goes with benchmark" in str(found.exception)
 
 
 def start(path, world=1, number=None, rank=0, signal=SIGKILL):
