@@ -151,7 +151,7 @@ def _write(given: Given, to: Path) -> None:
     files, left_out = report_files(given.runs, given.line)
     write_report(files, to)
     for each in left_out:
-        print(one_line(f"note: no figure {each.name}: {each.reason}"), file=sys.stderr)
+        print(one_line(f"note: without {each.name}: {each.reason}"), file=sys.stderr)
     print(f"{to}: {len(files)} files", file=sys.stderr)
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+from PIL.PngImagePlugin import PngInfo
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from adrpo_scale.core import dist, python_warnings
@@ -235,9 +236,12 @@ class MetricsLog:
 
 
 def write_picture(picture: Any, path: Path) -> None:
-    """Writes a PIL image as a PNG file, in one step."""
-    content = io.BytesIO()
-    picture.save(content, "PNG")
+    """Writes a PIL image as a PNG file, in one step; texts of ours in its `info` are kept."""
+    content, kept = io.BytesIO(), PngInfo()
+    for name, text in picture.info.items():
+        if str(name).startswith("adrpo_scale"):
+            kept.add_text(name, text, zip=True)
+    picture.save(content, "PNG", pnginfo=kept)
     replace_file(path, content.getvalue(), durable=False)
 
 

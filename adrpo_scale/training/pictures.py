@@ -3,6 +3,7 @@ diversity of a prompt's samples: the mean distance over all pairs. Pure function
 
 from __future__ import annotations
 
+import json
 import textwrap
 from collections.abc import Sequence
 
@@ -15,6 +16,7 @@ from torch.nn.functional import normalize
 CELL = 128  # pixels per side; smaller pictures are enlarged without smoothing
 GAP = 4
 LINE = 14
+LAYOUT = "adrpo_scale grid"  # in the picture's info: prompts, and the top of each row of pictures
 THUMBNAIL = 64  # pixels per side; pixel diversity is measured on pictures of this size
 
 
@@ -23,7 +25,8 @@ def picture_grid(
     prompts_P: Sequence[str],
     rewards_PG: Sequence[Sequence[float]] | None = None,
 ) -> Image.Image:
-    """A grid. images_PG: uint8 [H, W, 3] each. rewards_PG: numbers below the pictures, or None."""
+    """A grid. images_PG: uint8 [H, W, 3] each. rewards_PG: numbers below the pictures, or None. Its
+    `info` says as JSON where the pictures are: LAYOUT."""
     columns = max(len(row) for row in images_PG)
     width = columns * (CELL + GAP) + GAP
     per_line = max(10, width // 7)
@@ -32,16 +35,19 @@ def picture_grid(
     heights = [len(lines) * LINE + CELL + below + 2 * GAP for lines in captions]
     canvas = Image.new("RGB", (width, sum(heights)), "white")
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(11)
-    top = 0
+    top, tops = 0, []
     for p, (row, lines) in enumerate(zip(images_PG, captions, strict=True)):
         draw.multiline_text((GAP, top), "\n".join(lines), fill="black", font=font, spacing=2)
         y = top + len(lines) * LINE + GAP
+        tops.append(y)
         for g, image in enumerate(row):
             x = GAP + g * (CELL + GAP)
             canvas.paste(fitted(image), (x, y))
             if rewards_PG is not None:
                 draw.text((x, y + CELL), f"{rewards_PG[p][g]:.1f}", fill="black", font=font)
         top += heights[p]
+    layout = {"prompts": list(prompts_P), "tops": tops, "columns": columns, "cell": CELL}
+    canvas.info[LAYOUT] = json.dumps(layout | {"gap": GAP})
     return canvas
 
 

@@ -93,7 +93,7 @@ def test_the_folder_is_the_same_twice_and_old_figures_leave_it(tmp_path):
     there = {str(p.relative_to(to)) for p in to.rglob("*") if p.is_file()}
     assert there == {*first, "figures/mine.png", "notes.txt"}
     assert all((to / path).read_bytes() == content for path, content in first.items())
-    assert {each.name for each in left_out} == {*FIGURES} - {
+    assert {each.name for each in left_out} == {*FIGURES, "completions"} - {
         Path(path).stem for path in first if path.startswith("figures/")
     }
     assert all(each.reason in first["figures.md"].decode().replace("\\", "") for each in left_out)

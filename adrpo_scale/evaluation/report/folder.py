@@ -16,6 +16,7 @@ from adrpo_scale.core import markdown
 from adrpo_scale.core.files import replace_file
 from adrpo_scale.core.paths import make_output_folder
 from adrpo_scale.core.printable import one_line
+from adrpo_scale.evaluation.report.completions import completions_md, completions_tex, paired
 from adrpo_scale.evaluation.report.csv_table import table_csv
 from adrpo_scale.evaluation.report.evaluated import Evaluated
 from adrpo_scale.evaluation.report.figures.base import Figure, LeftOut
@@ -24,6 +25,7 @@ from adrpo_scale.evaluation.report.latex import report_tex
 from adrpo_scale.evaluation.report.text import report_text, trace
 
 FOLDER = "figures"
+COMPLETIONS = ("completions.md", "completions.tex")
 
 
 def report_files(
@@ -37,8 +39,13 @@ def report_files(
         "table.tex": report_tex(runs),
         "table.csv": table_csv(runs),
         "trace.csv": trace(runs),
-        "figures.md": _captions(figures, left_out),
     }
+    pairs = paired(runs)
+    if isinstance(pairs, LeftOut):
+        left_out.append(pairs)
+    else:
+        texts |= {COMPLETIONS[0]: completions_md(pairs), COMPLETIONS[1]: completions_tex(pairs)}
+    texts["figures.md"] = _captions(figures, left_out)
     files = {name: text.encode("utf-8", "backslashreplace") for name, text in texts.items()}
     for figure in figures:
         files[f"{FOLDER}/{figure.name}.svg"] = figure.svg.encode("utf-8", "backslashreplace")
@@ -68,7 +75,7 @@ def write_report(files: Mapping[str, bytes], to: Path) -> None:
     make_output_folder(to)
     make_output_folder(to / FOLDER)
     ours = {f"{FOLDER}/{name}.{ending}" for name in FIGURES for ending in ("svg", "png")}
-    for name in sorted({*ours} - {*files}):
+    for name in sorted({*ours, *COMPLETIONS} - {*files}):
         (to / name).unlink(missing_ok=True)
     for name, content in files.items():
         replace_file(to / name, content, durable=False)

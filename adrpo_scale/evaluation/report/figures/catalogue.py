@@ -6,7 +6,13 @@ from collections.abc import Sequence
 
 from adrpo_scale.core.errors import ConfigError
 from adrpo_scale.evaluation.report.evaluated import Evaluated
-from adrpo_scale.evaluation.report.figures import betas, fronts, learning_curves, trajectories
+from adrpo_scale.evaluation.report.figures import (
+    betas,
+    fronts,
+    grids,
+    learning_curves,
+    trajectories,
+)
 from adrpo_scale.evaluation.report.figures.base import Figure, LeftOut, Maker
 
 FIGURES: dict[str, Maker] = {
@@ -15,6 +21,7 @@ FIGURES: dict[str, Maker] = {
     trajectories.OF_DIVERGENCE: trajectories.reward_divergence,
     betas.NAME: betas.beta_histograms,
     fronts.NAME: fronts.fronts,
+    grids.NAME: grids.picture_grids,
 }
 
 

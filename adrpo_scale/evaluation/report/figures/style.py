@@ -61,6 +61,7 @@ _RC: Any = {
     "text.parse_math": False,  # a name with two dollars is no formula
     "svg.fonttype": "path",  # the same in every browser and in LaTeX
     "path.simplify": False,
+    "image.composite_image": False,  # pictures keep their own pixels
 }
 
 
@@ -101,6 +102,13 @@ def canvas(width: float, height: float) -> Canvas:
     space = ConstrainedLayoutEngine(w_pad=0.05, h_pad=0.05, wspace=0.04, hspace=0.06)
     found = Canvas(figsize=(width, height), layout=space, facecolor="white")
     FigureCanvasAgg(found)  # measures texts
+    return found
+
+
+def bare(width: float, height: float) -> Canvas:
+    """An empty picture, in inches, without a layout of its own."""
+    found = Canvas(figsize=(width, height), facecolor="white")
+    FigureCanvasAgg(found)
     return found
 
 
