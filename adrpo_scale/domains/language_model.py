@@ -94,16 +94,19 @@ class LanguageModel:
                 f"{size}: they belong to different models; bring the tokenizer that was published "
                 "with the weights"
             )
+        if is_stateful(self.config):
+            raise ConfigError(
+                f"domain.model = {self.name!r} ({self.config.model_type}) has layers with a "
+                "recurrent state; rollouts here need attention in every layer: use another model"
+            )
+
+    def check_training(self) -> None:
+        """Raises ConfigError where the model cannot be trained, though it can be sampled from."""
         dropout = {k: v for k, v in self.config.to_dict().items() if is_dropout(k) and v}
         if dropout:
             raise ConfigError(
                 f"{self.folder}/config.json has {dropout}: policy and reference must be the same "
                 "function; set it to 0 there"
-            )
-        if is_stateful(self.config):
-            raise ConfigError(
-                f"domain.model = {self.name!r} ({self.config.model_type}) has layers with a "
-                "recurrent state; rollouts here need attention in every layer: use another model"
             )
 
     def rules(self) -> dict[str, Any]:

@@ -129,6 +129,7 @@ class TextDomain(GivenAnswers):
 
     def check_training(self) -> None:
         check_backend(self.config)
+        self.model.check_training()
 
     def usable(self, prompts: Sequence[Prompt]) -> list[Prompt]:
         return without_long(self.tokenizer, self.model.spoken(prompts), self.config.chat)

@@ -9,6 +9,7 @@ from dataclasses import replace
 import huggingface_hub
 import pytest
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from adrpo_scale.core.errors import ConfigError, ModelNotFoundError, PromptError, WeightsError
 from adrpo_scale.core.types import DrawKey, Prompt
@@ -19,7 +20,13 @@ from adrpo_scale.evaluation.peft_adapters import read_adapters
 from adrpo_scale.export.base import Request
 from adrpo_scale.export.exporter import export
 from adrpo_scale.run.build import build_trainer
-from tests.support.tiny_text import WORDS, save_prompts, save_tiny, text_config
+from tests.support.tiny_text import (
+    WORDS,
+    save_prompts,
+    save_tiny,
+    text_config,
+    tiny_tokenizer,
+)
 
 SAMPLING = SamplingConfig(max_new_tokens=6)
 CPU = torch.device("cpu")
@@ -191,3 +198,25 @@ def test_a_commit_of_the_hub_is_found_in_the_cache_and_said(root, tmp_path, monk
     model = WriterModel(pipeline=str(root / "model"), revision="c" * 40)
     with pytest.raises(ConfigError, match="goes with a hub id"):
         writer_of(model, SAMPLING, CPU)
+
+
+def test_a_model_with_dropout_cannot_be_trained_and_writes_without_it(root, tmp_path):
+    shutil.copytree(root / "model", tmp_path / "model")
+    path = tmp_path / "model" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"attention_dropout": 0.5}))
+    found = written(root, WriterModel(pipeline=str(tmp_path / "model")))
+    assert found == written(root, WriterModel(pipeline=str(root / "model")))
+
+
+def test_a_base_model_of_another_family_without_a_chat_template(root, tmp_path):
+    torch.manual_seed(0)
+    ends = {"vocab_size": 64, "bos_token_id": 2, "eos_token_id": 2}
+    config = GPT2Config(n_positions=64, n_embd=32, n_layer=2, n_head=2, **ends)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path)  # its dropout is .1
+    tiny_tokenizer(None).save_pretrained(tmp_path)
+    (tmp_path / "chat_template.jinja").unlink(missing_ok=True)
+    model = WriterModel(pipeline=str(tmp_path))
+    with pytest.raises(ConfigError, match=r'has no chat template .*template = "plain"'):
+        writer_of(model, SAMPLING, CPU)
+    found = written(root, replace(model, chat={"template": "plain"}))
+    assert len(found) == 18 and all(1 <= len(c.tokens) <= 6 for c in found)

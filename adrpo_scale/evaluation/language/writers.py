@@ -28,7 +28,7 @@ from adrpo_scale.core.seeding import derive_seed
 from adrpo_scale.core.types import Completion, DrawKey, Prompt
 from adrpo_scale.data.prompt_sets import key_of
 from adrpo_scale.domains.decoding import SamplingConfig
-from adrpo_scale.domains.language_model import FILES
+from adrpo_scale.domains.language_model import FILES, read_any_config
 from adrpo_scale.domains.text_config import TextConfig
 from adrpo_scale.engines.base import Engine
 from adrpo_scale.evaluation.fingerprint import fingerprint
@@ -43,7 +43,6 @@ from adrpo_scale.evaluation.sample import (
     sampling_engine,
     stands_for,
 )
-from adrpo_scale.hub.foreign import read_json
 from adrpo_scale.hub.needs import HubNeed
 from adrpo_scale.hub.weights import find_model, revision_of
 from adrpo_scale.run.config import SampleConfig
@@ -240,6 +239,6 @@ def _room(config: SampleConfig, sampling: SamplingConfig) -> int:
     """Tokens that a prompt may have."""
     domain = config.domain
     folder: Path = find_model(domain.needs_from_hub()[0])
-    stated = read_json(folder / "config.json").get("max_position_embeddings")
-    limit = stated if type(stated) is int else LONGEST
+    model = read_any_config(folder, domain.model).get_text_config()
+    limit = getattr(model, "max_position_embeddings", None) or LONGEST  # GPT-2 has another key
     return max(1, min(LONGEST, limit - max(sampling.max_new_tokens, domain.rollout.max_new_tokens)))
