@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from adrpo_scale.core import markdown
-from adrpo_scale.core.json_files import read_lines
 from adrpo_scale.core.printable import printable
 from adrpo_scale.evaluation.report.comparison import by_seed, labels
 from adrpo_scale.evaluation.report.evaluated import ROW, Evaluated
 from adrpo_scale.evaluation.report.figures.base import LeftOut
 from adrpo_scale.evaluation.report.latex import escaped
-from adrpo_scale.evaluation.row_folder import COMPLETIONS, MANIFEST, SCORES
+from adrpo_scale.evaluation.report.paired_completions import paired_completions
 
 NAME = "completions"
 QUESTIONS, LONGEST = 3, 1200  # questions; characters of a text
@@ -71,34 +70,18 @@ def paired(runs: Sequence[Evaluated]) -> list[Pair] | LeftOut:
     )
 
 
-_Text = tuple[str, dict[str, float | None]]
+_Text = tuple[str, Mapping[str, float | None]]
 
 
 def _of_rows(one: Evaluated, other: Evaluated) -> dict[Key, tuple[str, _Text, _Text]]:
-    first, second = _row_texts(one.folder), _row_texts(other.folder)
     return {
-        key: (f"sampling seed {key[1]}, sample {key[2]}", first[key], second[key])
-        for key in first
-        if key in second
+        (pair.asked.prompt, pair.asked.set, pair.asked.id, pair.noise): (
+            f"sampling seed {pair.noise.seed}, sample {pair.noise.number}",
+            (pair.one.text or "", pair.one.scores),
+            (pair.other.text or "", pair.other.scores),
+        )
+        for pair in paired_completions(one.folder, other.folder)
     }
-
-
-def _row_texts(folder: Path) -> dict[Key, _Text]:
-    scores: dict[Any, dict[str, float | None]] = {}
-    for path in sorted((folder / SCORES).glob("*.jsonl")):
-        for line in read_lines(path):
-            value = line.get("score")
-            is_number = isinstance(value, int | float)
-            scores.setdefault(str(line.get("id")), {})[path.stem] = value if is_number else None
-    of_manifest = {str(line.get("id")): line for line in read_lines(folder / MANIFEST)}
-    found: dict[Key, _Text] = {}
-    for line in read_lines(folder / COMPLETIONS):
-        whole = of_manifest.get(str(line.get("id")), {}) | line
-        prompt, text = whole.get("prompt"), whole.get("text")
-        if isinstance(prompt, str) and isinstance(text, str):
-            key = (prompt, str(whole.get("seed")), str(whole.get("sample")))
-            found.setdefault(key, (text, scores.get(str(line.get("id")), {})))
-    return found
 
 
 def _of_runs(one: Evaluated, other: Evaluated) -> dict[Key, tuple[str, _Text, _Text]]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from adrpo_scale.core.errors import RunFolderError
 from adrpo_scale.evaluation.report.kept_samples import Asked, Kept, Noise, read_samples
 
 
@@ -32,8 +31,7 @@ def paired_completions(
     one: Path, other: Path, *, prompt: str | None = None, set: str | None = None
 ) -> list[Pair]:
     """The pairs of two row folders, in the order of the first; a sample that one of them lacks is
-    in no pair. prompt, set: of that prompt or prompt set alone. Raises RunFolderError for a folder
-    without completions."""
+    in no pair. prompt, set: of that prompt or prompt set alone."""
     first, second = _written(one), _written(other)
     return [
         Pair(asked, noise, kept, second[asked, noise])
@@ -43,10 +41,4 @@ def paired_completions(
 
 
 def _written(row: Path) -> dict[tuple[Asked, Noise], Kept]:
-    found = {(kept.asked, kept.noise): kept for kept in read_samples(row) if kept.text is not None}
-    if not found:
-        raise RunFolderError(
-            f'{row} has no completions: name a row of an evaluation with benchmark = "text", as '
-            "EVALUATION/rows/ROW"
-        )
-    return found
+    return {(kept.asked, kept.noise): kept for kept in read_samples(row) if kept.text is not None}
