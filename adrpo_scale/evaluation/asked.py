@@ -136,7 +136,7 @@ class AskedModel(Section):
         pattern=r"^[0-9a-f]{40}$",
     )
     dtype: Literal["float32", "bfloat16", "float16"] | None = setting(
-        None, "precision; by default the run's own, or float32 on a CPU and bfloat16 on a GPU"
+        None, "precision; by default the stored one of the pipeline's model, float32 on a CPU"
     )
 
     @property
@@ -175,11 +175,18 @@ class ImageModel(AskedModel):
     steps: int | None = setting(None, "sampling steps", ge=1, le=REPEATS)
     guidance: float | None = setting(None, "scale of guidance", ge=0, le=NUMBER)
     size: int | None = setting(None, "side of the square picture, in pixels", ge=1, le=SIDE)
+    max_sequence_length: int | None = setting(
+        None, "of a pipeline: tokens of a prompt for T5 or Gemma", ge=1, le=TOKENS
+    )
+    without: list[str] | None = setting(
+        None, "of a pipeline: components left out, e.g. text_encoder_3 and tokenizer_3 of SD3"
+    )
 
     @model_validator(mode="after")
-    def _run_has_a_precision(self) -> ImageModel:
-        if self.pipeline is None and self.dtype is not None:
-            raise ValueError("dtype goes with pipeline: a run has the precision of its engine")
+    def _run_has_its_own(self) -> ImageModel:
+        for name in ("dtype", "max_sequence_length", "without"):
+            if self.pipeline is None and getattr(self, name) is not None:
+                raise ValueError(f"{name} goes with pipeline: a run has its own, from its config")
         return self
 
 

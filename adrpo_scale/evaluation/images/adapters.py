@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,7 +109,7 @@ def add_adapters(adapters: Adapters, pipeline: Any) -> None:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     folder, model = adapters.file.parent, getattr(pipeline, adapters.body)
-    with loading(folder, "adapters"):
+    with loading(folder, "adapters"), _without_warnings():
         if adapters.is_peft:
             model.load_lora_adapter(
                 _peft_tensors(adapters), prefix=None, metadata=_peft_settings(adapters)
@@ -126,6 +127,19 @@ def add_adapters(adapters: Adapters, pipeline: Any) -> None:
             f"lora = {adapters.name!r}: diffusers has given no layer of {type(pipeline).__name__} "
             f"an adapter of {adapters.file.name}; name a LoRA that was trained on this model"
         )
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """A context in which diffusers does not warn that a text encoder gets no adapters."""
+    from diffusers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def _tensors(adapters: Adapters, skeleton: Any) -> Mapping[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from adrpo_scale.checkpoint.named import EVALUATED
@@ -23,7 +24,8 @@ class RunModel:
 class PipelineModel:
     """A diffusers pipeline as a model. pipeline: a folder (also an export) or hub id. revision: of
     the hub. lora: a folder or hub id of adapters. The others are the pipeline's own where they are
-    None; size: pixels, square; dtype: float32, bfloat16 or float16."""
+    None; size: pixels, square; dtype: float32, bfloat16 or float16. without: components that are
+    not loaded, for pipelines that can do without them (SD3's T5)."""
 
     pipeline: str
     revision: str | None = None
@@ -33,6 +35,7 @@ class PipelineModel:
     size: int | None = None
     dtype: str | None = None
     max_sequence_length: int | None = None
+    without: Sequence[str] = ()
 
 
 Model = RunModel | PipelineModel

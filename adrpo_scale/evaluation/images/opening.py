@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,11 +54,13 @@ def needs_of(model: PipelineModel) -> list[HubNeed]:
 class Opened:
     """A pipeline without its weights. skeleton: the pipeline, whose models have no memory, and no
     text encoders. parts: the models among its components, (class, stem of its files) by name.
-    parameters: of its call. body: the name of the model that paints."""
+    without: components that are left out. parameters: of its call. body: the name of the model that
+    paints."""
 
     folder: Path
     skeleton: Any
     parts: Mapping[str, tuple[Any, str]]
+    without: Sequence[str]
     parameters: Mapping[str, inspect.Parameter]
     body: str
 
@@ -99,6 +101,13 @@ def open_pipeline(model: PipelineModel) -> Opened:
             f"pipeline = {model.pipeline!r}: {kind.__name__} takes no {lacks[0]}; expected a "
             "pipeline that makes pictures of prompts"
         )
+    absent = [name for name in model.without if not isinstance(index.get(name), list)]
+    if absent:
+        known = ", ".join(name for name, entry in index.items() if isinstance(entry, list))
+        raise ConfigError(
+            f"without = {[*model.without]!r}: {kind.__name__} has no {absent[0]}; it has {known}"
+        )
+    index = {name: entry for name, entry in index.items() if name not in model.without}
     parts = _models(index, folder)
     body = next((name for name in ("transformer", "unet") if name in parts), None)
     if body is None:
@@ -111,9 +120,9 @@ def open_pipeline(model: PipelineModel) -> Opened:
     given = {
         name: _without_memory(part, folder / name) if stem == DIFFUSERS else None
         for name, (part, stem) in parts.items()
-    }
+    } | dict.fromkeys(model.without)
     skeleton = load_settings(kind, folder, "pipeline", use_safetensors=True, **given)
-    return Opened(folder, skeleton, parts, parameters, body)
+    return Opened(folder, skeleton, parts, model.without, parameters, body)
 
 
 def load_pipeline(opened: Opened, dtype: str, device: torch.device) -> Any:
@@ -125,6 +134,7 @@ def load_pipeline(opened: Opened, dtype: str, device: torch.device) -> Any:
     }
     for model in models.values():
         model.requires_grad_(False).eval()
+    models |= dict.fromkeys(opened.without)
     kind = type(opened.skeleton)
     more = {"use_safetensors": True, "dtype": DTYPES[dtype]}
     pipeline = load_settings(kind, opened.folder, "pipeline", **models, **more)

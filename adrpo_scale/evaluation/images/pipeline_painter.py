@@ -139,6 +139,7 @@ class PipelinePainter:
             "height": self._call.get("height"),
             "width": self._call.get("width"),
             "max_sequence_length": self._call.get("max_sequence_length"),
+            "without": [*self._model.without],
             "dtype": self._dtype,
             "latent_shape": None if self._shape is None else list(self._shape),
             "lora": None if self._adapters is None else self._adapters.identity,

@@ -12,9 +12,14 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import save_file
 
 from adrpo_scale.core.errors import ConfigError, WeightsError
+from adrpo_scale.core.paths import resolve_path
 from adrpo_scale.evaluation.images.models import PipelineModel
 from adrpo_scale.evaluation.images.noise import draw_key
 from adrpo_scale.evaluation.images.painters import painter_of
+from adrpo_scale.export.base import Request
+from adrpo_scale.export.exporter import export
+from tests.support.shared import CACHE
+from tests.support.tiny import MODEL, demo_config, demo_trainer
 from tests.support.tiny_pipelines import SIZES
 
 CPU = torch.device("cpu")
@@ -27,7 +32,7 @@ LEVELS = 2  # of 255: W x + B A x against (W + B A) x, over two steps and the VA
 
 def paint(folder, kind, lora=None):
     model = PipelineModel(
-        str(folder), lora=None if lora is None else str(lora), steps=2, size=SIZES[kind]
+        str(folder), lora=None if lora is None else str(lora), steps=2, size=SIZES.get(kind)
     )
     painter = painter_of(model, CPU)
     painter.prepare([TEXT])
@@ -140,3 +145,27 @@ def test_adapters_that_peft_would_compute_otherwise_are_refused(pipelines, tmp_p
     ]:
         file.write_text(json.dumps(stated | changed))
         refused(pipelines, "flux", tmp_path, WeightsError, said)
+
+
+# ---- what `export` writes ------------------------------------------------------------------------
+
+
+def test_an_export_paints_merged_as_with_its_adapters_on_the_base(tmp_path, monkeypatch):
+    monkeypatch.setenv("ADRPO_CACHE", str(CACHE))
+    trainer = demo_trainer(tmp_path / "run", demo_config(overrides=["domain.lora.alpha=40"]))
+    random = torch.Generator().manual_seed(1)
+    for tensor in trainer.engine.trained_slices().values():
+        tensor += 0.05 * torch.randn(tensor.shape, generator=random)
+    trainer.engine.publish()
+    trainer.saver.save_now()
+    for form in ("adapter", "merged"):
+        export(
+            str(tmp_path / "run"),
+            Request(tmp_path / form, form, dtype=torch.float32, verify="none"),
+        )
+    base = resolve_path(MODEL)
+    expected, identity = paint(tmp_path / "merged", "demo")
+    assert identity["class"] == "StableDiffusion3Pipeline" and identity["height"] == 20
+    picture, _ = paint(base, "demo", tmp_path / "adapter")
+    assert np.abs(picture - expected).max() <= LEVELS
+    assert np.abs(paint(base, "demo")[0] - expected).max() > 10 * LEVELS

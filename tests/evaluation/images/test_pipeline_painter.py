@@ -146,6 +146,18 @@ def test_draws_from_the_global_state_make_samples_one_by_one(pipelines, tmp_path
         assert distance(fresh.paint([text], [key])[0], expected) <= LEVELS
 
 
+def test_an_encoder_is_left_out_where_the_pipeline_allows_it(pipelines):
+    whole, less = (
+        ready(model_of(pipelines, "sd35", without=without))
+        for without in ((), ("text_encoder_3", "tokenizer_3"))
+    )
+    assert less.identity == whole.identity | {"without": ["text_encoder_3", "tokenizer_3"]}
+    pair = [painter.paint(TEXTS[:1], KEYS[:1])[0] for painter in (whole, less)]
+    assert distance(*pair) > 10 * LEVELS
+    with pytest.raises(ConfigError, match=r"StableDiffusion3Pipeline has no t5; it has .*vae"):
+        painter_of(model_of(pipelines, "sd35", without=["t5"]), CPU)
+
+
 # ---- what is refused before anything heavy -------------------------------------------------------
 
 
