@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import tarfile
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -162,6 +163,9 @@ def test_the_command_writes_and_reads_a_bundle(home, tmp_path, monkeypatch):
     monkeypatch.chdir(home)
     monkeypatch.setenv("ADRPO_PREFETCH_LOCK", str(home / "pins"))
     (home / "pins").write_text("{}")
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     out, cells = tmp_path / "out.tar", [tmp_path / "one.csv", tmp_path / "two.csv"]
     names = ["runs/a-0-0", "runs/b-0-2@2", "runs/old"]
     line = ["report", *names, "--trace", str(cells[0]), "--bundle", str(out)]
@@ -171,6 +175,10 @@ def test_the_command_writes_and_reads_a_bundle(home, tmp_path, monkeypatch):
     second = CliRunner().invoke(cli.app, ["report", str(out), "--trace", str(cells[1])])
     assert (second.exit_code, second.stdout) == (0, first.stdout)
     assert cells[0].read_bytes() == cells[1].read_bytes()
+    out.write_bytes(out.read_bytes()[:-9000])
+    third = CliRunner().invoke(cli.app, ["report", str(out)])
+    assert isinstance(third.exception, ConfigError) and third.stdout == ""
+    assert [*temporary.iterdir()] == []
     assert "runs/a-0-0" in cells[0].read_text()
 
 

@@ -177,6 +177,14 @@ INDEXES = {
         },
         "out.tar: folders/1/eval.jsonl is not there",
     ),
+    "an origin elsewhere": (
+        {
+            "folders": {
+                "folders/000/old": {"path": "x", "settings": {}, "origin": "folders/../../x"}
+            }
+        },
+        "names a folder that is not in it",
+    ),
     "settings of another kind": (
         {"folders": {"folders/000/old": {"path": "x", "settings": [1]}}},
         "an object is expected",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -187,6 +188,36 @@ def test_judged_models_are_stated_with_how_they_were_asked(tmp_path):
     assert values["model.steps", "28"] == "R2" and values["algorithm.name", "grpo"] == "R1"
     assert "per_prompt = 2, seeds =" in text.replace("\\", "") and "openai/clip" in text
     assert "hub/flux" in text and "nobody trained it" in text
+
+
+def test_a_judged_run_s_own_folder_is_found_and_goes_along(tmp_path, monkeypatch):
+    """The evaluation lies elsewhere; of two folders of the run's name one has its settings."""
+    made_run = Path(made(tmp_path, "grpo", 0, [1.0]))
+    config = json.loads((made_run / "config.json").read_text())
+    write_evaluation(tmp_path / "table1", config, seeds=(0,))
+    for place, rate in (("mine", 1e-3), ("runs", 9.0)):
+        run = tmp_path / place / "ours-run-0"
+        run.mkdir(parents=True)
+        optimizer = config["optimizer"] | {"learning_rate": rate}
+        more = {"optimizer": optimizer} if place == "runs" else {"iterations": 777}
+        (run / "config.json").write_text(json.dumps(config | more))
+        killed_and_resumed(run)
+    monkeypatch.chdir(tmp_path)
+    given = with_tried(given_of(tmp_path, "table1"))
+    assert [run.origin for run in given.runs] == [None, None]  # the file does not say where
+    path = tmp_path / "table1" / "evaluation.json"
+    stated = {"config": {"models": {"ours": {"run": "mine/ours-run-*@120"}}}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | stated))
+    given = with_tried(given_of(tmp_path, "table1"))
+    assert [run.origin for run in given.runs] == [tmp_path / "mine" / "ours-run-0", None]
+    text = markdown(statement(given))
+    assert "(3 starts)" in text and grid(text, "in GPU-hours.")[0][1:] == [
+        *("3", "6", "2", "0.4", "2.8", "11.2")
+    ]
+    write_bundle(tmp_path / "out.tar", given)
+    shutil.rmtree(tmp_path / "mine")
+    again = with_tried(given_of(tmp_path, tmp_path / "out.tar"))
+    assert markdown(statement(again)) == text
 
 
 def test_latex_shows_texts_of_others_and_breaks_no_table(tmp_path):

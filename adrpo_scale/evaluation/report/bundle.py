@@ -20,6 +20,7 @@ import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from adrpo_scale.core.errors import ConfigError
 from adrpo_scale.core.files import open_new, temporary_beside
@@ -59,9 +60,7 @@ def write_bundle(to: Path, given: Given, *, pictures: int = PICTURES) -> tuple[i
         "runs": [
             {"folder": places[run.folder], "at": _at(run), "weights": run.weights} for run in runs
         ],
-        "folders": {
-            places[run.folder]: {"path": run.path, "settings": dict(run.settings)} for run in runs
-        },
+        "folders": {places[run.folder]: _facts(run, places) for run in runs},
         "tried": list(given.tried),
     }
     text = json.dumps(index, indent=1, ensure_ascii=True) + "\n"
@@ -77,6 +76,11 @@ def write_bundle(to: Path, given: Given, *, pictures: int = PICTURES) -> tuple[i
     if len(files) > MOST:
         raise ConfigError(f"--bundle: {len(files)} files; a bundle has at most {MOST}")
     return _write(to, files)
+
+
+def _facts(run: Evaluated, places: Mapping[Path, str]) -> dict[str, Any]:
+    origin = {} if run.origin is None else {"origin": places[run.origin]}
+    return {"path": run.path, "settings": dict(run.settings), **origin}
 
 
 def _at(run: Evaluated) -> str:
@@ -99,14 +103,15 @@ def _top(folder: Path) -> tuple[Path, str]:
 
 
 def _tops(runs: Sequence[Evaluated]) -> dict[Path, str]:
-    tops = dict.fromkeys(_top(run.folder)[0] for run in runs)
+    origins = [run.origin for run in runs if run.origin is not None]
+    tops = dict.fromkeys([*(_top(run.folder)[0] for run in runs), *origins])
     return {top: f"folders/{number:03d}/{_name(top)}" for number, top in enumerate(tops)}
 
 
 def _places(runs: Sequence[Evaluated]) -> dict[Path, str]:
     """Folder → its place in the bundle."""
     tops = _tops(runs)
-    found = {}
+    found = {run.origin: tops[run.origin] for run in runs if run.origin is not None}
     for run in runs:
         top, below = _top(run.folder)
         found[run.folder] = f"{tops[top]}/{below}".rstrip("/")

@@ -12,8 +12,8 @@ from adrpo_scale.evaluation.report.latex import escaped
 
 PACKAGES = r"% \usepackage{array,booktabs,longtable}"
 _BREAKS = re.compile(r"(?<=[a-z0-9])\.(?=[a-z])|(?<=\w)/(?=\w)|\\_(?=\w)")
-_WIDTH = 0.94  # of a line, without the space between columns
-_LEAST, _MOST = 6, 60  # characters that a column's width follows
+_BETWEEN, _NARROWEST = 0.035, 0.05  # of a line: the space between columns, and a column's width
+_MOST = 60  # characters that a column's width follows
 
 
 @dataclass(frozen=True)
@@ -79,8 +79,9 @@ def _latex(block: Block) -> str:
 def _longtable(grid: Grid) -> str:
     """A table over several pages, whose columns break their lines."""
     lengths = [max(map(len, column)) for column in zip(*grid.lines, strict=True)]
-    shares = [min(max(length, _LEAST), _MOST) for length in lengths]
-    widths = [_WIDTH * share / sum(shares) - 0.02 for share in shares]
+    shares = [min(max(length, 1), _MOST) for length in lengths]
+    room = 1 - (_BETWEEN + _NARROWEST) * len(shares)
+    widths = [_NARROWEST + room * share / sum(shares) for share in shares]
     shape = "".join(rf">{{\raggedright\arraybackslash}}p{{{w:.3f}\linewidth}}" for w in widths)
     head, *rows = (" & ".join(map(_cell, line)) + r" \\" for line in grid.lines)
     return "\n".join(

@@ -45,7 +45,8 @@ class Evaluated:
     """A run with its evaluations. rows: of `eval.jsonl`, and by_prompt: of `eval_prompts.jsonl`,
     those of `weights` and of iteration 0. which: an iteration, LAST, or None for the last few.
     is_benchmark: from a folder that `evaluate` wrote. given: the folder's path as tables show it,
-    where that is another one: on the machine that made a bundle."""
+    where that is another one: on the machine that made a bundle. origin: the run's own folder,
+    where this is a row of an evaluation and somebody has looked."""
 
     settings: Settings
     rows: Sequence[Row]
@@ -55,6 +56,7 @@ class Evaluated:
     which: int | str | None = None
     is_benchmark: bool = False
     given: str | None = None
+    origin: Path | None = None
 
     @property
     def path(self) -> str:

@@ -28,16 +28,17 @@ from adrpo_scale.evaluation.report.document import (
 )
 from adrpo_scale.evaluation.report.evaluated import Evaluated
 from adrpo_scale.evaluation.report.given import Given
+from adrpo_scale.evaluation.report.origins import run_folder
 from adrpo_scale.evaluation.report.statement_models import UNKNOWN, models_grid
 from adrpo_scale.evaluation.report.statement_settings import settings_blocks
 from adrpo_scale.evaluation.report.text import notes
-from adrpo_scale.evaluation.report.tried import run_folder
 from adrpo_scale.evaluation.row_folder import IDENTITY, TIMING
 from adrpo_scale.run.prompt_sets import FILE as PROMPT_SETS
 
 _SHOWN = 60  # runs that are not shown, in a table
 _NEVER = (
-    "energy; the processes of evaluations; runs in other folders; runs whose folders were removed"
+    "energy; the processes of evaluations; other packages than those of the versions above; runs "
+    "in other folders; runs whose folders were removed"
 )
 
 

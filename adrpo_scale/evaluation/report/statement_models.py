@@ -16,8 +16,8 @@ from adrpo_scale.core.paths import DEMO_PREFIX
 from adrpo_scale.evaluation.report.document import Grid
 from adrpo_scale.evaluation.report.evaluated import Evaluated
 from adrpo_scale.evaluation.report.homes import without_home
+from adrpo_scale.evaluation.report.origins import run_folder
 from adrpo_scale.evaluation.report.statement_settings import config_of
-from adrpo_scale.evaluation.report.tried import run_folder
 from adrpo_scale.hub.lock import LockedRepo, read_lock
 from adrpo_scale.hub.needs import Key, joined
 

@@ -14,7 +14,7 @@ from adrpo_scale.core.settings import Leaf, notes_of, walk
 from adrpo_scale.evaluation.report.comparison import Line
 from adrpo_scale.evaluation.report.document import Block, Grid
 from adrpo_scale.evaluation.report.evaluated import Evaluated
-from adrpo_scale.evaluation.report.tried import config_folder
+from adrpo_scale.evaluation.report.origins import config_folder
 from adrpo_scale.run.config import RunConfig
 from adrpo_scale.run.folder import read_settings
 from adrpo_scale.run.load import parse_config

@@ -17,7 +17,7 @@ from adrpo_scale.evaluation.report.costs import cost_of
 from adrpo_scale.evaluation.report.evaluated import Evaluated
 from adrpo_scale.evaluation.report.given import Given
 from adrpo_scale.evaluation.report.homes import without_home
-from adrpo_scale.evaluation.row_folder import IDENTITY
+from adrpo_scale.evaluation.report.origins import origin_of, run_folder
 from adrpo_scale.run.past_starts import past_starts
 
 MOST = 1000  # folders that are looked into
@@ -25,23 +25,10 @@ _NAMED = 4  # settings of a run that are named
 _BESIDE = ("seed", "iterations", "logging.", "checkpoint.", "limits.", "evaluation.")
 
 
-def run_folder(run: Evaluated) -> Path | None:
-    """The folder of the run itself: a judged one lies in it. None where it is not here."""
-    folder = run.folder.resolve()
-    if (folder / IDENTITY).is_file():
-        folder = folder.parent
-    return folder if (folder / "config.json").is_file() else None
-
-
-def config_folder(run: Evaluated) -> Path | None:
-    """The folder with the run's config: its own, or that of a row that was judged elsewhere."""
-    own = run_folder(run)
-    return run.folder if own is None and (run.folder / "config.json").is_file() else own
-
-
 def with_tried(given: Given) -> Given:
-    """What was given, with the runs that lie beside its folders."""
-    return replace(given, tried=(*given.tried, *tried_beside(given.runs)))
+    """What was given, with the runs that its rows are of, and those that lie beside these."""
+    runs = tuple(replace(run, origin=run.origin or origin_of(run)) for run in given.runs)
+    return replace(given, runs=runs, tried=(*given.tried, *tried_beside(runs)))
 
 
 def tried_beside(runs: Sequence[Evaluated]) -> list[dict[str, Any]]:

@@ -169,12 +169,18 @@ def _runs(
         place, at, word = (_text(one.get(name)) for name in ("folder", "at", "weights"))
         if place not in folders or not _AT.fullmatch(at):
             raise _Fault(f"{INDEX} names a run in another form: {shown(one)}")
-        if path_fault(place) or not place.startswith("folders/"):
-            raise _Fault(f"{INDEX} names a folder that is not in it: {shown(place)}")
         facts = _object(folders[place])
         path, settings = _text(facts.get("path")), _object(facts.get("settings"))
-        for run in read_runs(f"{to / place}{at}", weights or word):
-            yield replace(run, settings=settings, given=path)
+        origin = to / _safe(facts["origin"]) if "origin" in facts else None
+        for run in read_runs(f"{to / _safe(place)}{at}", weights or word):
+            yield replace(run, settings=settings, given=path, origin=origin)
+
+
+def _safe(place: Any) -> str:
+    """A folder of the bundle."""
+    if path_fault(_text(place)) or not place.startswith("folders/"):
+        raise _Fault(f"{INDEX} names a folder that is not in it: {shown(place)}")
+    return str(place)
 
 
 def _text(value: Any) -> str:
