@@ -7,11 +7,13 @@ from typing import Annotated
 
 import typer
 
-from adrpo_scale.cli.options import SetOption
+from adrpo_scale.cli.options import ModelOption, SetOption
 
 
 def prefetch(
-    configs: Annotated[list[Path], typer.Argument(help="TOML files of the runs.")],
+    configs: Annotated[
+        list[Path], typer.Argument(help="TOML files of runs, sweeps and evaluations.")
+    ],
     set_: SetOption = [],  # noqa: B006 (typer copies it)
     lock: Annotated[
         Path | None,
@@ -26,21 +28,23 @@ def prefetch(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would be downloaded; download nothing.")
     ] = False,
+    model: ModelOption = None,
 ) -> None:
-    """Download the models and datasets of runs, and pin their revisions.
+    """Download the models and datasets of runs and evaluations, and pin their revisions.
 
     Run it on a node with internet, e.g. a login node: compute nodes then read the hub's cache
-    (HF_HOME). Access, licence terms and disk space are checked before the download. The revisions
-    are written into prefetch.lock.
+    (HF_HOME). Of an evaluation they are the scorers, the judged models, which may be other people's
+    pipelines, and the prompts. Access, licence terms and disk space are checked before the
+    download. The revisions are written into prefetch.lock.
 
     Example:
         HF_HOME=/scratch/$USER/hf adrpo-scale prefetch configs/sd3/adrpo.toml
     """
+    from adrpo_scale.cluster.file_needs import needs_of_files
+    from adrpo_scale.core.console import say
     from adrpo_scale.hub import prefetch as prefetching
-    from adrpo_scale.run.load import load_config
 
-    loaded = [load_config(config, set_).config for config in configs]
-    needs = [need for config in loaded for need in config.needs_from_hub()]
-    quotas = (config.checkpoint.quota_command for config in loaded)
-    quota = next((command for command in quotas if command), None)
-    prefetching.prefetch(needs, quota, lock, upgrade, dry_run)
+    found = needs_of_files(configs, set_, model)
+    for note in found.notes:
+        say(note)
+    prefetching.prefetch(found.needs, found.quota_command, lock, upgrade, dry_run)

@@ -13,7 +13,7 @@ from adrpo_scale.core.errors import ConfigError
 
 
 def status(
-    runs: Annotated[list[Path], typer.Argument(help="Folders of the runs.")] = [],  # noqa: B006
+    runs: Annotated[list[Path], typer.Argument(help="Folders of runs and evaluations.")] = [],  # noqa: B006
     sweep: SweepOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -22,7 +22,8 @@ def status(
     Further: the work since that checkpoint, which a kill would undo; the starts; repeated work;
     GPU-hours; and the job's entry in Slurm's queue. Status only reads the run folders. The exit
     code is 2 where a folder is not that of a run. A sweep is one line: how many of its elements are
-    done, run, or have ended, and why.
+    done, run, or have ended, and why. Of an evaluation, or its file, status shows rows, samples and
+    scores.
 
     Example:
         adrpo-scale status runs/*
@@ -37,9 +38,30 @@ def status(
         return
     if not runs:
         raise ConfigError("status without a run: name folders of runs, or --sweep FILE")
-    code = view.show(runs, as_json)
+    code = view.show([_folder(run) for run in runs], as_json)
     if code:
         raise typer.Exit(code)
+
+
+def _folder(given: Path) -> Path:
+    """A folder as it is; of an evaluation's file, the folder of its results."""
+    if not given.is_file():
+        return given
+    import os
+
+    from adrpo_scale.core.paths import usual_path
+    from adrpo_scale.core.toml_text import read_toml
+    from adrpo_scale.run.file_kinds import kind_of
+
+    data = read_toml(given, "name folders of runs")
+    kind, to = kind_of(data), data.get("to")
+    if kind == "sweep":
+        raise ConfigError(f"{given} is a sweep: `adrpo-scale status --sweep {given}` shows it")
+    if kind != "evaluation":
+        raise ConfigError(f"{given} is a file; name the folder of a run, e.g. runs/<config>-<hash>")
+    if isinstance(to, str):
+        return usual_path(to)
+    return Path(os.environ.get("ADRPO_RUNS", "runs")) / "evaluations" / given.stem
 
 
 def _show_sweep(file: Path, as_json: bool) -> None:

@@ -131,18 +131,11 @@ def _list(sweep: Sweep, again: list[str]) -> None:
 def _price(
     sweep: Sweep, at_once: int | None, per_node: int, machine: tuple[str, int, int, float]
 ) -> None:
-    from transformers.utils import logging
+    from adrpo_scale.cluster.sweep.size import priced
 
-    from adrpo_scale.cluster.plan.hardware import build_hardware
-    from adrpo_scale.cluster.plan.planner import plan_of
-    from adrpo_scale.cluster.sweep.size import line, size_of
-    from adrpo_scale.run.sweep_runs import checked
-
-    logging.set_verbosity_error()
     gpu, nodes, gpus_per_node, network_gbit = machine
     gpus = gpus_per_node if per_node == 1 else 1
-    hardware = build_hardware(gpu, nodes, gpus, network_gbit)
-    print(line(size_of(checked(sweep), hardware, per_node, at_once or 1, plan_of)))
+    print(priced(sweep, (gpu, nodes, gpus, network_gbit), per_node, at_once or 1))
 
 
 def _train(sweep: Sweep, number: int, preflight: bool) -> None:

@@ -127,11 +127,18 @@ def walk(
         effect: Effect | None = notes_of(info).get("effect") or inherited
         if isinstance(value, Section):
             yield from walk(value, f"{here}.", f"{there}.", effect)
-        elif isinstance(value, list) and value and isinstance(value[0], Section):
-            for number, item in enumerate(value):
-                yield from walk(item, f"{here}.{number}.", f"{there}.{number}.", effect)
+        elif inside := _sections_in(value):
+            for key, item in inside:
+                yield from walk(item, f"{here}.{key}.", f"{there}.{key}.", effect)
         else:
             yield Leaf(here, there, value, info, effect or section.EFFECT)
+
+
+def _sections_in(value: Any) -> list[tuple[Any, Section]]:
+    """(key, section) of a list or table of sections; [] for anything else."""
+    items = value.items() if isinstance(value, dict) else ()
+    items = enumerate(value) if isinstance(value, list) else items
+    return [(key, item) for key, item in items if isinstance(item, Section)]
 
 
 def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:

@@ -9,12 +9,15 @@ from typing import Any
 
 from adrpo_scale.core.errors import ConfigError
 from adrpo_scale.core.paths import usual_path
+from adrpo_scale.core.settings import leaves
 from adrpo_scale.core.toml_text import read_toml
 from adrpo_scale.evaluation.asked import AskedConfig, ImagesConfig, TextConfig
 from adrpo_scale.evaluation.mmau.base import MmauConfig, parse_settings
+from adrpo_scale.run.file_kinds import require_kind
 from adrpo_scale.run.load import assign, checked, parse_override
 
 MMAU = "mmau"
+_REMEDY = "configs/omni/mmau.toml is a shipped one"
 KINDS: dict[str, type[AskedConfig]] = {"images": ImagesConfig, "text": TextConfig}
 
 
@@ -23,7 +26,8 @@ def load_evaluation(
 ) -> AskedConfig | MmauConfig:
     """Reads and checks an evaluation file. overrides: "section.key=value". data: of `mmau`, in
     place of the file's. Raises ConfigError, which lists all faults."""
-    document = read_toml(path, "configs/omni/mmau.toml is a shipped one")
+    document = read_toml(path, _REMEDY)
+    require_kind(path, document, "evaluation")
     for override in overrides:
         assign(document, *parse_override(override))
     benchmark = document.get("benchmark", MMAU)  # files of before name none
@@ -32,6 +36,18 @@ def load_evaluation(
     if data is not None:
         raise ConfigError(f'--data {data} goes with benchmark = "mmau"; name files in [prompts]')
     return parse_evaluation(document)
+
+
+def given_keys(path: Path, overrides: Sequence[str]) -> dict[str, str]:
+    """file or --set, by the dotted keys that an evaluation file and overrides give."""
+    document = read_toml(path, _REMEDY)
+    if isinstance(document.get("prompts"), dict):  # one set
+        document["prompts"] = [document["prompts"]]
+    found = {key: "file" for key, _ in leaves(document)}
+    for override in overrides:
+        key, value = parse_override(override)
+        found |= {f"{key}.{leaf}" if leaf else key: "--set" for leaf, _ in leaves(value)}
+    return found
 
 
 def parse_evaluation(document: dict[str, Any]) -> AskedConfig:

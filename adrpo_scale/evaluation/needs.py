@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from adrpo_scale.checkpoint.locate import every_checkpoint
 from adrpo_scale.core.errors import AdrpoError, given
@@ -17,6 +18,17 @@ from adrpo_scale.evaluation.sample import model_source
 from adrpo_scale.hub.lock import find_here
 from adrpo_scale.hub.needs import HubNeed
 from adrpo_scale.run.load import parse_config
+from adrpo_scale.run.sweep import read_sweep
+from adrpo_scale.run.sweep_runs import runs_of
+
+
+@dataclass(frozen=True)
+class Found:
+    """needs: of the parts that are known. notes: a line for each model that is not."""
+
+    needs: list[HubNeed]
+    notes: list[str]
+
 
 _PICTURES = ("model_index.json", "*/*")  # parts of a pipeline, and not single files beside them
 
@@ -59,11 +71,43 @@ def needs_of(config: AskedConfig | MmauConfig, model: str | None = None) -> list
     return [*config.needs_from_hub(), *needs_of_rows(config, rows_of(config.rows))]
 
 
+def needs_so_far(config: AskedConfig | MmauConfig, model: str | None) -> Found:
+    """As `needs_of`, where runs need not have begun: their own configs say what they read."""
+    if isinstance(config, MmauConfig):
+        return Found(needs_of_mmau(config, model), [])
+    needs, notes = config.needs_from_hub(), []
+    for key, asked in config.rows.items():
+        try:
+            if asked.sweep is not None:
+                needs += _of_sweep(Path(asked.sweep))
+            else:
+                needs += needs_of_rows(config, rows_of({key: asked}))
+        except AdrpoError as error:
+            if asked.run is None:
+                raise
+            notes.append(f"models.{key} is left out: {error}; name its config beside this file")
+    return Found(needs, notes)
+
+
+def _of_sweep(file: Path) -> list[HubNeed]:
+    runs = runs_of(read_sweep(file))
+    return [need for run in runs for need in run.loaded.config.domain.needs_from_hub()]
+
+
+def weights_here(need: HubNeed) -> list[tuple[str, int]]:
+    """(path, bytes) of the weight files of a need that are on this machine."""
+    return [(name, size) for name, size in _files(need) if name.endswith(".safetensors")]
+
+
 def bytes_here(need: HubNeed) -> int:
     """Bytes of a need's files on this machine; 0 where they are not here."""
+    return sum(size for _, size in _files(need))
+
+
+def _files(need: HubNeed) -> list[tuple[str, int]]:
     try:
         folder = find_here(need)
     except AdrpoError:
-        return 0
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    return sum(p.stat().st_size for p in files if need.covers(p.relative_to(folder).as_posix()))
+        return []
+    paths = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*"))}
+    return [(n, p.stat().st_size) for n, p in paths.items() if p.is_file() and need.covers(n)]

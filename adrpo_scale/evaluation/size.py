@@ -12,6 +12,7 @@ from adrpo_scale.evaluation.rows import Row
 from adrpo_scale.evaluation.samples import NamedSet, evenly
 
 SIDE = 1024  # pixels of a picture of a pipeline whose size nobody states
+STEPS, GUIDANCE = 28, 4.5  # of a pipeline that nobody states
 TOKENS = 512  # of a completion whose longest nobody states
 _COLOURS = 3
 _TOKEN = 6  # bytes of a token as text
@@ -39,6 +40,20 @@ def side_of(row: Row) -> int:
     """Pixels of a side of a row's pictures: as the file states it, the run, or SIDE."""
     stated = getattr(row.model, "size", None)
     return int(stated or _of_run(row, "domain", "height") or SIDE)
+
+
+def steps_of(row: Row) -> int:
+    """Sampling steps of a row's pictures."""
+    stated = getattr(row.model, "steps", None)
+    return int(stated or _of_run(row, "domain", "evaluation", "steps") or STEPS)
+
+
+def guidance_of(row: Row) -> float:
+    """The scale of guidance of a row's pictures."""
+    stated = getattr(row.model, "guidance", None)
+    of_run = _of_run(row, "domain", "evaluation", "guidance")
+    found = of_run if stated is None else stated
+    return float(GUIDANCE if found is None else found)
 
 
 def tokens_of(row: Row) -> int:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from rich.table import Table
 
-from adrpo_scale.core.settings import walk
+from adrpo_scale.core.settings import Leaf, Section, walk
 from adrpo_scale.run.config import RunConfig
 from adrpo_scale.run.load import LoadedConfig
 
@@ -28,9 +28,18 @@ class Entry:
 
 def entries(loaded: LoadedConfig) -> list[Entry]:
     """All keys of a config, in declaration order."""
+    return _entries(loaded.config, loaded.source)
+
+
+def settings_of(config: Section, given: Mapping[str, str]) -> list[Entry]:
+    """All keys of any section, e.g. an evaluation. given: file or --set, by the keys that are."""
+    return _entries(config, lambda leaf: given.get(leaf.path, "default"))
+
+
+def _entries(config: Section, source: Callable[[Leaf], str]) -> list[Entry]:
     return [
-        Entry(leaf.path, _toml(leaf.value), loaded.source(leaf), leaf.info.description or "")
-        for leaf in walk(loaded.config)
+        Entry(leaf.path, _toml(leaf.value), source(leaf), leaf.info.description or "")
+        for leaf in walk(config)
     ]
 
 
@@ -43,19 +52,27 @@ def _toml(value: Any) -> str:
 
 
 def config_table(loaded: LoadedConfig) -> Table:
-    table = Table(title=f"{loaded.name}-{loaded.config.digest()}")
+    return entry_table(f"{loaded.name}-{loaded.config.digest()}", entries(loaded))
+
+
+def entry_table(title: str, shown: Iterable[Entry]) -> Table:
+    table = Table(title=title)
     for name in ("key", "value", "from"):
         table.add_column(name, overflow="fold", no_wrap=name == "key")
     table.add_column("meaning", ratio=1)
-    for entry in entries(loaded):
+    for entry in shown:
         table.add_row(entry.path, entry.value, entry.source, entry.meaning)
     return table
 
 
 def config_lines(loaded: LoadedConfig, width: int) -> Iterator[str]:
     """The same as the table, for narrow terminals: a line for a key, then its meaning."""
-    yield f"{loaded.name}-{loaded.config.digest()}"
-    for entry in entries(loaded):
+    yield from entry_lines(f"{loaded.name}-{loaded.config.digest()}", entries(loaded), width)
+
+
+def entry_lines(title: str, shown: Iterable[Entry], width: int) -> Iterator[str]:
+    yield title
+    for entry in shown:
         yield f"{entry.path} = {entry.value}   ({entry.source})"
         yield textwrap.indent(textwrap.fill(entry.meaning, width - 4), "    ")
 

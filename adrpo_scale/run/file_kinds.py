@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from adrpo_scale.core.errors import ConfigError
+from adrpo_scale.core.toml_text import read_toml
 
 Kind = Literal["run", "sweep", "evaluation"]
 
@@ -33,6 +34,11 @@ def kind_of(data: Mapping[str, Any]) -> Kind | None:
     return "run" if any(key in data for key in _RUN) else None
 
 
+def kind_of_file(file: Path) -> Kind | None:
+    """What a file is. Raises ConfigError where it is no TOML file."""
+    return kind_of(read_toml(file, "see configs/ for the shipped ones"))
+
+
 def require_kind(file: Path, data: Mapping[str, Any], *expected: Kind) -> None:
     """Raises ConfigError where a file is clearly of another kind than those expected."""
     found = kind_of(data)
@@ -42,7 +48,9 @@ def require_kind(file: Path, data: Mapping[str, Any], *expected: Kind) -> None:
         raise ConfigError(f"{file} is {_ARE[found]}; expected {wanted}: {remedy}")
 
 
-def require_no_options(kind: Kind, file: Path, given: Collection[str]) -> None:
-    """Raises ConfigError for options that mean nothing with a file of this kind."""
-    if given:
-        raise ConfigError(f"{' and '.join(given)} with {file}, which is {_ARE[kind]}: leave it out")
+def require_no_options(kind: Kind, file: Path, given: Mapping[str, Any]) -> None:
+    """Raises ConfigError for options that are given and mean nothing with a file of this kind.
+    given: values by option."""
+    names = [name for name, value in given.items() if value not in (None, [], False)]
+    if names:
+        raise ConfigError(f"{' and '.join(names)} with {file}, which is {_ARE[kind]}: leave it out")

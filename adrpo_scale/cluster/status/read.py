@@ -50,7 +50,7 @@ def read(run: Path) -> RunFacts:
         rows=tuple(map(_row, lines)),
         evaluation=_evaluation(run / EVALUATIONS),
         starts=tuple(past_starts(run)),
-        holder=_holder(run, section_of(config, "checkpoint")),
+        holder=holder_of(run, section_of(config, "checkpoint")),
         checkpoint=_checkpoint(run / "checkpoints"),
         last_line=_modified(metrics),
         cut=cut_text(run),
@@ -96,7 +96,7 @@ def _evaluation(path: Path) -> Evaluation | None:
     )
 
 
-def _holder(run: Path, checkpoint: Mapping[str, Any]) -> Holder | None:
+def holder_of(run: Path, checkpoint: Mapping[str, Any]) -> Holder | None:
     try:
         held = run_lock.holder_of(run)
     except OSError:

@@ -14,6 +14,7 @@ from rich.table import Table
 from adrpo_scale.cluster.status import queue
 from adrpo_scale.cluster.status import read as folders
 from adrpo_scale.cluster.status.base import DONE, RUNNING, RunFacts, Status
+from adrpo_scale.cluster.status.evaluations import block, evaluations_in
 from adrpo_scale.cluster.status.state import RECENT, judge
 from adrpo_scale.core.console import wide
 from adrpo_scale.core.disk_space import size_text
@@ -25,16 +26,23 @@ _NONE = "–"
 
 def show(runs: Sequence[Path], as_json: bool) -> int:
     """Prints the status of each run, in the given order. Returns the exit code: 2 where a folder is
-    not that of a run. A trial's folder among others is only a note: `runs/*` includes trials."""
+    not that of a run. A trial's folder among others is only a note: `runs/*` includes trials.
+    Evaluations are shown after the runs."""
+    judged = [one for run in runs for one in evaluations_in(run)]
+    runs = [run for run in runs if not evaluations_in(run)]
     answers = statuses(runs)
     if as_json:
         pairs = zip(runs, answers, strict=True)
-        print(json.dumps([_document(run, answer) for run, answer in pairs], indent=2))
+        documents = [_document(run, answer) for run, answer in pairs]
+        documents += [{**asdict(one), "kind": "evaluation", "error": None} for one in judged]
+        print(json.dumps(documents, indent=2))
     else:
         _show([answer for answer in answers if isinstance(answer, Status)])
+        for one in judged:
+            _print_block(block(one))
     errors = [answer for answer in answers if isinstance(answer, RunFolderError)]
     notes = [error for error in errors if isinstance(error, folders.TrialFolderError)]
-    if len(notes) == len(answers):
+    if len(notes) == len(answers) and not judged:
         notes = []
     for error in errors:
         print(f"{'note' if error in notes else 'error'}: {error}", file=sys.stderr)
@@ -82,10 +90,14 @@ def _document(run: Path, answer: Status | RunFolderError) -> dict[str, Any]:
 def _show(answers: Sequence[Status]) -> None:
     console = wide()
     if len(answers) == 1:
-        for name, text in _block(answers[0]):
-            console.print(f"{name:<11}{text}", highlight=False, soft_wrap=True)
+        _print_block(_block(answers[0]))
     elif answers:
         console.print(_table(answers))
+
+
+def _print_block(lines: Sequence[tuple[str, str]]) -> None:
+    for name, text in lines:
+        wide().print(f"{name:<11}{text}", highlight=False, soft_wrap=True)
 
 
 def _block(status: Status) -> list[tuple[str, str]]:

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from adrpo_scale.cluster.plan.base import GIB, DoesNotFitError, Hardware, Plan
+from adrpo_scale.cluster.plan.hardware import build_hardware
 from adrpo_scale.core.disk_space import size_text
 from adrpo_scale.run.config import RunConfig
-from adrpo_scale.run.sweep import toml
-from adrpo_scale.run.sweep_runs import SweepRun
+from adrpo_scale.run.sweep import Sweep, toml
+from adrpo_scale.run.sweep_runs import SweepRun, checked
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,18 @@ def size_of(
         makespan([one.days * 24 for one in found], at_once),
         sum(one.disk_bytes or 0 for one in found),
     )
+
+
+def priced(
+    sweep: Sweep, machine: tuple[str, int, int, float], per_node: int = 1, at_once: int = 1
+) -> str:
+    """The line of a sweep. machine: of one run, as `build_hardware` takes it."""
+    from transformers.utils import logging
+
+    from adrpo_scale.cluster.plan.planner import plan_of
+
+    logging.set_verbosity_error()  # transformers warns of configs; no warning concerns the plan
+    return line(size_of(checked(sweep), build_hardware(*machine), per_node, at_once, plan_of))
 
 
 def makespan(hours: Sequence[float], at_once: int) -> float:
