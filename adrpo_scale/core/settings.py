@@ -136,8 +136,8 @@ def walk(
 
 def _sections_in(value: Any) -> list[tuple[Any, Section]]:
     """(key, section) of a list or table of sections; [] for anything else."""
-    items = value.items() if isinstance(value, dict) else ()
-    items = enumerate(value) if isinstance(value, list) else items
+    items = [*value.items()] if isinstance(value, dict) else []
+    items += enumerate(value) if isinstance(value, list) else []
     return [(key, item) for key, item in items if isinstance(item, Section)]
 
 

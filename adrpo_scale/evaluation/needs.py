@@ -8,8 +8,9 @@ from pathlib import Path
 
 from adrpo_scale.checkpoint.locate import every_checkpoint
 from adrpo_scale.core.errors import AdrpoError, given
-from adrpo_scale.domains.flow import UNREAD
 from adrpo_scale.evaluation.asked import AskedConfig
+from adrpo_scale.evaluation.images import opening
+from adrpo_scale.evaluation.images.making import pipeline_of
 from adrpo_scale.evaluation.mmau import local
 from adrpo_scale.evaluation.mmau.base import MmauConfig
 from adrpo_scale.evaluation.peft_adapters import adapters_need
@@ -28,9 +29,6 @@ class Found:
 
     needs: list[HubNeed]
     notes: list[str]
-
-
-_PICTURES = ("model_index.json", "*/*")  # parts of a pipeline, and not single files beside them
 
 
 def needs_of_mmau(config: MmauConfig, model: str | None) -> list[HubNeed]:
@@ -52,13 +50,11 @@ def needs_of_row(config: AskedConfig, row: Row) -> list[HubNeed]:
     if row.config is not None:
         needs = parse_config(row.config).domain.needs_from_hub()
         return [replace(need, what=f"{what}: {need.what}") for need in needs]
-    name = given(row.model.pipeline)
     if config.MEDIUM == "pictures":
-        found = [HubNeed(name, f"{what}.pipeline", _PICTURES, UNREAD, revision=row.model.revision)]
-    else:
-        needs = model_source(name, "text").config.domain.needs_from_hub()
-        stated = {"what": f"{what}.pipeline", "revision": row.model.revision}
-        found = [replace(need, **stated) for need in needs]
+        return [replace(n, what=f"{what}.{n.what}") for n in opening.needs_of(pipeline_of(row))]
+    needs = model_source(given(row.model.pipeline), "text").config.domain.needs_from_hub()
+    stated = {"what": f"{what}.pipeline", "revision": row.model.revision}
+    found = [replace(need, **stated) for need in needs]
     lora = row.model.lora
     return found if lora is None else [*found, adapters_need(lora, f"{what}.lora")]
 

@@ -14,6 +14,7 @@ from adrpo_scale.core.errors import ConfigError, ModelNotFoundError
 from adrpo_scale.core.folder_lock import RunLock
 from tests.support.judged import write_evaluation
 from tests.support.mmau import CONFIG
+from tests.support.shipped import EVALUATIONS, SWEEPS
 from tests.support.tiny import CONFIGS, demo_config
 
 SWEEP = CONFIGS / "sweeps/image_seeds.toml"
@@ -111,6 +112,13 @@ def test_what_an_evaluation_reads_from_the_hub(tmp_path):
     assert note.startswith("models.mine is left out: ") and "name its config" in note
     both = needs_of_files([images(tmp_path), SWEEP, DEMO], [])
     assert len(both.needs) > len(found.needs)
+
+
+def test_shipped_evaluations_and_sweeps_are_understood():
+    """Runs that have not begun are left out, those of a sweep are not."""
+    found = needs_of_files([*EVALUATIONS, *SWEEPS], [])
+    assert {"black-forest-labs/FLUX.1-dev"} <= {need.name for need in found.needs}
+    assert all("is left out" in note for note in found.notes)
 
 
 def test_prefetch_asks_the_hub_about_all_of_it(tmp_path, monkeypatch):

@@ -48,11 +48,15 @@ class Painting:
 
 def model_of(row: Row) -> Model:
     """A row's model, as painters are named."""
-    given = dict(row.model.given)
     if row.run is not None:
-        return RunModel(row.run, str(row.of["weights"]), **given)
+        return RunModel(row.run, str(row.of["weights"]), **row.model.given)
+    return pipeline_of(row)
+
+
+def pipeline_of(row: Row) -> PipelineModel:
+    """The pipeline of a row whose model is no run."""
     model = row.model
-    return PipelineModel(str(model.pipeline), model.revision, model.lora, **given)
+    return PipelineModel(str(model.pipeline), model.revision, model.lora, **model.given)
 
 
 class Images:
