@@ -8,6 +8,7 @@ import pytest
 
 from adrpo_scale.cluster.preflight.run import SKIPPABLE, PreflightOptions, preflight
 from adrpo_scale.core.errors import ConfigError
+from tests.support.judging import CLIP, evaluation_file, small_run
 from tests.support.mmau import CONFIG, make_data, rewrite
 from tests.support.tiny import CONFIGS, SMALL
 from tests.support.tiny_audio import save_thinker
@@ -61,6 +62,39 @@ def test_an_evaluation_without_its_questions_or_its_model(tmp_path, capsys):
     code, checks, _ = checked(capsys, CONFIG, missing, skipped=skipped, model=gone)
     assert code == 2
     assert "prepare mmau" in told(checks["prompts"]) and gone in told(checks["models"])
+
+
+OWN = '[[scorers]]\nkind = "function"\nname = "own"\npath = "tests.slurm.rewards:{}"\n'
+
+
+def test_an_evaluation_of_pictures(tmp_path, capsys):
+    run = small_run(tmp_path / "run")
+    models = f'[models.ours]\nrun = "{run}"\n[models.base]\npipeline = "demo:image"\nsize = 32\n'
+    file = evaluation_file(tmp_path, models, CLIP + OWN.format("bright"))
+    skipped = {"scratch", "versions", "limits", "clocks"}
+    code, checks, title = checked(capsys, file, skipped=skipped)
+    assert code == 0, checks
+    assert title.endswith(f"2 rows, results in {tmp_path / 'to'}")
+    assert checks["prompts"]["stated"] == "3 prompts in 1 set"
+    assert checks["rewards"]["stated"] == "2 scorers, code and rows"
+    assert "of prompt embeddings in" in checks["cache"]["stated"]
+    # Three prompts of two samples and two seeds, twice, beside what each row has of its own.
+    assert f"{2 * (12 + 8 + 2 * 2)} files of results" in checks["space"]["stated"]
+    assert not (tmp_path / "to").exists()
+
+
+def test_what_is_wrong_with_an_evaluation_of_pictures(tmp_path, capsys):
+    skipped = set(SKIPPABLE) - {"models", "rewards", "prompts"}
+    models = f'[models.flux]\npipeline = "{tmp_path}/gone"\n'
+    file = evaluation_file(tmp_path, models, OWN.format("not_there"))
+    (tmp_path / "prompts.jsonl").write_text("{}\n")
+    code, checks, _ = checked(capsys, file, skipped=skipped)
+    assert code == 2
+    assert f"{tmp_path}/gone" in told(checks["models"])
+    assert "not_there" in told(checks["rewards"])
+    assert "prompts.jsonl" in told(checks["prompts"])
+    with pytest.raises(ConfigError, match=r"--model x: the models of .* are its \[models.NAME\]"):
+        preflight(PreflightOptions(file, model="x"))
 
 
 def sweep_of(folder, tables):
