@@ -249,6 +249,7 @@ def test_report_compares_runs(started, cache, tmp_path):
     run, _ = started
     curves, cells = tmp_path / "curves.png", tmp_path / "new" / "cells.csv"
     line = ["report", str(run), str(run), "--curves", str(curves), "--trace", str(cells)]
+    line += ["--to", str(tmp_path / "report")]
     both = [line, ["report", f"{run}@*"], ["report", str(run), "--weights", "ema"]]
     (answers,) = run_ranks(commands, 1, cache, both)
     code, out, err = answers[0]
@@ -256,6 +257,10 @@ def test_report_compares_runs(started, cache, tmp_path):
     header, rule, base, adrpo, *_ = out.strip().splitlines()
     assert header.count("|") == rule.count("|") == base.count("|") == adrpo.count("|")
     assert base.startswith("| base |") and adrpo.startswith("| adrpo ×1 |")
+    report = tmp_path / "report"
+    assert (report / "table.md").read_text() == out and "note: without fronts: " in err
+    assert (report / "trace.csv").read_bytes() == cells.read_bytes()
+    assert (report / "figures" / "learning_curves.svg").read_text().startswith("<svg")
     assert "reward (held_out)" in header and "w2_sum (train)" in header
     assert "* seed 0 of adrpo ×1 is there twice: first is left out" in out
     for split in ("train", "held_out"):  # both kept their prompts: every number has its interval

@@ -7,10 +7,18 @@ import json
 import pytest
 from pyarrow import parquet
 
+from adrpo_scale.core.histogram import from_json
 from adrpo_scale.run.load import load_config
 from adrpo_scale.run.starts import StartRecord, environment
 from adrpo_scale.training import metric_names as names
-from adrpo_scale.training.metric_names import AUDIO, PICTURES, SEVERAL, TOKENS, Metric
+from adrpo_scale.training.metric_names import (
+    AUDIO,
+    HISTOGRAMS,
+    PICTURES,
+    SEVERAL,
+    TOKENS,
+    Metric,
+)
 from tests.support.tiny import CONFIGS, SMALL, demo_trainer, records
 
 SETTINGS = {"image_adrpo": SMALL, "audio_adrpo": [s for s in SMALL if ".steps" not in s]}
@@ -21,7 +29,8 @@ def runs(tmp_path_factory):
     """Folders of an image run with one reward trained on, and of a run on clips with two."""
     folders = {}
     for name, settings in SETTINGS.items():
-        overrides = [*settings, "evaluation.every=1", "logging.completions_every=1"]
+        every = ["evaluation.every=1", "logging.completions_every=1", "logging.histograms_every=1"]
+        overrides = [*settings, *every]
         config = load_config(CONFIGS / "demo" / f"{name}.toml", overrides).config
         folders[name] = tmp_path_factory.mktemp(name) / "run"
         demo_trainer(folders[name], config).train()
@@ -45,7 +54,17 @@ def keys_of(folder, file):
 
 def test_lines_of_iterations(runs):
     written = [keys_of(folder, "metrics.jsonl") for folder in runs.values()]
-    check(names.ITERATION, written, SEVERAL, TOKENS, AUDIO)
+    check(names.ITERATION, written, SEVERAL, TOKENS, AUDIO, HISTOGRAMS)
+
+
+def test_a_histogram_is_of_the_betas_of_the_line(runs):
+    for folder in runs.values():
+        for line in records(folder, "metrics.jsonl"):
+            found = from_json(line["beta_histogram"])
+            assert found.total == line["samples"] - line["masked"]
+            low, high = found.first, found.first + len(found.counts) - 1
+            assert low == line["beta_min"] // found.width
+            assert high == line["beta_max"] // found.width
 
 
 def test_rows_of_evaluations(runs):

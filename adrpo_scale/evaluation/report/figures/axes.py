@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -14,7 +14,7 @@ from matplotlib.patheffects import withStroke
 
 from adrpo_scale.evaluation.report.cells import Column
 from adrpo_scale.evaluation.report.comparison import scale
-from adrpo_scale.evaluation.report.figures.style import WIDTH, canvas, label
+from adrpo_scale.evaluation.report.figures.style import WIDTH, canvas, darker, label
 
 _UNITS = {
     "w2_sum": "Σ (v − v_base)², latent units",
@@ -107,7 +107,7 @@ def place_tags(picture: Canvas, tags: Sequence[tuple[Any, Sequence[Tag]]]) -> No
                     textcoords="offset points",
                     ha=h,
                     va=v,
-                    color=tag.colour,
+                    color=darker(tag.colour),
                     fontsize=7.5,
                     zorder=6,
                     path_effects=[withStroke(linewidth=1.8, foreground="white")],
@@ -146,10 +146,14 @@ def _covered(box: Any, taken: Sequence[Any], points: Sequence[Any], frame: Any) 
     return cost + 100 * outside
 
 
-def legend_above(picture: Canvas, panel: Any) -> None:
-    """One legend of a picture's rows, above its panels and never over them."""
-    handles, names = panel.get_legend_handles_labels()
-    names = [label(name) for name in names]
+def legend_above(picture: Canvas, panels: Iterable[Any]) -> None:
+    """One legend of the rows that the panels show, above them and never over them."""
+    lines = {
+        name: line
+        for panel in panels
+        for line, name in zip(*panel.get_legend_handles_labels(), strict=True)
+    }
+    names = [label(name) for name in lines]
     longest = max(map(len, names), default=0)
     columns = max(1, min(len(names), int(picture.get_figwidth() / (0.5 + 0.062 * longest))))
-    picture.legend(handles, names, loc="outside upper left", ncols=columns)
+    picture.legend(list(lines.values()), names, loc="outside upper left", ncols=columns)

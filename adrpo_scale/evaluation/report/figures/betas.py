@@ -100,7 +100,7 @@ def beta_histograms(runs: Sequence[Evaluated]) -> Figure | LeftOut:
             "no run has recorded histograms of a coefficient that is not 0 "
             "(logging.histograms_every; runs of earlier versions did not keep them)",
         )
-    across = min(ACROSS, len(rows))
+    across = 2 if len(rows) == 4 else min(ACROSS, len(rows))
     down = -(-len(rows) // across)
     with drawing():
         picture = canvas(WIDTH if across > 1 else 0.62 * WIDTH, 0.2 + 2.1 * down)
@@ -113,7 +113,9 @@ def beta_histograms(runs: Sequence[Evaluated]) -> Figure | LeftOut:
         for panel, row, (low, high) in zip(panels.flat, rows, limits, strict=False):
             shown = _panel(panel, row, norm)
             panel.set_ylim(low, high)
-        bar = picture.colorbar(shown, ax=list(panels.flat[: len(rows)]), pad=0.01)
+        bar = picture.colorbar(
+            shown, ax=list(panels.flat[: len(rows)]), pad=0.01, fraction=0.04, aspect=30
+        )
         bar.set_label("share of samples, %")
         bar.outline.set_linewidth(0.4)  # type: ignore[operator]
         return finished(picture, NAME, TITLE, _CAPTION)
@@ -148,8 +150,9 @@ def _panel(panel: Any, row: Betas, norm: Any) -> Any:
         norm=norm,
         rasterized=True,
     )
-    halo = [withStroke(linewidth=2.6, foreground="white")]
-    panel.plot([*row.mean], [*row.mean.values()], color=INK, linewidth=1, path_effects=halo)
+    if len(row.shares_BT) > 1:  # with one bin the line would say nothing, and cover it
+        halo = [withStroke(linewidth=2.6, foreground="white")]
+        panel.plot([*row.mean], [*row.mean.values()], color=INK, linewidth=1, path_effects=halo)
     panel.set_xlim(row.edges_T[0], row.edges_T[-1])
     panel.set_title(label(row.label, 30))
     panel.set_xlabel("iteration")

@@ -26,6 +26,7 @@ def learning_curves(runs: Sequence[Evaluated]) -> Figure | LeftOut:
     shown = [c for c in _columns(rows) if any(len(row.points[c]) > 1 for row in rows)]
     if not shown:
         return LeftOut(NAME, "no run has two evaluations (evaluation.every)")
+    rows = [row for row in rows if any(len(row.points[c]) > 1 for c in shown)]
     across = min(ACROSS, len(shown))
     down = -(-len(shown) // across)
     with drawing():
@@ -41,7 +42,7 @@ def learning_curves(runs: Sequence[Evaluated]) -> Figure | LeftOut:
             panel.set_ylabel(axis_label(column))
             panel.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
             panel.margins(x=0.02)
-        legend_above(picture, panels.flat[0])
+        legend_above(picture, panels.flat[: len(shown)])
         return finished(picture, NAME, TITLE, _caption(rows))
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure as Canvas
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
@@ -79,6 +80,12 @@ def look(place: int) -> Look:
     count = len(_COLOURS)
     dash = _DASHES[(place + place // count) % len(_DASHES)]
     return Look(_COLOURS[place % count], dash, _MARKERS[(place + place // count) % len(_MARKERS)])
+
+
+def darker(colour: str, share: float = 0.25) -> tuple[float, float, float]:
+    """A colour for text, with so much black in it."""
+    red, green, blue = to_rgb(colour)
+    return red * (1 - share), green * (1 - share), blue * (1 - share)
 
 
 def label(text: str, most: int = LABEL) -> str:

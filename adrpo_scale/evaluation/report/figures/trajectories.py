@@ -48,6 +48,7 @@ def _trajectories(
         return LeftOut(
             name, f"no run has two evaluations of a reward and of {' or '.join(costs)} beside it"
         )
+    rows = [row for row in rows if any(_joined(row, pair) for pair in drawn)]
     with drawing():
         picture, panels = panels_of(len(drawn))
         for panel, pair in zip(panels, drawn, strict=True):
