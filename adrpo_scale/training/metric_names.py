@@ -171,6 +171,7 @@ COMPLETION = (
 START = (
     Metric("began", "time of the start, ISO 8601"),
     Metric("launcher", "the program that started its processes: torchrun, node.sh, srun or single"),
+    Metric("command", "the command, as a shell takes it; null where it is not known"),
     Metric("job_id", "Slurm's job; null outside one"),
     Metric("restart_count", "number of times that Slurm has requeued the job"),
     Metric("world_size", "number of processes"),
