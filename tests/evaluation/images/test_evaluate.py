@@ -19,6 +19,8 @@ from adrpo_scale.core.errors import (
 )
 from adrpo_scale.evaluation.evaluate import evaluate
 from adrpo_scale.evaluation.file import load_evaluation
+from adrpo_scale.evaluation.report.comparison import comparison
+from adrpo_scale.evaluation.report.evaluated import read_runs
 from tests.support.judging import (
     CHECKER,
     CLIP,
@@ -227,11 +229,33 @@ def test_a_signal_stops_all_ranks_with_the_code_that_asks_for_another_start(
     assert rows_of(tmp_path / "to") == rows_of(whole)
 
 
+PUBLISHED = """
+[models.base]
+pipeline = "demo:image"
+steps = 2
+guidance = 1.0
+max_sequence_length = 12
+[models.dice]
+pipeline = "demo:dice"
+steps = 2
+guidance = 1.0
+"""
+
+
 @pytest.mark.slow
-def test_three_processes_one_of_which_is_killed_write_the_same_bytes(whole, models, tmp_path):
-    path = evaluation_file(tmp_path, models)
+def test_three_processes_one_of_which_is_killed_write_the_same_bytes(models, tmp_path):
+    """With two pipelines that nobody trained here; the checker refuses the pictures of one."""
+    alone = evaluation_file(tmp_path / "alone", models + PUBLISHED)
+    path = evaluation_file(tmp_path / "three", models + PUBLISHED)
+    assert start(alone).wait() == [0]
     assert -9 in start(path, 3, number=4, rank=1).wait()
     assert start(path, 3).wait() == [0, 0, 0]
-    assert rows_of(tmp_path / "to") == rows_of(whole)
-    table = start(path).wait()  # nothing is left to do for one process
-    assert table == [0] and told(tmp_path / "to") == ({}, {"clip": 0, "checker": 0})
+    to = tmp_path / "three" / "to"
+    assert rows_of(to) == rows_of(tmp_path / "alone" / "to")
+    table = comparison(read_runs(str(to)))
+    assert [line[0] for line in table[1:]] == ["ours ×2", "base", "dice"]
+    assert " ± " in table[1][1] and "±" not in "".join(table[2] + table[3])
+    assert table[3][2] == "–"  # of the checker
+    assert start(path).wait() == [0]  # one process finds what three have made
+    assert told(to) == ({}, {"clip": 0, "checker": 0})
+    assert "12 samples have no score of checker" in (path.parent / "out/output-0.txt").read_text()
