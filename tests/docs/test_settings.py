@@ -16,6 +16,11 @@ from docs.generate import COMPONENTS, section_of, setting_rows
 from tests.support.pages import ROOT, blocks, files_in, inline_code, name_of, pages
 
 PACKAGE = ROOT / "adrpo_scale"
+EVALUATION = {
+    "benchmark": "images",
+    "prompts": {"file": "a"},
+    "scorers": [{"kind": "image_reward"}],
+}
 WHOLE = {"domain", "algorithm", "rewards", "prompts"}  # tables that make a file a run's
 
 
@@ -59,8 +64,8 @@ def test_a_page_s_toml_is_accepted(page):
         if data.keys() >= WHOLE:
             parse_config(data)
             continue
-        if data.get("benchmark") in ("images", "text"):
-            parse_evaluation(data)
+        if "models" in data:  # an evaluation, or its models alone
+            parse_evaluation(EVALUATION | data)
             continue
         if "base" in data:  # a sweep
             data = {**data.get("grid", {}), **data.get("zip", {})}
