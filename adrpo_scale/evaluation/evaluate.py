@@ -7,6 +7,7 @@ no new samples. Everything that can be refused is refused before a model is load
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -47,7 +48,7 @@ from adrpo_scale.evaluation.size import sets_of
 from adrpo_scale.rewards.base import Embedding, RewardConfig
 from adrpo_scale.run.config import SampleConfig
 from adrpo_scale.run.registry import REWARDS
-from adrpo_scale.run.starts import environment
+from adrpo_scale.run.starts import command_line, environment
 
 KINDS: Mapping[str, Callable[[], Kind]] = {"images": Images, "text": Completions}
 
@@ -220,6 +221,7 @@ def _finish(
     past = (read_object(asked.to / TIMING) or {}).get("starts", [])
     now = datetime.now(UTC).isoformat(timespec="seconds")
     start = {"ended": now, "seconds": spent, "samples": dict(samples), "scores": dict(scores)}
+    start |= {"command": command_line(sys.argv)}
     replace_json(asked.to / TIMING, {"starts": [*past, start]})
     _say(report_text(read_runs(str(asked.to))))
     for name in names[: len(asked.config.scorers)]:

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from adrpo_scale.evaluation.report.evaluated import read_runs
 from adrpo_scale.evaluation.report.figures.base import Figure, LeftOut
 from adrpo_scale.evaluation.report.kept_samples import Noise, read_samples
 from adrpo_scale.evaluation.report.page import report_page
+from adrpo_scale.evaluation.report.page_tables import origins
 from adrpo_scale.evaluation.report.thumbnails import Store
 from tests.support.row_folders import EVALUATE, PROMPTS, row_folder
 
@@ -136,6 +138,20 @@ def test_every_cell_says_its_runs_iterations_weights_and_commands(tmp_path):
     assert "iteration60" in first and "weightsraw" in first and "prompts5, set " in first
     assert f"evaluated by{EVALUATE}" in first and "trained byadrpo-scale train mine.toml" in first
     assert f"printed byadrpo-scale report {tmp_path}/rows/adrpo,run-0 --weights raw" in first
+
+
+def test_two_rows_of_one_label_have_their_own_origins(tmp_path):
+    """A run's own evaluations, and those of an evaluation."""
+    row_folder(tmp_path, "grpo")
+    shutil.copytree(OLD / "image", tmp_path / "grpo")
+    config = json.loads((tmp_path / "grpo" / "config.json").read_text())
+    config["algorithm"]["name"] = "grpo"
+    (tmp_path / "grpo" / "config.json").write_text(json.dumps(config))
+    found = table_lines([*read_runs(str(tmp_path)), *read_runs(str(tmp_path / "grpo"))])
+    labels = [label for label, _ in origins(found)]
+    assert labels == ["grpo ×1", "grpo ×1"]
+    paths = [path for _, runs in origins(found) for path, _ in runs]
+    assert paths == [f"{tmp_path}/rows/grpo,run-0", f"{tmp_path}/grpo"]
 
 
 def test_what_differs_between_rows_is_told_apart_from_what_does_not(images):

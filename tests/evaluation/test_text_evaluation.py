@@ -11,6 +11,8 @@ from adrpo_scale.core.json_files import read_lines
 from adrpo_scale.data.prompts import load_prompts
 from adrpo_scale.evaluation.evaluate import evaluate
 from adrpo_scale.evaluation.file import parse_evaluation
+from adrpo_scale.evaluation.report.commands import commands
+from adrpo_scale.evaluation.report.evaluated import read_runs
 from adrpo_scale.evaluation.report.paired_completions import paired_completions
 from adrpo_scale.export.base import Request
 from adrpo_scale.export.exporter import export
@@ -173,3 +175,12 @@ def test_greedy_and_a_limit(root, tmp_path):
         (1, 0, 0),
     ]
     assert max(line["length"] for line in written) <= 4
+
+
+def test_the_command_stands_behind_the_numbers_of_its_rows(root, whole, monkeypatch):
+    before = contents(whole)
+    monkeypatch.setattr("sys.argv", ["/x/adrpo-scale", "evaluate", "my file.toml"])
+    asked(0, 1, root, whole)
+    assert contents(whole) == before
+    for run in read_runs(str(whole)):
+        assert ("evaluated by", "adrpo-scale evaluate 'my file.toml'") in commands(run)

@@ -4,7 +4,7 @@ that differ, and where each row comes from."""
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from adrpo_scale.evaluation.report.commands import Command, commands
 from adrpo_scale.evaluation.report.comparison import Line, columns, comparison, marks, scale
 from adrpo_scale.evaluation.report.evaluated import Evaluated
 
+Origin = tuple[str, Sequence[tuple[str, Sequence[Command]]]]  # label; path and commands of a run
 _ABSENT = object()
 
 
@@ -147,10 +148,8 @@ def _text(value: Any) -> str:
 # --- origins --------------------------------------------------------------------------------------
 
 
-def origins(lines: Sequence[Line]) -> Mapping[str, Sequence[tuple[str, Sequence[Command]]]]:
-    """By row its runs, each with the commands behind its numbers."""
-    return {
-        line.label: [(run.path, commands(run)) for run in line.runs]
-        for line in lines
-        if line.is_trained or line.runs[0].is_benchmark
-    }
+def origins(lines: Sequence[Line]) -> list[Origin]:
+    """Of every row that somebody set up: its label and its runs, each with the commands behind its
+    numbers. Two rows may have one label: a run's own evaluations, and those of an evaluation."""
+    own = [line for line in lines if line.is_trained or line.runs[0].is_benchmark]
+    return [(line.label, [(run.path, commands(run)) for run in line.runs]) for line in own]
