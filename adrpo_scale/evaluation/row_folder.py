@@ -5,6 +5,7 @@
     TO/rows/ROW/                 a judged model; ROW: its name, or NAME,RUN[@ITERATION] of several
         evaluation.json          what the row is of
         config.json              of a run: a copy of its own
+        trained.json             of a run: {"command"} of its newest start, where it is known
         manifest.jsonl           {id, set, prompt, prompt_id, category, seed, sample, file, sha256},
                                  a line a sample; text has no file
         images/000123.png        or completions.jsonl: {id, prompt, seed, sample, text}
@@ -24,6 +25,7 @@ from adrpo_scale.core.json_files import read_object
 
 IDENTITY, TIMING, ROWS = "evaluation.json", "timing.json", "rows"
 CONFIG, MANIFEST, IMAGES, SCORES = "config.json", "manifest.jsonl", "images", "scores"
+TRAINED = "trained.json"
 COMPLETIONS = "completions.jsonl"
 BENCHMARKS = ("images", "text")
 DIVERSITY = "clip_diversity_l2"

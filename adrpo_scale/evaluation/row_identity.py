@@ -14,11 +14,12 @@ from adrpo_scale.core.settings import leaves
 from adrpo_scale.data.prompt_sets import key_of, overlap, set_hash
 from adrpo_scale.data.prompts import build_prompts
 from adrpo_scale.evaluation.asked import AskedConfig
-from adrpo_scale.evaluation.row_folder import CONFIG, IDENTITY
+from adrpo_scale.evaluation.row_folder import CONFIG, IDENTITY, TRAINED
 from adrpo_scale.evaluation.rows import Row
 from adrpo_scale.evaluation.samples import NamedSet
 from adrpo_scale.run.load import parse_config
 from adrpo_scale.run.prompt_sets import FILE
+from adrpo_scale.run.starts import last_command
 
 _LISTED = 6  # differences in an error
 
@@ -81,6 +82,9 @@ def begin_row(folder: Path, row: Row, identity: Mapping[str, Any], sets: Sequenc
         cut_short.unlink()
     if row.config is not None and not (folder / CONFIG).is_file():
         replace_json(folder / CONFIG, dict(row.config))
+        command = last_command(Path(str(row.run).rpartition("@")[0]))
+        if command is not None:
+            replace_json(folder / TRAINED, {"command": command})
     text = ""
     if row.config is not None:
         text = _say_overlap(folder, row.config, sets)

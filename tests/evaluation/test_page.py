@@ -123,12 +123,8 @@ def test_prompts_and_names_of_others_are_text(tmp_path):
 
 def test_every_cell_says_its_runs_iterations_weights_and_commands(tmp_path):
     made(tmp_path)
-    row, run = tmp_path / "rows" / "adrpo,run-1", tmp_path / "run"
-    identity = json.loads((row / "evaluation.json").read_text())
-    identity["model"]["path"] = str(run)
-    (row / "evaluation.json").write_text(json.dumps(identity))
-    (run / "lives").mkdir(parents=True)
-    (run / "lives" / "01.json").write_text('{"command": "adrpo-scale train mine.toml"}')
+    trained = tmp_path / "rows" / "adrpo,run-1" / "trained.json"
+    trained.write_text('{"command": "adrpo-scale train mine.toml"}')
     read = Read(page_of(tmp_path))
     cells, panels = read.of("button", **{"class": "cell"}), read.of("div", **{"class": "behind"})
     assert [c["popovertarget"] for c in cells] == [p["id"] for p in panels] and len(cells) == 2

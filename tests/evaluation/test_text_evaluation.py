@@ -64,6 +64,8 @@ def root(tmp_path_factory):
         trainer.train()
         trainer.saver.save_now()
         (run / "config.json").write_text(json.dumps(config.config.resolved()))
+        (run / "lives").mkdir()
+        (run / "lives" / "01.json").write_text(json.dumps({"command": f"train it {seed}"}))
     request = Request(place / "adapters", "adapter", verify="none")
     export(str(place / "runs" / "rm-0"), request)
     return place
@@ -182,5 +184,9 @@ def test_the_command_stands_behind_the_numbers_of_its_rows(root, whole, monkeypa
     monkeypatch.setattr("sys.argv", ["/x/adrpo-scale", "evaluate", "my file.toml"])
     asked(0, 1, root, whole)
     assert contents(whole) == before
-    for run in read_runs(str(whole)):
-        assert ("evaluated by", "adrpo-scale evaluate 'my file.toml'") in commands(run)
+    published, *trained = read_runs(str(whole))
+    made = ("evaluated by", "adrpo-scale evaluate 'my file.toml'")
+    assert commands(published)[:-1] == [made]
+    assert [commands(run)[:-1] for run in trained] == [
+        [("trained by", f"train it {seed}"), made] for seed in (0, 1)
+    ]

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from pathlib import Path
 
-from adrpo_scale.core.json_files import read_object, section_of
+from adrpo_scale.core.json_files import read_object
 from adrpo_scale.evaluation.report.evaluated import Evaluated
 from adrpo_scale.evaluation.report.homes import without_home
-from adrpo_scale.evaluation.row_folder import IDENTITY, ROWS, TIMING
+from adrpo_scale.evaluation.row_folder import ROWS, TIMING, TRAINED
 from adrpo_scale.run.starts import last_command
 
 Command = tuple[str, str]  # what it does, the line
@@ -17,7 +16,7 @@ Command = tuple[str, str]  # what it does, the line
 
 def commands(run: Evaluated) -> list[Command]:
     """Those that are known: runs and evaluations of before have not recorded theirs."""
-    found = [("trained by", last_command(_trained(run))), ("evaluated by", _evaluation(run))]
+    found = [("trained by", _trained(run)), ("evaluated by", _evaluation(run))]
     known = [(what, without_home(line)) for what, line in found if line is not None]
     return [*known, ("printed by", report_command([_name(run)], run.weights))]
 
@@ -39,10 +38,12 @@ def _word(name: str) -> str:
     return shlex.quote(name) if rest == name else f"~/{shlex.quote(rest)}"
 
 
-def _trained(run: Evaluated) -> Path:
-    """The run itself, or the one that a row of an evaluation was made from."""
-    path = section_of(read_object(run.folder / IDENTITY) or {}, "model").get("path")
-    return Path(path) if run.is_benchmark and isinstance(path, str) else run.folder
+def _trained(run: Evaluated) -> str | None:
+    """The command of the run itself, or of the one that a row of an evaluation was made from."""
+    if not run.is_benchmark:
+        return last_command(run.folder)
+    command = (read_object(run.folder / TRAINED) or {}).get("command")
+    return command if isinstance(command, str) else last_command(run.folder.parent)
 
 
 def _evaluation(run: Evaluated) -> str | None:

@@ -22,7 +22,13 @@ log = logging.getLogger(__name__)
 
 RECORDS = (
     *("config.json", "evaluation.json", "prompt_sets.json", "cut_prompts.json", "coverage.json"),
-    *("first-checkpoint.json", "out-of-memory.jsonl", "timing.json", "lives/*.json"),
+    *(
+        "first-checkpoint.json",
+        "out-of-memory.jsonl",
+        "timing.json",
+        "lives/*.json",
+        "trained.json",
+    ),
     *(
         f"{place}/manifest.json"
         for place in ("checkpoints/*", "trajectory/*", "origin", "origin/*")

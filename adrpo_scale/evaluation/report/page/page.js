@@ -146,11 +146,13 @@ each(".behind", (panel) => {
     const at = cell.getBoundingClientRect();
     panel.classList.add("placed");
     const left = Math.min(at.left, innerWidth - panel.offsetWidth - MARGIN);
-    const below = at.bottom + MARGIN / 2;
-    const fits = below + panel.offsetHeight + MARGIN < innerHeight;
-    const above = at.top - panel.offsetHeight - MARGIN / 2;
+    const above = at.top - 1.5 * MARGIN;
+    const below = innerHeight - at.bottom - 1.5 * MARGIN;
+    const isBelow = panel.offsetHeight <= below || below >= above;
+    const height = Math.min(panel.offsetHeight, isBelow ? below : above);  // longer ones scroll
+    panel.style.maxHeight = `${isBelow ? below : above}px`;
     panel.style.left = `${Math.max(MARGIN, left)}px`;
-    panel.style.top = `${fits ? below : Math.max(MARGIN, above)}px`;
+    panel.style.top = `${isBelow ? at.bottom + MARGIN / 2 : at.top - MARGIN / 2 - height}px`;
   });
 });
 
