@@ -83,6 +83,8 @@ class PipelinePainter:
         family = family_of(self._pipeline)
         if self._shape is not None and family is not None:
             noise = first_noise(keys, self._shape)
+            if self._opened.body == "unet":  # its pipelines do not convert what they are given
+                noise = noise.to(DTYPES[self._dtype])
             given["latents"] = family.pack(self._pipeline, noise).to(self._device)
         if "generator" in self._opened.parameters:
             given["generator"] = later_noise(keys)

@@ -110,6 +110,17 @@ def test_a_pipeline_has_its_own_settings_until_others_are_named(pipelines, kind)
     assert named["latent_shape"] == LATENTS[kind]
 
 
+@pytest.mark.parametrize("kind", SIZES)
+def test_a_pipeline_paints_in_half_precision_about_the_same(pipelines, kind):
+    pair = []
+    for dtype in ("float32", "bfloat16"):
+        painter = ready(model_of(pipelines, kind, dtype=dtype))
+        assert next(painter._pipeline.vae.parameters()).dtype == getattr(torch, dtype)
+        pair.append(painter.paint(TEXTS[:1], KEYS[:1])[0].astype(float))
+    changes = np.abs(pair[0] - pair[1])
+    assert 0 < changes.mean() < pair[0].std() / 3
+
+
 def test_models_of_one_latent_shape_begin_with_the_same_noise(pipelines):
     shapes = [painter_of(model_of(pipelines, k), CPU).identity["latent_shape"] for k in LATENTS]
     assert shapes[0] == shapes[2] == [16, 4, 4]  # FLUX.1 and SD3.5
