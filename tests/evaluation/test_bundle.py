@@ -159,6 +159,30 @@ def test_the_same_pictures_of_each_row_are_chosen_and_only_whole_ones(home, tmp_
     assert not [n for n in members(tmp_path / "none.tar") if n.endswith(".png")]
 
 
+def test_grids_and_completions_that_figures_show_go_along(home, tmp_path):
+    """b's evaluations are of iterations 0 to 2; a has completions of 1 and 5, b of 1, 3 and 9."""
+    for run, recorded in (("b-0-2", (1, 3, 9)), ("a-0-0", (1, 5))):
+        samples = home / "runs" / run / "samples"
+        samples.mkdir()
+        for split in ("train", "held_out", "rollouts"):
+            for iteration in (0, 1, 2, 7):
+                (samples / f"{split}-{iteration:06d}.png").write_bytes(b"a grid")
+        for iteration in recorded:
+            (samples / f"completions-{iteration:06d}.parquet").write_bytes(b"answers")
+
+    def kept(*names, pictures=8):
+        """What is kept of b's samples."""
+        given = given_of(tmp_path, *(home / "runs" / name for name in names))
+        write_bundle(tmp_path / "out.tar", given, pictures=pictures)
+        found = [n.partition("/b-0-2/samples/")[2] for n in members(tmp_path / "out.tar")]
+        return [name.partition(".")[0].replace("-00000", " ") for name in found if name]
+
+    pictures = ["held_out 0", "held_out 2", "train 0", "train 2"]
+    assert kept("b-0-2") == ["completions 9", *pictures]
+    assert kept("b-0-2@1") == ["completions 9", "held_out 0", "held_out 1", "train 0", "train 1"]
+    assert kept("b-0-2", "a-0-0", pictures=3) == ["completions 1", "completions 9", *pictures[:3]]
+
+
 def test_the_command_writes_and_reads_a_bundle(home, tmp_path, monkeypatch):
     monkeypatch.chdir(home)
     monkeypatch.setenv("ADRPO_PREFETCH_LOCK", str(home / "pins"))

@@ -14,6 +14,7 @@ from adrpo_scale.core.errors import ConfigError
 from adrpo_scale.evaluation.report.bundle import write_bundle
 from adrpo_scale.evaluation.report.costs import cost_of
 from adrpo_scale.evaluation.report.document import Grid, Heading, Items, Paragraph, latex, markdown
+from adrpo_scale.evaluation.report.folder import report_files
 from adrpo_scale.evaluation.report.statement import statement, write_statement
 from adrpo_scale.evaluation.report.tried import with_tried
 from tests.evaluation.test_bundle import given_of
@@ -239,6 +240,7 @@ def test_latex_shows_texts_of_others_and_breaks_no_table(tmp_path):
         write_statement(tmp_path / "out.txt", given_of(tmp_path))
 
 
+@pytest.mark.slow
 def test_a_real_run_that_was_killed_and_resumed(tmp_path):
     """Killed in iteration 4, after a checkpoint of iteration 2: iteration 3 is done again."""
     settings = ["iterations=4", "checkpoint.every_iterations=2", "evaluation.every=2"]
@@ -247,8 +249,8 @@ def test_a_real_run_that_was_killed_and_resumed(tmp_path):
     saved = folder / "run" / "checkpoints" / "step-000002"
     die = DieAt("adrpo_scale.domains.flow:FlowDomain.sample", rollouts, saved)
     assert starts.train(folder, 1, settings, prepare=die).wait() == [-9]
-    again = starts.train(folder, 1, settings)
-    assert again.wait() == [0], again.text()
+    second = starts.train(folder, 1, settings)
+    assert second.wait() == [0], second.text()
     cost = cost_of(folder / "run")
     assert (cost.starts, cost.repeated_iterations, cost.open_ends) == (2, 1, 0)
     assert 0 < cost.repeated < cost.kept and cost.on_gpus == 0
@@ -263,3 +265,6 @@ def test_a_real_run_that_was_killed_and_resumed(tmp_path):
         "1 iteration in all" in text and "Computation, in hours of processes without a GPU." in text
     )
     assert "None lies beside the runs that are shown." in text
+    again = given_of(tmp_path, tmp_path / "out.tar")
+    files = report_files(given.runs, "")[0]
+    assert report_files(again.runs, "")[0] == files and "figures/reward_diversity.svg" in files

@@ -39,7 +39,7 @@ from adrpo_scale.evaluation.report.bundle_names import (
 )
 from adrpo_scale.evaluation.report.evaluated import Evaluated
 from adrpo_scale.evaluation.report.given import Given
-from adrpo_scale.evaluation.report.kept_files import Kept, kept_files
+from adrpo_scale.evaluation.report.kept_files import Kept, kept_files, recorded_completions
 from adrpo_scale.evaluation.row_folder import IDENTITY
 
 PICTURES = 8  # of a row
@@ -67,8 +67,10 @@ def write_bundle(to: Path, given: Given, *, pictures: int = PICTURES) -> tuple[i
     files: dict[str, Kept | bytes] = {INDEX: masked(text).encode()}
     for top, place in _tops(runs).items():
         files |= {f"{place}/{kept.place}": kept for kept in kept_files(top, pictures)}
+    grids, completions = _grids(runs), _completions(runs)
     for folder, place in places.items():
-        files |= {f"{place}/{kept.place}": kept for kept in kept_files(folder, pictures)}
+        shown_at = (grids.get(folder, ()), completions.get(folder, ()))
+        files |= {f"{place}/{kept.place}": kept for kept in kept_files(folder, pictures, *shown_at)}
     for number, lock in enumerate(given.locks):
         files[lock_place(number)] = Kept("", lock, is_record=True)
     for path in files:
@@ -85,6 +87,24 @@ def _facts(run: Evaluated, places: Mapping[Path, str]) -> dict[str, Any]:
 
 def _at(run: Evaluated) -> str:
     return "" if run.which is None else f"@{run.which}"
+
+
+def _grids(runs: Sequence[Evaluated]) -> dict[Path, list[int]]:
+    """The iterations whose grids figures show of each run: before training, and the last."""
+    found: dict[Path, set[int]] = {}
+    for run in runs:
+        last = max((row["iteration"] for row in run.rows), default=0)
+        at = run.which if isinstance(run.which, int) else last
+        found.setdefault(run.folder, {0}).add(at)
+    return {folder: sorted(iterations) for folder, iterations in found.items()}
+
+
+def _completions(runs: Sequence[Evaluated]) -> dict[Path, list[int]]:
+    """The iterations whose completions are compared: the newest one, and the newest of all runs."""
+    kept = {run.folder: recorded_completions(run.folder) for run in runs if not run.is_benchmark}
+    kept = {folder: iterations for folder, iterations in kept.items() if iterations}
+    common = sorted(set.intersection(*kept.values())) if kept else []
+    return {folder: sorted({max(own), *common[-1:]}) for folder, own in kept.items()}
 
 
 # ---- places --------------------------------------------------------------------------------------

@@ -2,7 +2,8 @@
 
 Kept by name, so that nothing comes along by chance: no weights, no logs, no TensorBoard. Records
 are texts of this machine: in them the home folder is `~`. Rows hold numbers, prompts and answers,
-and are kept to the byte: hashes of prompts are made from them. Known keys are masked in both.
+and are kept to the byte: hashes of prompts are made from them. Known keys are masked in both, but
+for pictures and completions of training.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,7 +41,7 @@ ROWS = (
     *("manifest.jsonl", "completions.jsonl", "scores/*.jsonl"),  # of a row of an evaluation
 )
 MANIFEST = "manifest.jsonl"
-_PICTURE = re.compile(r"(\w+)-(\d+)\.png")  # samples/NAME-ITERATION.png of a run
+_COMPLETIONS = re.compile(r"completions-(\d+)\.parquet")
 
 
 @dataclass(frozen=True)
@@ -50,12 +51,12 @@ class Kept:
     place: str
     source: Path
     is_record: bool = False
-    is_picture: bool = False
+    is_binary: bool = False
 
     def content(self) -> bytes:
         """Its bytes, as a bundle has them. Raises OSError."""
         found = read_regular(self.source)
-        if self.is_picture:
+        if self.is_binary:
             return found
         text = masked(found.decode("utf-8", "surrogateescape"))
         if self.is_record:
@@ -63,8 +64,11 @@ class Kept:
         return text.encode("utf-8", "surrogateescape")
 
 
-def kept_files(folder: Path, pictures: int) -> list[Kept]:
-    """What is kept of a folder, in order. pictures: at most so many of them."""
+def kept_files(
+    folder: Path, pictures: int, grids: Sequence[int] = (), completions: Sequence[int] = ()
+) -> list[Kept]:
+    """What is kept of a folder, in order. pictures: at most so many of them. grids, completions: of
+    a run, the iterations whose grids, and whose completions of training, are shown."""
     found: dict[str, Kept] = {}
     for patterns, is_record in ((RECORDS, True), (ROWS, False)):
         for pattern in patterns:
@@ -72,29 +76,34 @@ def kept_files(folder: Path, pictures: int) -> list[Kept]:
                 place = path.relative_to(folder).as_posix()
                 if path.is_file():
                     found.setdefault(place, Kept(place, path, is_record))
-    for kept in _pictures(folder, pictures):
-        found.setdefault(kept.place, kept)
+    samples = [f"samples/{completions_name(n)}" for n in completions]
+    for place in (*_pictures(folder, pictures, grids), *samples):
+        if (folder / place).is_file():
+            found[place] = Kept(place, folder / place, is_binary=True)
     return [found[place] for place in sorted(found)]
 
 
-def _pictures(folder: Path, most: int) -> Iterator[Kept]:
+def completions_name(iteration: int) -> str:
+    """The file of a run's completions of training, in `samples/`."""
+    return f"completions-{iteration:06d}.parquet"
+
+
+def recorded_completions(folder: Path) -> set[int]:
+    """The iterations whose completions a run has kept."""
+    names = [_COMPLETIONS.fullmatch(path.name) for path in (folder / "samples").glob("*.parquet")]
+    return {int(name[1]) for name in names if name}
+
+
+def _pictures(folder: Path, most: int, grids: Sequence[int]) -> list[str]:
     """The pictures that are chosen: of a row of an evaluation the first sample of each prompt, then
-    the second of each, in the order of its manifest, the same ones in every row; of a run the last
-    grid of each kind."""
+    the second of each, in the order of its manifest, the same ones in every row; of a run the grids
+    of its evaluations, held-out prompts first."""
     lines = read_lines(folder / MANIFEST)
-    if lines:
-        for line in _first_of_each(lines)[:most]:
-            path = folder / str(line["file"])
-            if _is_whole(path, line, folder):
-                yield Kept(str(line["file"]), path, is_picture=True)
-        return
-    newest: dict[str, tuple[int, Path]] = {}
-    for path in sorted((folder / "samples").glob("*.png")):
-        named = _PICTURE.fullmatch(path.name)
-        if named:
-            newest[named[1]] = max(newest.get(named[1], (-1, path)), (int(named[2]), path))
-    for _, path in sorted(newest.values(), key=lambda pair: pair[1].name)[:most]:
-        yield Kept(f"samples/{path.name}", path, is_picture=True)
+    if not lines:
+        names = [f"samples/{split}-{n:06d}.png" for split in ("held_out", "train") for n in grids]
+        return [name for name in names if (folder / name).is_file()][:most]
+    chosen = _first_of_each(lines)[:most]
+    return [str(line["file"]) for line in chosen if _is_whole(line, folder)]
 
 
 def _first_of_each(lines: list[dict[str, object]]) -> list[Mapping[str, object]]:
@@ -109,8 +118,9 @@ def _first_of_each(lines: list[dict[str, object]]) -> list[Mapping[str, object]]
     return [line for _, _, line in sorted(places, key=lambda place: place[:2])]
 
 
-def _is_whole(path: Path, line: Mapping[str, object], folder: Path) -> bool:
+def _is_whole(line: Mapping[str, object], folder: Path) -> bool:
     """Whether a picture is the one that the manifest names, inside its folder."""
+    path = folder / str(line["file"])
     try:
         is_inside = path.resolve().is_relative_to(folder.resolve())
         digest = hashlib.sha256(read_regular(path)).hexdigest() if is_inside else None
