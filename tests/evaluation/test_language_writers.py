@@ -119,10 +119,12 @@ def test_an_identity_says_what_completions_depend_on(root, tmp_path):
     assert run["chat"]["thinking"] is False  # as in training
     model, adapters = str(root / "model"), str(root / "lora-export")
     plain, adapted = of(pipeline=model), of(pipeline=model, lora=adapters)
-    assert "lora" not in plain and plain["sha256"].split()[0] == adapted["sha256"].split()[0]
+    assert "lora" not in plain and plain["sha256"] == adapted["sha256"]
     assert adapted["lora"] == read_adapters(adapters, "lora").sha256()
     shutil.copytree(adapters, tmp_path / "other")
     settings = json.loads((tmp_path / "other" / "adapter_config.json").read_text())
+    moved = of(pipeline=model, lora=str(tmp_path / "other"))
+    assert moved == adapted and len(moved["chat"]["template_file"]) == 64
     settings["lora_alpha"] *= 2
     (tmp_path / "other" / "adapter_config.json").write_text(json.dumps(settings))
     assert of(pipeline=model, lora=str(tmp_path / "other"))["lora"] != adapted["lora"]
@@ -220,3 +222,16 @@ def test_a_base_model_of_another_family_without_a_chat_template(root, tmp_path):
         writer_of(model, SAMPLING, CPU)
     found = written(root, replace(model, chat={"template": "plain"}))
     assert len(found) == 18 and all(1 <= len(c.tokens) <= 6 for c in found)
+
+
+def test_adapters_bring_the_template_that_a_base_model_lacks(root, tmp_path):
+    base = tmp_path / "base"
+    shutil.copytree(root / "model", base)
+    (base / "chat_template.jinja").unlink()
+    adapters = str(root / "lora-export")
+    found = written(root, WriterModel(pipeline=str(base), lora=adapters, chat=CHAT))
+    assert found == written(root, WriterModel(run=str(root / "lora")))
+    with pytest.raises(ConfigError, match="has no chat template"):
+        writer_of(WriterModel(pipeline=str(base)), SAMPLING, CPU)
+    model = WriterModel(pipeline=str(base), lora=adapters)
+    assert len(writer_of(model, SAMPLING, CPU).identity["chat"]["template_file"]) == 64

@@ -24,9 +24,12 @@ from adrpo_scale.checkpoint.locate import open_checkpoint
 from adrpo_scale.checkpoint.named import EVALUATED, weights_of
 from adrpo_scale.core import dist
 from adrpo_scale.core.errors import ConfigError, PromptError
+from adrpo_scale.core.paths import usual_path
 from adrpo_scale.core.seeding import derive_seed
+from adrpo_scale.core.tensor_files import file_sha256
 from adrpo_scale.core.types import Completion, DrawKey, Prompt
 from adrpo_scale.data.prompt_sets import key_of
+from adrpo_scale.domains.chat import ChatConfig
 from adrpo_scale.domains.decoding import SamplingConfig
 from adrpo_scale.domains.language_model import FILES, read_any_config
 from adrpo_scale.domains.text_config import TextConfig
@@ -121,10 +124,10 @@ class DomainWriter:
         config, reader = self._source.config, self._source.reader
         asked = {
             "domain": config.domain.name,
-            "chat": config.domain.chat.model_dump(mode="json"),
+            "chat": _chat_of(config.domain.chat),
             "dtype": config.engine.dtype,
             "attention": config.domain.attention,
-            "sha256": dist.run_on_main(lambda: fingerprint(self._source)),
+            "sha256": dist.run_on_main(lambda: fingerprint(_plain(self._source))),
         }
         if reader is not None:
             run = reader.folder.resolve().parents[1].name
@@ -171,6 +174,21 @@ class DomainWriter:
     def close(self) -> None:
         self._held.close()
         self._policy = None
+
+
+def _plain(source: Source) -> Source:
+    """The source without a template's file, whose place would decide the order of its files."""
+    left_out = ("template_file", "system", "thinking")
+    values = [("template", "plain"), *((name, "null") for name in left_out)]
+    config = changed(source.config, [(f"domain.chat.{name}", value) for name, value in values])
+    return replace(source, config=config)
+
+
+def _chat_of(chat: ChatConfig) -> dict[str, Any]:
+    """The settings as JSON, with the hash of a template's file in place of its path."""
+    file = chat.template_file
+    digest = None if file is None else file_sha256(usual_path(file))
+    return {**chat.model_dump(mode="json"), "template_file": digest}
 
 
 def _source(
