@@ -74,6 +74,13 @@ def test_several_sets_and_a_file_of_text(tmp_path):
         read(tmp_path, text, "models.qwen.dtype=float16")
 
 
+def test_how_long_prompts_are_read_is_a_pipeline_s_setting(tmp_path):
+    config = read(tmp_path, FILE, "models.flux.max_sequence_length=12")
+    assert config.models["flux"].given["max_sequence_length"] == 12
+    with pytest.raises(ConfigError, match="max_sequence_length goes with pipeline"):
+        read(tmp_path, FILE, "models.ours.max_sequence_length=12")
+
+
 @pytest.mark.parametrize("path", EVALUATIONS, ids=name_of)
 def test_every_shipped_file_is_read(path):
     assert load_evaluation(path).model_dump(mode="json")["benchmark"] in ("mmau", "images", "text")
