@@ -231,11 +231,13 @@ def test_completions_stand_side_by_side_and_a_long_one_is_cut_and_says_so(tmp_pa
     path = tmp_path / "rows" / "grpo,run-0" / "completions.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     rows[0]["text"] = "long " * gallery.CHARACTERS
+    rows[1] |= {"finished": False, "length": 12}
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     read = Read(page_of(tmp_path))
     answers = [found["data-model"] for found in read.of("div", **{"class": "answer"})]
     assert answers == ["0", "1"] * len(PROMPTS) * gallery.TEXT_NOISES
     assert f"… ({4 * gallery.CHARACTERS} more characters)" in read.text
+    assert read.text.count("cut off") == read.text.count("cut off after 12 tokens") == 1
     assert "adrpo: there is nothing to count here.\n\nTherefore the answer is 0." in read.text
 
 

@@ -26,11 +26,12 @@ _ORDER = ("train", "held_out")
 
 @dataclass(frozen=True)
 class Shown(Generic[T]):
-    """A sample on the page. scores: name → text."""
+    """A sample on the page. scores: name → text. note: that a completion was cut off, or ""."""
 
     what: T
     file: str
     scores: Mapping[str, str]
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,9 @@ def _shown(sample: Kept | None, shown: Callable[[Kept], T | None]) -> Shown[T] |
     if sample is None or what is None:
         return None
     scores = {name: f"{score:.4g}" for name, score in sample.scores.items()}
-    return Shown(what, "" if sample.file is None else _name(sample.file), scores)
+    length = "" if sample.length is None else f" after {sample.length} tokens"
+    note = f"cut off{length}" if sample.finished is False else ""
+    return Shown(what, "" if sample.file is None else _name(sample.file), scores, note)
 
 
 def _name(path: Path) -> str:
