@@ -61,6 +61,16 @@ def test_rows_of_one_noise_stand_side_by_side_after_their_base(tmp_path):
     assert figure.svg.count("<image") == 6
 
 
+def test_characters_that_the_font_lacks_give_no_warning_and_the_same_picture(tmp_path, recwarn):
+    prompts = ["\u732b $x$", "_\u200f"]
+    names = [
+        with_grid(made(tmp_path, name, 0, [1.0]), 1, (1, 2), prompts) for name in ("\u732b", "_b$")
+    ]
+    figure = picture_grids(read(*names))
+    assert isinstance(figure, Figure) and figure == picture_grids(read(*names))
+    assert not [w for w in recwarn if "Glyph" in str(w.message)]
+
+
 def test_another_noise_or_other_prompts_are_no_column(tmp_path):
     one = with_grid(made(tmp_path, "a", 0, [1.0]), 1, (1, 2))
     seed = made(tmp_path, "b", 0, [1.0], overrides=["evaluation.seed=1"])

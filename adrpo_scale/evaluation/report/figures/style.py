@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -97,8 +98,10 @@ def label(text: str, most: int = LABEL) -> str:
 
 @contextmanager
 def drawing() -> Iterator[None]:
-    """Inside, what the user's own matplotlibrc says does not count."""
-    with matplotlib.rc_context():
+    """Inside, what the user's own matplotlibrc says does not count. A character that the font lacks
+    is a box, without a warning each."""
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_RC)
         yield
