@@ -23,7 +23,7 @@ from adrpo_scale.evaluation.asked import AskedConfig
 from adrpo_scale.evaluation.row_folder import MANIFEST
 from adrpo_scale.evaluation.rows import Row
 from adrpo_scale.evaluation.samples import Sample, batches
-from adrpo_scale.evaluation.sharing import merge_all
+from adrpo_scale.evaluation.sharing import free_memory, merge_all
 from adrpo_scale.training.prompt_values import category_of
 
 
@@ -123,4 +123,5 @@ def make_missing(
             pace.step(dist.world_size())
     finally:
         maker.close()
+        free_memory()
     return merge_all(folder / MANIFEST, fresh)

@@ -7,7 +7,6 @@ could not judge has no line; the next start asks again.
 
 from __future__ import annotations
 
-import gc
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,7 +29,7 @@ from adrpo_scale.evaluation import parts
 from adrpo_scale.evaluation.making import Kind
 from adrpo_scale.evaluation.row_folder import DIVERSITY, SCORES, scores_file
 from adrpo_scale.evaluation.samples import Sample, batches
-from adrpo_scale.evaluation.sharing import merge_all
+from adrpo_scale.evaluation.sharing import free_memory, merge_all
 from adrpo_scale.rewards.base import Embedding, Reward, RewardConfig, sharded_models
 from adrpo_scale.rewards.calls import ABSTAINED, embeddings_of, rewards_of
 from adrpo_scale.run.registry import REWARDS
@@ -120,9 +119,7 @@ def score_missing(
             if is_embedded and isinstance(reward, Embedding):
                 judging.diversity()
     del reward, judging
-    gc.collect()
-    if engine.device.type == "cuda":
-        torch.cuda.empty_cache()
+    free_memory()
     return count
 
 

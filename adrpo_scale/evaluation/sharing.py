@@ -1,9 +1,12 @@
-"""What the ranks of an evaluation tell each other after their batches."""
+"""What the ranks of an evaluation tell each other after their batches, and free after a model."""
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 from pathlib import Path
+
+import torch
 
 from adrpo_scale.core import dist
 from adrpo_scale.core.errors import StopRequested
@@ -21,3 +24,10 @@ def merge_all(path: Path, lines: Sequence[parts.Line]) -> int:
     if any(has_heard for _, has_heard in told):
         raise StopRequested(saveable=True)
     return len(whole)
+
+
+def free_memory() -> None:
+    """Frees what a closed model held: the next one needs the room."""
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()

@@ -89,6 +89,28 @@ def test_embeddings_are_of_copies_too():
     assert int(PICTURES[0].max()) == 52
 
 
+class Counts(PlainReward):
+    """The number of calls since it has forgotten."""
+
+    def __init__(self, config, device):
+        super().__init__(config)
+        self.calls = 0
+
+    def forget(self):
+        self.calls = 0
+
+    def __call__(self, artifacts, prompts):
+        self.calls += 1
+        return [float(self.calls)] * len(artifacts)
+
+
+def test_a_reward_in_its_own_process_forgets_there():
+    reward = apart(Counts, RewardConfig(kind="counts", time_limit=60.0), CPU)
+    assert [scores(reward, "a")[0] for _ in range(2)] == [1.0, 2.0]
+    reward.forget()
+    assert scores(reward, "a")[0] == 1.0
+
+
 def test_a_reward_that_leaves_ends_no_run(caplog):
     assert told(scores(function("leaves"), "a", "b")) == ["nan", "nan"]
     assert "raised SystemExit('no judge here') on 2 samples" in caplog.text
