@@ -9,6 +9,7 @@ import tomllib
 import pytest
 
 from adrpo_scale.core.settings import leaves
+from adrpo_scale.evaluation.asked import ImageModel
 from adrpo_scale.evaluation.file import parse_evaluation
 from adrpo_scale.run.config import RunConfig
 from adrpo_scale.run.load import parse_config
@@ -66,6 +67,10 @@ def test_a_page_s_toml_is_accepted(page):
             continue
         if "models" in data:  # an evaluation, or its models alone
             parse_evaluation(EVALUATION | data)
+            continue
+        if data.keys() == {"models"}:  # rows of an evaluation
+            for model in data["models"].values():
+                ImageModel.model_validate(model)
             continue
         if "base" in data:  # a sweep
             data = {**data.get("grid", {}), **data.get("zip", {})}
