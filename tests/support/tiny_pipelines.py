@@ -11,6 +11,7 @@ import string
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from diffusers import (
     AutoencoderDC,
@@ -43,6 +44,11 @@ from adrpo_scale.demo.image.clip import build_clip_tokenizer, build_t5_tokenizer
 
 SIZES = {"flux": 32, "sana": 64, "sd35": 32, "sdxl": 32}  # pixels of the tests' pictures
 WIDTH = 8  # of CLIP-L's part; CLIP-G's is twice that
+
+
+def quick(*kinds: str) -> list[Any]:
+    """The keys of SIZES as parameters of a test, slow except for `kinds`."""
+    return [kind if kind in kinds else pytest.param(kind, marks=pytest.mark.slow) for kind in SIZES]
 
 
 def save_pipeline(kind: str, folder: Path) -> Path:

@@ -20,7 +20,7 @@ from adrpo_scale.export.base import Request
 from adrpo_scale.export.exporter import export
 from tests.support.shared import CACHE
 from tests.support.tiny import MODEL, demo_config, demo_trainer
-from tests.support.tiny_pipelines import SIZES
+from tests.support.tiny_pipelines import SIZES, quick
 
 CPU = torch.device("cpu")
 TEXT, KEY = "a red ring", draw_key(0, 4, 0)
@@ -76,7 +76,7 @@ def merged(pipeline, kind, tensors, to):
     pipeline.save_pretrained(to, safe_serialization=True)
 
 
-@pytest.mark.parametrize("kind", SIZES)
+@pytest.mark.parametrize("kind", quick("flux"))
 def test_a_lora_adds_its_product_to_the_base(pipelines, tmp_path, kind):
     pipeline = DiffusionPipeline.from_pretrained(pipelines[kind], dtype=torch.float32)
     tensors = adapters(pipeline, kind)
@@ -150,6 +150,7 @@ def test_adapters_that_peft_would_compute_otherwise_are_refused(pipelines, tmp_p
 # ---- what `export` writes ------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_an_export_paints_merged_as_with_its_adapters_on_the_base(tmp_path, monkeypatch):
     monkeypatch.setenv("ADRPO_CACHE", str(CACHE))
     trainer = demo_trainer(tmp_path / "run", demo_config(overrides=["domain.lora.alpha=40"]))

@@ -15,7 +15,7 @@ from adrpo_scale.core.seeding import Purpose, normal
 from adrpo_scale.evaluation.images.models import PipelineModel
 from adrpo_scale.evaluation.images.noise import NOISE, draw_key, first_noise, ids_of
 from adrpo_scale.evaluation.images.painters import painter_of
-from tests.support.tiny_pipelines import SIZES
+from tests.support.tiny_pipelines import SIZES, quick
 
 CPU = torch.device("cpu")
 TEXTS = ["a red ring", "two green triangles", "a red ring"]
@@ -77,7 +77,7 @@ def packed(noise):
     return rows.reshape(n, (h // 2) * (w // 2), 4 * c)
 
 
-@pytest.mark.parametrize("kind", SIZES)
+@pytest.mark.parametrize("kind", quick("flux", "sdxl"))
 def test_a_pipeline_paints_what_its_own_call_makes_of_the_same_latents(pipelines, kind):
     noise = normal(NOISE, ids_of(KEYS), Purpose.EVALUATION, LATENTS[kind])
     latents = packed(noise) if kind == "flux" else noise
@@ -110,7 +110,7 @@ def test_a_pipeline_has_its_own_settings_until_others_are_named(pipelines, kind)
     assert named["latent_shape"] == LATENTS[kind]
 
 
-@pytest.mark.parametrize("kind", SIZES)
+@pytest.mark.parametrize("kind", quick("sdxl"))
 def test_a_pipeline_paints_in_half_precision_about_the_same(pipelines, kind):
     pair = []
     for dtype in ("float32", "bfloat16"):
@@ -144,6 +144,7 @@ def test_a_scheduler_that_draws_later_draws_for_each_sample_alone(pipelines, tmp
         assert distance(alone, expected) <= LEVELS
 
 
+@pytest.mark.slow
 def test_draws_from_the_global_state_make_samples_one_by_one(pipelines, tmp_path):
     shutil.copytree(pipelines["flux"], tmp_path / "flux")
     file = tmp_path / "flux" / "scheduler" / "scheduler_config.json"

@@ -14,6 +14,7 @@ from adrpo_scale.evaluation.report.evaluated import read_run
 from tests.support.judging import CLIP, evaluation_file
 from tests.support.tiny_pipelines import SIZES
 
+pytestmark = pytest.mark.slow
 ROWS = [*SIZES, "flux_lora"]
 
 

@@ -99,6 +99,7 @@ def _of_one_rank(rank, world, run):
     return pictures
 
 
+@pytest.mark.slow
 def test_ranks_of_a_sharded_run_paint_differently_often(run):
     (expected,) = painted(RunModel(str(run)), TEXTS[:1], KEYS[:1])
     for pictures in run_ranks(_of_one_rank, 2, run):
