@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -109,16 +110,20 @@ def test_a_family_of_a_front_differs_in_numbers_alone_and_is_ordered_by_them(tmp
 
 
 def test_points_of_a_trajectory_are_in_the_picture_where_the_rows_say(tmp_path):
-    """Two runs whose numbers are the same give the same picture, another number another one."""
-    one = diverging(made(tmp_path, "a", 0, [1.0, 2.0]), 0.5)
-    figure = reward_divergence(read(one))
+    """On linear axes the points lie as their numbers do: divergence to the right, reward upwards."""
+    gains = [1.0, 4.0, 3.0]
+    name = diverging(made(tmp_path, "a", 0, gains), 0.5)
+    figure = reward_divergence(read(name))
     assert isinstance(figure, Figure)
-    (tmp_path / "more").mkdir()
-    same = diverging(made(tmp_path / "more", "a", 0, [1.0, 2.0]), 0.5)
-    assert reward_divergence(read(same)).svg == figure.svg
-    path = Path(same) / "eval.jsonl"
-    path.write_text(path.read_text().replace('"value": 1.0', '"value": 1.25'))
-    assert reward_divergence(read(same)).svg != figure.svg
+    group = figure.svg.partition('id="PathCollection_1"')[2].partition('id="LineCollection_')[0]
+    found = [
+        (float(x), float(y))
+        for x, y in re.findall(r'<use [^>]*x="([-.0-9]+)" y="([-.0-9]+)"', group)
+    ]
+    x, y = np.array(found[: 1 + len(gains)]).T
+    assert (x - x[0]) / (x[-1] - x[0]) == pytest.approx([0, 1 / 3, 2 / 3, 1], abs=1e-4)
+    assert (y - y[0]) / (y[1] - y[0]) == pytest.approx([0.0, *gains], abs=1e-3)
+    assert y[1] < y[0] and x[1] > x[0]  # y of an SVG goes downwards
 
 
 def test_numbers_that_are_not_finite_are_left_out(tmp_path):
