@@ -116,11 +116,8 @@ def test_points_of_a_trajectory_are_in_the_picture_where_the_rows_say(tmp_path):
     figure = reward_divergence(read(name))
     assert isinstance(figure, Figure)
     group = figure.svg.partition('id="PathCollection_1"')[2].partition('id="LineCollection_')[0]
-    found = [
-        (float(x), float(y))
-        for x, y in re.findall(r'<use [^>]*x="([-.0-9]+)" y="([-.0-9]+)"', group)
-    ]
-    x, y = np.array(found[: 1 + len(gains)]).T
+    places = re.findall(r'<use [^>]*x="([-.0-9]+)" y="([-.0-9]+)"', group)
+    x, y = np.array(places[: 1 + len(gains)], dtype=float).T
     assert (x - x[0]) / (x[-1] - x[0]) == pytest.approx([0, 1 / 3, 2 / 3, 1], abs=1e-4)
     assert (y - y[0]) / (y[1] - y[0]) == pytest.approx([0.0, *gains], abs=1e-3)
     assert y[1] < y[0] and x[1] > x[0]  # y of an SVG goes downwards
