@@ -110,7 +110,7 @@ def test_a_family_of_a_front_differs_in_numbers_alone_and_is_ordered_by_them(tmp
 
 
 def test_points_of_a_trajectory_are_in_the_picture_where_the_rows_say(tmp_path):
-    """On linear axes the points lie as their numbers do: divergence to the right, reward upwards."""
+    """The points lie as their numbers do: divergence to the right, reward upwards."""
     gains = [1.0, 4.0, 3.0]
     name = diverging(made(tmp_path, "a", 0, gains), 0.5)
     figure = reward_divergence(read(name))
