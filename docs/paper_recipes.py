@@ -49,7 +49,11 @@ class Recipe:
             name = Path(self.evaluation).stem
             tables = f"adrpo-scale report runs/evaluations/{name} --to reports/{name}"
             judge = [f"adrpo-scale evaluate {self.evaluation}", tables]
-        return [*self.before, *work, *(self.after or judge)]
+            if self.nodes:
+                work = [f"adrpo-scale prefetch {self.evaluation}", *work]
+                judge = [f"sbatch --nodes=1 slurm/evaluate.sbatch {self.evaluation}", tables]
+        fetch = [f"adrpo-scale prefetch {self.sweep}"] if self.nodes else []
+        return [*self.before, *fetch, *work, *(self.after or judge)]
 
     @property
     def files(self) -> list[str]:

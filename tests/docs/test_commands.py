@@ -30,11 +30,14 @@ from tests.support.pages import (
     name_of,
     pages,
 )
+from tests.support.shipped import EVALUATIONS, SWEEPS
 
 ELSEWHERE = {"pip", "cp", "git", ".", "cd", "tail", "scancel", "tensorboard", "pre-commit"}
 SBATCH = {"--nodes", "--time", "--array", "--mail-type", "--dependency", "--gpus-per-node"}
 SBATCH |= {"--gres", "--signal", "--exclude", "--job-name"}
-JOBS = {f"slurm/{name}.sbatch": name for name in ("train", "sweep", "export")}
+JOBS = {
+    f"slurm/{name}.sbatch": name for name in ("train", "sweep", "export", "evaluate", "prepare")
+}
 USERS = {"CONFIG", "FILE", "A", "B", "my_run.toml", "my_sweep.toml"}  # configs that a reader writes
 
 
@@ -118,7 +121,9 @@ def check_command(words: list[str]) -> None:
         if str(path) not in USERS:
             runs_of(read_sweep(ROOT / path))
     for path in shipped:
-        if command.name == "evaluate":
+        if ROOT / path in SWEEPS:
+            runs_of(read_sweep(ROOT / path))
+        elif ROOT / path in EVALUATIONS or command.name == "evaluate":
             load_evaluation(ROOT / path, overrides, values.get("data"))
         else:
             load_config(ROOT / path, overrides if path != values.get("diff") else [])
