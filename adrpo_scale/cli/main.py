@@ -10,6 +10,7 @@ from contextlib import nullcontext
 
 from adrpo_scale.cli import demo, prepare
 from adrpo_scale.cli.config import show_config
+from adrpo_scale.cli.doctor import doctor
 from adrpo_scale.cli.evaluate import evaluate
 from adrpo_scale.cli.export import export
 from adrpo_scale.cli.help import Commands
@@ -41,6 +42,7 @@ app.add(report)
 app.add(plan)
 app.add(prefetch)
 app.add(preflight)
+app.add(doctor)
 app.add(status)
 app.add(sweep)
 app.add(evaluate)
@@ -48,7 +50,7 @@ app.add_typer(demo.app, name="demo")
 app.add_typer(prepare.app, name="prepare")
 
 # Their output is all they make: they wait for its reader, and it must arrive.
-_PRINTING = {"config", "inspect", "plan", "report", "status"}
+_PRINTING = {"config", "doctor", "inspect", "plan", "report", "status"}
 
 
 def main() -> None:

@@ -20,15 +20,21 @@ def show(checks: Sequence[Check], title: str, seconds: float) -> None:
     console = new_console(highlight=False, soft_wrap=True)
     console.print(title)
     for check in checks:
-        sign, colour = _SIGNS[check.state]
-        line = Text.assemble((sign, colour), f" {check.name:{_WIDTH}}", check.stated)
-        console.print(
-            line if check.state == "fine" else Text.assemble((sign, colour), f" {check.name}")
-        )
-        for finding in check.findings:
-            for part in _lines(finding):
-                console.print(f"    {part}")
+        for line in lines_of(check):
+            console.print(line)
     console.print(_verdict(checks, seconds))
+
+
+def lines_of(check: Check) -> list[Text]:
+    """The lines of a check: its name and what is stated, or its name and its findings."""
+    sign, colour = _SIGNS[check.state]
+    if check.state == "fine":
+        return [Text.assemble((sign, colour), f" {check.name:{_WIDTH}}", check.stated)]
+    parts = [part for finding in check.findings for part in _lines(finding)]
+    return [
+        Text.assemble((sign, colour), f" {check.name}"),
+        *(Text(f"    {part}") for part in parts),
+    ]
 
 
 def _lines(finding: Finding) -> list[str]:
