@@ -71,6 +71,8 @@ def check(words: list[str]) -> None:
         assert {option.partition("=")[0] for option in options} <= SBATCH, f"options: {options}"
         if rest := rest[len(options) :]:  # without a script the sentence is about the option
             check_command([JOBS[rest[0]], *rest[1:]])
+    elif program == "srun" and "adrpo-scale" in rest:
+        check_command(rest[rest.index("adrpo-scale") + 1 :])
     elif program == "srun":
         assert "launchers/node.sh" in rest
         check_python(rest[rest.index("launchers/node.sh") + 1 :])

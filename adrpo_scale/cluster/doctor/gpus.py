@@ -55,7 +55,7 @@ def check_driver(cuda: CudaFacts) -> Check:
     wheel = "a newer driver" if newest is None else f"a torch built for CUDA {newest}"
     if cuda.wheel is not None and newest is not None and cuda.wheel.split(".")[0] == newest:
         return Check("driver", stated, (Finding("fault", f"{stated}: {cuda.why}", expected, _ASK),))
-    remedy = f"install {wheel}: the selector of PyTorch's site names the command"
+    remedy = f"install {wheel}: docs/start/install.md says how"
     return Check("driver", stated, (Finding("fault", f"{stated}: {cuda.why}", expected, remedy),))
 
 
