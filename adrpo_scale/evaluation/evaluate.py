@@ -41,7 +41,7 @@ from adrpo_scale.evaluation.row_folder import (
 )
 from adrpo_scale.evaluation.row_identity import begin_row, identity_of, refuse_another
 from adrpo_scale.evaluation.row_numbers import read_scores, write_numbers
-from adrpo_scale.evaluation.rows import Row, rows_of
+from adrpo_scale.evaluation.rows import Row, require_whole_rows, rows_of
 from adrpo_scale.evaluation.sample import sampling_engine
 from adrpo_scale.evaluation.samples import NamedSet, Sample, planned
 from adrpo_scale.evaluation.size import sets_of
@@ -122,7 +122,9 @@ def _rows(config: AskedConfig) -> list[Row]:
         return [(r.name, r.key, r.run, dict(r.of), r.config, r.sha256) for r in rows]
 
     told = dist.run_on_main(found)
-    return [Row(name, key, config.rows[key], *more) for name, key, *more in told]
+    rows = [Row(name, key, config.rows[key], *more) for name, key, *more in told]
+    require_whole_rows(rows)
+    return rows
 
 
 def _identity(asked: Asked, row: Row) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The rows of an evaluation: each model of its file as runs with an iteration, or a pipeline.
 
 The newest checkpoint of a run is looked up once: a run that goes on training does not move beneath
-its evaluation. On rank 0 alone.
+its evaluation. On rank 0 alone, but for `require_whole_rows`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from adrpo_scale.checkpoint.locate import every_checkpoint, open_checkpoint
 from adrpo_scale.checkpoint.named import EVERY, RAW, named, weights_of
 from adrpo_scale.checkpoint.reader import Reader
 from adrpo_scale.checkpoint.shelf import CHECKPOINTS, TRAJECTORY
+from adrpo_scale.checkpoint.whole import require_whole
 from adrpo_scale.core.errors import AdrpoError, ConfigError
 from adrpo_scale.core.json_files import read_object
 from adrpo_scale.core.paths import usual_path
@@ -60,6 +61,14 @@ def rows_of(models: Mapping[str, AskedModel]) -> list[Row]:
     if faults:
         raise ConfigError("\n".join(faults))
     return found
+
+
+def require_whole_rows(rows: Sequence[Row]) -> None:
+    """Raises CheckpointError where a file of a row's checkpoint has not its manifest's hash: better
+    now than after the rows before it. Collective."""
+    for row in rows:
+        if row.run is not None:
+            require_whole(open_checkpoint(row.run))
 
 
 def _rows(key: str, model: AskedModel) -> Iterator[Row]:

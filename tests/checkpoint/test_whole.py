@@ -25,7 +25,11 @@ from adrpo_scale.core import dist, file_hashes
 from adrpo_scale.core.errors import CheckpointError
 from adrpo_scale.core.paths import ASSETS
 from adrpo_scale.core.preempt import Signals
-from adrpo_scale.core.types import FlatRange
+from adrpo_scale.core.types import FlatRange, Prompt
+from adrpo_scale.domains.decoding import SamplingConfig
+from adrpo_scale.evaluation.evaluate import evaluate
+from adrpo_scale.evaluation.file import load_evaluation
+from adrpo_scale.evaluation.language.writers import WriterModel, writer_of
 from adrpo_scale.evaluation.mmau.evaluate import Subject, _evaluate
 from adrpo_scale.evaluation.sample import domain_of, find_source, sample_to
 from adrpo_scale.export.base import Request
@@ -193,6 +197,27 @@ def evaluates(run, to):
     _evaluate(SimpleNamespace(), benchmark, (), subject, to / "out", SimpleNamespace())
 
 
+def judges(run, to):
+    table = f"""
+    benchmark = "images"
+    to = "{to / "out"}"
+    prompts = {{ file = "demo:image/prompts/held_out.jsonl" }}
+    scorers = [{{ kind = "clip", model = "demo:image/reward_clip" }}]
+    models.ours.run = "{run}"
+    """
+    (to / "table.toml").write_text(table)
+    evaluate(load_evaluation(to / "table.toml"), to / "out")
+
+
+def writes(run, to):
+    text = shutil.copytree(GOLDEN / "runs" / "text_rm", to / "text")
+    flip(text / STEP / "rank-000.safetensors")
+    writer = writer_of(
+        WriterModel(run=str(text)), SamplingConfig(max_new_tokens=8), torch.device("cpu")
+    )
+    writer.prepare([Prompt(0, "x")])
+
+
 def tries(run, to):
     with Signals() as signals:
         _loaded(config_of(f"init_from={run}"), to / "out", signals)
@@ -220,6 +245,8 @@ def inspects(run, to):
 CASES = {
     "evaluation/sample.py": samples,
     "evaluation/mmau/local.py": evaluates,
+    "evaluation/rows.py": judges,
+    "evaluation/language/writers.py": writes,
     "cluster/plan/trial.py": tries,
     "checkpoint/locate.py": forks,
     "export/exporter.py": exports,
