@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from adrpo_scale.checkpoint.reader import Reader
-from adrpo_scale.core.errors import StopRequested
+from adrpo_scale.core.errors import STOPPED, StopRequested
 from adrpo_scale.core.file_hashes import file_hashes
 from adrpo_scale.core.signals import Signals, stoppable
 from adrpo_scale.core.types import Prompt
@@ -116,7 +116,7 @@ def test_a_signal_ends_an_evaluation_which_keeps_its_answers(tmp_path: Path) -> 
     words = ["evaluate", MMAU, "--model", model, "--data", data, "--to", tmp_path / "to", *sets]
     at = SignalAt("adrpo_scale.evaluation.mmau.local:Local.answers", call=2, slow=0.01)
     start = starts.Started(tmp_path, 1, [str(word) for word in words], prepare=at)
-    assert start.wait(120) == [-signal.SIGTERM], start.text()
+    assert start.wait(120) == [STOPPED], start.text()
     start = starts.Started(tmp_path, 1, [str(word) for word in words])
     assert start.wait(120) == [0] and "3 questions to" in start.text()
     assert "1 answered already" in start.text()
@@ -139,4 +139,4 @@ def test_a_signal_ends_the_preparation_of_avqa(tmp_path: Path) -> None:
     ]
     at = SignalAt("adrpo_scale.data.prepare.shards:Shards._commit", call=1, slow=600.0)
     start = starts.Started(tmp_path, 1, [str(word) for word in words], prepare=at)
-    assert start.wait(240) == [-signal.SIGTERM], start.text()
+    assert start.wait(240) == [STOPPED], start.text()
