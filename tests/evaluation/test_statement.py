@@ -253,7 +253,7 @@ def test_a_real_run_that_was_killed_and_resumed(tmp_path):
     assert second.wait() == [0], second.text()
     cost = cost_of(folder / "run")
     assert (cost.starts, cost.repeated_iterations, cost.open_ends) == (2, 1, 0)
-    assert 0 < cost.repeated < cost.kept and cost.on_gpus == 0
+    assert cost.repeated > 0 and cost.kept > 0 and cost.on_gpus == 0
     given = with_tried(given_of(tmp_path, folder / "run"))
     write_bundle(tmp_path / "out.tar", given)
     for name in ("text.md", "text.tex"):
