@@ -56,7 +56,9 @@ def shared(prompts: Sequence[Sequence[int]], rows: Rows, pad: int, hidden: int) 
     ends = [max(0, int(length) - 1) for length in rows.tensors["lengths"].tolist()]
     lengths = Lengths([len(prompt) for prompt in prompts], ends)
     layout = arranged(rows.prompt_ids_N.tolist(), lengths, hidden)
-    return packed(prompts, rows, pad) if layout is None else laid_out(prompts, rows, pad, layout)
+    return (
+        packed(prompts, rows, pad) if layout is None else laid_out(prompts, rows, pad, layout, ends)
+    )
 
 
 # --- where rows lie -------------------------------------------------------------------------------
@@ -114,10 +116,11 @@ def _bins(pieces: Sequence[Piece], lengths: Lengths, count: int) -> Layout:
 # --- the pass -------------------------------------------------------------------------------------
 
 
-def laid_out(prompts: Sequence[Sequence[int]], rows: Rows, pad: int, layout: Layout) -> Packed:
-    """The pass over `rows` in an arrangement."""
+def laid_out(
+    prompts: Sequence[Sequence[int]], rows: Rows, pad: int, layout: Layout, ends: Sequence[int]
+) -> Packed:
+    """The pass over `rows` in an arrangement. ends: of `Lengths.completions`."""
     device, count = rows.tensors["lengths"].device, len(rows)
-    ends = [max(0, int(length) - 1) for length in rows.tensors["lengths"].tolist()]
     lines: list[_Line] = []
     row, first, last = [0] * count, [0] * count, [0] * count  # by sample: where it lies
     for number, pieces in enumerate(layout):
@@ -130,7 +133,7 @@ def laid_out(prompts: Sequence[Sequence[int]], rows: Rows, pad: int, layout: Lay
         lines.append(line)
     segment_K, place_K, tokens_K = inside_of(rows)
 
-    def at(values: list[int]) -> Tensor:
+    def at(values: Sequence[int]) -> Tensor:
         return torch.tensor(values, device=device)[segment_K]
 
     def filled(name: str, value: int) -> Tensor:
